@@ -1,0 +1,176 @@
+"""Checkpoints of tensors and plain values: written whole or not at all, verified when read."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from my.errors import RunError, UserError
+
+FORMAT = 1
+TENSORS, META = "tensors.safetensors", "meta.json"
+DAMAGED = "delete {folder} and continue from the checkpoint before it, or start again"
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def save(root, step, tensors, meta, keep=2):
+    """Write `root/step_<step>/`, then drop all but the newest `keep` checkpoints; its path.
+
+    tensors: {name: Tensor}, any device.  meta: plain values (JSON).
+    A process killed at any moment leaves no folder that `latest` would wrongly return.
+    """
+    from safetensors.torch import save as to_bytes
+
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(".tmp_*"):
+        shutil.rmtree(stale)
+    data = to_bytes({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    sha256 = hashlib.sha256(data).hexdigest()
+    record = {"format": FORMAT, "step": step, "sha256": sha256, "meta": meta}
+    final = root / f"step_{step:07d}"
+    scratch = root / f".tmp_{final.name}_new"
+    scratch.mkdir()
+    write_synced(scratch / TENSORS, data)
+    write_synced(scratch / META, json.dumps(record, indent=2).encode())
+    sync_folder(scratch)
+    if final.exists():
+        discard(final)
+    scratch.rename(final)
+    sync_folder(root)
+    for old in [path for path in checkpoints(root)[:-keep] if path != final]:
+        discard(old)
+    return final
+
+
+def write_synced(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path):
+    """Make the names in a folder durable, as fsync does for the content of a file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def discard(folder):
+    """Delete a checkpoint; renamed first, so that half of it is never taken for a whole one."""
+    doomed = folder.rename(folder.with_name(f".tmp_{folder.name}_old"))
+    shutil.rmtree(doomed)
+
+
+def checkpoints(root):
+    """The complete checkpoint folders under `root`, oldest step first."""
+    found = [path for path in Path(root).glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name[len("step_") :]))
+
+
+def latest(root):
+    """The folder of the newest checkpoint under `root`, or None."""
+    found = checkpoints(root)
+    return found[-1] if found else None
+
+
+def load(path):
+    """(tensors on the CPU, meta) of the checkpoint folder `path`; meta also holds its "step".
+
+    Raises UserError where a file is missing, damaged, or of another format version.
+    """
+    from safetensors.torch import load as from_bytes
+
+    path = Path(path)
+    advice = DAMAGED.format(folder=path)
+    try:
+        record = json.loads((path / META).read_bytes())
+        version, sha256 = record["format"], record["sha256"]
+        meta = {**record["meta"], "step": record["step"]}
+    except FileNotFoundError:
+        raise RunError(f"{path / META}: no such file; {advice}") from None
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{path / META} is damaged; {advice}") from None
+    if version != FORMAT:
+        raise RunError(f"{path / META}: format {version}, this code reads {FORMAT}; start again")
+    try:
+        data = (path / TENSORS).read_bytes()
+    except FileNotFoundError:
+        raise RunError(f"{path / TENSORS}: no such file; {advice}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise RunError(f"{path / TENSORS} is damaged (its SHA-256 differs); {advice}")
+    return from_bytes(data), meta
+
+
+# ---------------------------------------------------------------- against a model
+
+
+def check(tensors, expected, first=4):
+    """Raise UserError unless `tensors` has exactly the leaves and shapes of `expected`.
+
+    tensors: {name: Tensor}.  expected: {name: shape}.  The first few mismatches are named.
+    """
+    there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    here = {name: tuple(shape) for name, shape in expected.items()}
+    wrong = [
+        f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - first} more" if len(wrong) > first else ""
+        raise UserError(
+            f"the checkpoint does not fit this model: {'; '.join(wrong[:first])}{more}; "
+            "use the configuration it was made with"
+        )
+
+
+def flatten_optimizer(optimizer, names):
+    """The state of a torch optimizer as {"optim/<name>/<key>": Tensor}.
+
+    names: of its parameters, in the order they were given to it.  A state value that is a plain
+    number becomes a 0-d int64 or float64 tensor.
+    """
+    import torch
+
+    flat = {}
+    for name, param in zip(names, parameters(optimizer), strict=True):
+        for key, value in optimizer.state.get(param, {}).items():
+            if not torch.is_tensor(value):
+                dtype = torch.int64 if isinstance(value, int) else torch.float64
+                value = torch.tensor(value, dtype=dtype)
+            flat[f"optim/{name}/{key}"] = value
+    return flat
+
+
+def restore_optimizer(optimizer, names, tensors):
+    """Give `optimizer` the state that `flatten_optimizer` took; other keys are ignored.
+
+    Learning rates and other options stay as the optimizer has them.  Raises UserError where the
+    state belongs to a parameter that is not in `names`.
+    """
+    import torch
+
+    index = {name: i for i, name in enumerate(names)}
+    state = {}
+    for path, value in tensors.items():
+        if not path.startswith("optim/"):
+            continue
+        name, _, key = path[len("optim/") :].rpartition("/")
+        if name not in index:
+            raise UserError(f"{path}: the optimizer has no {name}; it has {', '.join(names)}")
+        number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
+        state.setdefault(index[name], {})[key] = value.item() if number else value.clone()
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def parameters(optimizer):
+    return [param for group in optimizer.param_groups for param in group["params"]]

@@ -1,0 +1,432 @@
+"""Typed configuration: a field's annotation, default and description are the flag and its help.
+
+Precedence, lowest first: defaults, `--preset NAME`, `./config.yml`, flags.
+"""
+
+import difflib
+import enum
+import math
+import re
+import textwrap
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticUndefined
+
+from my.errors import UserError
+from my.run_dir import write_atomic
+
+
+class Config(BaseModel):
+    """Base of every configuration; a field that is itself a Config gives dotted flags."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Option(NamedTuple):
+    """One leaf of a configuration, under its dotted name."""
+
+    name: str
+    kind: Any  # the declared type
+    default: Any  # PydanticUndefined where a value is required
+    limits: str  # such as ">= 0, < 1"
+    meaning: str
+
+
+class Given(NamedTuple):
+    """A value with the place it was given: `--lr`, or `./config.yml: lr`."""
+
+    value: Any
+    where: str
+
+
+# ---------------------------------------------------------------- public
+
+
+def load(cls, argv, *, prog, doc, presets_dir=None, positional=None, config_file="config.yml"):
+    """An instance of `cls` from defaults, preset, `config_file` in the current folder, and flags.
+
+    presets_dir: folder of NAME.yml; `cls` then has a field `preset`.
+    positional: name of a list[str] field that collects the words outside flags.
+    config_file: None reads no file.
+    Raises UserError, one line; -h or --help prints every option and exits with status 0.
+    """
+    options = {option.name: option for option in walk(cls)}
+    presets = {p.stem: p for p in sorted(Path(presets_dir).glob("*.yml"))} if presets_dir else {}
+    words = split_argv(argv, options, positional)
+    if words is None:
+        print(help_text(options, prog, doc, presets, positional))
+        raise SystemExit(0)
+    flags = {
+        name: Given(coerce(text, options[name].kind, f"--{name}"), f"--{name}")
+        for name, text in words.items()
+    }
+    local = {}
+    if config_file and Path(config_file).exists():
+        local = read_layer(Path(config_file), f"./{config_file}", options)
+    preset = read_preset({**local, **flags}, options, presets) if presets_dir else {}
+    return build(cls, options, {**preset, **local, **flags})
+
+
+def show(config):
+    """The configuration as YAML text that reads back to exactly the same values."""
+    values = config.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def write(config, path):
+    """Write `show(config)` to `path`, atomically."""
+    write_atomic(path, show(config))
+
+
+def read(cls, path):
+    """The instance of `cls` that `write` left at `path`; UserError, one line, if it is unfit."""
+    values = read_yaml(Path(path), str(path))
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {name}: {reason(first)}") from None
+
+
+# ---------------------------------------------------------------- declared options
+
+
+def walk(cls, defaults=None, prefix=""):
+    """Yield an Option for each leaf of `cls`; `defaults` is an instance that overrides its own."""
+    for name, field in cls.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if defaults is not None:
+            default = getattr(defaults, name)
+        if is_group(field.annotation):
+            nested = None if default is PydanticUndefined else default
+            yield from walk(field.annotation, nested, f"{prefix}{name}.")
+        else:
+            limits = describe_limits(field.metadata)
+            yield Option(prefix + name, field.annotation, default, limits, field.description or "")
+
+
+def is_group(kind):
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def describe_limits(metadata):
+    symbols = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
+    return ", ".join(
+        f"{symbol} {getattr(item, key)}"
+        for item in metadata
+        for key, symbol in symbols.items()
+        if getattr(item, key, None) is not None
+    )
+
+
+def describe(kind):
+    """The declared type in words, for help and errors."""
+    plain = {bool: "True or False", int: "an integer", float: "a finite number", str: "text"}
+    if kind in plain:
+        return plain[kind]
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return describe(args[0])
+    if origin in (Union, types.UnionType):
+        named = [describe(arg) for arg in args if arg is not type(None)]
+        return " or ".join(named + ["None"] * (type(None) in args))
+    if choices(kind):
+        return "one of " + ", ".join(str(choice) for choice in choices(kind))
+    if origin is tuple and Ellipsis not in args:
+        return f"a list [{', '.join(map(describe, args))}]"
+    if origin in (list, tuple):
+        return f"a list, each {describe(args[0])}"
+    return getattr(kind, "__name__", str(kind))
+
+
+def choices(kind):
+    """The allowed plain values of a Literal or an Enum; empty for any other type."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return tuple(member.value for member in kind)
+    return ()
+
+
+def help_text(options, prog, doc, presets, positional):
+    """All that --help prints."""
+    words = f" {positional.upper()} ..." if positional else ""
+    lines = [f"usage: {prog}{words} [--key value ...]", "", textwrap.dedent(doc).strip(), ""]
+    for name, kind, default, limits, meaning in options.values():
+        limits = f" ({limits})" if limits else ""
+        lines.append(f"  --{name}  {describe(kind)}{limits}")
+        state = "required" if default is PydanticUndefined else f"default: {plain(default)}"
+        lines.append(textwrap.fill(f"{meaning} [{state}]".strip(), 96, **INDENT))
+    if presets:
+        lines += ["", textwrap.fill("presets: " + ", ".join(presets), 96, subsequent_indent="  ")]
+    return "\n".join(lines)
+
+
+INDENT = {"initial_indent": " " * 8, "subsequent_indent": " " * 8}
+
+
+def plain(value):
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def split_argv(argv, options, positional):
+    """{name: text} of the flags in `argv`, or None where help is asked for."""
+    found, bare, words = {}, [], iter(argv)
+    for word in words:
+        if word in ("-h", "--help"):
+            return None
+        if not word.startswith("--"):
+            if positional is None or word.startswith("-"):
+                raise UserError(f"unexpected word {word!r}: options are --key value, "
+                                "and a value with spaces needs quotes")  # fmt: skip
+            bare.append(word)
+            continue
+        name, equals, text = word[2:].partition("=")
+        if name not in options:
+            raise UserError(f"--{name}: {unknown(name, options, '--')}")
+        if name in found:
+            raise UserError(f"--{name} is given twice; give it once")
+        found[name] = text if equals else next(words, "--")
+        if not equals and found[name].startswith("--"):
+            raise UserError(f"--{name} needs a value: {describe(options[name].kind)}")
+    if bare and positional in found:
+        raise UserError(f"--{positional} is given twice: as words and as a flag; give it once")
+    return {**found, positional: bare} if bare else found
+
+
+def unknown(name, options, dashes=""):
+    """Why `name` is no option, with the nearest that is."""
+    inside = [option for option in options if option.startswith(f"{name}.")]
+    if inside:
+        return "is a group; it holds " + ", ".join(dashes + option for option in inside)
+    leaf = name.rpartition(".")[2]
+    near = [option for option in options if option.rpartition(".")[2] == leaf]
+    near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"perhaps you meant {dashes}{near[0]}" if near else "see --help for the list"
+    return f"no such option; {hint}"
+
+
+# ---------------------------------------------------------------- YAML layers
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error instead of a silent choice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.MarkedYAMLError(
+                problem=f"{twice[0]} is given twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path, label):
+    """The mapping in the YAML file at `path`; UserError naming `label` if there is none."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{label}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{label}: broken YAML{at}: {getattr(error, 'problem', error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{label}: expected lines of `key: value`")
+    return values
+
+
+def read_layer(path, label, options):
+    """{dotted name: Given} of a YAML file whose keys are nested or dotted."""
+    found = {}
+    for name, value in flatten(read_yaml(path, label), options):
+        where = f"{label}: {name}"
+        if name not in options:
+            raise UserError(f"{where}: {unknown(name, options)}")
+        if name in found:
+            raise UserError(f"{where} is given twice; give it once")
+        found[name] = Given(coerce(value, options[name].kind, where), where)
+    return found
+
+
+def flatten(values, options, prefix=""):
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and any(option.startswith(f"{name}.") for option in options):
+            yield from flatten(value, options, f"{name}.")
+        else:
+            yield name, value
+
+
+def read_preset(given, options, presets):
+    """The layer of the preset that `given`, or else the default, names."""
+    name, where = given.get("preset", Given(options["preset"].default, "--preset"))
+    if name is None:
+        return {}
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"perhaps you meant {near[0]}; " if near else ""
+        raise UserError(f"{where}: no preset {name!r}; {hint}presets: {', '.join(presets)}")
+    settable = {key: option for key, option in options.items() if key != "preset"}
+    return read_layer(presets[name], f"preset {name} ({presets[name].name})", settable)
+
+
+# ---------------------------------------------------------------- values
+
+
+def coerce(value, kind, where):
+    """`value` (text, or plain YAML data) as the declared type; UserError names `where`."""
+    try:
+        return convert(value, kind)
+    except (ValueError, yaml.YAMLError):
+        allowed = choices(kind) if isinstance(value, str) else ()
+        near = difflib.get_close_matches(str(value), map(str, allowed), n=1)
+        hint = f"; perhaps you meant {near[0]}" if near else ""
+        message = f"{where}: expected {describe(kind)}, got {value!r}{hint}"
+        raise UserError(message) from None
+
+
+def convert(value, kind):
+    """`value` as `kind`, or ValueError; a type not named here is left for pydantic to judge."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return convert(value, args[0])
+    if origin in (Union, types.UnionType):
+        return convert_union(value, args)
+    if choices(kind):
+        return convert_choice(value, choices(kind))
+    if origin in (list, tuple):
+        return convert_list(value, origin, args)
+    if kind in SCALARS:
+        return SCALARS[kind](value)
+    return value
+
+
+def convert_choice(value, allowed):
+    for choice in allowed:
+        if choice == value and type(choice) is type(value):
+            return choice
+    for choice in allowed:
+        if isinstance(value, str) and str(choice) == value:
+            return choice
+    raise ValueError(value)
+
+
+def convert_union(value, args):
+    if type(None) in args and (value is None or value in ("None", "none")):
+        return None
+    for arg in args:
+        try:
+            if arg is not type(None):
+                return convert(value, arg)
+        except ValueError:
+            continue
+    raise ValueError(value)
+
+
+def convert_list(value, origin, args):
+    """Text is a YAML flow list `[1, 2]`, or its items with commas between."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        value = yaml.load(value, Loader=yaml.BaseLoader)
+    elif isinstance(value, str):
+        value = [item.strip() for item in value.split(",")] if value.strip() else []
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(value)
+    kinds = args if origin is tuple and Ellipsis not in args else args[:1] * len(value)
+    if len(kinds) != len(value):
+        raise ValueError(value)
+    return origin(convert(item, kind) for item, kind in zip(value, kinds, strict=True))
+
+
+def convert_bool(value):
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError(value)
+
+
+def convert_float(value):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(value) from None
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
+
+
+def convert_int(value):
+    """Integers, and numbers such as 1e4 that are exactly one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9][0-9_]*", value):
+        return int(value)
+    number = convert_float(value)
+    if not number.is_integer() or abs(number) > 2**53:
+        raise ValueError(value)
+    return int(number)
+
+
+def convert_str(value):
+    if not isinstance(value, str):
+        raise ValueError(value)
+    return value
+
+
+SCALARS = {bool: convert_bool, int: convert_int, float: convert_float, str: convert_str}
+
+
+# ---------------------------------------------------------------- the instance
+
+
+def build(cls, options, given):
+    """The instance of `cls` with `given` over the defaults; UserError, one line, if unfit."""
+    nested = {}
+    for name, option in options.items():
+        value = given[name].value if name in given else option.default
+        *groups, leaf = name.split(".")
+        group = nested
+        for key in groups:
+            group = group.setdefault(key, {})
+        if value is not PydanticUndefined:
+            group[leaf] = value
+    try:
+        return cls.model_validate(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{locate(first['loc'], options, given)}: {reason(first)}") from None
+
+
+def locate(loc, options, given):
+    """The place of a pydantic error: where its option was given, or the flag or group it is in."""
+    path = list(map(str, loc))
+    for n in range(len(path), 0, -1):
+        name = ".".join(path[:n])
+        if name in options:
+            return given[name].where if name in given else f"--{name}"
+    return f"options of {'.'.join(path)}" if path else "options"
+
+
+def reason(first):
+    """One pydantic error in words, with what was given."""
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if first["type"] == "missing":
+        return "is required; give it a value"
+    if isinstance(first["input"], dict):
+        return message
+    return f"{message}, got {first['input']!r}"

@@ -1,0 +1,179 @@
+"""Images and videos for people to look at: conversion to 8 bits, PNG, H.264."""
+
+import math
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from my.errors import RunError
+from my.run_dir import write_atomic
+
+MIN_VIDEO_SIDE = 256  # pixels; players show smaller videos badly or not at all
+
+
+def to_uint8(image):
+    """An (H, W, 3) image in [0, 1] as uint8, rounded; clipped, NaN black; uint8 passes through."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected an image (H, W, 3), got {image.shape}")
+    if image.dtype == np.uint8:
+        return image
+    image = np.nan_to_num(image.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
+    return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+
+
+def write_png(path, image):
+    """Write an (H, W, 3) image, uint8 or in [0, 1], to `path`, atomically."""
+    import imageio.v3 as iio
+
+    write_atomic(path, iio.imwrite("<bytes>", to_uint8(image), extension=".png"))
+
+
+def depth_image(depth, d_min=None, d_max=None):
+    """A depth map (H, W) as (H, W, 3) uint8: bright at `d_min`, dark at `d_max`.
+
+    The limits default to those of the finite depths; a depth that is not finite is black.
+    """
+    depth = np.asarray(depth, dtype=np.float64)
+    finite = np.isfinite(depth)
+    seen = depth[finite] if finite.any() else np.zeros(1)
+    d_min = seen.min() if d_min is None else d_min
+    d_max = seen.max() if d_max is None else d_max
+    span = max(d_max - d_min, np.finfo(np.float64).tiny)
+    nearness = 1 - (np.where(finite, depth, d_max) - d_min).clip(0, span) / span
+    return to_uint8(cubehelix(nearness) * finite[..., None])
+
+
+def cubehelix(x):
+    """Colours (..., 3) in [0, 1] whose perceived brightness rises evenly with x (...) in [0, 1].
+
+    Green 2011, "A colour scheme for the display of astronomical intensity images", eq. 2, with
+    its start 0.5, rotations -1.5, hue 1 and gamma 1.
+    """
+    phi = 2 * np.pi * (0.5 / 3 - 1.5 * x)
+    amplitude = x * (1 - x) / 2
+    turn = np.stack([np.cos(phi), np.sin(phi)], axis=-1)
+    basis = np.array([[-0.14861, 1.78277], [-0.29227, -0.90649], [1.97294, 0.0]])
+    return (x[..., None] + amplitude[..., None] * (turn @ basis.T)).clip(0, 1)
+
+
+def side_by_side(*images):
+    """Images (H, W_i, 3) of one height, left to right, as uint8 (H, sum W_i, 3)."""
+    heights = [np.shape(image)[0] for image in images]
+    if len(set(heights)) != 1:
+        raise ValueError(f"expected images of one height, got heights {heights}")
+    return np.concatenate([to_uint8(image) for image in images], axis=1)
+
+
+def beside(picture, depth):
+    """A picture and its depth image (H, W, 3), side by side, depth enlarged by a whole factor to match."""
+    factor = len(picture) // len(depth)
+    return side_by_side(picture, depth.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+class VideoWriter:
+    """Writes frames (H, W, 3), uint8 or in [0, 1], as H.264; a context manager.
+
+    The file appears at `path` (.mp4) when the block ends well, and not at all otherwise.
+    fps: frames per second.  Raises RunError where the encoder fails, ValueError where the frames
+    differ in shape or there are none.
+    """
+
+    def __init__(self, path, fps=30):
+        self.path, self.fps = Path(path), fps
+        self.scratch = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp.mp4")
+        self.writer = self.shape = None
+        self.n_frames = 0
+
+    def append(self, frame):
+        frame = to_uint8(frame)
+        self.shape = self.shape or frame.shape
+        if frame.shape != self.shape:
+            raise ValueError(f"expected frames {self.shape}, got {frame.shape}")
+        try:
+            self.writer = self.writer or self._open()
+            self.writer.append_data(fit_player(frame))
+            self.n_frames += 1
+        except OSError as error:
+            raise RunError(f"{self.path}: the video encoder failed: {first_line(error)}") from error
+
+    def _open(self):
+        import imageio.v2 as iio
+
+        return iio.get_writer(
+            self.scratch,
+            format="FFMPEG",
+            fps=self.fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            quality=8,
+            macro_block_size=2,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            if self.writer is not None:
+                self.writer.close()
+            if kind is None:
+                self._verify()
+                os.replace(self.scratch, self.path)
+        finally:
+            self.scratch.unlink(missing_ok=True)
+
+    def _verify(self):
+        """The encoder reports no error when its disk fills up at the end: count what arrived."""
+        from imageio_ffmpeg import count_frames_and_secs
+
+        if self.n_frames == 0:
+            raise ValueError(f"{self.path}: a video needs at least one frame")
+        try:
+            n_frames, _ = count_frames_and_secs(str(self.scratch))
+        except (OSError, RuntimeError):
+            n_frames = 0
+        if n_frames != self.n_frames:
+            raise RunError(
+                f"{self.path}: {n_frames} of {self.n_frames} frames were written; is the disk full?"
+            )
+
+
+def fit_player(frame):
+    """A uint8 frame (H, W, 3) enlarged by a whole factor to a player's size, its sides even.
+
+    The shorter side reaches MIN_VIDEO_SIDE; an odd side repeats its last row or column.
+    """
+    factor = math.ceil(MIN_VIDEO_SIDE / min(frame.shape[:2]))
+    frame = frame.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = frame.shape[:2]
+    return np.pad(frame, [(0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+
+
+def first_line(error):
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def write_video(path, frames, fps=30):
+    """Write an iterable of frames with `VideoWriter`."""
+    with VideoWriter(path, fps) as video:
+        for frame in frames:
+            video.append(frame)
+
+
+def read_video(path):
+    """The frames of a video as uint8 (N, H, W, 3); RunError where there is none."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    decode = [get_ffmpeg_exe(), "-v", "error", "-i", str(path)]
+    as_ppm = ["-fps_mode", "passthrough", "-c:v", "ppm", "-f", "image2pipe", "-"]
+    done = subprocess.run(decode + as_ppm, capture_output=True)
+    header = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", done.stdout)  # before the pixels of each frame
+    if done.returncode or not header:
+        raise RunError(f"{path}: not a readable video: {first_line(done.stderr.decode())}")
+    width, height = map(int, header.groups())
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, header.end() + height * width * 3)
+    return frames[:, header.end() :].reshape(-1, height, width, 3)

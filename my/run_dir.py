@@ -1,0 +1,150 @@
+"""What a run leaves in its folder: files that are whole or absent, a history, a heartbeat."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+from my.errors import UserError
+
+
+def write_atomic(path, data):
+    """Put `data` (str or bytes) at `path`: a reader sees the old file or the whole new one."""
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def refuse_project_dir(project_root):
+    """Raise UserError if the current folder is the project's own, or lies inside it."""
+    root = Path(project_root).resolve()
+    if Path.cwd().resolve().is_relative_to(root):
+        raise UserError(
+            "a run fills the current folder, and this one belongs to the project; make an "
+            "experiment directory: mkdir -p ~/exp/burger && cd ~/exp/burger && "
+            f"python {root}/run_sjc.py ..."
+        )
+
+
+class History:
+    """Appends one JSON object a line, floats in full precision; a non-finite float becomes null.
+
+    path: the file; a new run starts it empty.
+    resume_step: keep the lines up to and including this step and append after them.
+    """
+
+    def __init__(self, path, resume_step=None):
+        rows = []
+        if resume_step is not None and Path(path).exists():
+            rows = [row for row in read_history(path) if row["step"] <= resume_step]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.file = open(path, "a", encoding="utf-8")
+
+    def add(self, step, **values):
+        """Append {"step": step, **values}; 0-d tensors and arrays are stored as numbers."""
+        row = plain({"step": step, **values})
+        self.file.write(json.dumps(row, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def close(self):
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def plain(value):
+    """`value` as JSON data: scalars out of tensors, null for a float that is not finite."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_history(path):
+    """The rows of a history file as dicts; a half-written last line is left out.
+
+    Raises UserError where the file is missing, or a line before the last is damaged.
+    """
+    try:
+        *lines, _half = Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is this the folder of a run?") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append({"step": int(row["step"]), **row})
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: line {number} is damaged; delete that line") from None
+    return rows
+
+
+class Heartbeat:
+    """Tells other programs how far a run is, in one small JSON file written at most so often.
+
+    path: the file; holds step, n_steps, progress in [0, 1], eta_s, elapsed_s, updated (ISO, UTC),
+    done, pid, and `failed` ("Type: message") after an exception inside the `with` block.
+    every_s: seconds between writes.  start_step: where a resumed run begins.
+    clock: returns monotonic seconds.
+    """
+
+    def __init__(self, path, n_steps, every_s=5.0, start_step=0, clock=time.monotonic):
+        self.path, self.n_steps, self.every_s, self.clock = path, n_steps, every_s, clock
+        self.start_step = self.step = start_step
+        self.started = clock()
+        self.written = -math.inf
+
+    def beat(self, step):
+        """Record that `step` steps are finished; written only if `every_s` have passed."""
+        self.step = step
+        if self.clock() - self.written >= self.every_s:
+            self._write(done=False)
+
+    def finish(self):
+        """Record that the run is complete."""
+        self._write(done=True)
+
+    def _write(self, done, **extra):
+        self.written = self.clock()
+        elapsed = self.written - self.started
+        fresh, left = self.step - self.start_step, self.n_steps - self.step
+        state = {
+            "step": self.step,
+            "n_steps": self.n_steps,
+            "progress": self.step / self.n_steps if self.n_steps else 1.0,
+            "eta_s": 0.0 if done else elapsed / fresh * left if fresh > 0 else None,
+            "elapsed_s": elapsed,
+            "updated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "done": done,
+            "pid": os.getpid(),
+            **extra,
+        }
+        write_atomic(self.path, json.dumps(state, indent=2) + "\n")
+
+    def __enter__(self):
+        self._write(done=False)
+        return self
+
+    def __exit__(self, kind, error, _traceback):
+        if kind is None:
+            self.finish()
+            return
+        with contextlib.suppress(OSError):  # a full disk must not hide the first error
+            self._write(done=False, failed=f"{kind.__name__}: {error}")

@@ -1,0 +1,157 @@
+"""Checkpoints: whole or absent, verified, checked leaf by leaf against the model."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from my import checkpoint as ckpt
+from my.errors import UserError
+
+
+def tensors(step=0):
+    grid = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4) + step
+    return {"grid": grid.transpose(0, 2), "step": torch.tensor(step), "half": grid.half()[:, 0]}
+
+
+def test_tensors_and_meta_come_back_exactly(tmp_path):
+    meta = {"seed": 3, "lr": 0.1 + 0.2, "names": ["a", None], "ok": True}
+    path = ckpt.save(tmp_path / "new" / "ckpt", 5, tensors(), meta)
+    assert path.name == "step_0000005" and ckpt.latest(path.parent) == path
+    got, got_meta = ckpt.load(path)
+    assert got_meta == {**meta, "step": 5}
+    assert got.keys() == tensors().keys()
+    for name, value in tensors().items():
+        assert torch.equal(got[name], value) and got[name].dtype == value.dtype
+
+
+def test_only_the_newest_are_kept_in_the_order_of_steps(tmp_path):
+    assert ckpt.latest(tmp_path) is None and ckpt.latest(tmp_path / "absent") is None
+    for step in (8, 9, 10, 12_345_678):
+        ckpt.save(tmp_path, step, tensors(step), {}, keep=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step_0000009", "step_0000010", "step_12345678"]  # fmt: skip
+    assert ckpt.latest(tmp_path).name == "step_12345678"
+
+
+def test_a_step_saved_again_is_replaced(tmp_path):
+    ckpt.save(tmp_path, 1, tensors(1), {"try": 1})
+    path = ckpt.save(tmp_path, 1, tensors(2), {"try": 2})
+    got, meta = ckpt.load(path)
+    assert meta["try"] == 2 and got["step"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["step_0000001"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at a chosen system call."""
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_a_save_killed_at_any_moment_leaves_the_latest_whole(tmp_path, monkeypatch, call):
+    ckpt.save(tmp_path, 1, tensors(1), {})
+    ckpt.save(tmp_path, 2, tensors(2), {}, keep=1)
+    calls = iter(range(call + 1))
+
+    def killed_later(function):
+        def wrapped(*args, **kw):
+            if next(calls, None) == call:
+                raise Killed
+            return function(*args, **kw)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ckpt.os, "fsync", killed_later(ckpt.os.fsync))
+        patch.setattr(ckpt.shutil, "rmtree", killed_later(ckpt.shutil.rmtree))
+        patch.setattr(Path, "rename", killed_later(Path.rename))
+        try:
+            ckpt.save(tmp_path, 3, tensors(3), {}, keep=1)
+            assert call == 7  # four fsyncs, two renames, one rmtree: 7 places to be killed
+        except Killed:
+            pass
+    got, meta = ckpt.load(ckpt.latest(tmp_path))
+    assert meta["step"] in (2, 3) and got["step"] == meta["step"]
+    ckpt.save(tmp_path, 4, tensors(4), {}, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_0000004"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [cut, flip, Path.unlink], ids=["cut", "flip", "missing"])
+@pytest.mark.parametrize("name", [ckpt.TENSORS, ckpt.META])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, harm, name):
+    path = ckpt.save(tmp_path, 1, tensors(), {})
+    harm(path / name)
+    with pytest.raises(UserError, match=rf"{re.escape(str(path / name))}.*delete .* start again"):
+        ckpt.load(path)
+
+
+def test_another_format_version_is_refused(tmp_path):
+    path = ckpt.save(tmp_path, 1, tensors(), {})
+    record = json.loads((path / ckpt.META).read_text())
+    (path / ckpt.META).write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        ckpt.load(path)
+
+
+def test_every_leaf_that_does_not_fit_is_named_with_both_shapes():
+    there = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "same": torch.zeros(1)}
+    ckpt.check(there, {"a": (2, 3), "b": (4,), "same": [1]})
+    with pytest.raises(UserError) as caught:
+        ckpt.check(there, {"a": (3, 2), "c": (5,), "same": (1,)})
+    message = str(caught.value)
+    assert "a is (2, 3) there, (3, 2) here" in message
+    assert "b is (4,) there, absent here" in message and "c is absent there, (5,) here" in message
+    assert "same" not in message
+    with pytest.raises(UserError, match="and 6 more"):
+        ckpt.check({}, {str(i): (i,) for i in range(10)})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adamax, torch.optim.Rprop])
+def test_an_optimizer_goes_on_as_if_never_interrupted(tmp_path, kind):
+    names = ["w", "field/b", "unused"]
+
+    def start():
+        return [torch.nn.Parameter(torch.arange(3.0) + i) for i in range(3)]
+
+    def steps(optimizer, params, n):
+        for i in range(n):
+            optimizer.zero_grad()
+            ((params[0] ** 2).sum() + (params[1] ** 3).sum() * (i + 1)).backward()
+            optimizer.step()
+
+    params = start()
+    optimizer = kind(params, lr=0.1)
+    steps(optimizer, params, 3)
+    flat = ckpt.flatten_optimizer(optimizer, names)
+    assert "optim/field/b/step" in flat and not any("unused" in name for name in flat)
+    path = ckpt.save(tmp_path, 3, {n: p for n, p in zip(names, params, strict=True)} | flat, {})
+
+    saved, _ = ckpt.load(path)
+    resumed = [torch.nn.Parameter(saved[name]) for name in names]
+    other = kind(resumed, lr=0.1)
+    ckpt.restore_optimizer(other, names, saved)
+    steps(optimizer, params, 2)
+    steps(other, resumed, 2)
+    assert all(torch.equal(a, b) for a, b in zip(params, resumed, strict=True))
+
+
+def test_plain_numbers_in_a_state_come_back_as_numbers():
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    optimizer.state[param] = {"count": 3, "decay": 0.1 + 0.2}
+    flat = ckpt.flatten_optimizer(optimizer, ["w"])
+    ckpt.restore_optimizer(optimizer, ["w"], flat)
+    assert dict(optimizer.state[param]) == {"count": 3, "decay": 0.1 + 0.2}
+    with pytest.raises(UserError, match="has no w; it has v"):
+        ckpt.restore_optimizer(optimizer, ["v"], flat)

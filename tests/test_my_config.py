@@ -1,0 +1,298 @@
+"""The command line: values by declared type, precedence, one-line errors, exact YAML."""
+
+import enum
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal, Optional
+
+import pytest
+import yaml
+from pydantic import Field
+
+from my import config as cfg
+from my.errors import RunError, UserError, run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Grid(enum.Enum):
+    dense = "dense"
+    tensor = "tensor"
+
+
+class SD(cfg.Config):
+    prompt: str = Field("a pig", description="what to make")
+    scale: float = Field(100.0, ge=0, description="guidance strength")
+    variant: Literal["v1", "v2"] = Field("v1", description="weights")
+
+
+class Toy(cfg.Config):
+    preset: Optional[str] = Field(None, description="named settings")
+    sd: SD = SD(scale=50.0)
+    n_steps: int = Field(10, gt=0, description="optimisation steps")
+    lr: float = Field(0.05, description="learning rate")
+    var_red: bool = Field(True, description="variance reduction")
+    depth: Optional[float] = Field(None, description="depth weight")
+    size: tuple[int, int] = Field((64, 64), description="height, width")
+    views: list[float] = Field([0.5], description="view angles")
+    tags: list[str] = Field([], description="words")
+    grid: Grid = Field(Grid.dense, description="field")
+
+
+PRESETS = {"burger": "sd: {prompt: a burger}\nlr: 0.1\n", "chair": "sd.prompt: a chair\n"}
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    (tmp_path / "presets").mkdir()
+    for name, text in PRESETS.items():
+        (tmp_path / "presets" / f"{name}.yml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+    def load(*argv, **kw):
+        kw = {"prog": "toy.py", "doc": "Makes toys.", "presets_dir": tmp_path / "presets", **kw}
+        return cfg.load(Toy, list(argv), **kw)
+
+    return load
+
+
+def refusal(load, *argv, **kw):
+    with pytest.raises(UserError) as caught:
+        load(*argv, **kw)
+    assert "\n" not in str(caught.value) and caught.value.status == 2
+    return str(caught.value)
+
+
+def get(config, name):
+    for key in name.split("."):
+        config = getattr(config, key)
+    return config
+
+
+@pytest.mark.parametrize(
+    "name, text, value",
+    [
+        ("sd.prompt", "os.getcwd()", "os.getcwd()"),
+        ("sd.prompt", "1e4", "1e4"),
+        ("sd.prompt", "None", "None"),
+        ("sd.prompt", "-x=[1]", "-x=[1]"),
+        ("sd.prompt", "", ""),
+        ("sd.scale", "3e4", 30000.0),
+        ("lr", "-1", -1.0),
+        ("lr", "-.5", -0.5),
+        ("n_steps", "1e4", 10000),
+        ("n_steps", "1_000", 1000),
+        ("n_steps", "9007199254740993", 9007199254740993),
+        ("var_red", "False", False),
+        ("var_red", "no", False),
+        ("var_red", "1", True),
+        ("depth", "none", None),
+        ("depth", "7", 7.0),
+        ("sd.variant", "v2", "v2"),
+        ("grid", "tensor", Grid.tensor),
+        ("size", "32,16", (32, 16)),
+        ("size", "[32, 16]", (32, 16)),
+        ("views", "1,-2.5", [1.0, -2.5]),
+        ("views", "[]", []),
+        ("tags", "[a, 'b,c', 1]", ["a", "b,c", "1"]),
+    ],
+)
+def test_a_value_is_read_by_its_declared_type(load, name, text, value):
+    for argv in ([f"--{name}", text], [f"--{name}={text}"]):
+        got = get(load(*argv), name)
+        assert got == value and type(got) is type(value)
+
+
+def test_a_group_keeps_its_other_defaults(load):
+    assert load("--sd.prompt", "x").sd == SD(prompt="x", scale=50.0)
+
+
+def test_a_value_that_begins_with_two_dashes_needs_the_equals_spelling(load):
+    assert load("--sd.prompt=--x").sd.prompt == "--x"
+    assert "--sd.prompt needs a value: text" in refusal(load, "--sd.prompt", "--lr", "1")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--lr"], ["--lr needs a value"]),
+        (["--lr", "fast"], ["--lr", "a finite number", "'fast'"]),
+        (["--lr", "nan"], ["--lr", "finite"]),
+        (["--views", "1,inf"], ["--views", "finite"]),
+        (["--n_steps", "1.5"], ["--n_steps", "an integer", "'1.5'"]),
+        (["--n_steps", "0"], ["--n_steps", "greater than 0", "got 0"]),
+        (["--sd.scale", "-1"], ["--sd.scale", "greater than or equal to 0"]),
+        (["--var_red", "maybe"], ["--var_red", "True or False"]),
+        (["--size", "1,2,3"], ["--size", "a list [an integer, an integer]"]),
+        (["--size", "[1,"], ["--size", "a list"]),
+        (["--sd.variant", "v3"], ["--sd.variant", "one of v1, v2"]),
+        (["--grid", "tensr"], ["dense, tensor", "perhaps you meant tensor"]),
+        (["--lr", "1", "--lr=2"], ["--lr is given twice"]),
+        (["--prompt", "x"], ["--prompt", "perhaps you meant --sd.prompt"]),
+        (["--n_stepz", "1"], ["perhaps you meant --n_steps"]),
+        (["--sd", "1"], ["--sd is a group".replace("--sd ", "--sd: "), "--sd.variant"]),
+        (["--sd.prompt", "a", "pig"], ["unexpected word 'pig'", "quotes"]),
+        (["-lr", "1"], ["unexpected word '-lr'"]),
+        (["--preset", "burgr"], ["--preset", "perhaps you meant burger", "burger, chair"]),
+        (["--preset", "../x"], ["no preset '../x'"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_flag(load, argv, words):
+    message = refusal(load, *argv)
+    assert all(word in message for word in words), message
+
+
+def test_precedence_is_defaults_preset_config_file_flags(load):
+    assert (load().sd.prompt, load().lr) == ("a pig", 0.05)
+    config = load("--preset", "burger")
+    assert (config.preset, config.sd.prompt, config.lr, config.sd.scale) == (
+        "burger", "a burger", 0.1, 50.0)  # fmt: skip
+    Path("config.yml").write_text("preset: burger\nlr: 2e-1\n")
+    assert (load().preset, load().sd.prompt, load().lr) == ("burger", "a burger", 0.2)
+    config = load("--preset", "chair", "--lr", "0.3")
+    assert (config.preset, config.sd.prompt, config.lr) == ("chair", "a chair", 0.3)
+    assert load(config_file=None).preset is None
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("n_stepz: 3", ["n_stepz", "perhaps you meant n_steps"]),
+        ("sd: {promt: x}", ["sd.promt", "perhaps you meant sd.prompt"]),
+        ("sd: 3", ["sd", "is a group; it holds sd.prompt"]),
+        ("n_steps: -3", ["n_steps", "greater than 0", "got -3"]),
+        ("n_steps: true", ["n_steps", "an integer", "True"]),
+        ("lr: .nan", ["lr", "finite"]),
+        ("var_red: 3", ["var_red", "True or False"]),
+        ("sd.prompt: 1984", ["sd.prompt", "expected text"]),
+        ("lr: 1\nlr: 2", ["lr is given twice"]),
+        ("sd: {prompt: a}\nsd.prompt: b", ["sd.prompt is given twice"]),
+        ("lr: [1", ["broken YAML at line"]),
+        ("just words", ["key: value"]),
+        ("!!python/object/apply:os.getcwd []", ["broken YAML"]),
+        ("preset: burgr", ["preset", "perhaps you meant burger"]),
+    ],
+)
+def test_a_mistake_in_yaml_names_the_file(load, text, words):
+    Path("config.yml").write_text(text)
+    message = refusal(load)
+    assert message.startswith("./config.yml")
+    assert all(word in message for word in words), message
+
+
+def test_a_mistake_in_a_preset_names_the_preset(load):
+    Path("presets/bad.yml").write_text("preset: burger")
+    assert "preset bad (bad.yml): preset: no such option" in refusal(load, "--preset", "bad")
+
+
+def test_help_shows_every_option_with_type_default_and_meaning(load, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load("--lr", "1", "--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "toy.py" in text and "Makes toys." in text and "presets: burger, chair" in text
+    assert "--sd.scale  a finite number (>= 0)\n        guidance strength [default: 50.0]" in text
+    assert "--sd.variant  one of v1, v2" in text and "[default: dense]" in text
+    assert "--depth  a finite number or None" in text
+
+
+def test_positional_words_fill_their_field(load):
+    config = load("a", "--lr", "1", "b", positional="tags")
+    assert config.tags == ["a", "b"] and config.lr == 1
+    assert "given twice" in refusal(load, "a", "--tags", "b", positional="tags")
+
+
+def test_a_required_option_is_asked_for():
+    class Needy(cfg.Config):
+        path: str
+
+    message = refusal(lambda: cfg.load(Needy, [], prog="p", doc="d", config_file=None))
+    assert message == "--path: is required; give it a value"
+
+
+def test_yaml_round_trips_every_value_exactly(tmp_path):
+    config = Toy(
+        sd=SD(prompt='McDonald\'s: "no" # 1e4\n\tNone é 😀 ' + "long " * 60, scale=1e-300),
+        lr=0.1 + 0.2,
+        depth=1e22,
+        views=[1 / 3, -0.0, 5e-324],
+        tags=["1", "1e4", "true", "null", "None", ""],
+        size=(1, 2),
+        grid=Grid.tensor,
+    )
+    path = tmp_path / "full_config.yml"
+    cfg.write(config, path)
+    assert cfg.read(Toy, path) == config
+    assert path.read_text() == cfg.show(config) == cfg.show(cfg.read(Toy, path))
+
+
+@pytest.mark.parametrize("text, word", [("lr: x", "lr"), ("sd: {a: 1}", "sd.a"), ("lr: [", "YAML")])
+def test_reading_an_unfit_full_config_is_one_line(tmp_path, text, word):
+    (tmp_path / "f.yml").write_text(text)
+    message = refusal(lambda: cfg.read(Toy, tmp_path / "f.yml"))
+    assert str(tmp_path / "f.yml") in message and word in message
+    assert "cannot be read" in refusal(lambda: cfg.read(Toy, tmp_path / "absent.yml"))
+
+
+def test_importing_the_parser_loads_no_heavy_package():
+    heavy = "{'torch', 'numpy', 'diffusers', 'transformers', 'imageio'} & set(sys.modules)"
+    code = f"import sys, my.config, my.errors, my.checkpoint; print({heavy} or 'light')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "light", done.stdout + done.stderr
+
+
+def test_every_published_preset_is_there_and_is_plain(load):
+    names = {path.stem for path in (ROOT / "presets").glob("*.yml")}
+    published = """trump obama biden temple burger icecream ficus castle sydney rose schoolbus
+        rocket fries motorcycle car tank chair duck horse giraffe zebra printer link pig"""
+    assert set(published.split()) <= names
+    for name in published.split():
+        values = yaml.safe_load((ROOT / "presets" / f"{name}.yml").read_text())
+        assert values["sd"]["scale"] == 100 and values["sd"]["prompt"].strip()
+        assert values.get("emptiness_step", "unset") == ("unset" if name == "chair" else 0.5)
+        assert values.get("var_red", False) is False
+    chair = yaml.safe_load((ROOT / "presets/chair.yml").read_text())
+    assert (chair["n_steps"], chair["lr"], chair["emptiness_weight"]) == (50000, 0.01, 7000)
+
+
+# ---------------------------------------------------------------- how a command ends
+
+
+class OutOfMemoryError(RuntimeError):
+    """Stands for torch's, which is known by its name."""
+
+
+@pytest.mark.parametrize(
+    "error, status, word",
+    [
+        (UserError("two\nlines"), 2, "two lines"),
+        (RunError("broken"), 1, "broken"),
+        (OSError(28, "No space", "a.png"), 1, "a.png: the disk is full"),
+        (PermissionError(13, "Permission", "/x"), 1, "/x: permission denied"),
+        (OSError(30, "Read-only"), 1, "read-only"),
+        (OutOfMemoryError("CUDA"), 1, "out of memory"),
+        (KeyboardInterrupt(), 130, "--resume True"),
+    ],
+)
+def test_run_main_ends_in_one_line_and_a_status(capsys, monkeypatch, error, status, word):
+    def main(argv):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["/some/where/run_toy.py"])
+    with pytest.raises(SystemExit) as caught:
+        run_main(main, [])
+    err = capsys.readouterr().err
+    assert caught.value.code == status and err.count("\n") == 1
+    assert err.startswith("run_toy.py: ") and word in err
+
+
+def test_run_main_lets_bugs_through_and_passes_the_words(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["p", "--lr", "1"])
+    run_main(seen.append)
+    assert seen == [["--lr", "1"]]
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda argv: 1 / 0, [])
+    with pytest.raises(FileNotFoundError):
+        run_main(lambda argv: open("/nonexistent/x"), [])

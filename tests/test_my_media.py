@@ -1,0 +1,115 @@
+"""Images and videos that people look at."""
+
+import os
+import subprocess
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
+
+from my import media
+from my.errors import RunError
+
+RED, BLUE = np.array([200, 30, 30], np.uint8), np.array([30, 30, 200], np.uint8)
+
+
+def test_to_uint8_rounds_clips_and_survives_nan():
+    image = np.array([[[0, 0.5, 1], [-1, 2, np.nan], [0.499 / 255, 0.501 / 255, np.inf]]])
+    want = [[[0, 128, 255], [0, 255, 0], [0, 1, 255]]]
+    assert media.to_uint8(image).tolist() == want
+    assert media.to_uint8(media.to_uint8(image)).tolist() == want
+    with pytest.raises(ValueError, match=r"\(H, W, 3\), got \(3, 4\)"):
+        media.to_uint8(np.zeros((3, 4)))
+
+
+def test_a_png_reads_back_exactly(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    media.write_png(tmp_path / "a.png", image)
+    assert np.array_equal(iio.imread(tmp_path / "a.png"), image)
+    media.write_png(tmp_path / "a.png", image / 255.0)
+    assert np.array_equal(iio.imread(tmp_path / "a.png"), image)
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def luma(image):
+    return image.astype(float) @ [0.2126, 0.7152, 0.0722]
+
+
+def test_near_is_white_far_is_black_and_brightness_falls_between():
+    depth = np.linspace(1, 3, 64)[None]
+    image = media.depth_image(depth, 1, 3)
+    assert image[0, 0].tolist() == [255] * 3 and image[0, -1].tolist() == [0] * 3
+    assert (np.diff(luma(image[0])) < 0).all()
+    assert np.array_equal(image, media.depth_image(depth))
+    wider = media.depth_image(depth, 0, 4)
+    assert luma(wider).max() < 255 and luma(wider).min() > 0
+
+
+def test_depth_is_safe_without_a_range_and_where_it_is_not_finite():
+    image = media.depth_image(np.array([[np.nan, np.inf], [-np.inf, 1.0]]), 1, 2)
+    assert image[:, :, 0].tolist() == [[0, 0], [0, 255]]
+    assert media.depth_image(np.full((2, 3), 7.0)).min() == 255
+    assert media.depth_image(np.full((2, 3), np.nan)).max() == 0
+
+
+def test_side_by_side_joins_images_of_one_height():
+    joined = media.side_by_side(np.ones((2, 1, 3)), np.zeros((2, 2, 3), np.uint8))
+    assert joined.dtype == np.uint8 and joined[:, :, 0].tolist() == [[255, 0, 0]] * 2
+    with pytest.raises(ValueError, match=r"\[2, 3\]"):
+        media.side_by_side(np.zeros((2, 2, 3)), np.zeros((3, 2, 3)))
+
+
+# ---------------------------------------------------------------- video
+
+
+@pytest.mark.parametrize(
+    "size, want",
+    [((3, 5), (258, 430)), ((64, 64), (256, 256)), ((301, 257), (302, 258)), ((256, 400),) * 2],
+)
+def test_a_video_reads_back_even_large_enough_and_in_order(tmp_path, size, want):
+    path = tmp_path / "v.mp4"
+    frames = [np.broadcast_to(colour, (*size, 3)) for colour in (RED, BLUE, RED, RED)]
+    media.write_video(path, iter(frames), fps=10)
+    got = media.read_video(path)
+    assert got.shape == (4, *want, 3)
+    for frame, colour in zip(got, (RED, BLUE, RED, RED), strict=True):
+        assert np.abs(frame.reshape(-1, 3).mean(0) - colour).max() < 12
+    assert os.listdir(tmp_path) == ["v.mp4"]
+    said = subprocess.run([get_ffmpeg_exe(), "-i", path], capture_output=True, text=True).stderr
+    assert "Video: h264" in said and "yuv420p" in said and " 10 fps" in said
+
+
+def test_what_is_not_a_video_is_refused(tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"words")
+    with pytest.raises(RunError, match="v.mp4: not a readable video"):
+        media.read_video(tmp_path / "v.mp4")
+
+
+def test_tiny_frames_are_enlarged_by_repetition():
+    frame = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    large = media.fit_player(frame)
+    assert large.shape == (256, 256, 3) and np.array_equal(large[::128, ::128], frame)
+    assert (large[:128, :128] == frame[0, 0]).all()
+
+
+def test_a_failed_video_leaves_the_old_one(tmp_path):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), media.VideoWriter(path) as video:
+        video.append(np.zeros((4, 4, 3)))
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="at least one frame"):
+        media.write_video(path, [])
+    with pytest.raises(ValueError, match=r"expected frames \(4, 4, 3\), got \(4, 5, 3\)"):
+        media.write_video(path, [np.zeros((4, 4, 3)), np.zeros((4, 5, 3))])
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["v.mp4"]
+
+
+def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path):
+    path = tmp_path / "v.mp4"
+    with pytest.raises(RunError, match="0 of 1 frames"), media.VideoWriter(path) as video:
+        video.append(np.zeros((4, 4, 3)))
+        close = video.writer.close
+        video.writer.close = lambda: (close(), video.scratch.write_bytes(b"cut"))
+    assert os.listdir(tmp_path) == []

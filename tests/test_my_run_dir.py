@@ -1,0 +1,135 @@
+"""What a run leaves in its folder."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from my import run_dir
+from my.errors import UserError
+from my.run_dir import Heartbeat, History, read_history, write_atomic
+
+
+def test_write_atomic_replaces_whole_files_and_leaves_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomic(path, "é")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_dir.os, "fsync", full)
+    with pytest.raises(OSError):
+        write_atomic(path, "three")
+    assert path.read_bytes() == b"two" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_the_project_folder_is_refused_and_a_neighbour_is_not(tmp_path, monkeypatch):
+    for name in ("project", "project/sub", "project_exp"):
+        (tmp_path / name).mkdir()
+    for name in ("project", "project/sub"):
+        monkeypatch.chdir(tmp_path / name)
+        with pytest.raises(UserError, match="mkdir -p"):
+            run_dir.refuse_project_dir(tmp_path / "project")
+    for name in (".", "project_exp"):
+        monkeypatch.chdir(tmp_path / name)
+        run_dir.refuse_project_dir(tmp_path / "project")
+
+
+# ---------------------------------------------------------------- history
+
+
+def test_history_keeps_full_precision_and_is_readable_at_once(tmp_path):
+    path = tmp_path / "history.json"
+    with History(path) as history:
+        history.add(1, loss=0.1 + 0.2, x=torch.tensor(1.5), views=[1, math.inf])
+        assert read_history(path) == [{"step": 1, "loss": 0.1 + 0.2, "x": 1.5, "views": [1, None]}]
+        history.add(2, loss=math.nan, tiny=5e-324)
+    assert path.read_text().splitlines()[1] == '{"step": 2, "loss": null, "tiny": 5e-324}'
+
+
+def test_a_new_run_starts_empty_and_a_resumed_one_continues_after_its_step(tmp_path):
+    path = tmp_path / "history.json"
+    with History(path) as history:
+        for step in range(5):
+            history.add(step)
+    with open(path, "a") as file:
+        file.write('{"step": 5, "lo')
+    assert len(read_history(path)) == 5
+    with History(path, resume_step=2) as history:
+        history.add(3, again=True)
+    assert [row["step"] for row in read_history(path)] == [0, 1, 2, 3]
+    assert read_history(path)[3]["again"]
+    History(path).close()
+    assert read_history(path) == []
+
+
+def test_resuming_without_a_history_starts_one(tmp_path):
+    with History(tmp_path / "h.json", resume_step=4) as history:
+        history.add(5)
+    assert read_history(tmp_path / "h.json") == [{"step": 5}]
+
+
+@pytest.mark.parametrize("line", ["{half", "[1]", "3", '{"loss": 1}', '{"step": null}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "history.json"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(UserError, match="history.json: line 2"):
+        read_history(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_history(tmp_path / "absent.json")
+
+
+# ---------------------------------------------------------------- heartbeat
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_heartbeat_tells_progress_and_the_time_left(tmp_path):
+    path, clock = tmp_path / "heartbeat.json", Clock()
+    with Heartbeat(path, n_steps=100, every_s=5, start_step=20, clock=clock) as heart:
+        assert json.loads(path.read_text())["eta_s"] is None
+        clock.now += 10
+        heart.beat(40)  # 20 steps in 10 s; 60 are left
+        state = json.loads(path.read_text())
+        assert (state["step"], state["n_steps"], state["progress"]) == (40, 100, 0.4)
+        assert (state["elapsed_s"], state["eta_s"]) == (10.0, 30.0)
+        assert state["done"] is False and state["pid"] == os.getpid()
+        assert state["updated"].endswith("+00:00")
+        clock.now += 4
+        heart.beat(41)
+        assert json.loads(path.read_text())["step"] == 40  # 5 s have not passed
+        clock.now += 1
+        heart.beat(42)
+        assert json.loads(path.read_text())["step"] == 42
+        heart.beat(100)
+    state = json.loads(path.read_text())
+    assert (state["step"], state["done"], state["eta_s"]) == (100, True, 0.0)
+    assert "failed" not in state
+
+
+def test_heartbeat_records_the_failure_and_its_last_step(tmp_path):
+    path = tmp_path / "heartbeat.json"
+    with pytest.raises(ValueError), Heartbeat(path, 10, clock=Clock()) as heart:
+        heart.beat(3)
+        raise ValueError("no light")
+    state = json.loads(path.read_text())
+    assert state["failed"] == "ValueError: no light"
+    assert state["done"] is False and state["step"] == 3
+
+
+def test_a_full_disk_does_not_hide_the_failure(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ValueError), Heartbeat(tmp_path / "h.json", 10):
+        monkeypatch.setattr(run_dir, "write_atomic", full)
+        raise ValueError
