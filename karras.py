@@ -1,0 +1,99 @@
+"""Noise schedules and samplers of Karras et al. 2022 (EDM, arXiv 2206.00364).
+
+Knows nothing of model families. A noise level is sigma, a table of them is float64 and largest
+first, and the sampler's state is float64.
+"""
+
+import numpy as np
+import torch
+
+
+def linear_betas(beta_start, beta_end, n):
+    """Return n betas (n,) at equal steps. Source: DDPM, arXiv 2006.11239, section 4."""
+    return np.linspace(beta_start, beta_end, n, dtype=np.float64)
+
+
+def scaled_linear_betas(beta_start, beta_end, n):
+    """Return n betas (n,) whose roots are at equal steps. Source: latent diffusion, 2112.10752."""
+    return np.linspace(beta_start ** 0.5, beta_end ** 0.5, n, dtype=np.float64) ** 2
+
+
+def sigmas_from_betas(betas):
+    """Return the noise levels sqrt((1 - abar) / abar) (n,) of `betas` (n,), largest first."""
+    abar = np.cumprod(1 - np.asarray(betas, dtype=np.float64))
+    return np.sqrt((1 - abar) / abar)[::-1].copy()
+
+
+def iddpm_sigmas(n, C_1=0.001, C_2=0.008):
+    """Return the n noise levels of improved DDPM's cosine schedule, largest first.
+
+    Source: EDM, table 1, column iDDPM: with abar_j = sin^2(pi/2 j / (n (C_2 + 1))) and u_n = 0,
+    u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, C_1) - 1); C_1 caps the largest step.
+    """
+    abar = np.sin(np.pi / 2 * np.arange(n + 1) / (n * (C_2 + 1))) ** 2  # (n + 1,)
+    u = np.zeros(n + 1)
+    for j in range(n, 0, -1):
+        u[j - 1] = np.sqrt((u[j] ** 2 + 1) / max(abar[j - 1] / abar[j], C_1) - 1)
+    return u[:n]
+
+
+def nearest_sigma(sigma, table):
+    """Return the entries of `table` (n,) nearest to `sigma` (any shape), as float64 numpy."""
+    table = np.asarray(table, dtype=np.float64)
+    distance = np.abs(np.asarray(sigma, dtype=np.float64)[..., None] - table)
+    return table[distance.argmin(axis=-1)]
+
+
+def karras_sigmas(n, sigma_min, sigma_max, rho=7, round_sigma=None):
+    """Return n >= 2 noise levels (n,) from sigma_max down to sigma_min, without the final 0.
+
+    `round_sigma` maps a level to the nearest one that the denoiser knows; None is all levels.
+    Raises ValueError for a range or a number that is not legal. Source: EDM, equation 5.
+    """
+    if n < 2 or not 0 < sigma_min < sigma_max:
+        raise ValueError("need n >= 2 and 0 < sigma_min < sigma_max, "
+                         f"got n={n}, sigma_min={sigma_min}, sigma_max={sigma_max}")
+    ramp = np.arange(n) / (n - 1)
+    a, b = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigmas = (a + ramp * (b - a)) ** rho
+    return sigmas if round_sigma is None else np.array([float(round_sigma(s)) for s in sigmas])
+
+
+def karras_sampler(D, x, sigmas, heun=True, S_churn=0.0, S_min=0.0, S_max=float("inf"),
+                   S_noise=1.0, round_sigma=None, generator=None):
+    """Yield the state after each of n steps through `sigmas`, the last one to sigma 0.
+
+    EDM Algorithm 1 (`heun`, or its Euler variant); with S_churn > 0 Algorithm 2.
+
+    Args:
+        D: denoiser, D(x, sigma) -> estimate of the clean x in any float type, for float64 x and
+            a Python float sigma > 0.
+        x: starting state at noise level sigmas[0], any shape: unit noise times sigmas[0].
+        sigmas: (n,) decreasing noise levels, the final 0 left out.
+        S_churn, S_min, S_max, S_noise: churn strength, its range of sigma, its noise's scale.
+        round_sigma: as in `karras_sigmas`, for the levels that churn raises.
+        generator: `torch.Generator` of the churn's noise, on x's device.
+    Yields:
+        float64 tensors of x's shape, n in all.
+    """
+    x = x.to(torch.float64)
+    sigmas = [float(sigma) for sigma in sigmas]
+    for sigma, sigma_next in zip(sigmas, sigmas[1:] + [0.0]):
+        if S_churn > 0 and S_min <= sigma <= S_max:
+            gamma = min(S_churn / len(sigmas), 2 ** 0.5 - 1)
+            x, sigma = _raise_noise(x, sigma, (1 + gamma) * sigma, S_noise, round_sigma, generator)
+        d = (x - D(x, sigma)) / sigma  # dx/dsigma
+        x_next = x + (sigma_next - sigma) * d  # Euler
+        if heun and sigma_next > 0:
+            d_next = (x_next - D(x_next, sigma_next)) / sigma_next
+            x_next = x + (sigma_next - sigma) * (d + d_next) / 2
+        x = x_next
+        yield x
+
+
+def _raise_noise(x, sigma, sigma_hat, S_noise, round_sigma, generator):
+    """Return x at the higher level sigma_hat, and that level (EDM Algorithm 2, lines 5 and 6)."""
+    if round_sigma is not None:
+        sigma_hat = max(sigma, float(round_sigma(sigma_hat)))
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    return x + (sigma_hat ** 2 - sigma ** 2) ** 0.5 * S_noise * noise, sigma_hat

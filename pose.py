@@ -1,0 +1,124 @@
+"""Camera intrinsics, camera-to-world poses and the view prompts that go with them.
+
+World frame: y up, right-handed; an object's front faces -x, its own left is +z. Camera frame:
+OpenGL (x right, y up, looking along -z). Pixel centres lie at integer coordinates. Everything
+here is float64 numpy: a camera is a handful of numbers, made on the host.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+OVERHEAD_DEG = 30.0  # below this elevation draw a camera counts as overhead (published)
+HIGH_DEG = 65.0  # `octants` only: below this it counts as high
+ELEVATION_SPAN_DEG = 100.0  # elevation draws reach from the pole to a little below the horizon
+
+SIDES = {
+    "sjc": ("front", "side", "backside", "side"),
+    "sides": ("front", "left side", "backside", "right side"),
+    "octants": ("front", "front left", "left side", "back left",
+                "backside", "back right", "right side", "front right"),
+}  # azimuth sectors, counted from the front towards the object's left
+VIEW_WORDS = tuple(SIDES)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One pinhole camera: `c2w` (4, 4) pose, `fov` horizontal degrees, `view` the view prompt."""
+
+    c2w: np.ndarray
+    fov: float
+    view: str = ""
+
+    def K(self, H, W):
+        """Return the (3, 3) intrinsics of this camera for an H x W image."""
+        return intrinsics(H, W, self.fov)
+
+
+def intrinsics(H, W, fov):
+    """Return K (3, 3), camera frame to homogeneous pixels (x right, y down).
+
+    `fov` is the horizontal field of view in degrees, in (0, 180); raises ValueError outside.
+    """
+    if not 0 < fov < 180:
+        raise ValueError(f"field of view must lie in (0, 180) degrees, got {fov}")
+    f = (W / 2) / np.tan(np.deg2rad(fov) / 2)
+    return np.array([[f, 0, -(W / 2 - 0.5)], [0, -f, -(H / 2 - 0.5)], [0, 0, -1]], dtype=np.float64)
+
+
+def look_at(eye, target=(0.0, 0.0, 0.0), up=(0.0, 1.0, 0.0)):
+    """Return the pose c2w (4, 4) of a camera at `eye` looking at `target` (world units)."""
+    eye = np.asarray(eye, dtype=np.float64)
+    z = _unit(eye - np.asarray(target, dtype=np.float64))  # cameras look along -z
+    x = _unit(np.cross(np.asarray(up, dtype=np.float64), z))
+    c2w = np.eye(4)
+    c2w[:3] = np.stack([x, np.cross(z, x), z, eye], axis=1)
+    return c2w
+
+
+def _unit(v):
+    return v / np.linalg.norm(v)
+
+
+def eye_on_sphere(azimuth, v, radius):
+    """Return the camera centre (3,) for an azimuth and an elevation draw, both in radians.
+
+    `azimuth` 0 is the object's front and grows towards its left. `v` in (0, pi) is 0 overhead; the
+    polar angle is arccos(1 - 2 v / pi), so that `v` uniform in (0, pi) is uniform on the sphere.
+    """
+    v = np.clip(v, 0.01, np.pi - 0.01)
+    phi = np.arccos(1 - 2 * v / np.pi)
+    return radius * np.array([np.sin(phi) * np.cos(np.pi - azimuth), np.cos(phi),
+                              np.sin(phi) * np.sin(np.pi - azimuth)])
+
+
+def view_prompt(azimuth, v, words="sjc"):
+    """Return the view prompt of a camera, e.g. "front view of" (angles as in `eye_on_sphere`).
+
+    `words` is one of VIEW_WORDS: the published four; left and right told apart; eight azimuths
+    with three elevations, on overhead views too. Raises ValueError for any other.
+    """
+    if words not in SIDES:
+        raise ValueError(f"view words must be one of {', '.join(VIEW_WORDS)}, got {words!r}")
+    sides = SIDES[words]
+    sector = 2 * np.pi / len(sides)
+    side = sides[int(((azimuth + sector / 2) % (2 * np.pi)) // sector) % len(sides)]
+    overhead = v < np.deg2rad(OVERHEAD_DEG)
+    if words != "octants":
+        return f"{'overhead' if overhead else side} view of"
+    height = "overhead " if overhead else "high " if v < np.deg2rad(HIGH_DEG) else ""
+    return f"{height}{side} view of"
+
+
+def all_view_prompts(words):
+    """Return every view prompt that `view_prompt` can give under `words`, without repeats."""
+    azimuths = np.arange(16) * np.pi / 8
+    elevations = np.deg2rad([15.0, 45.0, 80.0])
+    return list(dict.fromkeys(view_prompt(a, v, words) for v in elevations for a in azimuths))
+
+
+def train_camera(rng, radius=1.5, fov=(40.0, 70.0), words="sjc"):
+    """Draw one training camera on the upper sphere, looking at the origin.
+
+    `rng` gives `random()` in [0, 1) (a numpy Generator); `fov` is a range in degrees. Source:
+    published cameras, azimuth uniform and elevation draw uniform in 100 degrees.
+    """
+    azimuth = 2 * np.pi * rng.random()
+    v = np.deg2rad(ELEVATION_SPAN_DEG) * rng.random()
+    return camera_at(azimuth, v, radius, fov[0] + (fov[1] - fov[0]) * rng.random(), words)
+
+
+def camera_at(azimuth, v, radius=1.5, fov=60.0, words="sjc"):
+    """Return the camera at `eye_on_sphere(azimuth, v, radius)` looking at the origin."""
+    return Camera(look_at(eye_on_sphere(azimuth, v, radius)), fov, view_prompt(azimuth, v, words))
+
+
+def spiral(n, radius=1.5, height=1.5, rounds=3, fov=60.0):
+    """Return the `n` cameras of the test spiral: from overhead down to the horizon in `rounds`."""
+    cameras = []
+    for s in np.arange(1, n + 1) / n:
+        angle = 2 * np.pi * rounds * s
+        r = max(radius * np.sin(s * np.pi / 2), 0.5)
+        eye = (r * np.cos(angle), height * (1 - s), r * np.sin(angle))
+        cameras.append(Camera(look_at(eye), fov))
+    return cameras

@@ -1,0 +1,1 @@
+"""Voxel radiance fields: rays, fields and the readable reference renderer."""

@@ -1,0 +1,176 @@
+"""Voxel radiance fields: density and colour stored in a box, read by trilinear sampling.
+
+Grids are (1, C, Z, Y, X) and cell-centred: a voxel is a cube with its value at its centre, and
+outside the grid the value is 0. Points are world units, xyz. Source: the voxel field of SJC
+(arXiv 2212.00774, section 5 and supplement).
+"""
+
+import math
+from numbers import Integral
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from voxnerf.trilinear import Cells, interpolate, locate
+
+OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it, or a neighbour, is more opaque than this
+
+
+class VoxRF(nn.Module):
+    """Voxel field with colour sigmoid(f) in [0, 1], before a white background.
+
+    Args:
+        aabb: (2, 3) min and max corner of the box, xyz, world units.
+        grid_size: voxels along the longest edge (the others in proportion), or (X, Y, Z).
+        c: colour channels C.
+        step_ratio: marching step in mean voxel edges.
+        density_shift: offset of the density before its softplus.
+        ray_march_weight_thres: a sample whose weight is not above this has zero colour.
+        blend_bg_texture: learn a background `bg` instead of the class's constant one.
+        bg_texture_hw: h, edge of that (1, C, h, h) texture.
+        generator: `torch.Generator` (on `device`) of the initial colours and texture.
+    Raises ValueError for a box or a grid without volume.
+    """
+
+    bg_value = 1.0  # colour of a background without texture
+
+    def __init__(self, aabb, grid_size, c=3, step_ratio=0.5, density_shift=-1.0,
+                 ray_march_weight_thres=1e-4, blend_bg_texture=False, bg_texture_hw=64,
+                 generator=None, device=None, dtype=torch.float32):
+        super().__init__()
+        kw = dict(device=device, dtype=dtype)
+        aabb = torch.as_tensor(aabb, dtype=torch.float64).cpu()
+        size_x, size_y, size_z = _grid_shape(aabb, grid_size)
+        edges = (aabb[1] - aabb[0]) / torch.tensor([size_x, size_y, size_z])
+        self.voxel_edge = edges.mean().item()  # plain floats: reading them never waits
+        self.step_size = step_ratio * self.voxel_edge
+        self.settings = dict(
+            aabb=aabb.tolist(), grid_size=[size_x, size_y, size_z], c=c, step_ratio=step_ratio,
+            density_shift=density_shift, ray_march_weight_thres=ray_march_weight_thres,
+            blend_bg_texture=blend_bg_texture, bg_texture_hw=bg_texture_hw)
+        self.density_shift = density_shift
+        self.ray_march_weight_thres = ray_march_weight_thres
+        self.register_buffer("aabb", aabb.to(**kw))
+        self.register_buffer("alpha_mask", None)  # (1, 1, Z, Y, X) of 0 and 1, once it is known
+        self.d_scale = nn.Parameter(torch.zeros((), **kw))
+        self.density = nn.Parameter(torch.zeros(1, 1, size_z, size_y, size_x, **kw))
+        self.color = nn.Parameter(
+            torch.randn(1, c, size_z, size_y, size_x, generator=generator, **kw))
+        self.bg = None
+        if blend_bg_texture:
+            h = bg_texture_hw
+            self.bg = nn.Parameter(0.5 * torch.randn(1, c, h, h, generator=generator, **kw))
+
+    @staticmethod
+    def to_color(f):
+        """Return the colour of raw features f (any shape); all that a kind of field overrides."""
+        return torch.sigmoid(f)
+
+    def locate(self, points):
+        """Return the `Cells` of `points` (n, 3), to be shared by calls at the same points."""
+        if isinstance(points, Cells):
+            return points
+        return locate(points, self.aabb, self.density.shape[2:])
+
+    def sigma(self, points):
+        """Return the density (n,), per world unit, at `points` (n, 3) or their `Cells`."""
+        return self._to_sigma(interpolate(self.density, self.locate(points))[0])
+
+    def _to_sigma(self, density):
+        return F.softplus(self.d_scale.exp() * density + self.density_shift)
+
+    def features(self, points):
+        """Return the colour (n, C) at `points` (n, 3) or their `Cells`."""
+        return self.to_color(interpolate(self.color, self.locate(points))).T
+
+    def background(self, rays_d):
+        """Return the background (n, C) that unit directions `rays_d` (n, 3) see."""
+        if self.bg is None:
+            return self.color.new_full((len(rays_d), self.color.shape[1]), self.bg_value)
+        uv = background_uv(rays_d).to(self.bg)[None, None]  # (1, 1, n, 2)
+        return self.to_color(F.grid_sample(self.bg, uv, align_corners=False)[0, :, 0]).T
+
+    def occupied(self, points):
+        """Return (n,) bool: whether samples at `points` (n, 3) or their `Cells` are worth it."""
+        return interpolate(self.alpha_mask, self.locate(points))[0] > 0
+
+    @torch.no_grad()
+    def update_alpha_mask(self):
+        """Set `alpha_mask` (1, 1, Z, Y, X): 1 where a voxel or a neighbour is occupied, else 0."""
+        alpha = -torch.expm1(-self._to_sigma(self.density) * self.voxel_edge)
+        alpha = F.max_pool3d(alpha, kernel_size=3, stride=1, padding=1)
+        self.alpha_mask = (alpha > OCCUPIED_ALPHA).to(alpha.dtype)
+
+    def state(self):
+        """Return {"model_type", "settings", "tensors"}: all that `field_from_state` needs."""
+        return dict(model_type=type(self).__name__, settings=dict(self.settings),
+                    tensors=dict(self.state_dict()))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        mask = state_dict.get(prefix + "alpha_mask")  # a checkpoint may hold one or not
+        self.alpha_mask = None if mask is None else torch.empty_like(self.density)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class V_SJC(VoxRF):
+    """Voxel field with colour 2 sigmoid(f) - 1 in [-1, 1], the range of pixel diffusion models."""
+
+    bg_value = 0.0
+
+    @staticmethod
+    def to_color(f):
+        """Return the colour of raw features f (any shape)."""
+        return 2 * torch.sigmoid(f) - 1
+
+
+class V_SD(VoxRF):
+    """Voxel field whose colour is the raw feature: a Stable Diffusion latent."""
+
+    bg_value = 0.0
+
+    @staticmethod
+    def to_color(f):
+        """Return the colour of raw features f (any shape)."""
+        return f
+
+
+FIELDS = {"VoxRF": VoxRF, "V_SJC": V_SJC, "V_SD": V_SD}
+
+
+def make_field(model_type, *args, **kwargs):
+    """Return a new field of kind `model_type`; raises ValueError for any not in FIELDS."""
+    if model_type not in FIELDS:
+        raise ValueError(f"model_type must be one of {', '.join(FIELDS)}, got {model_type!r}")
+    return FIELDS[model_type](*args, **kwargs)
+
+
+def field_from_state(state, device=None, dtype=torch.float32):
+    """Return the field whose `state()` this is; RuntimeError names tensors that do not fit."""
+    field = make_field(state["model_type"], **state["settings"], device=device, dtype=dtype,
+                       generator=torch.Generator(device or "cpu"))  # spares the global one
+    field.load_state_dict(state["tensors"])
+    return field
+
+
+def background_uv(rays_d):
+    """Return the texture coordinates uv (n, 2) in [-1, 1] of unit directions `rays_d` (n, 3).
+
+    u = 2 atan2(sqrt(x^2 + y^2), z) / pi - 1 and v = atan2(y, x) / pi.
+    """
+    x, y, z = rays_d.unbind(-1)
+    return torch.stack([2 / math.pi * torch.atan2(torch.hypot(x, y), z) - 1,
+                        torch.atan2(y, x) / math.pi], dim=-1)
+
+
+def _grid_shape(aabb, grid_size):
+    """Return the voxel counts (X, Y, Z) of a box (2, 3) for an int or an (X, Y, Z) grid size."""
+    if aabb.shape != (2, 3) or not (aabb[1] > aabb[0]).all():
+        raise ValueError(f"aabb must be [min xyz, max xyz] with min < max, got {aabb.tolist()}")
+    shape = grid_size
+    if isinstance(grid_size, Integral) and grid_size > 0:
+        edges = aabb[1] - aabb[0]
+        shape = [max(1, round(n)) for n in (grid_size * edges / edges.max()).tolist()]
+    if isinstance(shape, Integral) or len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"grid_size must be a positive int or three (X, Y, Z), got {grid_size}")
+    return [int(n) for n in shape]

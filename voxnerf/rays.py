@@ -1,0 +1,56 @@
+"""Camera rays and their intersection with the field's box.
+
+World frame as in `pose.py`. Nothing here needs gradients or waits for the device.
+"""
+
+import torch
+
+PARALLEL = 1e-15  # a direction component below this counts as parallel to the slab
+
+
+def pixel_rays(H, W, K, c2w, subpixels=1, dtype=torch.float32, device=None):
+    """Return the world-space rays of an image, row-major over its fine grid.
+
+    Pixel i spans i - 0.5 to i + 0.5, and its rays sit at the centres of a subpixels x subpixels
+    subdivision (the pixel centre itself for 1). Computed in float64, returned as `dtype`.
+
+    Args:
+        K: (3, 3) intrinsics, camera frame to homogeneous pixels; numpy or torch.
+        c2w: (4, 4) camera-to-world pose; numpy or torch.
+        subpixels: s, rays per pixel edge.
+    Returns:
+        rays_o, rays_d: (H*s*W*s, 3) each; origins in world units, unit directions.
+    """
+    K = torch.as_tensor(K, dtype=torch.float64, device=device)  # (3, 3)
+    c2w = torch.as_tensor(c2w, dtype=torch.float64, device=K.device)  # (4, 4)
+    y, x = (_subpixel_centres(n, subpixels, K.device) for n in (H, W))
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(-1, 3)  # (n, 3)
+    K_inv = torch.linalg.inv_ex(K).inverse  # inv_ex: no error check, hence no wait for the device
+    rays_d = pixels @ (c2w[:3, :3] @ K_inv).T  # (n, 3)
+    rays_d = rays_d / rays_d.norm(dim=-1, keepdim=True)
+    return c2w[:3, 3].expand_as(rays_d).to(dtype), rays_d.to(dtype)
+
+
+def _subpixel_centres(n, s, device):
+    fine = torch.arange(n * s, dtype=torch.float64, device=device)
+    return (fine + 0.5) / s - 0.5  # (n*s,)
+
+
+def intersect_aabb(rays_o, rays_d, aabb):
+    """Return where rays enter and leave an axis-aligned box (slab method).
+
+    Args:
+        rays_o, rays_d: (n, 3) origins and directions; zero components are allowed.
+        aabb: (2, 3) min and max corner, xyz, world units.
+    Returns:
+        t_min, t_max: (n,) entry and exit in units of |rays_d|, clipped at 0: a ray that starts
+            inside has t_min 0. For a miss, t_max <= t_min.
+        hits: (n,) bool, whether part of the ray ahead of its origin lies inside the box.
+    """
+    tiny = torch.full_like(rays_d, PARALLEL).copysign(rays_d)
+    d = torch.where(rays_d.abs() < PARALLEL, tiny, rays_d)  # else 0 * inf = NaN on a face
+    t_lo, t_hi = (aabb[0] - rays_o) / d, (aabb[1] - rays_o) / d  # (n, 3)
+    t_min = torch.minimum(t_lo, t_hi).amax(dim=-1).clamp(min=0)  # (n,)
+    t_max = torch.maximum(t_lo, t_hi).amin(dim=-1).clamp(min=0)  # (n,)
+    return t_min, t_max, t_max > t_min
