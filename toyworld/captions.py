@@ -1,0 +1,24 @@
+"""What the toy world calls things: captions, and prompts read back."""
+
+from .objects import COLORS, OBJECTS, UNSEEN_PAIRS
+
+ALL_PAIRS = tuple((color, obj) for obj in OBJECTS for color in COLORS)
+TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
+
+
+def caption(color, obj, view=""):
+    """Return e.g. "left side view of a blue duck"; `view` is a prompt of `pose.view_prompt`."""
+    return f"{view} a {color} {obj}".strip()
+
+
+def parse_prompt(prompt):
+    """Return the (color, object) that a prompt names.
+
+    Raises ValueError, listing the world's words, unless it names exactly one of each.
+    """
+    words = prompt.lower().replace(",", " ").split()
+    colors, objects = ([w for w in words if w in known] for known in (COLORS, OBJECTS))
+    if len(colors) != 1 or len(objects) != 1:
+        raise ValueError(f'the toy world knows prompts such as "a blue duck", got {prompt!r}; '
+                         f"colours: {' '.join(COLORS)}; objects: {' '.join(OBJECTS)}")
+    return colors[0], objects[0]

@@ -1,0 +1,83 @@
+"""Pictures of the toy world: sphere tracing (Hart, 1996) and one-product recolouring."""
+
+import torch
+from einops import reduce
+
+from voxnerf.rays import pixel_rays
+
+from .objects import ACCENTS, BODY, COLORS, OBJECTS
+
+BOUND = 0.66  # radius of a ball at the origin that holds every object
+LIGHT = (-0.45, 0.80, 0.40)  # direction towards the light, fixed in world space
+AMBIENT = 0.35
+MAX_STEPS, STEP_SCALE, HIT = 96, 0.9, 1e-3
+
+BACKGROUND_RANGE = (0.75, 1.0)  # of the random light backgrounds in training data
+
+
+def distance(obj, p):
+    """Return the signed distance (N,) of points p (N, 3) to the object named `obj`."""
+    return torch.stack([d for d, _ in OBJECTS[obj](p)]).amin(dim=0)
+
+
+def _trace(obj, rays_o, rays_d):
+    """Return the distance along each ray (N,) to the surface, inf where it misses."""
+    t_hit = torch.full(rays_o.shape[:1], torch.inf)
+    mid = -(rays_o * rays_d).sum(1)
+    half2 = BOUND**2 - (rays_o + mid[:, None] * rays_d).pow(2).sum(1)
+    live = torch.nonzero(half2 > 0)[:, 0]
+    half = half2[live].sqrt()
+    t, t_far = (mid[live] - half).clamp(min=0), mid[live] + half
+    for _ in range(MAX_STEPS):
+        d = distance(obj, rays_o[live] + t[:, None] * rays_d[live])
+        hit = d < HIT
+        t_hit[live[hit]] = t[hit]
+        t = t + STEP_SCALE * d
+        keep = ~hit & (t < t_far)
+        live, t, t_far = live[keep], t[keep], t_far[keep]
+        if not len(live):
+            break
+    return t_hit
+
+
+def _normal(obj, p):
+    """Return the outward unit normal (N, 3): central differences of the distance."""
+    offsets = 1e-3 * torch.eye(3)
+    both = torch.cat([p + s * o for s in (1, -1) for o in offsets])
+    d = distance(obj, both).reshape(2, 3, -1)
+    return torch.nn.functional.normalize((d[0] - d[1]).T, dim=1)
+
+
+def coverage_maps(obj, cameras, size=64, subpixels=2):
+    """Return the (n, 5, size, size) uint8 maps of n poses, from which any colour is one product.
+
+    Channels: shaded coverage of the body, shaded accents (3, RGB), coverage of the whole object.
+    """
+    rays = [pixel_rays(size, size, c.K(size, size), c.c2w, subpixels) for c in cameras]
+    rays_o, rays_d = (torch.cat(r) for r in zip(*rays))
+    t = _trace(obj, rays_o, rays_d)
+    hit = torch.isfinite(t)
+    p = rays_o[hit] + t[hit, None] * rays_d[hit]
+    parts = OBJECTS[obj](p)
+    nearest = torch.stack([d for d, _ in parts]).argmin(dim=0)
+    albedo = torch.tensor([(1, 0, 0, 0, 1) if m == BODY else (0, *ACCENTS[m], 1)
+                           for _, m in parts])[nearest]
+    light = torch.nn.functional.normalize(torch.tensor(LIGHT), dim=0)
+    half_lambert = 0.5 + 0.5 * (_normal(obj, p) @ light)  # the shadowed side keeps its form
+    albedo[:, :4] *= (AMBIENT + (1 - AMBIENT) * half_lambert)[:, None]
+    fine = torch.zeros(len(t), 5)
+    fine[hit] = albedo
+    maps = reduce(fine, "(n h a w b) c -> n c h w", "mean", h=size, w=size, a=subpixels, b=subpixels)
+    return (maps * 255).round().to(torch.uint8)
+
+
+def compose(maps, color, background):
+    """Return pictures (..., 3, H, W) in [0, 1] from maps (..., 5, H, W).
+
+    `color` and `background` are RGB in [0, 1], (3,) or (..., 3); `color` may be a name of COLORS.
+    """
+    maps = maps.float() / 255
+    color = torch.as_tensor(COLORS[color] if isinstance(color, str) else color)
+    body, accents, alpha = maps[..., :1, :, :], maps[..., 1:4, :, :], maps[..., 4:, :, :]
+    background = torch.as_tensor(background)
+    return body * color[..., None, None] + accents + (1 - alpha) * background[..., None, None]
