@@ -1,0 +1,85 @@
+"""The contract between score chaining and pretrained diffusion models, and what every family shares.
+
+A family is one file `adapt_<family>.py`. It overrides its network call and its conditioning; noise
+levels, snapping and guidance live here. `make_adapter` is the only place that knows the families.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+
+import torch
+
+from my.errors import UserError
+
+FAMILIES = {"sd": "adapt_sd", "ideal": "adapt_ideal"}  # family -> module with make(cfg, device)
+
+PLAIN_BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (1.0, 0.85, 0.80), (0.80, 0.90, 1.0),
+                     (0.85, 1.0, 0.85), (1.0, 1.0, 0.80), (0.90, 0.82, 1.0), (0.80, 0.98, 0.98))  # RGB in [0, 1]
+
+
+class ScoreAdapter(ABC):
+    """A denoiser D(x, sigma | text): the mean of the clean x0 given x = x0 + sigma n, n ~ N(0, I).
+
+    Space: x is (B, C, H, W) float32, `data_shape` = (C, H, W), in the model's own space: RGB in
+    [-1, 1] for pixel models, scaled latents for latent ones. `decode` turns it into a picture,
+    `encode` back.
+    Noise: `sigmas` (n,) float64, largest first, are the levels the model was trained at; `denoise`
+    takes one of them, and `round_sigma` finds the nearest.
+    Text: `embed` turns prompts into a batch of conditions (B, ...), rows that can be gathered and
+    concatenated; the condition of "" is the unconditional one.
+    Score: grad_x log p(x; sigma) = (D(x, sigma) - x) / sigma^2 (EDM, arXiv 2206.00364, Eq. 3).
+    """
+
+    sigmas: torch.Tensor
+    data_shape: tuple[int, int, int]
+    device: torch.device
+
+    @abstractmethod
+    def _denoise(self, x, sigma, cond):
+        """Return D(x, sigma | cond) (B, C, H, W) for a float sigma out of `sigmas`: the network call."""
+
+    @abstractmethod
+    def embed(self, prompts):
+        """Return the conditions of a list of prompts; raises UserError for words it cannot know."""
+
+    @abstractmethod
+    def encode(self, pictures):
+        """Return x (B, C, h, w) of pictures (B, 3, H, W), RGB in [0, 1]."""
+
+    @abstractmethod
+    def decode(self, x):
+        """Return pictures (B, 3, H, W), RGB in [0, 1], of x (B, C, h, w), h and w free."""
+
+    @property
+    @abstractmethod
+    def picture_size(self):
+        """Edge in pixels of the square pictures that the model was trained on."""
+
+    def denoise(self, x, sigma, cond, uncond=None, scale=1.0):
+        """Return the guided denoised x: D_u + scale (D_c - D_u) (arXiv 2207.12598, Eq. 6, in D).
+
+        `x` (B, C, H, W); `sigma` a float out of `sigmas`; `cond` (B, ...); `uncond` likewise or
+        None for no guidance.
+        """
+        if uncond is None or scale == 1:
+            return self._denoise(x, sigma, cond)
+        both = self._denoise(torch.cat([x, x]), sigma, torch.cat([cond, uncond]))
+        d_cond, d_uncond = both.chunk(2)
+        return d_uncond + scale * (d_cond - d_uncond)
+
+    def round_sigma(self, sigma):
+        """Return the entry of `sigmas` nearest to `sigma`, a float."""
+        return self.sigmas[(self.sigmas - sigma).abs().argmin()].item()
+
+    @torch.no_grad()
+    def plain_backgrounds(self):
+        """Return x (n, C, H, W) of the plain light pictures PLAIN_BACKGROUNDS."""
+        rgb = torch.tensor(PLAIN_BACKGROUNDS, device=self.device)[:, :, None, None]
+        return self.encode(rgb.expand(-1, 3, self.picture_size, self.picture_size))
+
+
+def make_adapter(cfg, device):
+    """Return the adapter of `cfg.family`; raises UserError for a family that is not available."""
+    if cfg.family not in FAMILIES:
+        raise UserError(f"--family {cfg.family}: not available yet; use one of {', '.join(FAMILIES)}")
+    return importlib.import_module(FAMILIES[cfg.family]).make(cfg, device)

@@ -1,0 +1,95 @@
+"""The ideal family: the exact denoiser of a finite set of pictures. No network, no weights.
+
+The set is the toy world's renders of the prompt's object, by training cameras, on the plain light
+backgrounds; the view words of a prompt select among them.
+"""
+
+import torch
+import torch.nn.functional as F
+
+import pose
+from adapt import PLAIN_BACKGROUNDS, ScoreAdapter
+from karras import scaled_linear_betas, sigmas_from_betas
+from my.errors import UserError
+from my.seeds import numpy_rng
+from toyworld import compose, coverage_maps, parse_prompt
+
+RENDER_SIZE = 64
+RENDER_BATCH = 16
+ANY_VIEW = -1  # the condition of a prompt without view words, and of ""
+
+
+class IdealAdapter(ScoreAdapter):
+    """D(x, sigma) = sum_i y_i N(x; y_i, sigma^2 I) / sum_i N(x; y_i, sigma^2 I) over pictures y_i.
+
+    `views` maps each view prompt to the pictures (n_v, 3, H, W), RGB in [-1, 1], that it selects.
+    Source: EDM, arXiv 2206.00364, appendix B.3.
+    """
+
+    def __init__(self, views, device="cpu"):
+        self.device = torch.device(device)
+        self.names = list(views)
+        self.views = [y.to(self.device) for y in views.values()]
+        self.all_views = torch.cat(self.views)
+        self.data_shape = tuple(self.all_views.shape[1:])
+        self.sigmas = torch.as_tensor(sigmas_from_betas(scaled_linear_betas(0.00085, 0.012, 1000)))
+
+    @property
+    def picture_size(self):
+        return self.data_shape[1]
+
+    def embed(self, prompts):
+        """Return the view index (B,) of each prompt, ANY_VIEW where it names no view."""
+        return torch.tensor([self._view_index(p) for p in prompts], device=self.device)
+
+    def _view_index(self, prompt):
+        view, of, _ = prompt.partition(" of ")
+        if not of:
+            return ANY_VIEW
+        if f"{view} of" not in self.names:
+            raise UserError(f"no picture has the view {view!r}; the views are: {', '.join(self.names)}")
+        return self.names.index(f"{view} of")
+
+    def _denoise(self, x, sigma, cond):
+        return torch.stack([self._posterior_mean(xi, sigma, self.all_views if v == ANY_VIEW else self.views[v])
+                            for xi, v in zip(x, cond.tolist())])
+
+    @staticmethod
+    def _posterior_mean(x, sigma, y):
+        log_w = -(y - x).square().flatten(1).sum(1) / (2 * sigma**2)
+        return torch.einsum("n,nchw->chw", log_w.softmax(0), y)
+
+    def encode(self, pictures):
+        return 2 * pictures - 1
+
+    def decode(self, x):
+        return ((x + 1) / 2).clamp(0, 1)
+
+
+def toy_views(prompt, words, size, n_cameras, fov, radius, seed):
+    """Return {view prompt: pictures (n_v, 3, size, size) in [-1, 1]} of a toy-world prompt.
+
+    Pictures are of `n_cameras` training cameras, each on every plain background. Raises UserError
+    for a prompt outside the toy world.
+    """
+    try:
+        color, obj = parse_prompt(prompt)
+    except ValueError as error:
+        raise UserError(f"--sd.prompt with --family ideal: {error}") from None
+    rng = numpy_rng(seed, 0, "ideal/cameras")
+    cameras = [pose.train_camera(rng, radius, fov, words) for _ in range(n_cameras)]
+    maps = torch.cat([coverage_maps(obj, cameras[i:i + RENDER_BATCH], RENDER_SIZE)
+                      for i in range(0, n_cameras, RENDER_BATCH)])
+    pictures = {}
+    for view in dict.fromkeys(c.view for c in cameras):
+        mine = maps[[c.view == view for c in cameras]]
+        y = torch.cat([compose(mine, color, background) for background in PLAIN_BACKGROUNDS])
+        pictures[view] = 2 * F.interpolate(y, (size, size), mode="area") - 1
+    return pictures
+
+
+def make(cfg, device):
+    """Return the ideal adapter of a run's configuration."""
+    views = toy_views(cfg.sd.prompt, cfg.pose.view_words, cfg.pose.rend_hw, cfg.ideal.n_cameras,
+                      cfg.pose.fov_range, cfg.pose.R, cfg.seed)
+    return IdealAdapter(views, device)

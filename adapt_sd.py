@@ -1,0 +1,136 @@
+"""The Stable Diffusion family: any diffusers folder of that architecture, the miniature included."""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from adapt import ScoreAdapter
+from my.errors import UserError
+
+ROOT = Path(__file__).parent
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+PUBLISHED = {
+    ("v1", False): "diffusion_ckpts/stable_diffusion/sd-v1-5",
+    ("v2", False): "diffusion_ckpts/sd2/512-base-ema",
+    ("v2", True): "diffusion_ckpts/sd2/768-v-ema",
+}  # (sd.variant, sd.v2_highres) -> diffusers folder under the data root of env.json
+WITHOUT = "get going without one: --preset mini or --preset ideal"
+
+
+class StableDiffusionAdapter(ScoreAdapter):
+    """Score of a latent diffusion model: tokenizer, CLIP text encoder, UNet, VAE and noise schedule.
+
+    `parts` holds the five diffusers components by name. `amp` is the dtype that the UNet is
+    evaluated in under autocast, or None.
+    """
+
+    def __init__(self, parts, device="cpu", amp=None):
+        self.device = torch.device(device)
+        self.tokenizer, self.text_encoder, self.unet, self.vae, scheduler = (parts[name] for name in PARTS)
+        for net in (self.text_encoder, self.unet, self.vae):
+            net.to(self.device).eval().requires_grad_(False)
+        self.amp = amp
+        abar = scheduler.alphas_cumprod.double()
+        self.sigmas = ((1 - abar) / abar).sqrt().flip(0)
+        self.prediction_type = scheduler.config.prediction_type
+        size = self.unet.config.sample_size
+        self.data_shape = (self.unet.config.in_channels, size, size)
+        self.scaling = self.vae.config.scaling_factor
+
+    @property
+    def picture_size(self):
+        return self.data_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def _denoise(self, x, sigma, cond):
+        """Precondition the UNet (EDM, arXiv 2206.00364, Table 1: VP; v as arXiv 2202.00512, appendix D)."""
+        t = len(self.sigmas) - 1 - int((self.sigmas - sigma).abs().argmin())
+        c_in = (1 + sigma**2) ** -0.5
+        with self._autocast():
+            out = self.unet((c_in * x).to(self.unet.dtype), t, cond.to(self.unet.dtype)).sample.float()
+        if self.prediction_type == "v_prediction":
+            return c_in**2 * x - sigma * c_in * out
+        return x - sigma * out
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
+
+    @torch.no_grad()
+    def embed(self, prompts):
+        """Return the text encoder's last hidden state (B, L, D) of each prompt."""
+        self._refuse_unknown_words(prompts)
+        length = self.tokenizer.model_max_length
+        longest = max(len(self.tokenizer(p).input_ids) for p in prompts)
+        if longest > length:
+            print(f"note: the prompt has {longest} tokens with its view words; the text encoder reads the "
+                  f"first {length}", file=sys.stderr)
+        ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
+                             return_tensors="pt").input_ids
+        return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
+
+    def _refuse_unknown_words(self, prompts):
+        known = self.tokenizer.init_kwargs.get("closed_vocabulary")
+        unknown = sorted({w for p in prompts for w in p.lower().split() if w not in known}) if known else []
+        if unknown:
+            raise UserError(f"--sd.prompt: this model has no word for {' '.join(unknown)}; it knows: "
+                            f"{' '.join(known)}; for any other prompt give a real checkpoint: "
+                            "--sd.checkpoint FOLDER or --sd.variant v1")
+
+    def encode(self, pictures):
+        x = (2 * pictures - 1).to(self.vae.dtype)
+        return (self.vae.encode(x).latent_dist.mean * self.scaling).float()
+
+    def decode(self, x):
+        pictures = self.vae.decode((x / self.scaling).to(self.vae.dtype)).sample
+        return ((pictures.float() + 1) / 2).clamp(0, 1)
+
+
+def find_checkpoint(sd):
+    """Return the diffusers folder that the options `sd` mean; raises UserError saying where it looked."""
+    if sd.checkpoint is not None:
+        folder, flag = Path(sd.checkpoint).expanduser(), f"--sd.checkpoint {sd.checkpoint}"
+    elif sd.variant == "mini":
+        folder, flag = ROOT / "mini_sd", "--sd.variant mini"
+    else:
+        data_root = Path(json.loads((ROOT / "env.json").read_text())["data_root"]).expanduser()
+        folder = data_root / PUBLISHED[sd.variant, sd.v2_highres and sd.variant == "v2"]
+        flag = f"--sd.variant {sd.variant}"
+    missing = [name for name in PARTS if not (folder / name).is_dir()]
+    if missing:
+        why = f"it has no {', '.join(missing)}" if folder.is_dir() else "no such folder"
+        raise UserError(f"{flag}: looked for a diffusers folder at {folder}: {why}; give one with "
+                        f"--sd.checkpoint FOLDER (data root: {ROOT / 'env.json'}), or {WITHOUT}")
+    return folder
+
+
+def load_parts(folder, dtype):
+    """Return the five components of a diffusers folder, networks in `dtype`, without any network access."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        return {
+            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True),
+            "unet": UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, local_files_only=True),
+            "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True),
+            "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+        }
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be read as Stable Diffusion: {str(error).splitlines()[0]}; "
+                        f"{WITHOUT}") from None
+
+
+def precision_dtypes(precision, device):
+    """Return (weights dtype, autocast dtype or None) of an `sd.precision` on a device type."""
+    if precision == "autocast":
+        return torch.float32, torch.float16 if device == "cuda" else None
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision], None
+
+
+def make(cfg, device):
+    """Return the Stable Diffusion adapter of a run's configuration."""
+    dtype, amp = precision_dtypes(cfg.sd.precision, torch.device(device).type)
+    return StableDiffusionAdapter(load_parts(find_checkpoint(cfg.sd), dtype), device, amp)
