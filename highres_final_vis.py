@@ -1,0 +1,63 @@
+"""Render the finished run in the current folder with sub-pixel sampling: pictures and two videos.
+
+    python highres_final_vis.py
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from my import config, run_dir
+from my.errors import UserError, run_main
+
+ROOT = Path(__file__).resolve().parent
+SUBPIXELS = 4  # rays an edge of a pixel
+DOWNSCALE = 2  # of those are averaged before decoding: twice the training resolution is decoded
+
+
+class VisConfig(config.Config):
+    """Every option of highres_final_vis.py."""
+
+    n_frames: int = Field(200, gt=0, description="frames of the spiral")
+    skip: int = Field(60, ge=0, description="frames left out at its start, where cameras look from overhead")
+    fps: int = Field(30, gt=0, description="frames a second of the videos")
+    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+
+
+def render_spiral(sjc, cfg, out):
+    """Write img/*.png, img.mp4 and img_depth.mp4 to the folder `out`."""
+    import pose
+    from my.media import VideoWriter, beside, depth_image, to_uint8, write_png
+    from tqdm import tqdm
+
+    p = sjc.cfg.pose
+    cameras = pose.spiral(cfg.n_frames, p.R, p.R, fov=p.FoV)[cfg.skip:]
+    (out / "img").mkdir(parents=True, exist_ok=True)
+    with VideoWriter(out / "img.mp4", cfg.fps) as video, VideoWriter(out / "img_depth.mp4", cfg.fps) as with_depth:
+        for i, camera in enumerate(tqdm(cameras, desc="highres", unit="frame"), start=cfg.skip):
+            picture, depth = sjc.view(camera, subpixels=SUBPIXELS, downscale=DOWNSCALE)
+            picture, depth = to_uint8(picture), depth_image(depth, *sjc.depth_range)
+            write_png(out / "img" / f"{i:03d}.png", picture)
+            video.append(picture)
+            with_depth.append(beside(picture, depth))
+
+
+def main(argv=None):
+    """Render the finished run of the current folder."""
+    cfg = config.load(VisConfig, argv, prog="highres_final_vis.py", doc=__doc__, config_file=None)
+    run_dir.refuse_project_dir(ROOT)
+    if cfg.skip >= cfg.n_frames:
+        raise UserError(f"--skip {cfg.skip}: must be less than --n_frames {cfg.n_frames}")
+    from sjc import load_run
+
+    sjc, step = load_run(".", cfg.device)
+    if step < sjc.cfg.n_steps:
+        raise UserError(f"this run is at step {step} of {sjc.cfg.n_steps}: finish it first with "
+                        "run_sjc.py --resume True")
+    out = Path(f"highres_{step}")
+    render_spiral(sjc, cfg, out)
+    print(f"done: {out / 'img.mp4'} and {out / 'img_depth.mp4'}, single frames in {out / 'img'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

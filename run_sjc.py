@@ -1,0 +1,117 @@
+"""Text to 3D by Score Jacobian Chaining: optimise a voxel field in the current folder.
+
+    python run_sjc.py --preset ideal --sd.prompt "a blue duck"
+    python run_sjc.py --sd.prompt "A high quality photo of a delicious burger"
+"""
+
+from pathlib import Path
+
+from my import config, run_dir
+from my.errors import UserError, run_main
+from sjc_config import SJCConfig
+
+ROOT = Path(__file__).resolve().parent
+FULL_CONFIG = "full_config.yml"
+FREE_ON_RESUME = {"resume", "device", "dry_run"}  # options that a resumed run may change
+N_VISUALS, N_CHECKPOINTS = 100, 20  # visualise every 1%, checkpoint every 5%
+N_TEST_VIEWS = 100
+LOG_EVERY = 10  # steps between lines of history.json
+
+
+def read_config(argv):
+    """Return the run's configuration; with --resume, the one saved in the folder."""
+    spec = {"prog": "run_sjc.py", "doc": __doc__, "presets_dir": ROOT / "presets"}
+    cfg = config.load(SJCConfig, argv, **spec)
+    run_dir.refuse_project_dir(ROOT)
+    if not cfg.resume:
+        if Path("ckpt").exists():
+            raise UserError("this folder already holds a run: continue it with --resume True, or start in an "
+                            "empty folder")
+        return cfg
+    if not Path(FULL_CONFIG).exists():
+        raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
+    saved = config.read(SJCConfig, FULL_CONFIG)
+    cfg = config.load(SJCConfig, argv, config_file=FULL_CONFIG, **spec)
+    now, then = cfg.model_dump(exclude=FREE_ON_RESUME), saved.model_dump(exclude=FREE_ON_RESUME)
+    changed = [name for name in now if now[name] != then[name]]
+    if changed:
+        raise UserError(f"--resume True: {', '.join(changed)} differ from the run's {FULL_CONFIG}; a resumed run "
+                        f"can change only {', '.join(sorted(FREE_ON_RESUME))}")
+    return cfg
+
+
+def train(sjc, first_step):
+    """Optimise the field, leaving history, heartbeat, visualisations and checkpoints."""
+    from sjc import check_finite, optimise
+    from tqdm import tqdm
+
+    n = sjc.cfg.n_steps
+    visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
+    with (run_dir.History("history.json", first_step) as history,
+          run_dir.Heartbeat("heartbeat.json", n, start_step=first_step) as heartbeat,
+          tqdm(total=n, initial=first_step, desc="sjc", unit="step") as bar):
+        for step, stats in optimise(sjc, first_step):
+            if step % LOG_EVERY == 0 or step == n:
+                check_finite(stats, step)
+                history.add(step, **stats)
+                bar.set_postfix({k: f"{float(v):.3g}" for k, v in stats.items()}, refresh=False)
+            if step % visual_every == 0 or step == n:
+                visualise(sjc, step)
+            if step % save_every == 0 or step == n:
+                sjc.save("ckpt", step)
+            heartbeat.beat(step)
+            bar.update()
+        save_test_views(sjc)
+
+
+def visualise(sjc, step):
+    """Write this step's picture, depth, and both side by side, from a camera that moves round with the run."""
+    import pose
+    from my.media import beside, depth_image, to_uint8, write_png
+
+    k = min(N_VISUALS - 1, step * N_VISUALS // sjc.cfg.n_steps)
+    picture, depth = sjc.view(pose.spiral(N_VISUALS, sjc.cfg.pose.R, sjc.cfg.pose.R, fov=sjc.cfg.pose.FoV)[k])
+    picture, depth = to_uint8(picture), depth_image(depth, *sjc.depth_range)
+    for folder, image in (("img", picture), ("depth", depth), ("view", beside(picture, depth))):
+        Path(folder).mkdir(exist_ok=True)
+        write_png(Path(folder) / f"step_{step:07d}.png", image)
+
+
+def save_test_views(sjc):
+    """Write the pictures and the videos of the spiral of test views to test_<step>/."""
+    import pose
+    from my.media import VideoWriter, beside, depth_image, to_uint8, write_png
+    from tqdm import tqdm
+
+    p = sjc.cfg.pose
+    root = Path(f"test_{sjc.cfg.n_steps}")
+    for name in ("view", "view_seq"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    with VideoWriter(root / "view_seq" / "view.mp4") as video:
+        for i, camera in enumerate(tqdm(pose.spiral(N_TEST_VIEWS, p.R, p.R, fov=p.FoV), desc="test views")):
+            picture, depth = sjc.view(camera)
+            picture, depth = to_uint8(picture), depth_image(depth, *sjc.depth_range)
+            write_png(root / "view" / f"{i:03d}.png", picture)
+            video.append(beside(picture, depth))
+    print(f"done: {root / 'view'} has {N_TEST_VIEWS} views, {root / 'view_seq' / 'view.mp4'} the video; for the "
+          f"final rendering: python {ROOT / 'highres_final_vis.py'}")
+
+
+def main(argv=None):
+    """Run text to 3D in the current folder."""
+    cfg = read_config(argv)
+    print(config.show(cfg), end="")
+    config.write(cfg, FULL_CONFIG)
+    if cfg.dry_run:
+        return
+    from adapt import make_adapter
+    from my import checkpoint
+    from sjc import SJC, pick_device
+
+    sjc = SJC(cfg, make_adapter(cfg, pick_device(cfg.device)))
+    newest = checkpoint.latest("ckpt")
+    train(sjc, sjc.load(newest) if newest else 0)
+
+
+if __name__ == "__main__":
+    run_main(main)

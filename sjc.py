@@ -1,0 +1,226 @@
+"""Score Jacobian Chaining (Wang et al., arXiv 2212.00774): the method.
+
+    grad_theta log p(theta) = E_pi [ grad_x log p(x_pi) . J_pi ],     x_pi = render(theta, pi)
+
+The score of a 2D diffusion model at a rendering x_pi is chained through the Jacobian J_pi of the
+renderer, and so moves the parameters theta of a voxel field. `SJC.step` is where it happens.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import pose
+from adapt import make_adapter
+from my import checkpoint, config
+from my.errors import RunError, UserError
+from my.seeds import numpy_rng, torch_rng
+from sjc_config import SJCConfig
+from voxnerf.field import make_field
+from voxnerf.render import render_image
+
+BORDER = 7 / 64  # of the image's edge, around the centre of the centre-depth loss
+TEST_BACKGROUND = 0  # index of the plain background behind test views
+CHUNK = 16384  # rays at a time where no gradient is needed
+
+
+def pick_device(name):
+    """Return the torch device of a `--device`; raises UserError where it cannot be had."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: not available here; use auto, cpu"
+                        f"{', cuda' if torch.cuda.is_available() else ''}") from None
+    return device
+
+
+def chained_gradient(D, x, x_perturbed, sigma, var_red):
+    """Return the ascent direction dlog p / dx (B, C, H, W) of the rendering x, up to a factor 1 / sigma.
+
+    `D` is the denoised x_perturbed = x + sigma n. Source: arXiv 2212.00774, Eq. 15 (perturb and
+    average: D - x_perturbed) and Eq. 16 (the same in expectation without the noise: D - x).
+    """
+    return (D - (x if var_red else x_perturbed)) / sigma
+
+
+def emptiness_loss(weights, scale):
+    """Return mean log(1 + scale w) of compositing weights (k, n) (arXiv 2212.00774, section 5)."""
+    return torch.log1p(scale * weights).mean()
+
+
+def centre_depth_loss(depth):
+    """Return log(1 + exp(centre - border)) of the mean depths of an image (H, W), in world units.
+
+    Falls as the centre comes nearer than the border, finite everywhere. Source: the centre-depth
+    regulariser of arXiv 2212.00774, whose logarithm of a difference is not.
+    """
+    h, w = (max(1, round(n * BORDER)) for n in depth.shape)
+    centre = torch.zeros_like(depth, dtype=torch.bool)
+    centre[h:-h, w:-w] = True
+    return F.softplus(depth[centre].mean() - depth[~centre].mean())
+
+
+def resize(x, hw):
+    """Return images x (B, C, H, W) resized bilinearly to hw = (h, w), antialiased; x itself if it fits."""
+    return x if x.shape[2:] == tuple(hw) else F.interpolate(x, hw, mode="bilinear", antialias=True)
+
+
+class SJC:
+    """One optimisation: a field, the score that shapes it, its cameras and its optimizer."""
+
+    def __init__(self, cfg, adapter):
+        self.cfg, self.adapter = cfg, adapter
+        self.field = self._new_field()
+        self.names = [name for name, _ in self.field.named_parameters()]
+        theta = dict(self.field.named_parameters())
+        self.optimizer = torch.optim.Adamax([
+            {"params": [p], "lr": cfg.bg_lr if name == "bg" else cfg.lr} for name, p in theta.items()])
+        views = pose.all_view_prompts(cfg.pose.view_words)
+        with torch.no_grad():
+            self.uncond = adapter.embed([""])
+            self.cond = dict(zip(views, adapter.embed([f"{view} {cfg.sd.prompt}" for view in views]).split(1)))
+        self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
+
+    def _new_field(self):
+        vox, b = self.cfg.vox, self.cfg.vox.bbox_len
+        if vox.c != self.adapter.data_shape[0]:
+            raise UserError(f"--vox.c {vox.c}: this model's space has {self.adapter.data_shape[0]} channels")
+        field = make_field(vox.model_type, [[-b] * 3, [b] * 3], vox.grid_size, vox.c, vox.step_ratio,
+                           vox.density_shift, vox.ray_march_weight_thres,
+                           vox.blend_bg_texture and not self.cfg.plain_bg, vox.bg_texture_hw,
+                           generator=torch_rng(self.cfg.seed, 0, "field"))
+        return field.to(self.adapter.device)
+
+    # ------------------------------------------------------------------ rendering
+
+    def background(self, index, hw):
+        """Return plain background `index` for an hw x hw rendering, (hw * hw, C); None is the field's own."""
+        if self.backgrounds is None:
+            return None
+        return resize(self.backgrounds[index:index + 1], (hw, hw))[0].flatten(1).T
+
+    def render(self, camera, hw=None, bg_index=TEST_BACKGROUND, subpixels=1, chunk=None):
+        """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space."""
+        hw = hw or self.cfg.pose.rend_hw
+        bg = self.background(bg_index, hw * subpixels)
+        return render_image(self.field, camera.K(hw, hw), camera.c2w, hw, hw, bg, subpixels, chunk)
+
+    @property
+    def depth_range(self):
+        """Nearest and farthest distance of the field's cube from a camera, world units."""
+        reach = 3**0.5 * self.cfg.vox.bbox_len
+        return max(0.0, self.cfg.pose.R - reach), self.cfg.pose.R + reach
+
+    @torch.no_grad()
+    def view(self, camera, hw=None, subpixels=1, downscale=1):
+        """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w)), antialiased by `downscale`."""
+        r = self.render(camera, hw, subpixels=subpixels, chunk=CHUNK)
+        x, depth = (F.avg_pool2d(image[None], downscale)[0] for image in (r.color, r.depth[None]))
+        return self.adapter.decode(x[None])[0].permute(1, 2, 0).cpu().numpy(), depth[0].cpu().numpy()
+
+    # ------------------------------------------------------------------ optimisation
+
+    def draw_sigma(self, step):
+        """Return this step's noise level: uniform over the table's entries in `sigma_range`, as annealed."""
+        cfg, table = self.cfg, self.adapter.sigmas
+        low, high = cfg.sigma_range
+        if high > len(table):
+            raise UserError(f"--sigma_range {low},{high}: this model's table has {len(table)} entries")
+        if cfg.sigma_anneal is not None:
+            high = round(high + (cfg.sigma_anneal - high) * step / cfg.n_steps)
+        t = int(numpy_rng(cfg.seed, step, "sigma").integers(low, max(high, low + 1)))
+        return table[len(table) - 1 - t].item()
+
+    def draw_cameras(self, step):
+        """Return this step's training cameras."""
+        p = self.cfg.pose
+        return [pose.train_camera(numpy_rng(self.cfg.seed, step, f"camera/{b}"), p.R, p.fov_range, p.view_words)
+                for b in range(self.cfg.batch_views)]
+
+    def draw_background(self, step):
+        """Return the index of this step's plain background."""
+        n = 1 if self.backgrounds is None else len(self.backgrounds)
+        return int(numpy_rng(self.cfg.seed, step, "background").integers(n))
+
+    @torch.no_grad()
+    def gradient(self, x, cameras, sigma, step):
+        """Return the score to be chained (B, C, H, W) at renderings x, for the mean over B cameras."""
+        noise = torch.randn(x.shape, generator=torch_rng(self.cfg.seed, step, "noise")).to(x)
+        x_perturbed = x + sigma * noise
+        cond = torch.cat([self.cond[camera.view] for camera in cameras])
+        D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.sd.scale)
+        return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / len(cameras)
+
+    def regulariser(self, renderings, step):
+        """Return the weighted emptiness and centre-depth losses, means over the renderings."""
+        cfg = self.cfg
+        late = step >= cfg.emptiness_step * cfg.n_steps
+        weight = cfg.emptiness_weight * (cfg.emptiness_multiplier if late else 1)
+        loss = weight * sum(emptiness_loss(r.weights, cfg.emptiness_scale) for r in renderings)
+        if cfg.depth_weight:
+            loss = loss + cfg.depth_weight * sum(centre_depth_loss(r.depth) for r in renderings)
+        return loss / len(renderings)
+
+    def step(self, step):
+        """Take one step; return {sigma, score (RMS of the chained gradient), regulariser, opacity}."""
+        cameras, sigma = self.draw_cameras(step), self.draw_sigma(step)
+        bg_index = self.draw_background(step)
+        renderings = [self.render(camera, bg_index=bg_index) for camera in cameras]
+        x = resize(torch.stack([r.color for r in renderings]), self.adapter.data_shape[1:])
+        g = self.gradient(x.detach(), cameras, sigma, step)
+        loss = self.regulariser(renderings, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        # Here is the Jacobian: back-propagating g (Eq. 15 or 16) from the rendering x(theta) gives g . J,
+        # J = dx / dtheta, without ever forming J. Minus, since the optimizer descends.
+        torch.autograd.backward([x, loss], [-g, None])
+        self.optimizer.step()
+        return {"sigma": sigma, "score": g.square().mean().sqrt(), "regulariser": loss.detach(),
+                "opacity": torch.stack([r.opacity.detach().mean() for r in renderings]).mean()}
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save(self, root, step):
+        """Write the state after `step` steps below `root`."""
+        tensors = {f"field/{k}": v for k, v in self.field.state_dict().items()}
+        checkpoint.save(root, step, tensors | checkpoint.flatten_optimizer(self.optimizer, self.names), {})
+
+    def load(self, path):
+        """Restore the state of checkpoint folder `path`; return the number of steps taken."""
+        tensors, meta = checkpoint.load(path)
+        field = {k.removeprefix("field/"): v for k, v in tensors.items() if k.startswith("field/")}
+        checkpoint.check(field, {k: v.shape for k, v in self.field.state_dict().items()})
+        self.field.load_state_dict(field)
+        checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
+        return meta["step"]
+
+
+def optimise(sjc, first_step=0):
+    """Yield (steps taken, statistics) after each step; raises RunError if the field stops being finite."""
+    for step in range(first_step, sjc.cfg.n_steps):
+        stats = sjc.step(step)
+        yield step + 1, stats
+
+
+def check_finite(stats, step):
+    """Raise RunError if a statistic is not finite."""
+    bad = [name for name, value in stats.items() if not torch.isfinite(torch.as_tensor(value))]
+    if bad:
+        raise RunError(f"step {step}: {', '.join(bad)} is not finite; the last checkpoint is from before it; "
+                       "try a smaller --lr or --sd.precision fp32")
+
+
+def load_run(folder, device="auto"):
+    """Return (SJC, steps taken) of the newest checkpoint of a run's folder; raises UserError without one."""
+    folder = Path(folder)
+    if not (folder / "full_config.yml").exists():
+        raise UserError(f"{folder}: no full_config.yml; give the folder of a run of run_sjc.py")
+    cfg = config.read(SJCConfig, folder / "full_config.yml")
+    newest = checkpoint.latest(folder / "ckpt")
+    if newest is None:
+        raise UserError(f"{folder}: no checkpoint in {folder / 'ckpt'}; run run_sjc.py there first")
+    sjc = SJC(cfg, make_adapter(cfg, pick_device(device)))
+    return sjc, sjc.load(newest)

@@ -1,0 +1,111 @@
+"""The typed configuration of a text-to-3D run. Imports nothing heavy: `-h` must answer at once."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from my.config import Config
+
+Degrees = Annotated[float, Field(gt=0, lt=180)]
+
+
+class SDConfig(Config):
+    """Stable Diffusion, and the prompt of every text family."""
+
+    variant: Literal["v1", "v2", "mini"] = Field("v1", description="which Stable Diffusion; mini is embedded")
+    v2_highres: bool = Field(False, description="with v2: the 768-pixel, v-prediction model")
+    checkpoint: str | None = Field(None, description="diffusers folder to load instead of the variant's")
+    prompt: str = Field("A high quality photo of a delicious burger", description="the text (families sd and ideal)")
+    scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
+    precision: Literal["autocast", "fp32", "fp16", "bf16"] = Field(
+        "autocast", description="of the networks; autocast is fp16 on CUDA and fp32 on CPU")
+
+
+class GDDPMConfig(Config):
+    """Guided DDPM (pixel space)."""
+
+    model: str = Field("m_lsun_256", description="published model name")
+    lsun_cat: str = Field("bedroom", description="LSUN category")
+    imgnet_cat: int = Field(-1, ge=-1, lt=1000, description="ImageNet class, -1 for none")
+
+
+class IdealConfig(Config):
+    """The exact score of the toy world's pictures."""
+
+    n_cameras: int = Field(400, gt=0, description="training cameras that its pictures are taken by")
+
+
+class VoxConfig(Config):
+    """The voxel radiance field."""
+
+    model_type: Literal["V_SD", "V_SJC", "VoxRF"] | None = Field(
+        None, description="field: V_SD latents, V_SJC colours in [-1, 1]; default V_SD for sd, else V_SJC")
+    bbox_len: float = Field(1.0, gt=0, description="half edge of the field's cube, world units")
+    grid_size: int = Field(100, gt=1, description="voxels an edge")
+    step_ratio: float = Field(0.5, gt=0, description="marching step, in voxel edges")
+    density_shift: float = Field(-1.0, description="offset of the density before its softplus")
+    ray_march_weight_thres: float = Field(1e-4, ge=0, description="samples at or below this weight get no colour")
+    c: int | None = Field(None, gt=0, description="channels; default 4 for sd, else 3")
+    blend_bg_texture: bool = Field(True, description="learn a background texture")
+    bg_texture_hw: int = Field(4, gt=0, description="edge of that texture")
+
+
+class PoseConfig(Config):
+    """Cameras."""
+
+    rend_hw: int = Field(64, gt=0, description="edge of the rendered image")
+    FoV: Degrees = Field(60.0, description="field of view of test views, degrees")
+    fov_range: tuple[Degrees, Degrees] = Field((40.0, 70.0), description="field of view in training, uniform, degrees")
+    R: float = Field(1.5, gt=0, description="distance of the cameras from the origin")
+    view_words: Literal["sjc", "sides", "octants"] = Field(
+        "sjc", description="view prompts: the published four; left and right told apart; eight azimuths "
+                           "with elevation")
+
+
+class SJCConfig(Config):
+    """Every option of run_sjc.py."""
+
+    preset: str | None = Field(None, description="named settings out of presets/, below config.yml and flags")
+    family: Literal["sd", "gddpm", "ideal"] = Field("sd", description="diffusion family that gives the score")
+    sd: SDConfig = SDConfig()
+    gddpm: GDDPMConfig = GDDPMConfig()
+    ideal: IdealConfig = IdealConfig()
+    lr: float = Field(0.05, gt=0, description="learning rate of the field (Adamax)")
+    bg_lr: float = Field(1e-4, ge=0, description="learning rate of the background texture")
+    n_steps: int = Field(10000, gt=0, description="optimisation steps")
+    batch_views: int = Field(1, gt=0, description="cameras a step, whose gradients are averaged")
+    vox: VoxConfig = VoxConfig()
+    pose: PoseConfig = PoseConfig()
+    plain_bg: bool = Field(False, description="random plain light backgrounds, a new one each step, "
+                                              "instead of vox.blend_bg_texture")
+    sigma_range: tuple[int, int] = Field(
+        (10, 970), description="entries of the noise table, smallest first, drawn from uniformly: first, last + 1")
+    sigma_anneal: int | None = Field(None, description="where the upper end of sigma_range moves to, linearly, "
+                                                       "by the last step; default none")
+    emptiness_scale: float = Field(10.0, ge=0, description="s of the emptiness loss, mean log(1 + s w)")
+    emptiness_weight: float = Field(1e4, ge=0, description="weight of the emptiness loss")
+    emptiness_step: float = Field(0.5, ge=0, description="fraction of the run after which it is multiplied")
+    emptiness_multiplier: float = Field(20.0, ge=0, description="factor of the emptiness loss from there on")
+    depth_weight: float = Field(0.0, ge=0, description="weight of the centre-depth loss")
+    var_red: bool = Field(True, description="subtract the render, not its perturbation (Eq. 16, not 15)")
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+    resume: bool = Field(False, description="continue the run in this folder")
+    dry_run: bool = Field(False, description="stop after writing full_config.yml")
+
+    @model_validator(mode="after")
+    def _by_family(self):
+        latent = self.family == "sd"
+        self.vox.model_type = self.vox.model_type or ("V_SD" if latent else "V_SJC")
+        self.vox.c = self.vox.c or (4 if latent else 3)
+        return self
+
+    @model_validator(mode="after")
+    def _ordered_ranges(self):
+        for name, (low, high) in (("pose.fov_range", self.pose.fov_range), ("sigma_range", self.sigma_range)):
+            if low > high or low < 0 or (name == "sigma_range" and low == high):
+                raise ValueError(f"--{name} must go up from its first to its second number, got {low}, {high}")
+        if self.sigma_anneal is not None and self.sigma_anneal <= self.sigma_range[0]:
+            raise ValueError(f"--sigma_anneal must lie above the first of --sigma_range, "
+                             f"{self.sigma_range[0]}, got {self.sigma_anneal}")
+        return self
