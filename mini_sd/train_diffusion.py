@@ -1,0 +1,138 @@
+"""Train the miniature's text encoder and UNet on cached latents, then write the whole diffusers folder.
+
+    python -m mini_sd.train_diffusion
+
+Needs the autoencoder of `mini_sd.train_autoencoder`. About 90 minutes on 2 CPU cores. Stop it at
+any time: the same command goes on where it was; `--export True` writes the averaged weights of the
+newest checkpoint without training further.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import mse_loss
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from mini_sd import data, tokenizer
+from mini_sd.training import Schedule, load_averaged, train
+from my import checkpoint
+from my.config import Config, load
+from my.errors import UserError, run_main
+from my.seeds import numpy_rng, torch_rng
+from toyworld import COLORS, OBJECTS, TRAIN_PAIRS
+
+HERE = Path(__file__).parent
+WIDTH = 128  # of the text encoder, and of the UNet's cross-attention
+ENCODE_BATCH = 64
+CKPT = "diffusion"
+
+
+class DiffusionConfig(Config):
+    """Options of the text encoder's and UNet's training."""
+
+    n_steps: int = Field(8000, gt=0, description="optimisation steps")
+    batch: int = Field(32, gt=0, description="latents a step")
+    lr: float = Field(8e-4, gt=0, description="peak learning rate")
+    poses_per_object: int = Field(1200, gt=0, description="rendered poses of each object")
+    seed: int = Field(0, ge=0, description="seed of weights and data")
+    work: str = Field(str(HERE / "work"), description="folder for the rendered world and checkpoints")
+    export: bool = Field(False, description="only write the newest checkpoint's averaged weights")
+
+
+class TextToLatent(torch.nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, vocab_size, eos):
+        super().__init__()
+        self.text_encoder = CLIPTextModel(CLIPTextConfig(
+            vocab_size=vocab_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=tokenizer.MAX_LENGTH, projection_dim=WIDTH,
+            bos_token_id=eos - 1, eos_token_id=eos, pad_token_id=eos))
+        self.unet = UNet2DConditionModel(
+            sample_size=data.SIZE // 4, in_channels=4, out_channels=4, layers_per_block=1,
+            block_out_channels=(48, 96, 112), norm_num_groups=16, cross_attention_dim=WIDTH, attention_head_dim=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+
+    def forward(self, x, t, ids):
+        return self.unet(x, t, self.text_encoder(ids).last_hidden_state).sample
+
+
+def scheduler():
+    """Return Stable Diffusion's noise schedule: scaled-linear betas, epsilon-prediction."""
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+                         clip_sample=False, set_alpha_to_one=False, prediction_type="epsilon")
+
+
+@torch.no_grad()
+def latents(path, vae, world, seed):
+    """Return {z (n, 4, h, w) scaled fp16, pose (n, 2), color (n,)}: every pose in every training colour, cached."""
+    if not path.exists():
+        z, pose, color = [], [], []
+        colors = list(COLORS)
+        for i, obj in enumerate(tqdm(OBJECTS, desc="encoding", unit="object")):
+            for name in (c for c, o in TRAIN_PAIRS if o == obj):
+                rng = numpy_rng(seed, 0, f"latents/{obj}/{name}")
+                for j, maps in enumerate(world["maps"][i].split(ENCODE_BATCH)):
+                    x = data.paint(maps, torch.tensor(COLORS[name]).expand(len(maps), 3), rng)
+                    z.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half())
+                    pose += [(i, j * ENCODE_BATCH + k) for k in range(len(maps))]
+                    color += [colors.index(name)] * len(maps)
+        save_file({"z": torch.cat(z), "pose": torch.tensor(pose), "color": torch.tensor(color)}, path)
+    return load_file(path)
+
+
+def captions(cache, world, index, rng):
+    """Return a random caption for each of the cached latents `index` (n,)."""
+    objects, colors = list(OBJECTS), list(COLORS)
+    rows = zip(cache["pose"][index].tolist(), cache["color"][index].tolist())
+    return [data.random_caption(colors[c], objects[o], world["angles"][o, k].tolist(), rng) for (o, k), c in rows]
+
+
+def loss_at(step, net, tok, alphas_cumprod, cache, world, cfg):
+    """Return the loss of a step: mean squared error of the predicted noise (DDPM, arXiv 2006.11239, Eq. 14)."""
+    rng = numpy_rng(cfg.seed, step, "diffusion")
+    index = torch.from_numpy(rng.integers(len(cache["z"]), size=cfg.batch))
+    x0 = cache["z"][index].float()
+    ids = tok(captions(cache, world, index, rng), padding="max_length", return_tensors="pt").input_ids
+    t = torch.from_numpy(rng.integers(len(alphas_cumprod), size=cfg.batch))
+    noise = torch.randn(x0.shape, generator=torch_rng(cfg.seed, step, "noise"))
+    abar = alphas_cumprod[t][:, None, None, None]
+    x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+    return mse_loss(net(x.contiguous(memory_format=torch.channels_last), t, ids), noise)
+
+
+def export(net, vae, tok):
+    """Write the diffusers folder, half-precision safetensors, into `mini_sd/`."""
+    StableDiffusionPipeline(vae=vae, text_encoder=net.text_encoder, tokenizer=tok, unet=net.unet,
+                            scheduler=scheduler(), safety_checker=None, feature_extractor=None,
+                            requires_safety_checker=False).to(torch.float16).save_pretrained(HERE)
+
+
+def main(argv=None):
+    cfg = load(DiffusionConfig, argv, prog="train_diffusion", doc=__doc__)
+    work = Path(cfg.work)
+    tok = tokenizer.build(data.caption_words(), HERE / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(HERE / "vae", torch_dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)  # the libraries initialise from the global generator
+        net = TextToLatent(len(tok), tok.eos_token_id).to(memory_format=torch.channels_last)
+    if cfg.export:
+        newest = checkpoint.latest(work / CKPT)
+        if newest is None:
+            raise UserError(f"no checkpoint in {work / CKPT}: train first, without --export")
+        return export(load_averaged(net, newest), vae, tok)
+    world = data.poses(work / "poses.safetensors", cfg.poses_per_object, cfg.seed)
+    cache = latents(work / "latents.safetensors", vae, world, cfg.seed)
+    abar = scheduler().alphas_cumprod
+    train(net, lambda step: loss_at(step, net, tok, abar, cache, world, cfg), Schedule(cfg.n_steps, cfg.lr),
+          work / CKPT)
+    export(net, vae, tok)
+
+
+if __name__ == "__main__":
+    run_main(main)
