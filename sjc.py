@@ -111,9 +111,9 @@ class SJC:
 
     @property
     def depth_range(self):
-        """Nearest and farthest distance of the field's cube from a camera, world units."""
-        reach = 3**0.5 * self.cfg.vox.bbox_len
-        return max(0.0, self.cfg.pose.R - reach), self.cfg.pose.R + reach
+        """Nearest and farthest depth that depth images tell apart, world units: the field's inscribed ball."""
+        R, reach = self.cfg.pose.R, self.cfg.vox.bbox_len
+        return max(0.0, R - reach), R + reach
 
     @torch.no_grad()
     def view(self, camera, hw=None, subpixels=1, downscale=1):

@@ -7,6 +7,7 @@ import difflib
 import enum
 import math
 import re
+import sys
 import textwrap
 import types
 from pathlib import Path
@@ -49,6 +50,7 @@ class Given(NamedTuple):
 def load(cls, argv, *, prog, doc, presets_dir=None, positional=None, config_file="config.yml"):
     """An instance of `cls` from defaults, preset, `config_file` in the current folder, and flags.
 
+    argv: the words; None is those of the command line.
     presets_dir: folder of NAME.yml; `cls` then has a field `preset`.
     positional: name of a list[str] field that collects the words outside flags.
     config_file: None reads no file.
@@ -56,7 +58,7 @@ def load(cls, argv, *, prog, doc, presets_dir=None, positional=None, config_file
     """
     options = {option.name: option for option in walk(cls)}
     presets = {p.stem: p for p in sorted(Path(presets_dir).glob("*.yml"))} if presets_dir else {}
-    words = split_argv(argv, options, positional)
+    words = split_argv(sys.argv[1:] if argv is None else argv, options, positional)
     if words is None:
         print(help_text(options, prog, doc, presets, positional))
         raise SystemExit(0)
