@@ -1,0 +1,202 @@
+"""Make the table of results: run_sjc.py over settings, prompts and seeds, then evaluate.py on each setting.
+
+    python benchmarks/quality.py --out FOLDER --settings ideal,mini --seeds 0,1,2
+
+Leaves FOLDER/quality.md and quality.json, and each run in FOLDER/<setting>/<prompt>_<seed>/. Stop it at
+any time: the same command keeps what is finished, continues what is not, and starts again what is broken
+or was made from other options or another preset.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
+
+from my import config  # noqa: E402
+from my.errors import RunError, UserError, run_main  # noqa: E402
+from my.run_dir import write_atomic  # noqa: E402
+
+VARIANTS = {"": [], "_sjc_words": ["--pose.view_words", "sjc"], "_sides": ["--pose.view_words", "sides"],
+            "_no_var_red": ["--var_red", "False"]}
+SETTINGS = {preset + name: ["--preset", preset, *flags]
+            for preset in ("ideal", "mini") for name, flags in VARIANTS.items()}
+PROMPTS = ["a blue duck", "a green car", "a purple chair", "a yellow rocket", "a red burger", "a cyan icecream",
+           "a purple castle", "a red house", "a green snowman", "a red mushroom", "a yellow boat", "a purple pig"]
+COLUMNS = {"iou": ("IoU", 3), "psnr": ("PSNR, dB", 2), "gain": ("gain over blank, dB", 2),
+           "r_object": ("R-prec object", 3), "r_pair": ("R-prec object+colour", 3),
+           "janus": ("Janus", 3)}  # measure -> heading, decimals
+
+
+class QualityConfig(config.Config):
+    """Every option of benchmarks/quality.py."""
+
+    out: str = Field(description="folder to fill")
+    settings: list[Literal[tuple(SETTINGS)]] = Field(["ideal", "mini"], min_length=1, description="rows of the table")
+    prompts: list[str] = Field(PROMPTS, min_length=1, description="texts, with commas between")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of each setting and prompt")
+    n_steps: int | None = Field(None, gt=0, description="steps of every run, default the preset's")
+    workers: int = Field(2, gt=0, description="runs at a time, one CPU thread each")
+
+
+# ---------------------------------------------------------------- runs
+
+
+def call(script, *flags, cwd="."):
+    """Run one of the project's scripts on one CPU thread; return the last line of its errors, None if it went well."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return (lines[-1] if lines else f"exit status {done.returncode}") if done.returncode else None
+
+
+def recipe(flags):
+    """Return all that decides a run's result, as text: its flags, and its preset as it is now."""
+    preset = ROOT / "presets" / f"{flags[flags.index('--preset') + 1]}.yml"
+    return f"{shlex.join(flags)}\n{preset.read_text() if preset.exists() else ''}"
+
+
+def finished(folder):
+    """Return whether a run's folder says that the run is done."""
+    try:
+        return json.loads((folder / "heartbeat.json").read_text())["done"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def make_run(folder, flags):
+    """Bring the run in `folder` to its end, from its checkpoint if it can go on; return an error line or None."""
+    note = folder / "recipe.txt"
+    if note.exists() and note.read_text() == recipe(flags):
+        if finished(folder):
+            return None
+        if any(folder.glob("ckpt/step_*")) and call("run_sjc.py", "--resume", "True", cwd=folder) is None:
+            return None
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_atomic(note, recipe(flags))
+    return call("run_sjc.py", *flags, cwd=folder)
+
+
+def jobs(cfg):
+    """Return {setting: {folder: flags}} of every run."""
+    steps = ["--n_steps", str(cfg.n_steps)] if cfg.n_steps else []
+    return {setting: {Path(cfg.out).resolve() / setting / f"{prompt.replace(' ', '_')}_{seed}":
+                      [*SETTINGS[setting], *steps, "--sd.prompt", prompt, "--seed", str(seed)]
+                      for prompt in cfg.prompts for seed in cfg.seeds} for setting in cfg.settings}
+
+
+def make_runs(plan, workers):
+    """Make all runs of a plan, `workers` at a time; return {folder: error line} of those that failed."""
+    from tqdm import tqdm
+
+    failed = {}
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = {pool.submit(make_run, folder, flags): folder
+                   for runs in plan.values() for folder, flags in runs.items()}
+        for future in tqdm(as_completed(futures), total=len(futures), desc="runs", unit="run"):
+            folder, error = futures[future], future.result()
+            if error:
+                failed[folder] = error
+                tqdm.write(f"{folder}: {error}", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def evaluate_all(plan, failed):
+    """Return {setting: report} over the runs that did not fail; adds to `failed` where that fails."""
+    from tqdm import tqdm
+
+    reports = {}
+    for setting, runs in tqdm(plan.items(), desc="evaluate", unit="setting"):
+        whole = [folder for folder in runs if folder not in failed]
+        if whole:
+            report, error = evaluate(whole[0].parent, whole)
+            if error:
+                failed[whole[0].parent / "evaluate.py"] = error
+            else:
+                reports[setting] = report
+    return reports
+
+
+def evaluate(folder, runs):
+    """Return (report, None) of evaluate.py on a setting's finished runs, or (None, error line)."""
+    out = folder / "results.json"
+    error = call("evaluate.py", *map(str, runs), "--out", str(out), "--figure", str(folder / "figure.png"))
+    return (None, error) if error else (json.loads(out.read_text()), None)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def cell(interval, decimals):
+    """Return e.g. "0.95 ± 0.01": a mean, and half of its 95% interval where there is one."""
+    mean, low, high = (interval[k] for k in ("mean", "low", "high"))
+    return f"{mean:.{decimals}f}" + ("" if low is None else f" ± {(high - low) / 2:.{decimals}f}")
+
+
+def markdown(heads, rows):
+    """Return a markdown table."""
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def settings_table(reports):
+    """Return the table of settings: mean over runs, and half of the 95% bootstrap interval."""
+    rows = [[setting, str(len(report["runs"])), *(cell(report["summary"][k], d) for k, (_, d) in COLUMNS.items())]
+            for setting, report in reports.items()]
+    return markdown(["setting", "runs", *(name for name, _ in COLUMNS.values())], rows)
+
+
+def prompts_table(report):
+    """Return one setting's table of prompts: means over its seeds."""
+    by_prompt = {}
+    for run in report["runs"]:
+        by_prompt.setdefault(run["prompt"], []).append(run)
+    rows = [[prompt, *(f"{sum(run[k] for run in runs) / len(runs):.{d}f}" for k, (_, d) in COLUMNS.items())]
+            for prompt, runs in by_prompt.items()]
+    return markdown(["prompt", *(name for name, _ in COLUMNS.values())], rows)
+
+
+def document(reports, failed):
+    """Return quality.md: the table of settings, one table of prompts a setting, and what failed."""
+    note = "Means over runs ± half of their 95% bootstrap interval; `evaluate.py` defines the measures."
+    parts = ["# Quality", note, settings_table(reports)]
+    for setting, report in reports.items():
+        parts += [f"## {setting}", prompts_table(report)]
+    if failed:
+        parts += ["## Failed", "\n".join(f"- {what.parent.name}/{what.name}: {error}"
+                                         for what, error in failed.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv=None):
+    """Make the runs, measure them, write the tables; raises RunError at the end if anything failed."""
+    cfg = config.load(QualityConfig, argv, prog="benchmarks/quality.py", doc=__doc__, config_file=None)
+    if Path(cfg.out).resolve().is_relative_to(ROOT):
+        raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
+    plan = jobs(cfg)
+    failed = make_runs(plan, cfg.workers)
+    reports = evaluate_all(plan, failed)
+    out, text = Path(cfg.out), document(reports, failed)
+    write_atomic(out / "quality.md", text)
+    results = {"settings": reports, "failed": {str(what): error for what, error in failed.items()}}
+    write_atomic(out / "quality.json", json.dumps(results, indent=2) + "\n")
+    print(text)
+    if failed:
+        raise RunError(f"{len(failed)} failed; {out / 'quality.md'} lists them")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,272 @@
+"""Measure finished toy-world runs against the truth: shape, colour, recognition, two-facedness.
+
+    python evaluate.py RUN [RUN ...]
+
+IoU         overlap of the silhouettes: opacity above 1/2, in the result and in the truth
+PSNR        of the pictures against the true ones, dB, a mean over views; gain is over a blank picture
+R-prec      share of views that a judge trained on true renders takes for the right object, and for the
+            right object and colour out of all 72 pairs; from overhead, some bodies hide below a roof
+Janus       how much more the back looks like a front to that judge than the true back does: 0 is perfect
+
+Views are 64x64 pixels, from cameras that no training and no video of a run uses. The truth stands
+before plain white, as test views of runs with plain backgrounds do; a learned background is measured
+against that same white. Nothing is aligned: a turned result counts as wrong.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+import pose
+from my import config
+from my.errors import UserError, run_main
+from my.run_dir import plain, write_atomic
+from my.seeds import numpy_rng
+from sjc_config import SJCConfig
+
+SIZE = 64  # edge of the views, pixels
+RING_V_DEG = (20.0, 48.0, 82.0)  # elevation draws of the rings of test cameras: overhead, high, level
+BACK_DEG = 45.0  # views this near to the back count for the Janus score
+MAX_PSNR = 100.0  # dB, of equal pictures
+N_BOOTSTRAP, CONFIDENCE = 10000, 0.95
+FIGURE_VIEWS = {"front": (0, 82), "left side": (90, 82), "back": (180, 82), "overhead": (0, 20)}  # azimuth, v
+ZOOM, LABEL = 2, 14  # of the figure: magnification, and height of a row's label in pixels
+METRICS = {"iou": "IoU", "psnr": "PSNR", "gain": "gain over blank", "r_object": "R-prec object",
+           "r_pair": "R-prec object+colour", "janus": "Janus"}
+
+
+class EvaluateConfig(config.Config):
+    """Every option of evaluate.py."""
+
+    runs: list[str] = Field(min_length=1, description="folders of finished runs of run_sjc.py")
+    n_views: int = Field(24, ge=24, multiple_of=3, description="test views, in three rings")
+    out: str = Field("results.json", description="JSON file of everything that was measured")
+    figure: str | None = Field(None, description="PNG file of every run's views, each beside the truth")
+    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+
+
+# ---------------------------------------------------------------- metrics: numpy, no torch
+
+
+def psnr(a, b):
+    """Return the PSNR in dB of each picture a (n, ...) against b (n, ...), in [0, 1]; MAX_PSNR if equal."""
+    mse = np.square(a.astype(np.float64) - b).reshape(len(a), -1).mean(axis=1)
+    return -10 * np.log10(np.maximum(mse, 10 ** (-MAX_PSNR / 10)))
+
+
+def iou(a, b):
+    """Return intersection over union of each pair of masks a, b (n, H, W) bool; 1 where both are empty."""
+    union = (a | b).sum(axis=(1, 2))
+    return np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1.0)
+
+
+def first_rank(scores, index):
+    """Return the share of views whose best score (n, ...) is the one at `index`."""
+    return float(np.mean([view[index] >= view.max() for view in scores]))
+
+
+def front_probability(octant_log_p):
+    """Return the probability (n,) of the three front sectors, from log-probabilities (n, 8) of all."""
+    front = [name.startswith("front") for name in pose.SIDES["octants"]]
+    return np.exp(octant_log_p[:, front]).sum(axis=1)
+
+
+def bootstrap(values):
+    """Return {"mean", "low", "high"}: the mean over runs and its confidence interval, None for one run.
+
+    Source: Efron, 1979; the percentile bootstrap over runs, from a fixed seed.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return {"mean": values.mean(), "low": None, "high": None}
+    draws = numpy_rng(0, 0, "bootstrap").integers(len(values), size=(N_BOOTSTRAP, len(values)))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(values[draws].mean(axis=1), (tail, 100 - tail))
+    return {"mean": values.mean(), "low": low, "high": high}
+
+
+# ---------------------------------------------------------------- views
+
+
+def test_angles(n_views):
+    """Return azimuth and elevation draw (n_views, 2), radians, of the test cameras, ring by ring.
+
+    Rings are turned by a third of their spacing, to and fro, off the centres of the sectors.
+    """
+    n = n_views // len(RING_V_DEG)
+    spacing = 2 * np.pi / n
+    return np.array([(k * spacing + (-1) ** ring * spacing / 3, np.deg2rad(v))
+                     for ring, v in enumerate(RING_V_DEG) for k in range(n)])
+
+
+def sees_back(angles):
+    """Return which cameras (n,) look at the back, and not from overhead."""
+    from_back = np.abs((angles[:, 0] + 2 * np.pi) % (2 * np.pi) - np.pi)
+    return (from_back <= np.deg2rad(BACK_DEG)) & (angles[:, 1] >= np.deg2rad(pose.OVERHEAD_DEG))
+
+
+def cameras_at(angles, p):
+    """Return the test cameras at angles (n, 2) for a run's `PoseConfig`."""
+    return [pose.camera_at(azimuth, v, p.R, p.FoV) for azimuth, v in angles]
+
+
+def true_views(color, obj, cameras):
+    """Return the truth before white: pictures (n, SIZE, SIZE, 3) in [0, 1], coverage (n, SIZE, SIZE)."""
+    from adapt import PLAIN_BACKGROUNDS
+    from sjc import TEST_BACKGROUND
+    from toyworld import compose, coverage_maps
+
+    maps = coverage_maps(obj, cameras, SIZE)
+    pictures = compose(maps, color, PLAIN_BACKGROUNDS[TEST_BACKGROUND])
+    return pictures.permute(0, 2, 3, 1).numpy(), maps[:, 4].numpy() / 255
+
+
+def result_views(sjc, cameras):
+    """Return a run's pictures (n, SIZE, SIZE, 3) in [0, 1] and opacities (n, SIZE, SIZE)."""
+    import torch
+    from sjc import CHUNK, resize
+
+    latent = sjc.cfg.family == "sd"  # decodes at its own scale; a pixel model's render is the picture
+    pictures, opacities = [], []
+    with torch.no_grad():
+        for camera in cameras:
+            picture, _ = sjc.view(camera, None if latent else SIZE)
+            x = torch.from_numpy(picture).permute(2, 0, 1)[None]
+            pictures.append(resize(x, (SIZE, SIZE))[0].permute(1, 2, 0).numpy())
+            opacities.append(sjc.render(camera, SIZE, chunk=CHUNK).opacity.cpu().numpy())
+    return np.stack(pictures), np.stack(opacities)
+
+
+def judge_views(judge, pictures):
+    """Return the judge's log-probabilities of pictures (n, SIZE, SIZE, 3): object, color, octant, pair."""
+    import torch
+    from toyworld.judge import pair_scores
+
+    verdict = judge(torch.from_numpy(pictures).permute(0, 3, 1, 2).float())
+    return {name: log_p.numpy() for name, log_p in (*verdict.items(), ("pair", pair_scores(verdict)))}
+
+
+# ---------------------------------------------------------------- one run
+
+
+def read_prompt(folder):
+    """Return the (color, object) of a run's prompt; raises UserError for a folder or a prompt that has none."""
+    from toyworld import parse_prompt
+
+    path = Path(folder) / "full_config.yml"
+    if not path.exists():
+        raise UserError(f"{folder}: no full_config.yml; give the folder of a run of run_sjc.py")
+    try:
+        return parse_prompt(config.read(SJCConfig, path).sd.prompt)
+    except ValueError as error:
+        raise UserError(f"{folder}: only runs of toy-world prompts have a truth: {error}") from None
+
+
+def load_finished(folder, device):
+    """Return the SJC of a finished run; raises UserError for one that is not."""
+    from sjc import load_run
+
+    sjc, step = load_run(folder, device)
+    if step < sjc.cfg.n_steps:
+        raise UserError(f"{folder}: at step {step} of {sjc.cfg.n_steps}; finish it there first with "
+                        "run_sjc.py --resume True")
+    return sjc
+
+
+def compare(result, truth, color, obj, angles, judge):
+    """Return the measures of a result against the truth, both (pictures, silhouettes) seen from `angles`."""
+    from toyworld.judge import HEADS
+
+    views, best = (judge_views(judge, pictures) for pictures, _ in (result, truth))
+    c, o = HEADS["color"].index(color), HEADS["object"].index(obj)
+    back = sees_back(angles)
+    front, true_front = (front_probability(v["octant"][back]).mean() for v in (views, best))
+    blank, overlap = psnr(np.ones_like(truth[0]), truth[0]), iou(result[1] > 0.5, truth[1] > 0.5)
+    close = psnr(result[0], truth[0])
+    taken_for = HEADS["object"][views["object"].mean(axis=0).argmax()]
+    return {"iou": overlap.mean(), "psnr": close.mean(), "gain": close.mean() - blank.mean(),
+            "r_object": first_rank(views["object"], o), "r_pair": first_rank(views["pair"], (c, o)),
+            "janus": front - true_front, "recognised": taken_for == obj, "taken_for": taken_for,
+            "blank_psnr": blank.mean(), "back_as_front": front, "true_back_as_front": true_front,
+            "truth_r_object": first_rank(best["object"], o), "truth_r_pair": first_rank(best["pair"], (c, o)),
+            "views": {"azimuth_deg": np.rad2deg(angles[:, 0]).tolist(), "v_deg": np.rad2deg(angles[:, 1]).tolist(),
+                      "iou": overlap.tolist(), "psnr": close.tolist()}}
+
+
+def measure(folder, cfg, judge):
+    """Return (everything measured of a run, its figure's strip or None)."""
+    color, obj = read_prompt(folder)
+    sjc = load_finished(folder, cfg.device)
+    angles = test_angles(cfg.n_views)
+    cameras = cameras_at(angles, sjc.cfg.pose)
+    measures = compare(result_views(sjc, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
+    run = {"run": str(folder), "prompt": sjc.cfg.sd.prompt, "seed": sjc.cfg.seed, "family": sjc.cfg.family,
+           "view_words": sjc.cfg.pose.view_words, "n_steps": sjc.cfg.n_steps}
+    return plain(run | measures), strip(sjc, color, obj) if cfg.figure else None
+
+
+# ---------------------------------------------------------------- what people read
+
+
+def strip(sjc, color, obj):
+    """Return one row of the figure (H, W, 3) uint8: FIGURE_VIEWS, each result beside its truth."""
+    from my.media import side_by_side, to_uint8
+    from PIL import Image, ImageDraw
+
+    cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), sjc.cfg.pose)
+    pairs = zip(result_views(sjc, cameras)[0], true_views(color, obj, cameras)[0])
+    row = side_by_side(*(to_uint8(picture) for pair in pairs for picture in pair))
+    row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    label = Image.new("RGB", (row.shape[1], LABEL), "white")
+    for i, name in enumerate(FIGURE_VIEWS):
+        text = f"{name}: result" if i else f"{sjc.cfg.sd.prompt}, seed {sjc.cfg.seed}; {name}: result"
+        ImageDraw.Draw(label).text((2 * i * ZOOM * SIZE + 4, 1), text, fill="black")
+        ImageDraw.Draw(label).text(((2 * i + 1) * ZOOM * SIZE + 80, 1), "truth", fill="gray")
+    return np.concatenate([np.asarray(label), row])
+
+
+def judge_lines(accuracy, rows):
+    """Return the lines on how far the judge can be trusted: on held-out renders, and on these runs' truth."""
+    clean, degraded = ({k: f"{v:.1%}" for k, v in accuracy[name].items()} for name in ("clean", "degraded"))
+    true_object, true_pair = (np.mean([row[k] for row in rows]) for k in ("truth_r_object", "truth_r_pair"))
+    return (f"judge: {clean['object']} object, {clean['pair']} object and colour, {clean['octant']} octant on held-out "
+            f"true renders ({degraded['object']}, {degraded['pair']}, {degraded['octant']} where these are blurred)\n"
+            f"truth: R-prec {true_object:.3f} object, {true_pair:.3f} object and colour, in these same views")
+
+
+def table(rows, summary):
+    """Return the results as aligned text: a line a run, then mean and confidence interval."""
+    width = max(24, *(len(row["prompt"]) for row in rows))
+    lines = [f"{'prompt':{width}} seed  " + "  ".join(METRICS.values())]
+    lines += [f"{row['prompt']:{width}} {row['seed']:4}  "
+              + "  ".join(f"{row[k]:{len(name)}.3f}" for k, name in METRICS.items()) for row in rows]
+    for end, name in (("mean", "mean"), ("low", "95% interval, from"), ("high", "to")):
+        if summary["iou"][end] is not None:
+            lines.append(f"{f'{name}':{width}}       "
+                         + "  ".join(f"{summary[k][end]:{len(head)}.3f}" for k, head in METRICS.items()))
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """Measure runs; print a table, write JSON and on request a figure."""
+    cfg = config.load(EvaluateConfig, argv, prog="evaluate.py", doc=__doc__, positional="runs", config_file=None)
+    from my.media import write_png
+    from toyworld.judge import load
+    from tqdm import tqdm
+
+    for folder in cfg.runs:
+        read_prompt(folder)  # before the first of them takes its time
+    judge, accuracy = load()
+    rows, strips = zip(*(measure(folder, cfg, judge) for folder in tqdm(cfg.runs, desc="evaluate", unit="run")))
+    summary = plain({k: bootstrap([row[k] for row in rows]) for k in (*METRICS, "recognised")})
+    print(table(rows, summary), judge_lines(accuracy, rows), sep="\n\n")
+    report = {"n_views": cfg.n_views, "judge": accuracy, "summary": summary, "runs": list(rows)}
+    write_atomic(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    if cfg.figure:
+        write_png(cfg.figure, np.concatenate(strips))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,199 @@
+"""evaluate.py and its judge: numbers by hand, a perfect result, fakes that must be caught, mistakes in one line."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import evaluate
+import pose
+import run_sjc
+from benchmarks import quality
+from my import config
+from my.errors import run_main
+from my.seeds import numpy_rng
+from sjc_config import SJCConfig
+from toyworld import UNSEEN_PAIRS, parse_prompt
+from toyworld import judge as judging
+from toyworld import train_judge
+
+ANGLES = evaluate.test_angles(24)
+CAMERAS = evaluate.cameras_at(ANGLES, SJCConfig().pose)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return judging.load()[0]
+
+
+@pytest.fixture(scope="module")
+def duck():
+    return evaluate.true_views("blue", "duck", CAMERAS)
+
+
+# ---------------------------------------------------------------- the judge
+
+
+def test_judge_reaches_its_stated_accuracy(judge):
+    world = train_judge.render_world(6, seed=77, desc="fresh")
+    fresh = train_judge.accuracy(judge, world, seed=77, n=576)
+    for name, stated in judging.load()[1].items():
+        assert stated["object"] > 0.99 and stated["pair"] > 0.95 and stated["octant"] > 0.85
+        assert all(fresh[name][k] > stated[k] - 0.06 for k in stated)  # 72 poses: some sides are hard
+
+
+def test_octant_is_the_view_prompt():
+    for azimuth in np.arange(0.1, 2 * np.pi, 0.3):
+        camera = pose.camera_at(azimuth, 1.5, words="octants")
+        assert camera.view == f"{judging.HEADS['octant'][judging.octant(camera)]} view of"
+
+
+def test_weights_are_small():
+    assert judging.WEIGHTS.stat().st_size <= 400_000
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_psnr_by_hand():
+    a, b = np.zeros((2, 2, 2, 3)), np.zeros((2, 2, 2, 3))
+    b[0] += 0.1  # mse 0.01
+    assert evaluate.psnr(a, b) == pytest.approx([20.0, evaluate.MAX_PSNR])
+
+
+def test_iou_by_hand():
+    a = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]], dtype=bool)
+    b = np.array([[[0, 1], [1, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]], dtype=bool)
+    assert evaluate.iou(a, b) == pytest.approx([1 / 3, 1, 0])
+
+
+def test_bootstrap_is_seeded_and_brackets_the_mean():
+    once, again = evaluate.bootstrap([0.0, 1.0, 1.0, 1.0]), evaluate.bootstrap([0.0, 1.0, 1.0, 1.0])
+    assert once == again and once["low"] < once["mean"] == 0.75 < once["high"] == 1
+    assert evaluate.bootstrap([0.5]) == {"mean": 0.5, "low": None, "high": None}
+
+
+def test_cameras_keep_off_sector_centres_and_back_is_back():
+    turn = np.rad2deg(ANGLES[:, 0]) % 45
+    assert len(ANGLES) == 24 and np.minimum(turn, 45 - turn) == pytest.approx(np.full(24, 15.0))
+    assert sorted(np.rad2deg(ANGLES[evaluate.sees_back(ANGLES), 0])) == pytest.approx([150, 165, 195, 210])
+
+
+# ---------------------------------------------------------------- results that are known
+
+
+def test_the_truth_is_perfect(judge, duck):
+    m = evaluate.compare(duck, duck, "blue", "duck", ANGLES, judge)
+    assert (m["iou"], m["psnr"], m["janus"]) == (1, evaluate.MAX_PSNR, 0)
+    assert m["r_pair"] == m["truth_r_pair"] > 0.9 and m["recognised"]
+
+
+def test_a_front_on_both_sides_is_caught(judge, duck):
+    turned = ANGLES + np.where(evaluate.sees_back(ANGLES), np.pi, 0)[:, None] * [1, 0]
+    two_faced = evaluate.true_views("blue", "duck", evaluate.cameras_at(turned, SJCConfig().pose))
+    m = evaluate.compare(two_faced, duck, "blue", "duck", ANGLES, judge)
+    assert m["janus"] > 0.8 and m["r_object"] > 0.9
+
+
+def test_a_wrong_label_is_caught(judge, duck):
+    colour = evaluate.compare(duck, duck, "red", "duck", ANGLES, judge)
+    assert colour["r_pair"] < 0.05 < colour["r_object"]
+    thing = evaluate.compare(duck, duck, "blue", "pig", ANGLES, judge)
+    assert thing["r_object"] < 0.05 and not thing["recognised"] and thing["taken_for"] == "duck"
+
+
+def test_a_blank_result_gains_nothing(judge, duck):
+    blank = np.ones_like(duck[0]), np.zeros_like(duck[1])
+    m = evaluate.compare(blank, duck, "blue", "duck", ANGLES, judge)
+    assert (m["iou"], m["gain"]) == (0, 0)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_sjc.main("--preset ideal --n_steps 40 --ideal.n_cameras 40 --pose.view_words sjc --pose.rend_hw 16 "
+                     "--vox.grid_size 16 --device cpu".split())
+    return folder
+
+
+def test_a_short_run_is_measured(run, tmp_path, capsys):
+    out, figure = tmp_path / "results.json", tmp_path / "figure.png"
+    evaluate.main([str(run), str(run), "--out", str(out), "--figure", str(figure), "--device", "cpu"])
+    report = json.loads(out.read_text())
+    assert len(report["runs"]) == 2 and report["runs"][0] == report["runs"][1]
+    for name in evaluate.METRICS:
+        assert math.isfinite(report["runs"][0][name])
+        assert report["summary"][name]["mean"] == pytest.approx(report["runs"][0][name])
+    assert len(report["runs"][0]["views"]["iou"]) == 24
+    printed = capsys.readouterr().out
+    assert "a blue duck" in printed and "judge: 99." in printed
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def one_line(capsys, argv):
+    with pytest.raises(SystemExit) as stopped:
+        run_main(evaluate.main, argv)
+    error = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and len(error.splitlines()) == 1
+    return error
+
+
+def test_mistakes_end_in_one_line(tmp_path, capsys):
+    assert "no full_config.yml" in one_line(capsys, [str(tmp_path)])
+    config.write(SJCConfig(), tmp_path / "full_config.yml")
+    assert "burger" in one_line(capsys, [str(tmp_path)])
+    assert "--runs" in one_line(capsys, [])
+    assert "--n_views" in one_line(capsys, [str(tmp_path), "--n_views", "8"])
+
+
+def test_an_unfinished_run_is_refused(run, capsys):
+    saved = (run / "full_config.yml").read_text()
+    try:
+        (run / "full_config.yml").write_text(saved.replace("n_steps: 40", "n_steps: 50"))
+        assert "at step 40 of 50" in one_line(capsys, [str(run)])
+    finally:
+        (run / "full_config.yml").write_text(saved)
+
+
+# ---------------------------------------------------------------- the table of results
+
+
+def test_quality_covers_the_world():
+    pairs = [parse_prompt(prompt) for prompt in quality.PROMPTS]
+    assert len({obj for _, obj in pairs}) == 12 and len(set(pairs) & set(UNSEEN_PAIRS)) == 4
+
+
+def test_quality_reports_what_failed(tmp_path):
+    error = quality.make_run(tmp_path / "run", ["--preset", "nonesuch"])
+    assert "no preset 'nonesuch'" in error
+    text = quality.document({}, {tmp_path / "ideal" / "a_blue_duck_0": error})
+    assert "ideal/a_blue_duck_0: run_sjc.py: --preset: no preset" in text
+
+
+def test_quality_keeps_what_is_finished_and_only_that(tmp_path, monkeypatch):
+    calls, flags, folder = [], ["--preset", "ideal", "--seed", "1"], tmp_path / "ideal" / "run"
+    monkeypatch.setattr(quality, "call", lambda *words, cwd: calls.append(words))
+    for done, new_calls in ((False, [("run_sjc.py", *flags)]), (True, []), (False, [("run_sjc.py", *flags)])):
+        calls.clear()
+        if folder.exists():
+            (folder / "heartbeat.json").write_text(json.dumps({"done": done}))
+        assert quality.make_run(folder, flags) is None and calls == new_calls
+    (folder / "ckpt" / "step_0000010").mkdir(parents=True)
+    quality.make_run(folder, flags)
+    quality.make_run(folder, [*flags, "--n_steps", "7"])  # other options: not the same run
+    assert calls[1:] == [("run_sjc.py", "--resume", "True"), ("run_sjc.py", *flags, "--n_steps", "7")]
+
+
+def test_quality_table_by_hand():
+    summary = {k: {"mean": 0.5, "low": 0.4, "high": 0.7} for k in quality.COLUMNS}
+    runs = [{"prompt": "a red pig", **dict.fromkeys(quality.COLUMNS, value)} for value in (0, 1)]
+    report = {"summary": summary, "runs": runs}
+    head, _, row = quality.settings_table({"ideal": report}).splitlines()
+    assert head.startswith("| setting | runs | IoU |") and row.startswith("| ideal | 2 | 0.500 ± 0.150 |")
+    assert quality.prompts_table(report).splitlines()[2].startswith("| a red pig | 0.500 | 0.50 |")
