@@ -47,7 +47,8 @@ class IdealAdapter(ScoreAdapter):
         if not of:
             return ANY_VIEW
         if f"{view} of" not in self.names:
-            raise UserError(f"no picture has the view {view!r}; the views are: {', '.join(self.names)}")
+            raise UserError(f"no picture has the view {f'{view} of'!r}: take more with --ideal.n_cameras; "
+                            f"there are: {', '.join(self.names)}")
         return self.names.index(f"{view} of")
 
     def _denoise(self, x, sigma, cond):

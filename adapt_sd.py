@@ -33,7 +33,7 @@ class StableDiffusionAdapter(ScoreAdapter):
         for net in (self.text_encoder, self.unet, self.vae):
             net.to(self.device).eval().requires_grad_(False)
         self.amp = amp
-        abar = scheduler.alphas_cumprod.double()
+        abar = (1 - scheduler.betas.double()).cumprod(0)  # its own float32 product is 1e-5 off at small sigmas
         self.sigmas = ((1 - abar) / abar).sqrt().flip(0)
         self.prediction_type = scheduler.config.prediction_type
         size = self.unet.config.sample_size
@@ -108,19 +108,29 @@ def find_checkpoint(sd):
 def load_parts(folder, dtype):
     """Return the five components of a diffusers folder, networks in `dtype`, without any network access."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from safetensors import SafetensorError
     from transformers import CLIPTextModel, CLIPTokenizer
 
     try:
         return {
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True),
-            "unet": UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, local_files_only=True),
-            "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True),
+            "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+            "unet": _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
+            "vae": _load_network(AutoencoderKL, folder / "vae", torch_dtype=dtype),
             "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
         }
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be read as Stable Diffusion: {str(error).splitlines()[0]}; "
-                        f"{WITHOUT}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        raise UserError(f"{folder}: cannot be read as Stable Diffusion: {why}; {WITHOUT}") from None
+
+
+def _load_network(cls, folder, **dtype):
+    """Return the network in `folder`; raises ValueError where weights are missing (they would be random)."""
+    net, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **dtype)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"{folder.name} lacks {len(missing)} of its weights, {missing[0]} first")
+    return net
 
 
 def precision_dtypes(precision, device):

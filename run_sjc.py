@@ -51,13 +51,15 @@ def train(sjc, first_step):
           run_dir.Heartbeat("heartbeat.json", n, start_step=first_step) as heartbeat,
           tqdm(total=n, initial=first_step, desc="sjc", unit="step") as bar):
         for step, stats in optimise(sjc, first_step):
-            if step % LOG_EVERY == 0 or step == n:
+            log, save = (step % every == 0 or step == n for every in (LOG_EVERY, save_every))
+            if log or save:
                 check_finite(stats, step)
+            if log:
                 history.add(step, **stats)
                 bar.set_postfix({k: f"{float(v):.3g}" for k, v in stats.items()}, refresh=False)
             if step % visual_every == 0 or step == n:
                 visualise(sjc, step)
-            if step % save_every == 0 or step == n:
+            if save:
                 sjc.save("ckpt", step)
             heartbeat.beat(step)
             bar.update()

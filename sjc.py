@@ -128,10 +128,11 @@ class SJC:
         """Return this step's noise level: uniform over the table's entries in `sigma_range`, as annealed."""
         cfg, table = self.cfg, self.adapter.sigmas
         low, high = cfg.sigma_range
-        if high > len(table):
-            raise UserError(f"--sigma_range {low},{high}: this model's table has {len(table)} entries")
+        for name, end in (("sigma_range", high), ("sigma_anneal", cfg.sigma_anneal or 0)):
+            if end > len(table):
+                raise UserError(f"--{name} ends at {end}: this model's table has {len(table)} entries")
         if cfg.sigma_anneal is not None:
-            high = round(high + (cfg.sigma_anneal - high) * step / cfg.n_steps)
+            high = round(high + (cfg.sigma_anneal - high) * step / max(1, cfg.n_steps - 1))
         t = int(numpy_rng(cfg.seed, step, "sigma").integers(low, max(high, low + 1)))
         return table[len(table) - 1 - t].item()
 

@@ -1,0 +1,348 @@
+"""Denoisers: the ideal one by hand and by autograd, Stable Diffusion's against diffusers' own, loading in one line."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter
+from adapt_ideal import ANY_VIEW, IdealAdapter, toy_views
+from adapt_sd import StableDiffusionAdapter, find_checkpoint, load_parts, precision_dtypes
+from my.errors import UserError
+from pose import all_view_prompts
+from sjc_config import SDConfig, SJCConfig
+from toyworld import COLORS, OBJECTS
+
+REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+# ---------------------------------------------------------------- the contract
+
+
+class Constant(ScoreAdapter):
+    """D(x, sigma | c) = c, and a record of the batches that were asked for."""
+
+    def __init__(self):
+        self.device = torch.device("cpu")
+        self.data_shape = (3, 4, 4)
+        self.sigmas = torch.tensor([14.0, 5.0, 1.0, 0.25], dtype=torch.float64)
+        self.batches = []
+
+    def _denoise(self, x, sigma, cond):
+        self.batches.append(len(x))
+        return cond[:, :, None, None].expand_as(x)
+
+    def embed(self, prompts):
+        return torch.tensor([[float(p)] for p in prompts])
+
+    def encode(self, pictures):
+        return 2 * pictures - 1
+
+    def decode(self, x):
+        return (x + 1) / 2
+
+    @property
+    def picture_size(self):
+        return 4
+
+
+@pytest.mark.parametrize("scale, want, batch", [(0.0, 1.0, 4), (1.0, 3.0, 2), (2.0, 5.0, 4), (100.0, 201.0, 4)])
+def test_guidance_by_hand(scale, want, batch):
+    """D_u + s (D_c - D_u) with D_c = 3 and D_u = 1, in one batch of both."""
+    adapter, x = Constant(), torch.zeros(2, 3, 4, 4)
+    D = adapter.denoise(x, 1.0, adapter.embed([3, 3]), adapter.embed([1, 1]), scale)
+    assert D.shape == x.shape and (D == want).all() and adapter.batches == [batch]
+
+
+def test_guidance_keeps_the_rows_apart():
+    adapter = Constant()
+    D = adapter.denoise(torch.zeros(2, 3, 4, 4), 1.0, adapter.embed([3, 7]), adapter.embed([1, 2]), 10)
+    assert D[:, 0, 0, 0].tolist() == [1 + 10 * 2, 2 + 10 * 5]
+
+
+def test_no_unconditional_no_guidance():
+    adapter = Constant()
+    assert (adapter.denoise(torch.zeros(1, 3, 4, 4), 1.0, adapter.embed([3]), scale=100.0) == 3).all()
+
+
+def test_round_sigma_is_the_nearest_entry():
+    assert [Constant().round_sigma(s) for s in (100.0, 9.6, 9.4, 0.6, 0.0)] == [14.0, 14.0, 5.0, 0.25, 0.25]
+
+
+def test_plain_backgrounds_are_encoded_pictures():
+    x = Constant().plain_backgrounds()
+    assert x.shape == (len(PLAIN_BACKGROUNDS), 3, 4, 4)
+    torch.testing.assert_close(x[1], torch.full((3, 4, 4), 2 * 0.85 - 1))
+
+
+def test_unavailable_family():
+    with pytest.raises(UserError, match="--family gddpm: not available yet; use one of sd, ideal"):
+        make_adapter(SJCConfig(family="gddpm"), "cpu")
+
+
+# ---------------------------------------------------------------- the ideal family
+
+
+def two_pictures():
+    """The pictures (-1, -1) and (1, 1), of one channel and 1 x 2 pixels, one a view."""
+    return IdealAdapter({"front view of": -torch.ones(1, 1, 1, 2), "side view of": torch.ones(1, 1, 1, 2)})
+
+
+def ideal(adapter, x, sigma, prompt=""):
+    return adapter.denoise(torch.tensor(x).view(1, 1, 1, 2), sigma, adapter.embed([prompt])).flatten().tolist()
+
+
+def test_posterior_mean_by_hand():
+    # x = (0.5, 0): squared distances 1.5^2 + 1 = 3.25 and 0.5^2 + 1 = 1.25, a difference of 2
+    e = np.exp
+    for sigma in (0.5, 1.0, 2.0):
+        w = e(-3.25 / (2 * sigma**2)), e(-1.25 / (2 * sigma**2))
+        want = (w[1] - w[0]) / (w[0] + w[1])
+        assert want == pytest.approx(np.tanh(0.5 / sigma**2))
+        assert ideal(two_pictures(), [0.5, 0.0], sigma) == pytest.approx([want, want], abs=1e-6)
+
+
+def test_limits_are_the_nearest_picture_and_the_mean():
+    assert ideal(two_pictures(), [0.3, 0.1], 1e-3) == [1, 1]
+    assert ideal(two_pictures(), [0.3, -0.4], 1e-3) == [-1, -1]
+    assert ideal(two_pictures(), [0.3, 0.1], 1e4) == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_prompt_selects_the_view():
+    assert ideal(two_pictures(), [0.5, 0.0], 1.0, "front view of a blue duck") == [-1, -1]
+    assert ideal(two_pictures(), [-0.5, 0.0], 1.0, "side view of a blue duck") == [1, 1]
+    assert two_pictures().embed(["", "a blue duck", "side view of a car"]).tolist() == [ANY_VIEW, ANY_VIEW, 1]
+    with pytest.raises(UserError, match="'backside view of'.*--ideal.n_cameras.*front view of, side view of"):
+        two_pictures().embed(["backside view of a car"])
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 3.0, 14.0])
+def test_score_is_the_gradient_of_the_log_density(sigma):
+    rng = torch.Generator().manual_seed(0)
+    y = torch.rand(7, 3, 4, 4, generator=rng, dtype=torch.float64) * 2 - 1
+    adapter = IdealAdapter({"front view of": y})
+    x = (y[2:4] + sigma * torch.randn(2, 3, 4, 4, generator=rng, dtype=torch.float64)).requires_grad_()
+    squares = (x[:, None] - y).square().flatten(2).sum(2)  # (2, 7)
+    log_p = torch.logsumexp(-squares / (2 * sigma**2), dim=1)  # up to a constant
+    (want,) = torch.autograd.grad(log_p.sum(), x)
+    with torch.no_grad():
+        score = (adapter.denoise(x, sigma, adapter.embed(["", ""])) - x) / sigma**2
+    torch.testing.assert_close(score, want, rtol=1e-5, atol=1e-8)
+
+
+def test_ideal_pictures_of_the_toy_world():
+    views = toy_views("a red mushroom", "sjc", 16, n_cameras=12, fov=(50.0, 60.0), radius=1.5, seed=0)
+    assert set(views) <= set(all_view_prompts("sjc"))
+    assert sum(map(len, views.values())) == 12 * len(PLAIN_BACKGROUNDS)
+    adapter = IdealAdapter(views)
+    assert adapter.data_shape == (3, 16, 16) and adapter.picture_size == 16
+    assert adapter.all_views.min() >= -1 and adapter.all_views.max() <= 1
+    corners = adapter.all_views[:, :, 0, 0].unique(dim=0)  # nothing but background there
+    torch.testing.assert_close((corners + 1) / 2, torch.tensor(PLAIN_BACKGROUNDS).unique(dim=0), atol=0.003, rtol=0)
+    same = toy_views("a red mushroom", "sjc", 16, n_cameras=12, fov=(50.0, 60.0), radius=1.5, seed=0)
+    assert all(torch.equal(views[k], same[k]) for k in views)
+
+
+def test_ideal_picture_space():
+    adapter = two_pictures()
+    assert adapter.decode(torch.tensor([-1.0, 0.0, 1.0, 3.0])).tolist() == [0, 0.5, 1, 1]
+    assert adapter.encode(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+
+
+def test_ideal_needs_a_toy_world_prompt():
+    with pytest.raises(UserError, match="--sd.prompt with --family ideal.*colours: red.*objects: duck"):
+        make_adapter(SJCConfig(family="ideal"), "cpu")  # its prompt is the burger
+
+
+@pytest.mark.parametrize("adapter", ["ideal", "sd"])
+def test_noise_levels_are_stable_diffusions(adapter, request):
+    want = np.load(REFERENCE / "sigmas.npz")["sd"]
+    # diffusers keeps its betas in float32, and so 1e-6 is what its schedule is good for
+    adapter, rtol = (two_pictures(), 1e-12) if adapter == "ideal" else (request.getfixturevalue("sd"), 1e-6)
+    assert adapter.sigmas.dtype == torch.float64
+    np.testing.assert_allclose(adapter.sigmas.numpy(), want, rtol=rtol)
+
+
+# ---------------------------------------------------------------- Stable Diffusion
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_sd):
+    return load_parts(find_checkpoint(SDConfig(checkpoint=str(tiny_sd))), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def sd(parts):
+    return StableDiffusionAdapter(parts)
+
+
+class AsV(nn.Module):
+    """The v-prediction model that an epsilon-prediction UNet is: v = sqrt(abar) eps - sqrt(1 - abar) x0."""
+
+    def __init__(self, unet, abar):
+        super().__init__()
+        self.unet, self.abar = unet, abar
+        self.config, self.dtype = unet.config, unet.dtype
+
+    def forward(self, x, t, cond):
+        out, a = self.unet(x, t, cond), self.abar[t].item()
+        x0 = (x - (1 - a) ** 0.5 * out.sample) / a**0.5
+        out.sample = a**0.5 * out.sample - (1 - a) ** 0.5 * x0
+        return out
+
+
+def with_prediction(parts, kind, unet=None):
+    scheduler = type(parts["scheduler"]).from_config(parts["scheduler"].config, prediction_type=kind)
+    return {**parts, "scheduler": scheduler, "unet": unet or parts["unet"]}
+
+
+@pytest.fixture(scope="module")
+def batch(sd):
+    x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    return x0, sd.embed(["front view of a blue duck", "a red car"])
+
+
+@pytest.mark.parametrize("t", [0, 20, 500, 969, 999])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@torch.no_grad()
+def test_denoised_equals_the_schedulers(parts, batch, kind, t):
+    parts = with_prediction(parts, kind)
+    adapter, scheduler = StableDiffusionAdapter(parts), parts["scheduler"]
+    x0, cond = batch
+    scheduler.set_timesteps(1000)
+    x_t = scheduler.add_noise(x0, torch.flip(x0, (1,)), torch.tensor(t))
+    out = parts["unet"](x_t, t, cond).sample
+    want = scheduler.step(out, t, x_t).pred_original_sample
+    sigma = adapter.sigmas[999 - t].item()
+    got = adapter.denoise((1 + sigma**2) ** 0.5 * x_t, sigma, cond)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0, 300, 969])
+@torch.no_grad()
+def test_epsilon_and_v_models_agree(parts, sd, batch, t):
+    v = StableDiffusionAdapter(with_prediction(parts, "v_prediction", AsV(
+        parts["unet"], parts["scheduler"].alphas_cumprod)))
+    x0, cond = batch
+    sigma = sd.sigmas[999 - t].item()
+    x = x0 + sigma * x0.flip(0)
+    torch.testing.assert_close(v.denoise(x, sigma, cond), sd.denoise(x, sigma, cond), rtol=1e-4, atol=1e-4)
+
+
+def test_tiny_shapes(sd):
+    assert sd.data_shape == (4, 8, 8) and sd.picture_size == 16
+    cond = sd.embed(["a blue duck", ""])
+    assert cond.shape == (2, 16, 16) and cond.dtype == torch.float32
+    z = sd.encode(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert z.shape == (2, 4, 8, 8) and not z.requires_grad
+    pictures = sd.decode(z)
+    assert pictures.shape == (2, 3, 16, 16) and pictures.min() >= 0 and pictures.max() <= 1
+    assert sd.decode(torch.zeros(1, 4, 10, 10)).shape == (1, 3, 20, 20)  # other sizes decode, too
+    assert sd.denoise(torch.zeros(2, 4, 12, 12), 1.0, cond).shape == (2, 4, 12, 12)
+
+
+def test_encode_applies_the_latents_scale(parts, sd):
+    pictures = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean = parts["vae"].encode(2 * pictures - 1).latent_dist.mean
+    torch.testing.assert_close(sd.encode(pictures), 0.18215 * mean)
+
+
+def test_prompts_have_distinct_conditions(sd):
+    a, b, again = sd.embed(["a blue duck", "a red duck", "a blue duck"])
+    assert torch.equal(a, again) and not torch.allclose(a, b)
+
+
+def test_unknown_words_are_refused_with_the_vocabulary(sd):
+    with pytest.raises(UserError) as caught:
+        sd.embed(["front view of a delicious burger on mars"])
+    message = str(caught.value)
+    assert "no word for delicious mars on;" in message and "--sd.checkpoint FOLDER" in message
+    assert set(COLORS) | set(OBJECTS) | {"overhead", "backside"} <= set(message.replace(";", " ").split())
+
+
+def test_long_prompt_is_cut_with_a_note(sd, capsys):
+    assert sd.embed(["a " * 30]).shape == (1, 16, 16)
+    assert "32 tokens" in capsys.readouterr().err
+
+
+def test_precision():
+    assert precision_dtypes("autocast", "cpu") == (torch.float32, None)
+    assert precision_dtypes("autocast", "cuda") == (torch.float32, torch.float16)
+    assert precision_dtypes("bf16", "cuda") == (torch.bfloat16, None)
+
+
+def test_half_precision_networks_give_float32(tiny_sd):
+    adapter = make_adapter(SJCConfig(sd={"checkpoint": str(tiny_sd), "precision": "bf16"}), "cpu")
+    cond = adapter.embed(["a blue duck"])
+    D = adapter.denoise(torch.zeros(1, 4, 8, 8), 1.0, cond)
+    assert cond.dtype == D.dtype == adapter.encode(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
+    assert adapter.unet.dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------- loading
+
+
+def assert_refused(checkpoint, *words):
+    """Loading ends in a UserError of one line that holds `words` and says how to do without."""
+    with pytest.raises(UserError) as caught:
+        load_parts(find_checkpoint(SDConfig(checkpoint=str(checkpoint))), torch.float32)
+    message = str(caught.value)
+    for word in (*words, "--preset mini", "--preset ideal"):
+        assert word in message
+    assert "\n" not in message
+
+
+@pytest.fixture
+def broken(tiny_sd, tmp_path):
+    return Path(shutil.copytree(tiny_sd, tmp_path / "broken"))
+
+
+def test_missing_folder(tmp_path):
+    assert_refused(tmp_path / "nosuch", f"--sd.checkpoint {tmp_path / 'nosuch'}", "no such folder")
+
+
+def test_folder_without_unet(broken):
+    shutil.rmtree(broken / "unet")
+    assert_refused(broken, str(broken), "has no unet")
+
+
+@pytest.mark.parametrize("options, folder", [
+    ({"variant": "v1"}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),
+    ({"variant": "v2"}, "diffusion_ckpts/sd2/512-base-ema"),
+    ({"variant": "v2", "v2_highres": True}, "diffusion_ckpts/sd2/768-v-ema")])
+def test_published_variant_without_weights(options, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))  # the data root of env.json is below it
+    with pytest.raises(UserError) as caught:
+        find_checkpoint(SDConfig(**options))
+    message = str(caught.value)
+    for word in (f"--sd.variant {options['variant']}", str(tmp_path), folder, "env.json", "--sd.checkpoint FOLDER",
+                 "--preset mini", "--preset ideal"):
+        assert word in message
+
+
+@pytest.mark.parametrize("file", [f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize("content", [b"junk" * 100, None])
+def test_damaged_weights(broken, file, content):
+    path = broken / file
+    path.write_bytes(content or path.read_bytes()[:5000])
+    assert_refused(broken, str(broken), "cannot be read as Stable Diffusion")
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"])
+def test_damaged_json(broken, file):
+    (broken / file).write_text("{")
+    assert_refused(broken, str(broken), "cannot be read as Stable Diffusion")
+
+
+@pytest.mark.parametrize("file", [f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"])
+def test_missing_weights_are_not_made_up(broken, file):
+    tensors = load_file(broken / file)
+    gone = next(name for name in tensors if "norm" in name)
+    del tensors[gone]
+    save_file(tensors, broken / file, metadata={"format": "pt"})
+    assert_refused(broken, f"{file.split('/')[0]} lacks 1 of its weights", gone.removeprefix("text_model."))

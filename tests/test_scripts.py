@@ -1,0 +1,311 @@
+"""The command line of run_sjc.py: real processes, killed and resumed; presets; mistakes in one line, exit 2."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import run_sjc
+from my import checkpoint, config
+from my.errors import RunError, UserError, run_main
+from my.run_dir import read_history
+from sjc import SJC
+from sjc_config import SJCConfig
+from tiny import Affine, NotANumber
+from tiny import config as tiny_config
+
+ROOT = Path(run_sjc.__file__).parent
+HEAVY = ("torch", "diffusers", "transformers")
+PRESETS = ROOT / "presets"
+
+# prompt, n_steps, lr, emptiness_weight, depth_weight, var_red of every published command
+PUBLISHED = {
+    "trump": ("Trump figure", 30000, 0.05, 1e4, 0, True),
+    "obama": ("Obama figure", 30000, 0.05, 1e4, 0, True),
+    "biden": ("Biden figure", 10000, 0.05, 1e4, 0, True),
+    "temple": ("A zoomed out high quality photo of Temple of Heaven", 10000, 0.05, 1e4, 0, True),
+    "burger": ("A high quality photo of a delicious burger", 10000, 0.05, 1e4, 0, True),
+    "icecream": ("A high quality photo of a chocolate icecream cone", 10000, 0.05, 1e4, 10, True),
+    "ficus": ("A ficus planted in a pot", 10000, 0.05, 1e4, 100, True),
+    "castle": ("A zoomed out photo a small castle", 10000, 0.05, 1e4, 50, True),
+    "sydney": ("A zoomed out high quality photo of Sydney Opera House", 10000, 0.05, 1e4, 0, True),
+    "rose": ("a DSLR photo of a rose", 10000, 0.05, 1e4, 50, True),
+    "schoolbus": ("A high quality photo of a yellow school bus", 30000, 0.05, 1e4, 0, False),
+    "rocket": ("A wide angle zoomed out photo of Saturn V rocket from distance", 30000, 0.05, 1e4, 0, False),
+    "fries": ("A high quality photo of french fries from McDonald's", 10000, 0.05, 1e4, 10, True),
+    "motorcycle": ("A high quality photo of a toy motorcycle", 10000, 0.05, 1e4, 0, True),
+    "car": ("A high quality photo of a classic silver muscle car", 10000, 0.05, 1e4, 0, True),
+    "tank": ("A product photo of a toy tank", 20000, 0.05, 1e4, 0, True),
+    "chair": ("A high quality photo of a Victorian style wooden chair with velvet upholstery",
+              50000, 0.01, 7000, 0, True),
+    "duck": ("a DSLR photo of a yellow duck", 10000, 0.05, 1e4, 10, True),
+    "horse": ("A photo of a horse walking", 10000, 0.05, 1e4, 0, True),
+    "giraffe": ("A wide angle zoomed out photo of a giraffe", 10000, 0.05, 1e4, 50, True),
+    "zebra": ("A photo of a zebra walking", 10000, 0.02, 3e4, 0, False),
+    "printer": ("A product photo of a Canon home printer", 10000, 0.05, 1e4, 0, False),
+    "link": ("Zelda Link", 10000, 0.05, 1e4, 0, False),
+    "pig": ("A pig", 10000, 0.05, 1e4, 0, True),
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read(*argv):
+    """The configuration that run_sjc.py makes of a command line, as plain values."""
+    return run_sjc.read_config(list(argv)).model_dump()
+
+
+def command(folder, *argv):
+    """Start run_sjc.py as a process in `folder`."""
+    return subprocess.Popen([sys.executable, ROOT / "run_sjc.py", *argv], cwd=folder, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finish(process):
+    """Wait for a process that must end well; return what it printed."""
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def tiny_flags(tiny_sd):
+    return ["--sd.checkpoint", str(tiny_sd), "--sd.prompt", "a blue duck", "--n_steps", "40", "--vox.grid_size", "8",
+            "--pose.rend_hw", "8", "--device", "cpu", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_flags, tmp_path_factory):
+    """The folder and the output of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, finish(command(folder, *tiny_flags))
+
+
+@pytest.fixture(scope="module")
+def resumed(tiny_flags, tmp_path_factory):
+    """The folder of the same run, killed after its first checkpoint and resumed."""
+    folder = tmp_path_factory.mktemp("resumed")
+    process = command(folder, *tiny_flags)
+    deadline = time.monotonic() + 200
+    while not checkpoint.checkpoints(folder / "ckpt"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not json.loads((folder / "heartbeat.json").read_text())["done"] and not (folder / "test_40").exists()
+    finish(command(folder, *tiny_flags, "--resume", "True"))
+    return folder
+
+
+def test_a_run_says_what_it_did(straight):
+    folder, text = straight
+    assert "prompt: a blue duck" in text  # the configuration that it runs
+    assert "done: test_40/view has 100 views" in text and "highres_final_vis.py" in text
+    assert json.loads((folder / "heartbeat.json").read_text())["done"]
+    assert len(list((folder / "img").iterdir())) == 40 and (folder / "test_40/view_seq/view.mp4").exists()
+
+
+def test_killed_and_resumed_ends_the_same(straight, resumed):
+    a, b = (load_file(folder / "ckpt" / "step_0000040" / checkpoint.TENSORS) for folder in (straight[0], resumed))
+    assert a.keys() == b.keys() and any(name.startswith("optim/") for name in a)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_resumed_run_leaves_the_same_files(straight, resumed):
+    def pictures(folder):
+        return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.png")}
+
+    assert pictures(straight[0]) == pictures(resumed)
+    assert read_history(straight[0] / "history.json") == read_history(resumed / "history.json")
+    assert json.loads((resumed / "heartbeat.json").read_text())["done"]
+
+
+def test_folder_with_a_run_is_refused(straight, tiny_flags, monkeypatch):
+    monkeypatch.chdir(straight[0])
+    before = (straight[0] / "full_config.yml").read_bytes()
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume True"):
+        run_sjc.main(tiny_flags)
+    assert (straight[0] / "full_config.yml").read_bytes() == before
+
+
+@pytest.mark.parametrize("argv, name", [(["--lr", "0.1"], "lr"), (["--vox.grid_size", "9"], "vox"),
+                                        (["--sd.prompt", "a red car"], "sd"), (["--seed", "4"], "seed")])
+def test_resume_with_a_changed_option_is_refused(straight, monkeypatch, argv, name):
+    monkeypatch.chdir(straight[0])
+    with pytest.raises(UserError, match=f"--resume True: {name} differ"):
+        read("--resume", "True", *argv)
+
+
+def test_resume_needs_no_options_again(straight, monkeypatch):
+    monkeypatch.chdir(straight[0])
+    cfg = read("--resume", "True")
+    assert cfg["sd"]["prompt"] == "a blue duck" and cfg["n_steps"] == 40
+    assert read("--resume", "True", "--device", "auto")["device"] == "auto"
+
+
+def test_resume_without_a_run(here):
+    with pytest.raises(UserError, match="--resume True: no full_config.yml here"):
+        read("--resume", "True")
+
+
+def test_broken_down_run_stops_before_it_saves(here):
+    sjc = SJC(tiny_config(n_steps=100), NotANumber())
+    with pytest.raises(RunError, match="step 5: score.* not finite"):
+        run_sjc.train(sjc, 0)
+    assert not (here / "ckpt").exists()
+    assert json.loads((here / "heartbeat.json").read_text())["failed"].startswith("RunError: step 5")
+
+
+def test_run_longer_than_its_hundred_pictures(here):
+    run_sjc.train(SJC(tiny_config(n_steps=130, pose={"rend_hw": 6}), Affine()), 0)
+    assert len(list((here / "img").iterdir())) == 130 and len(list((here / "test_130" / "view").iterdir())) == 100
+    assert checkpoint.latest("ckpt").name == "step_0000130"
+
+
+# ---------------------------------------------------------------- what starts nothing
+
+
+@pytest.mark.parametrize("argv, status", [(["-h"], 0), (["--dry_run", "True"], 0), (["--lr", "fast"], 2)])
+def test_light_commands_import_nothing_heavy(here, argv, status):
+    code = ("import sys; import run_sjc; from my.errors import run_main\n"
+            "try: run_main(run_sjc.main, sys.argv[1:])\n"
+            "except SystemExit as e: status = e.code or 0\n"
+            "else: status = 0\n"
+            "print('MODULES', status, *sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=here, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    _, got, *modules = done.stdout.splitlines()[-1].split()
+    assert int(got) == status and not set(HEAVY) & set(modules)
+
+
+def test_dry_run_writes_the_configuration_and_stops(here, capsys):
+    run_sjc.main(["--preset", "zebra", "--dry_run", "True"])
+    assert [p.name for p in here.iterdir()] == ["full_config.yml"]
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load((here / "full_config.yml").read_text())
+    assert config.read(SJCConfig, "full_config.yml").sd.prompt == "A photo of a zebra walking"
+
+
+@pytest.mark.parametrize("folder", [".", "tests"])
+def test_running_inside_the_project_is_refused(monkeypatch, folder):
+    monkeypatch.chdir(ROOT / folder)
+    with pytest.raises(UserError, match="experiment directory: mkdir -p"):
+        run_sjc.main(["--dry_run", "True"])
+    assert not (ROOT / folder / "full_config.yml").exists()
+
+
+# ---------------------------------------------------------------- configuration
+
+
+def test_published_defaults(here):
+    cfg = SJCConfig()
+    assert cfg.family == "sd" and cfg.sd.variant == "v1" and not cfg.sd.v2_highres
+    assert (cfg.sd.prompt, cfg.sd.scale) == ("A high quality photo of a delicious burger", 100)
+    assert (cfg.lr, cfg.n_steps, cfg.batch_views) == (0.05, 10000, 1)
+    vox = cfg.vox
+    assert (vox.model_type, vox.grid_size, vox.density_shift, vox.c) == ("V_SD", 100, -1, 4)
+    assert (vox.blend_bg_texture, vox.bg_texture_hw, vox.bbox_len) == (True, 4, 1)
+    pose = cfg.pose
+    assert (pose.rend_hw, pose.FoV, pose.fov_range, pose.R, pose.view_words) == (64, 60, (40, 70), 1.5, "sjc")
+    assert (cfg.emptiness_scale, cfg.emptiness_weight, cfg.emptiness_step) == (10, 1e4, 0.5)
+    assert (cfg.emptiness_multiplier, cfg.depth_weight, cfg.var_red) == (20, 0, True)
+    assert (cfg.sigma_range, cfg.sigma_anneal, cfg.plain_bg) == ((10, 970), None, False)
+    assert read() == cfg.model_dump()
+
+
+def test_field_follows_the_family(here):
+    assert [read("--preset", "ideal")["vox"][k] for k in ("model_type", "c")] == ["V_SJC", 3]
+    assert [read("--family", "ideal", "--vox.model_type", "VoxRF")["vox"][k] for k in ("model_type", "c")] == [
+        "VoxRF", 3]
+    assert [read()["vox"][k] for k in ("model_type", "c")] == ["V_SD", 4]  # the defaults were not changed
+
+
+def test_precedence(here):
+    """defaults < preset < config.yml < flags"""
+    assert (read()["lr"], read()["n_steps"], read()["var_red"]) == (0.05, 10000, True)
+    assert read("--preset", "zebra")["lr"] == 0.02
+    (here / "config.yml").write_text("preset: zebra\nlr: 0.03\nsd: {scale: 7}\n")
+    cfg = read()
+    assert (cfg["lr"], cfg["sd"]["scale"], cfg["emptiness_weight"], cfg["var_red"]) == (0.03, 7, 3e4, False)
+    cfg = read("--lr", "0.04", "--preset", "chair")
+    assert (cfg["lr"], cfg["sd"]["scale"], cfg["emptiness_weight"], cfg["n_steps"]) == (0.04, 7, 7000, 50000)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in PRESETS.glob("*.yml")))
+def test_every_preset_loads(here, name):
+    assert read("--preset", name)["preset"] == name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_preset(here, name):
+    prompt, n_steps, lr, emptiness, depth, var_red = PUBLISHED[name]
+    cfg = read("--preset", name)
+    want = SJCConfig().model_dump()
+    want["sd"] |= {"prompt": prompt, "scale": 100}
+    want |= {"n_steps": n_steps, "lr": lr, "emptiness_weight": emptiness, "emptiness_step": 0.5,
+             "emptiness_multiplier": 20, "depth_weight": depth, "var_red": var_red, "preset": name}
+    assert cfg == want
+    flags = ["--sd.prompt", prompt, "--sd.scale", "100", "--n_steps", str(n_steps), "--lr", str(lr),
+             "--emptiness_weight", str(emptiness), "--depth_weight", str(depth), "--var_red", str(var_red)]
+    if name != "chair":  # whose published command leaves these two out
+        flags += ["--emptiness_step", "0.5", "--emptiness_multiplier", "20"]
+    assert {**read(*flags), "preset": name} == cfg
+
+
+def test_all_published_commands_have_a_preset():
+    assert len(PUBLISHED) == 24 and set(PUBLISHED) <= {p.stem for p in PRESETS.glob("*.yml")}
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--emptiness_wieght", "1"], ["--emptiness_wieght", "perhaps you meant --emptiness_weight"]),
+    (["--prompt", "a duck"], ["perhaps you meant --sd.prompt"]),
+    (["--lr", "fast"], ["--lr: expected a finite number, got 'fast'"]),
+    (["--n_steps", "1.5"], ["--n_steps: expected an integer"]),
+    (["--lr", "-1"], ["--lr", "greater than 0"]),
+    (["--lr"], ["--lr needs a value: a finite number"]),
+    (["--lr", "--n_steps", "5"], ["--lr needs a value"]),
+    (["--var_red", "maybe"], ["--var_red: expected True or False"]),
+    (["--family", "idael"], ["--family: expected one of sd, gddpm, ideal", "perhaps you meant ideal"]),
+    (["--preset", "burgr"], ["no preset 'burgr'; perhaps you meant burger"]),
+    (["--sigma_range", "970,10"], ["--sigma_range must go up", "970, 10"]),
+    (["--sigma_range", "5,5"], ["--sigma_range must go up"]),
+    (["--sigma_range", "[1]"], ["--sigma_range: expected a list [an integer, an integer]"]),
+    (["--pose.fov_range", "70,40"], ["--pose.fov_range must go up"]),
+    (["--sigma_anneal", "5"], ["--sigma_anneal must lie above"]),
+    (["--pose.FoV", "180"], ["--pose.FoV", "less than 180"]),
+    (["burger"], ["unexpected word 'burger'"]),
+    (["--preset", "ideal", "--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
+    (["--preset", "ideal", "--sd.prompt", "a delicious burger", "--device", "cpu"],
+     ["--sd.prompt with --family ideal", "colours: red", "objects: duck"]),
+    (["--family", "gddpm", "--device", "cpu"], ["--family gddpm: not available yet; use one of sd, ideal"]),
+    (["--sd.checkpoint", "nosuch", "--device", "cpu"], ["--sd.checkpoint nosuch: looked for", "--preset ideal"]),
+    (["--preset", "ideal", "--vox.c", "4", "--ideal.n_cameras", "150"], ["--vox.c 4: this model's space has 3"]),
+    (["--preset", "ideal", "--ideal.n_cameras", "2"], ["no picture has the view", "--ideal.n_cameras"]),
+])
+def test_mistakes_end_in_one_line(here, capsys, argv, words):
+    with pytest.raises(SystemExit) as ended:
+        run_main(run_sjc.main, argv)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert not (here / "ckpt").exists()

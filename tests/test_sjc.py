@@ -1,0 +1,338 @@
+"""The method: its equations by hand, the Jacobian against an explicit one, draws, regularisers and resuming."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sjc as method
+from adapt import make_adapter
+from my import checkpoint
+from my.errors import RunError, UserError
+from my.seeds import torch_rng
+from sjc import SJC, centre_depth_loss, chained_gradient, check_finite, emptiness_loss, load_run, optimise
+from sjc_config import SJCConfig
+from tiny import SIZE, Affine, NotANumber, config
+
+
+def new(adapter=None, **options):
+    return SJC(config(**options), adapter or Affine())
+
+
+def run(sjc, first=0, last=None):
+    for step in range(first, last or sjc.cfg.n_steps):
+        sjc.step(step)
+    return sjc
+
+
+def assert_same(a, b, same=True):
+    a, b = a.field.state_dict(), b.field.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) == same
+
+
+# ---------------------------------------------------------------- Eq. 15 and 16
+
+
+def test_chained_gradient_by_hand():
+    D, x, x_perturbed = (torch.full((1, 1, 1, 1), v) for v in (7.0, 1.0, 2.0))
+    assert chained_gradient(D, x, x_perturbed, 0.5, var_red=False).item() == 10  # (7 - 2) / 0.5
+    assert chained_gradient(D, x, x_perturbed, 0.5, var_red=True).item() == 12  # (7 - 1) / 0.5
+
+
+def test_both_equations_agree_in_expectation():
+    sigma, x = 0.7, torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(500, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x_perturbed = x + sigma * torch.cat([noise, -noise])  # pairs of noise with mean zero exactly
+    D = torch.tanh(x_perturbed) / 4  # varies less than what it is given, as denoisers do
+    g15, g16 = (chained_gradient(D, x, x_perturbed, sigma, v) for v in (False, True))
+    torch.testing.assert_close(g15.mean(0), g16.mean(0), rtol=0, atol=1e-12)
+    assert g16.var(0).mean() < 0.5 * g15.var(0).mean()  # var_red earns its name
+
+
+# ---------------------------------------------------------------- regularisers
+
+
+def test_emptiness_by_hand():
+    weights = torch.tensor([[0.0, 0.1], [0.2, 0.3]])
+    assert emptiness_loss(weights, 10).item() == pytest.approx(math.log(1 * 2 * 3 * 4) / 4)
+
+
+def test_centre_depth_by_hand():
+    depth = torch.full((64, 64), 2.0)
+    depth[7:57, 7:57] = 0.5
+    assert centre_depth_loss(depth).item() == pytest.approx(math.log(1 + math.exp(-1.5)))
+    assert centre_depth_loss(torch.full((64, 64), 3.0)).item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("size, border", [(64, 7), (32, 4), (100, 11), (8, 1), (4, 1)])  # 7/64 of 32 is 3.5
+def test_centre_depth_border_scales(size, border):
+    depth = torch.zeros(size, size, requires_grad=True)
+    (grad,) = torch.autograd.grad(centre_depth_loss(depth), depth)
+    centre = torch.zeros(size, size, dtype=torch.bool)
+    centre[border:size - border, border:size - border] = True
+    assert torch.equal(grad > 0, centre) and torch.equal(grad < 0, ~centre)
+
+
+def test_centre_depth_falls_as_the_centre_comes_nearer():
+    losses = []
+    for centre in (1e6, 100.0, 10.0, 3.0, 2.0, 1.0, 0.0):
+        depth = torch.full((64, 64), 2.0)
+        depth[7:57, 7:57] = centre
+        depth.requires_grad_()
+        losses.append(centre_depth_loss(depth))
+        (grad,) = torch.autograd.grad(losses[-1], depth)
+        assert grad.isfinite().all()
+    losses = torch.stack(losses)
+    assert losses.isfinite().all() and (losses.diff() < 0).all()
+    assert centre_depth_loss(torch.full((64, 64), -1e30)).isfinite()
+
+
+def test_regulariser_schedule():
+    """w E before the fraction emptiness_step of the run, then multiplier w E; the depth loss always."""
+    sjc = new(emptiness_weight=100, emptiness_multiplier=20, emptiness_step=0.5, depth_weight=7, n_steps=10)
+    r = [sjc.render(camera) for camera in sjc.draw_cameras(0)]
+    E, Z = emptiness_loss(r[0].weights, 10).item(), centre_depth_loss(r[0].depth).item()
+    for step, factor in ((0, 1), (4, 1), (5, 20), (9, 20)):
+        assert sjc.regulariser(r, step).item() == pytest.approx(100 * factor * E + 7 * Z, rel=1e-5)
+
+
+# ---------------------------------------------------------------- the Jacobian
+
+
+class Renderer(nn.Module):
+    """The rendering x(theta) of one camera at the denoiser's size, as a function of the parameters."""
+
+    def __init__(self, sjc, camera):
+        super().__init__()
+        self.field, self.sjc, self.camera = sjc.field, sjc, camera
+
+    def forward(self):
+        return method.resize(self.sjc.render(self.camera).color[None], (SIZE, SIZE))
+
+    def jacobian(self):
+        """J as {parameter: (3 SIZE SIZE, *shape)}."""
+        names, theta = zip(*self.named_parameters())
+
+        def x(*values):
+            return torch.func.functional_call(self, dict(zip(names, values)), ()).flatten()
+
+        J = torch.autograd.functional.jacobian(x, tuple(p.detach().clone() for p in theta))
+        return dict(zip(names, J))
+
+
+def score_by_hand(sjc, x, cameras, sigma, step):
+    """Eq. 15 or 16 with the affine denoiser, guided: D = x_p / 2 + c_u + s (c_c - c_u); one row a camera."""
+    noise = torch.randn(x.shape, generator=torch_rng(sjc.cfg.seed, step, "noise"))
+    x_perturbed = x + sigma * noise
+    c_c = sjc.adapter.embed([f"{c.view} {sjc.cfg.sd.prompt}" for c in cameras])
+    c_u = sjc.adapter.embed([""])
+    D = x_perturbed / 2 + c_u + sjc.cfg.sd.scale * (c_c - c_u)
+    return (D - (x if sjc.cfg.var_red else x_perturbed)) / sigma
+
+
+def disturb(sjc):
+    """Give the densities some shape, so that nothing in the Jacobian vanishes by symmetry."""
+    with torch.no_grad():
+        sjc.field.density.normal_(generator=torch.Generator().manual_seed(5)).mul_(2)
+    return sjc
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"var_red": False}, {"pose": {"rend_hw": 9}}, {"vox": {"model_type": "VoxRF"}},
+    {"vox": {"blend_bg_texture": False}}, {"plain_bg": True}])
+def test_step_chains_the_score_with_the_jacobian(options):
+    """The gradient that the optimizer gets is -(g . J), J computed explicitly."""
+    sjc = disturb(new(**options))
+    step = 3
+    (camera,), sigma = sjc.draw_cameras(step), sjc.draw_sigma(step)
+    renderer = Renderer(sjc, camera)
+    if sjc.backgrounds is not None:
+        index = sjc.draw_background(step)
+        renderer.forward = lambda: sjc.render(camera, bg_index=index).color[None]
+    J = renderer.jacobian()
+    g = score_by_hand(sjc, renderer().detach(), [camera], sigma, step)
+    sjc.step(step)
+    for name, p in renderer.named_parameters():
+        want = -torch.tensordot(g.flatten(), J[name], dims=1)
+        assert want.abs().max() > 0
+        torch.testing.assert_close(p.grad, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+def test_batch_views_average():
+    sjc = disturb(new(batch_views=2))
+    cameras, sigma = sjc.draw_cameras(0), sjc.draw_sigma(0)
+    renderers = [Renderer(sjc, camera) for camera in cameras]
+    x = torch.cat([renderer().detach() for renderer in renderers])
+    g = score_by_hand(sjc, x, cameras, sigma, 0)
+    singles = [r.jacobian() for r in renderers]
+    sjc.step(0)
+    assert not np.array_equal(cameras[0].c2w, cameras[1].c2w)
+    for name, p in renderers[0].named_parameters():
+        each = [-torch.tensordot(g[b].flatten(), singles[b][name], dims=1) for b in range(2)]
+        torch.testing.assert_close(p.grad, (each[0] + each[1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_regulariser_adds_its_own_gradient():
+    plain, weighted = (disturb(new(emptiness_weight=w, depth_weight=w)) for w in (0, 5))
+    (camera,) = plain.draw_cameras(0)
+    r = weighted.render(camera)
+    loss = 5 * emptiness_loss(r.weights, 10) + 5 * centre_depth_loss(r.depth)
+    (want,) = torch.autograd.grad(loss, weighted.field.density)
+    plain.step(0)
+    weighted.step(0)
+    torch.testing.assert_close(weighted.field.density.grad - plain.field.density.grad, want, rtol=1e-3, atol=1e-5)
+
+
+def test_ascent_brings_the_rendering_to_the_denoised_picture():
+    sjc = new(n_steps=200, bg_lr=0.05, sigma_range=(500, 501))  # one level: Adamax remembers the largest gradient
+    sjc.adapter._denoise = lambda x, sigma, cond: torch.full_like(x, 0.5)
+    error = [(sjc.render(camera).color - 0.5).abs().mean().item() for camera in sjc.draw_cameras(0)]
+    run(sjc)
+    after = [(sjc.render(camera).color - 0.5).abs().mean().item() for camera in sjc.draw_cameras(0)]
+    assert after[0] < 0.3 * error[0]
+
+
+# ---------------------------------------------------------------- draws
+
+
+def ticks(sjc, seeds, step):
+    """The table entries (smallest first) that `step` draws under many seeds."""
+    table, found = sjc.adapter.sigmas.flip(0).tolist(), []
+    for sjc.cfg.seed in seeds:
+        found.append(table.index(sjc.draw_sigma(step)))
+    return np.array(found)
+
+
+def test_draw_sigma_is_uniform_over_the_published_ticks():
+    drawn = ticks(new(), range(19200), 0)
+    assert drawn.min() == 10 and drawn.max() == 969
+    counts = np.histogram(drawn, bins=16, range=(10, 970))[0]  # 60 ticks each: 1200 expected, deviation 34
+    assert abs(counts - 1200).max() < 5 * 34
+
+
+def test_draw_sigma_covers_a_short_range():
+    assert set(ticks(new(sigma_range=(3, 6)), range(100), 0)) == {3, 4, 5}
+
+
+def test_sigma_anneals_linearly():
+    sjc = new(sigma_anneal=210, n_steps=101)
+    for step, high in ((0, 970), (50, 590), (100, 210)):
+        drawn = ticks(sjc, range(1500), step)
+        assert drawn.min() < 10 + high / 50 and high - high / 50 < drawn.max() < high
+
+
+@pytest.mark.parametrize("options, flag", [({"sigma_range": (10, 1001)}, "--sigma_range"),
+                                           ({"sigma_anneal": 1500}, "--sigma_anneal")])
+def test_sigma_range_beyond_the_table(options, flag):
+    with pytest.raises(UserError, match=f"{flag} .*1000 entries"):
+        new(**options).draw_sigma(0)
+
+
+def test_draws_depend_on_seed_and_step_only():
+    a, b, other = new(), new(n_steps=99), new(seed=1)
+
+    def draws(sjc, step):
+        (camera,) = sjc.draw_cameras(step)
+        return (sjc.draw_sigma(step), camera.fov, *camera.c2w.flatten())
+
+    forwards = [draws(a, step) for step in range(5)]
+    assert forwards == [draws(b, step) for step in reversed(range(5))][::-1]
+    assert len(set(forwards)) == 5
+    assert not set(forwards) & {draws(other, step) for step in range(5)}
+
+
+def test_same_seed_same_field():
+    first = run(new(), last=5)
+    assert_same(first, run(new(), last=5))
+    assert_same(first, run(new(seed=1), last=5), same=False)
+
+
+def test_new_field_is_a_function_of_the_seed():
+    assert_same(new(), new())
+    assert_same(new(), new(seed=1), same=False)
+
+
+def test_plain_backgrounds_change_from_step_to_step():
+    sjc = new(plain_bg=True)
+    assert sjc.field.bg is None
+    assert {sjc.draw_background(step) for step in range(100)} == set(range(len(sjc.backgrounds)))
+    assert sjc.background(1, 9).shape == (81, 3)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_resumed_run_is_bit_for_bit_the_same(tmp_path):
+    straight = run(new(emptiness_weight=10, depth_weight=1))
+    run(new(emptiness_weight=10, depth_weight=1), last=3).save(tmp_path, 3)
+    resumed = new(emptiness_weight=10, depth_weight=1)
+    first = resumed.load(checkpoint.latest(tmp_path))
+    assert first == 3
+    assert_same(straight, run(resumed, first=first))
+    state = [s.optimizer.state_dict()["state"] for s in (straight, resumed)]
+    for i, leaf in state[0].items():
+        assert all(torch.equal(torch.as_tensor(leaf[k]), torch.as_tensor(state[1][i][k])) for k in leaf)
+
+
+def test_checkpoint_of_another_field_is_refused(tmp_path):
+    new().save(tmp_path, 1)
+    with pytest.raises(UserError, match="does not fit this model.*color is .1, 3, 4, 4, 4. there, .1, 3, 5, 5, 5"):
+        new(vox={"grid_size": 5}).load(checkpoint.latest(tmp_path))
+
+
+def test_load_run_without_a_run(tmp_path):
+    with pytest.raises(UserError, match="no full_config.yml"):
+        load_run(tmp_path)
+    (tmp_path / "full_config.yml").write_text("family: ideal\n")
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_run(tmp_path)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def test_optimise_yields_steps_and_statistics():
+    steps = list(optimise(new(), first_step=2))
+    assert [step for step, _ in steps] == [3, 4, 5, 6]
+    assert all(set(stats) == {"sigma", "score", "regulariser", "opacity"} for _, stats in steps)
+    assert all(0 <= stats["opacity"] <= 1 for _, stats in steps)
+
+
+def test_not_a_number_stops_the_run():
+    stats = new(NotANumber()).step(0)
+    with pytest.raises(RunError, match="step 1: score is not finite.*smaller --lr"):
+        check_finite(stats, 1)
+    check_finite(new().step(0), 1)
+
+
+def test_wrong_channels_are_refused():
+    with pytest.raises(UserError, match="--vox.c 5: this model's space has 3 channels"):
+        new(vox={"c": 5})
+
+
+def test_view_is_a_picture_and_a_depth():
+    sjc = new()
+    (camera,) = sjc.draw_cameras(0)
+    picture, depth = sjc.view(camera, subpixels=4, downscale=2)
+    assert picture.shape == (2 * SIZE, 2 * SIZE, 3) and depth.shape == (2 * SIZE, 2 * SIZE)
+    assert picture.min() >= 0 and picture.max() <= 1
+    assert sjc.depth_range == (0.5, 2.5)  # from 1.5 away, a ball of radius 1
+
+
+# ---------------------------------------------------------------- Stable Diffusion latents
+
+
+@pytest.mark.parametrize("rend_hw, options", [(8, {}), (16, {}), (6, {}), (8, {"plain_bg": True, "batch_views": 2})])
+def test_latent_field_steps_with_stable_diffusion(tiny_sd, rend_hw, options):
+    cfg = SJCConfig(sd={"checkpoint": str(tiny_sd), "prompt": "a blue duck"}, vox={"grid_size": 6},
+                    pose={"rend_hw": rend_hw}, n_steps=10, **options)
+    assert cfg.vox.model_type == "V_SD" and cfg.vox.c == 4
+    sjc = SJC(cfg, make_adapter(cfg, "cpu"))
+    before = sjc.field.color.detach().clone()
+    check_finite(sjc.step(0), 1)
+    assert not torch.equal(sjc.field.color, before)
+    (camera,) = sjc.draw_cameras(0)[:1]
+    picture, depth = sjc.view(camera)
+    assert picture.shape == (2 * rend_hw, 2 * rend_hw, 3) and depth.shape == (rend_hw, rend_hw)

@@ -1,0 +1,51 @@
+"""The smallest runs there can be: a denoiser that is one line, and a configuration to go with it."""
+
+import math
+
+import torch
+
+from adapt import ScoreAdapter
+from karras import scaled_linear_betas, sigmas_from_betas
+from sjc_config import SJCConfig
+
+SIZE = 6
+
+
+class Affine(ScoreAdapter):
+    """D(x, sigma | c) = x / 2 + c, in 3 channels of SIZE x SIZE; a prompt's c is made of its letters."""
+
+    def __init__(self):
+        self.device = torch.device("cpu")
+        self.data_shape = (3, SIZE, SIZE)
+        self.sigmas = torch.as_tensor(sigmas_from_betas(scaled_linear_betas(0.00085, 0.012, 1000)))
+
+    def _denoise(self, x, sigma, cond):
+        return x / 2 + cond
+
+    def embed(self, prompts):
+        return torch.tensor([sum(map(ord, p)) % 17 / 17 for p in prompts])[:, None, None, None]
+
+    def encode(self, pictures):
+        return 2 * pictures - 1
+
+    def decode(self, x):
+        return ((x + 1) / 2).clamp(0, 1)
+
+    @property
+    def picture_size(self):
+        return SIZE
+
+
+class NotANumber(Affine):
+    """A denoiser that has broken down."""
+
+    def _denoise(self, x, sigma, cond):
+        return x * math.nan
+
+
+def config(**options):
+    """A tiny run: field 4^3, SIZE x SIZE pictures, no regulariser unless given."""
+    base = {"family": "ideal", "sd": {"prompt": "a blue duck", "scale": 3}, "emptiness_weight": 0, "n_steps": 6,
+            "vox": {"grid_size": 4, "step_ratio": 1}, "pose": {"rend_hw": SIZE}}
+    nested = {k: {**base.get(k, {}), **v} if isinstance(v, dict) else v for k, v in options.items()}
+    return SJCConfig(**{**base, **nested})
