@@ -1,6 +1,6 @@
 """The solid objects of the toy world: parts, materials, colours.
 
-Every object fits in a ball of radius 0.62 at the origin and follows the frame of `pose`: y up, its
+Every object fits in a ball of radius 0.70 at the origin and follows the frame of `pose`: y up, its
 front faces -x, its own left is +z. An object is a function from points (N, 3) to a list of
 (distance (N,), material) parts; the material `BODY` takes the colour that the caption names, every
 other one is a fixed accent.

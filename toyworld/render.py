@@ -7,7 +7,7 @@ from voxnerf.rays import pixel_rays
 
 from .objects import ACCENTS, BODY, COLORS, OBJECTS
 
-BOUND = 0.66  # radius of a ball at the origin that holds every object
+BOUND = 0.70  # radius of a ball at the origin that holds every object
 LIGHT = (-0.45, 0.80, 0.40)  # direction towards the light, fixed in world space
 AMBIENT = 0.35
 MAX_STEPS, STEP_SCALE, HIT = 96, 0.9, 1e-3
