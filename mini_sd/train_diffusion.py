@@ -34,7 +34,7 @@ CKPT = "diffusion"
 class DiffusionConfig(Config):
     """Options of the text encoder's and UNet's training."""
 
-    n_steps: int = Field(8000, gt=0, description="optimisation steps")
+    n_steps: int = Field(7000, gt=0, description="optimisation steps")
     batch: int = Field(32, gt=0, description="latents a step")
     lr: float = Field(8e-4, gt=0, description="peak learning rate")
     poses_per_object: int = Field(1200, gt=0, description="rendered poses of each object")
