@@ -4,8 +4,11 @@ The set is the toy world's renders of the prompt's object, by training cameras, 
 backgrounds; the view words of a prompt select among them.
 """
 
+from functools import cached_property, partial
+
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import pose
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter
@@ -22,21 +25,30 @@ ANY_VIEW = -1  # the condition of a prompt without view words, and of ""
 class IdealAdapter(ScoreAdapter):
     """D(x, sigma) = sum_i y_i N(x; y_i, sigma^2 I) / sum_i N(x; y_i, sigma^2 I) over pictures y_i.
 
-    `views` maps each view prompt to the pictures (n_v, 3, H, W), RGB in [-1, 1], that it selects.
+    `names` are the view prompts; `paint()` returns {view prompt: the pictures (n_v, 3, size, size),
+    RGB in [-1, 1], that it selects}, and is called at the first denoising: a finished run needs none.
     Source: EDM, arXiv 2206.00364, appendix B.3.
     """
 
-    def __init__(self, views, device="cpu"):
+    def __init__(self, names, size, paint, device="cpu"):
         self.device = torch.device(device)
-        self.names = list(views)
-        self.views = [y.to(self.device) for y in views.values()]
-        self.all_views = torch.cat(self.views)
-        self.data_shape = tuple(self.all_views.shape[1:])
+        self.names, self.data_shape, self._paint = list(names), (3, size, size), paint
         self.sigmas = torch.as_tensor(sigmas_from_betas(scaled_linear_betas(0.00085, 0.012, 1000)))
 
     @property
     def picture_size(self):
         return self.data_shape[1]
+
+    @cached_property
+    def views(self):
+        """Pictures (n_v, 3, H, W) of each view prompt."""
+        pictures = self._paint()
+        return [pictures[name].to(self.device) for name in self.names]
+
+    @cached_property
+    def all_views(self):
+        """Pictures (n, 3, H, W) of all views."""
+        return torch.cat(self.views)
 
     def embed(self, prompts):
         """Return the view index (B,) of each prompt, ANY_VIEW where it names no view."""
@@ -67,20 +79,10 @@ class IdealAdapter(ScoreAdapter):
         return ((x + 1) / 2).clamp(0, 1)
 
 
-def toy_views(prompt, words, size, n_cameras, fov, radius, seed):
-    """Return {view prompt: pictures (n_v, 3, size, size) in [-1, 1]} of a toy-world prompt.
-
-    Pictures are of `n_cameras` training cameras, each on every plain background. Raises UserError
-    for a prompt outside the toy world.
-    """
-    try:
-        color, obj = parse_prompt(prompt)
-    except ValueError as error:
-        raise UserError(f"--sd.prompt with --family ideal: {error}") from None
-    rng = numpy_rng(seed, 0, "ideal/cameras")
-    cameras = [pose.train_camera(rng, radius, fov, words) for _ in range(n_cameras)]
+def paint(color, obj, cameras, size):
+    """Return {view prompt: pictures (n_v, 3, size, size) in [-1, 1]} of an object, on every plain background."""
     maps = torch.cat([coverage_maps(obj, cameras[i:i + RENDER_BATCH], RENDER_SIZE)
-                      for i in range(0, n_cameras, RENDER_BATCH)])
+                      for i in tqdm(range(0, len(cameras), RENDER_BATCH), desc="taking pictures", leave=False)])
     pictures = {}
     for view in dict.fromkeys(c.view for c in cameras):
         mine = maps[[c.view == view for c in cameras]]
@@ -90,7 +92,12 @@ def toy_views(prompt, words, size, n_cameras, fov, radius, seed):
 
 
 def make(cfg, device):
-    """Return the ideal adapter of a run's configuration."""
-    views = toy_views(cfg.sd.prompt, cfg.pose.view_words, cfg.pose.rend_hw, cfg.ideal.n_cameras,
-                      cfg.pose.fov_range, cfg.pose.R, cfg.seed)
-    return IdealAdapter(views, device)
+    """Return the ideal adapter of a run's configuration; raises UserError for a prompt outside the toy world."""
+    try:
+        color, obj = parse_prompt(cfg.sd.prompt)
+    except ValueError as error:
+        raise UserError(f"--sd.prompt with --family ideal: {error}") from None
+    p, rng = cfg.pose, numpy_rng(cfg.seed, 0, "ideal/cameras")
+    cameras = [pose.train_camera(rng, p.R, p.fov_range, p.view_words) for _ in range(cfg.ideal.n_cameras)]
+    names = dict.fromkeys(c.view for c in cameras)
+    return IdealAdapter(names, p.rend_hw, partial(paint, color, obj, cameras, p.rend_hw), device)

@@ -74,7 +74,7 @@ class StableDiffusionAdapter(ScoreAdapter):
         known = self.tokenizer.init_kwargs.get("closed_vocabulary")
         unknown = sorted({w for p in prompts for w in p.lower().split() if w not in known}) if known else []
         if unknown:
-            raise UserError(f"--sd.prompt: this model has no word for {' '.join(unknown)}; it knows: "
+            raise UserError(f"--sd.prompt: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
                             f"{' '.join(known)}; for any other prompt give a real checkpoint: "
                             "--sd.checkpoint FOLDER or --sd.variant v1")
 

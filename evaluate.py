@@ -126,6 +126,7 @@ def true_views(color, obj, cameras):
 def result_views(sjc, cameras):
     """Return a run's pictures (n, SIZE, SIZE, 3) in [0, 1] and opacities (n, SIZE, SIZE)."""
     import torch
+
     from sjc import CHUNK, resize
 
     latent = sjc.cfg.family == "sd"  # decodes at its own scale; a pixel model's render is the picture
@@ -142,6 +143,7 @@ def result_views(sjc, cameras):
 def judge_views(judge, pictures):
     """Return the judge's log-probabilities of pictures (n, SIZE, SIZE, 3): object, color, octant, pair."""
     import torch
+
     from toyworld.judge import pair_scores
 
     verdict = judge(torch.from_numpy(pictures).permute(0, 3, 1, 2).float())
@@ -212,8 +214,9 @@ def measure(folder, cfg, judge):
 
 def strip(sjc, color, obj):
     """Return one row of the figure (H, W, 3) uint8: FIGURE_VIEWS, each result beside its truth."""
-    from my.media import side_by_side, to_uint8
     from PIL import Image, ImageDraw
+
+    from my.media import side_by_side, to_uint8
 
     cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), sjc.cfg.pose)
     pairs = zip(result_views(sjc, cameras)[0], true_views(color, obj, cameras)[0])
@@ -252,9 +255,10 @@ def table(rows, summary):
 def main(argv=None):
     """Measure runs; print a table, write JSON and on request a figure."""
     cfg = config.load(EvaluateConfig, argv, prog="evaluate.py", doc=__doc__, positional="runs", config_file=None)
+    from tqdm import tqdm
+
     from my.media import write_png
     from toyworld.judge import load
-    from tqdm import tqdm
 
     for folder in cfg.runs:
         read_prompt(folder)  # before the first of them takes its time

@@ -26,9 +26,10 @@ class VisConfig(config.Config):
 
 def render_spiral(sjc, cfg, out):
     """Write img/*.png, img.mp4 and img_depth.mp4 to the folder `out`."""
+    from tqdm import tqdm
+
     import pose
     from my.media import VideoWriter, beside, depth_image, to_uint8, write_png
-    from tqdm import tqdm
 
     p = sjc.cfg.pose
     cameras = pose.spiral(cfg.n_frames, p.R, p.R, fov=p.FoV)[cfg.skip:]

@@ -42,8 +42,9 @@ def read_config(argv):
 
 def train(sjc, first_step):
     """Optimise the field, leaving history, heartbeat, visualisations and checkpoints."""
-    from sjc import check_finite, optimise
     from tqdm import tqdm
+
+    from sjc import check_finite, optimise
 
     n = sjc.cfg.n_steps
     visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
@@ -81,9 +82,10 @@ def visualise(sjc, step):
 
 def save_test_views(sjc):
     """Write the pictures and the videos of the spiral of test views to test_<step>/."""
+    from tqdm import tqdm
+
     import pose
     from my.media import VideoWriter, beside, depth_image, to_uint8, write_png
-    from tqdm import tqdm
 
     p = sjc.cfg.pose
     root = Path(f"test_{sjc.cfg.n_steps}")

@@ -56,8 +56,11 @@ def centre_depth_loss(depth):
     """Return log(1 + exp(centre - border)) of the mean depths of an image (H, W), in world units.
 
     Falls as the centre comes nearer than the border, finite everywhere. Source: the centre-depth
-    regulariser of arXiv 2212.00774, whose logarithm of a difference is not.
+    regulariser of arXiv 2212.00774, whose logarithm of a difference is not. Raises UserError for an
+    image too small to have a centre.
     """
+    if min(depth.shape) < 3:
+        raise UserError(f"--pose.rend_hw {min(depth.shape)}: --depth_weight needs at least 3, to have a centre")
     h, w = (max(1, round(n * BORDER)) for n in depth.shape)
     centre = torch.zeros_like(depth, dtype=torch.bool)
     centre[h:-h, w:-w] = True

@@ -22,9 +22,9 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
 
-from my import config  # noqa: E402
-from my.errors import RunError, UserError, run_main  # noqa: E402
-from my.run_dir import write_atomic  # noqa: E402
+from my import config
+from my.errors import RunError, UserError, run_main
+from my.run_dir import write_atomic
 
 VARIANTS = {"": [], "_sjc_words": ["--pose.view_words", "sjc"], "_sides": ["--pose.view_words", "sides"],
             "_no_var_red": ["--var_red", "False"]}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter
-from adapt_ideal import ANY_VIEW, IdealAdapter, toy_views
+from adapt_ideal import ANY_VIEW, IdealAdapter
 from adapt_sd import StableDiffusionAdapter, find_checkpoint, load_parts, precision_dtypes
 from my.errors import UserError
 from pose import all_view_prompts
@@ -88,9 +88,14 @@ def test_unavailable_family():
 # ---------------------------------------------------------------- the ideal family
 
 
+def of_pictures(views):
+    """The adapter of {view prompt: pictures (n, C, H, W)}."""
+    return IdealAdapter(views, next(iter(views.values())).shape[2], lambda: views)
+
+
 def two_pictures():
     """The pictures (-1, -1) and (1, 1), of one channel and 1 x 2 pixels, one a view."""
-    return IdealAdapter({"front view of": -torch.ones(1, 1, 1, 2), "side view of": torch.ones(1, 1, 1, 2)})
+    return of_pictures({"front view of": -torch.ones(1, 1, 1, 2), "side view of": torch.ones(1, 1, 1, 2)})
 
 
 def ideal(adapter, x, sigma, prompt=""):
@@ -125,7 +130,7 @@ def test_prompt_selects_the_view():
 def test_score_is_the_gradient_of_the_log_density(sigma):
     rng = torch.Generator().manual_seed(0)
     y = torch.rand(7, 3, 4, 4, generator=rng, dtype=torch.float64) * 2 - 1
-    adapter = IdealAdapter({"front view of": y})
+    adapter = of_pictures({"front view of": y})
     x = (y[2:4] + sigma * torch.randn(2, 3, 4, 4, generator=rng, dtype=torch.float64)).requires_grad_()
     squares = (x[:, None] - y).square().flatten(2).sum(2)  # (2, 7)
     log_p = torch.logsumexp(-squares / (2 * sigma**2), dim=1)  # up to a constant
@@ -136,16 +141,17 @@ def test_score_is_the_gradient_of_the_log_density(sigma):
 
 
 def test_ideal_pictures_of_the_toy_world():
-    views = toy_views("a red mushroom", "sjc", 16, n_cameras=12, fov=(50.0, 60.0), radius=1.5, seed=0)
-    assert set(views) <= set(all_view_prompts("sjc"))
-    assert sum(map(len, views.values())) == 12 * len(PLAIN_BACKGROUNDS)
-    adapter = IdealAdapter(views)
+    cfg = SJCConfig(family="ideal", sd={"prompt": "a red mushroom"}, ideal={"n_cameras": 12},
+                    pose={"rend_hw": 16, "fov_range": (50.0, 60.0)})
+    adapter = make_adapter(cfg, "cpu")
+    assert set(adapter.names) <= set(all_view_prompts("sjc"))
     assert adapter.data_shape == (3, 16, 16) and adapter.picture_size == 16
+    assert "views" not in vars(adapter)  # not painted yet
+    assert adapter.all_views.shape == (12 * len(PLAIN_BACKGROUNDS), 3, 16, 16)
     assert adapter.all_views.min() >= -1 and adapter.all_views.max() <= 1
     corners = adapter.all_views[:, :, 0, 0].unique(dim=0)  # nothing but background there
     torch.testing.assert_close((corners + 1) / 2, torch.tensor(PLAIN_BACKGROUNDS).unique(dim=0), atol=0.003, rtol=0)
-    same = toy_views("a red mushroom", "sjc", 16, n_cameras=12, fov=(50.0, 60.0), radius=1.5, seed=0)
-    assert all(torch.equal(views[k], same[k]) for k in views)
+    assert torch.equal(make_adapter(cfg, "cpu").all_views, adapter.all_views)
 
 
 def test_ideal_picture_space():
@@ -261,7 +267,7 @@ def test_unknown_words_are_refused_with_the_vocabulary(sd):
     with pytest.raises(UserError) as caught:
         sd.embed(["front view of a delicious burger on mars"])
     message = str(caught.value)
-    assert "no word for delicious mars on;" in message and "--sd.checkpoint FOLDER" in message
+    assert "no word for 'delicious', 'mars', 'on';" in message and "--sd.checkpoint FOLDER" in message
     assert set(COLORS) | set(OBJECTS) | {"overhead", "backside"} <= set(message.replace(";", " ").split())
 
 

@@ -12,11 +12,9 @@ import run_sjc
 from benchmarks import quality
 from my import config
 from my.errors import run_main
-from my.seeds import numpy_rng
 from sjc_config import SJCConfig
-from toyworld import UNSEEN_PAIRS, parse_prompt
+from toyworld import UNSEEN_PAIRS, parse_prompt, train_judge
 from toyworld import judge as judging
-from toyworld import train_judge
 
 ANGLES = evaluate.test_angles(24)
 CAMERAS = evaluate.cameras_at(ANGLES, SJCConfig().pose)
@@ -117,8 +115,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_sjc.main("--preset ideal --n_steps 40 --ideal.n_cameras 40 --pose.view_words sjc --pose.rend_hw 16 "
-                     "--vox.grid_size 16 --device cpu".split())
+        run_sjc.main(["--preset", "ideal", "--n_steps", "40", "--ideal.n_cameras", "40", "--pose.view_words", "sjc", "--pose.rend_hw", "16", "--vox.grid_size", "16", "--device", "cpu"])
     return folder
 
 

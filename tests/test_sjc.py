@@ -87,6 +87,8 @@ def test_centre_depth_falls_as_the_centre_comes_nearer():
     losses = torch.stack(losses)
     assert losses.isfinite().all() and (losses.diff() < 0).all()
     assert centre_depth_loss(torch.full((64, 64), -1e30)).isfinite()
+    with pytest.raises(UserError, match="--pose.rend_hw 2"):
+        centre_depth_loss(torch.ones(2, 2))
 
 
 def test_regulariser_schedule():

@@ -39,16 +39,12 @@ class VoxRF(nn.Module):
                  ray_march_weight_thres=1e-4, blend_bg_texture=False, bg_texture_hw=64,
                  generator=None, device=None, dtype=torch.float32):
         super().__init__()
-        kw = dict(device=device, dtype=dtype)
+        kw = {"device": device, "dtype": dtype}
         aabb = torch.as_tensor(aabb, dtype=torch.float64).cpu()
         size_x, size_y, size_z = _grid_shape(aabb, grid_size)
         edges = (aabb[1] - aabb[0]) / torch.tensor([size_x, size_y, size_z])
         self.voxel_edge = edges.mean().item()  # plain floats: reading them never waits
         self.step_size = step_ratio * self.voxel_edge
-        self.settings = dict(
-            aabb=aabb.tolist(), grid_size=[size_x, size_y, size_z], c=c, step_ratio=step_ratio,
-            density_shift=density_shift, ray_march_weight_thres=ray_march_weight_thres,
-            blend_bg_texture=blend_bg_texture, bg_texture_hw=bg_texture_hw)
         self.density_shift = density_shift
         self.ray_march_weight_thres = ray_march_weight_thres
         self.register_buffer("aabb", aabb.to(**kw))
@@ -102,11 +98,6 @@ class VoxRF(nn.Module):
         alpha = F.max_pool3d(alpha, kernel_size=3, stride=1, padding=1)
         self.alpha_mask = (alpha > OCCUPIED_ALPHA).to(alpha.dtype)
 
-    def state(self):
-        """Return {"model_type", "settings", "tensors"}: all that `field_from_state` needs."""
-        return dict(model_type=type(self).__name__, settings=dict(self.settings),
-                    tensors=dict(self.state_dict()))
-
     def _load_from_state_dict(self, state_dict, prefix, *args):
         mask = state_dict.get(prefix + "alpha_mask")  # a checkpoint may hold one or not
         self.alpha_mask = None if mask is None else torch.empty_like(self.density)
@@ -143,14 +134,6 @@ def make_field(model_type, *args, **kwargs):
     if model_type not in FIELDS:
         raise ValueError(f"model_type must be one of {', '.join(FIELDS)}, got {model_type!r}")
     return FIELDS[model_type](*args, **kwargs)
-
-
-def field_from_state(state, device=None, dtype=torch.float32):
-    """Return the field whose `state()` this is; RuntimeError names tensors that do not fit."""
-    field = make_field(state["model_type"], **state["settings"], device=device, dtype=dtype,
-                       generator=torch.Generator(device or "cpu"))  # spares the global one
-    field.load_state_dict(state["tensors"])
-    return field
 
 
 def background_uv(rays_d):
