@@ -2,7 +2,7 @@
 
     python -m mini_sd.train_diffusion
 
-Needs the autoencoder of `mini_sd.train_autoencoder`. About 90 minutes on 2 CPU cores. Stop it at
+Needs the autoencoder of `mini_sd.train_autoencoder`. About 55 minutes on one CPU core. Stop it at
 any time: the same command goes on where it was; `--export True` writes the averaged weights of the
 newest checkpoint without training further.
 """
@@ -108,6 +108,7 @@ def loss_at(step, net, tok, alphas_cumprod, cache, world, cfg):
 
 def export(net, vae, tok):
     """Write the diffusers folder, half-precision safetensors, into `mini_sd/`."""
+    vae.register_to_config(_name_or_path="mini_sd/vae")  # else the path that it was loaded from
     StableDiffusionPipeline(vae=vae, text_encoder=net.text_encoder, tokenizer=tok, unet=net.unet,
                             scheduler=scheduler(), safety_checker=None, feature_extractor=None,
                             requires_safety_checker=False).to(torch.float16).save_pretrained(HERE)

@@ -1,0 +1,92 @@
+"""Draw 2D samples from the miniature, judge what they show, and write the sheet of the model card.
+
+    python -m mini_sd.samples
+
+Eight samples of every colour-object pair without view words, by the Karras sampler under guidance; the
+shares that show the right object, and the right object in the right colour, are printed for the pairs of
+the training data and for those never used in it. The sheet, `mini_sd/samples.png`, has a row an object and
+a column an octant.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from tqdm import tqdm
+
+import pose
+from adapt import make_adapter
+from karras import karras_sampler, karras_sigmas
+from my.config import Config, load
+from my.media import side_by_side, write_png
+from my.seeds import torch_rng
+from sjc_config import SJCConfig
+from toyworld import ALL_PAIRS, COLORS, OBJECTS, UNSEEN_PAIRS, caption
+from toyworld import judge as judges
+
+SHEET = Path(__file__).with_name("samples.png")
+SHEET_V_DEG = 75.0  # a little above level
+
+
+class SamplesConfig(Config):
+    """Options of the miniature's 2D samples."""
+
+    n: int = Field(8, gt=0, description="samples of each pair")
+    scale: float = Field(3.0, ge=0, description="guidance scale")
+    n_steps: int = Field(20, gt=1, description="levels of noise of the sampler (Heun)")
+    seed: int = Field(0, ge=0, description="seed of the noise")
+
+
+@torch.no_grad()
+def draw(adapter, prompts, cfg, stream):
+    """Return pictures (n, 3, H, W), RGB in [0, 1], one of each prompt."""
+    cond, uncond = adapter.embed(prompts), adapter.embed([""]).expand(len(prompts), -1, -1)
+    sigma_min, sigma_max = adapter.sigmas[-1].item(), adapter.sigmas[0].item()
+    levels = karras_sigmas(cfg.n_steps, sigma_min, sigma_max, round_sigma=adapter.round_sigma)
+    x = levels[0] * torch.randn((len(prompts), *adapter.data_shape), generator=torch_rng(cfg.seed, 0, stream))
+
+    def D(x, sigma):
+        return adapter.denoise(x.float(), adapter.round_sigma(sigma), cond, uncond, cfg.scale)
+
+    *_, x0 = karras_sampler(D, x, levels)
+    return adapter.decode(x0.float())
+
+
+def naming(adapter, judge, cfg):
+    """Return {pair: (share of samples of the right object, and of the right object in the right colour)}."""
+    shares = {}
+    for color, obj in tqdm(ALL_PAIRS, desc="sampling", unit="pair"):
+        verdict = judge(draw(adapter, [caption(color, obj)] * cfg.n, cfg, f"samples/{color} {obj}"))
+        right = judges.hits(verdict, list(COLORS).index(color), list(OBJECTS).index(obj), 0)
+        shares[color, obj] = right["object"].float().mean().item(), right["pair"].float().mean().item()
+    return shares
+
+
+def sheet(adapter, cfg):
+    """Return a picture (H, W, 3): a row an object, in turn of each colour, seen from each octant."""
+    views = [pose.view_prompt(np.deg2rad(azimuth), np.deg2rad(SHEET_V_DEG), "octants") for azimuth in range(0, 360, 45)]
+    rows = []
+    for i, obj in enumerate(tqdm(OBJECTS, desc="sheet", unit="object")):
+        color = list(COLORS)[i % len(COLORS)]
+        pictures = draw(adapter, [caption(color, obj, view) for view in views], cfg, f"sheet/{obj}")
+        rows.append(side_by_side(*pictures.permute(0, 2, 3, 1).numpy()))
+    return np.concatenate(rows)
+
+
+def main(argv=None):
+    cfg = load(SamplesConfig, argv, prog="samples", doc=__doc__)
+    adapter = make_adapter(SJCConfig(sd={"variant": "mini", "precision": "fp32"}), torch.device("cpu"))
+    write_png(SHEET, sheet(adapter, cfg))
+    shares = naming(adapter, judges.load()[0], cfg)
+    for name, unseen in (("seen", False), ("unseen", True)):
+        chosen = np.array([s for pair, s in shares.items() if (pair in UNSEEN_PAIRS) == unseen])
+        print(f"{name} pairs ({len(chosen)}): {chosen[:, 0].mean():.1%} right object, "
+              f"{chosen[:, 1].mean():.1%} right object and colour")
+    print(f"sheet: {SHEET}")
+
+
+if __name__ == "__main__":
+    from my.errors import run_main
+
+    run_main(main)
