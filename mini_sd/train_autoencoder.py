@@ -2,7 +2,8 @@
 
     python -m mini_sd.train_autoencoder
 
-About 25 minutes on a CPU, the rendering of its pictures included. Stop it at any time: the same command goes on where it was.
+About 25 minutes on a CPU, the rendering of its pictures included. Stop it at any time: the same
+command goes on where it was.
 """
 
 from pathlib import Path
