@@ -114,17 +114,19 @@ def make_runs(plan, workers):
     return failed
 
 
-def evaluate_all(plan, failed):
-    """Return {setting: report} over the runs that did not fail; adds to `failed` where that fails."""
+def evaluate_all(plan, failed, workers):
+    """Return {setting: report} over the runs that are not in `failed`; adds to `failed` where that fails."""
     from tqdm import tqdm
 
+    whole = {setting: [folder for folder in runs if folder not in failed] for setting, runs in plan.items()}
+    whole = {setting: runs for setting, runs in whole.items() if runs}
     reports = {}
-    for setting, runs in tqdm(plan.items(), desc="evaluate", unit="setting"):
-        whole = [folder for folder in runs if folder not in failed]
-        if whole:
-            report, error = evaluate(whole[0].parent, whole)
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda runs: evaluate(runs[0].parent, runs), whole.values())
+        for (setting, runs), (report, error) in tqdm(zip(whole.items(), results), total=len(whole), desc="evaluate",
+                                                     unit="setting"):
             if error:
-                failed[whole[0].parent / "evaluate.py"] = error
+                failed[runs[0].parent / "evaluate.py"] = error
             else:
                 reports[setting] = report
     return reports
@@ -188,7 +190,7 @@ def main(argv=None):
         raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
     plan = jobs(cfg)
     failed = make_runs(plan, cfg.workers)
-    reports = evaluate_all(plan, failed)
+    reports = evaluate_all(plan, failed, cfg.workers)
     out, text = Path(cfg.out), document(reports, failed)
     write_atomic(out / "quality.md", text)
     results = {"settings": reports, "failed": {str(what): error for what, error in failed.items()}}

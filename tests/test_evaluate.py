@@ -115,7 +115,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_sjc.main(["--preset", "ideal", "--n_steps", "40", "--ideal.n_cameras", "40", "--pose.view_words", "sjc", "--pose.rend_hw", "16", "--vox.grid_size", "16", "--device", "cpu"])
+        run_sjc.main(["--preset", "ideal", "--n_steps", "40", "--ideal.n_cameras", "40",
+                      "--pose.view_words", "sjc", "--pose.rend_hw", "16", "--vox.grid_size", "16", "--device", "cpu"])
     return folder
 
 

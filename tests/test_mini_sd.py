@@ -87,7 +87,8 @@ def test_sjc_shapes_a_known_object(adapter):
     for _ in optimise(sjc):
         pass
     cameras = evaluate.cameras_at(evaluate.test_angles(24), cfg.pose)
-    (pictures, opacity), (true, inside) = evaluate.result_views(sjc, cameras), evaluate.true_views("blue", "duck", cameras)
+    pictures, opacity = evaluate.result_views(sjc, cameras)
+    true, inside = evaluate.true_views("blue", "duck", cameras)
     error, blank = (np.square(x - true).mean() for x in (pictures, np.ones_like(true)))
     assert 10 * np.log10(blank / error) > 3  # dB; 4.4 when this was written
     assert evaluate.iou(opacity > 0.5, inside > 0.5).mean() > 0.5  # 0.65
