@@ -213,7 +213,7 @@ def measure(folder, cfg, judge):
 
 
 def strip(sjc, color, obj):
-    """Return one row of the figure (H, W, 3) uint8: FIGURE_VIEWS, each result beside its truth."""
+    """Return one row of the figure (H, W, 3) uint8: FIGURE_VIEWS, front first, each result beside its truth."""
     from PIL import Image, ImageDraw
 
     from my.media import side_by_side, to_uint8
@@ -223,8 +223,9 @@ def strip(sjc, color, obj):
     row = side_by_side(*(to_uint8(picture) for pair in pairs for picture in pair))
     row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
     label = Image.new("RGB", (row.shape[1], LABEL), "white")
-    for i, name in enumerate(FIGURE_VIEWS):
-        text = f"{name}: result" if i else f"{sjc.cfg.sd.prompt}, seed {sjc.cfg.seed}; {name}: result"
+    cfg = sjc.cfg
+    texts = [f"{cfg.preset or cfg.family}: {cfg.sd.prompt}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
+    for i, text in enumerate(texts):
         ImageDraw.Draw(label).text((2 * i * ZOOM * SIZE + 4, 1), text, fill="black")
         ImageDraw.Draw(label).text(((2 * i + 1) * ZOOM * SIZE + 80, 1), "truth", fill="gray")
     return np.concatenate([np.asarray(label), row])

@@ -17,7 +17,7 @@ from pose import all_view_prompts
 from sjc_config import SDConfig, SJCConfig
 from toyworld import COLORS, OBJECTS
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parent / "reference"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

@@ -8,7 +8,7 @@ import torch
 
 import karras
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parent / "reference"
 TABLES = {
     "sd": lambda: karras.sigmas_from_betas(karras.scaled_linear_betas(0.00085, 0.012, 1000)),
     "ddpm_linear": lambda: karras.sigmas_from_betas(karras.linear_betas(1e-4, 0.02, 1000)),

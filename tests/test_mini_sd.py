@@ -8,7 +8,7 @@ import evaluate
 import pose
 from adapt import make_adapter
 from adapt_sd import ROOT
-from mini_sd.samples import SamplesConfig, draw
+from benchmarks.mini_samples import SamplesConfig, draw
 from my import config
 from my.errors import UserError
 from sjc import SJC, optimise

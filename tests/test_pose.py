@@ -10,7 +10,7 @@ import pose
 from voxnerf.field import background_uv
 from voxnerf.rays import pixel_rays
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parent / "reference"
 
 
 @pytest.fixture(scope="module")

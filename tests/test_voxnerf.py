@@ -14,7 +14,7 @@ from voxnerf.rays import intersect_aabb, pixel_rays
 from voxnerf.render import render_image, render_rays, weights_from_thickness
 from voxnerf.trilinear import interpolate, locate
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parent / "reference"
 CUBE = [[-1, -1, -1], [1, 1, 1]]
 KINDS = {"sd": "V_SD", "sjc": "V_SJC", "nerf_masked": "VoxRF"}
 

@@ -1,6 +1,6 @@
 """Draw 2D samples from the miniature, judge what they show, and write the sheet of the model card.
 
-    python -m mini_sd.samples
+    python benchmarks/mini_samples.py
 
 Eight samples of every colour-object pair without view words, by the Karras sampler under guidance; the
 shares that show the right object, and the right object in the right colour, are printed for the pairs of
@@ -8,6 +8,7 @@ the training data and for those never used in it. The sheet, `mini_sd/samples.pn
 a column an octant.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,21 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
+
 import pose
 from adapt import make_adapter
 from karras import karras_sampler, karras_sigmas
 from my.config import Config, load
+from my.errors import run_main
 from my.media import side_by_side, write_png
 from my.seeds import torch_rng
 from sjc_config import SJCConfig
 from toyworld import ALL_PAIRS, COLORS, OBJECTS, UNSEEN_PAIRS, caption
 from toyworld import judge as judges
 
-SHEET = Path(__file__).with_name("samples.png")
+SHEET = ROOT / "mini_sd" / "samples.png"
 SHEET_V_DEG = 75.0  # a little above level
 
 
@@ -75,7 +80,7 @@ def sheet(adapter, cfg):
 
 
 def main(argv=None):
-    cfg = load(SamplesConfig, argv, prog="samples", doc=__doc__)
+    cfg = load(SamplesConfig, argv, prog="benchmarks/mini_samples.py", doc=__doc__, config_file=None)
     adapter = make_adapter(SJCConfig(sd={"variant": "mini", "precision": "fp32"}), torch.device("cpu"))
     write_png(SHEET, sheet(adapter, cfg))
     shares = naming(adapter, judges.load()[0], cfg)
@@ -87,6 +92,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from my.errors import run_main
-
     run_main(main)
