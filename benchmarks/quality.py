@@ -171,9 +171,20 @@ def prompts_table(report):
     return markdown(["prompt", *(name for name, _ in COLUMNS.values())], rows)
 
 
-def document(reports, failed):
+def command(cfg):
+    """Return the command line that makes a table again."""
+    flags = [f"--settings {','.join(cfg.settings)}", f"--seeds {','.join(map(str, cfg.seeds))}"]
+    if cfg.prompts != PROMPTS:
+        flags.append(f"--prompts {shlex.quote(','.join(cfg.prompts))}")
+    if cfg.n_steps:
+        flags.append(f"--n_steps {cfg.n_steps}")
+    return f"python benchmarks/quality.py --out FOLDER {' '.join(flags)}"
+
+
+def document(cfg, reports, failed):
     """Return quality.md: the table of settings, one table of prompts a setting, and what failed."""
-    note = "Means over runs ± half of their 95% bootstrap interval; `evaluate.py` defines the measures."
+    note = (f"    {command(cfg)}\n\n"
+            "Means over runs ± half of their 95% bootstrap interval; `evaluate.py` defines the measures.")
     parts = ["# Quality", note, settings_table(reports)]
     for setting, report in reports.items():
         parts += [f"## {setting}", prompts_table(report)]
@@ -191,7 +202,7 @@ def main(argv=None):
     plan = jobs(cfg)
     failed = make_runs(plan, cfg.workers)
     reports = evaluate_all(plan, failed, cfg.workers)
-    out, text = Path(cfg.out), document(reports, failed)
+    out, text = Path(cfg.out), document(cfg, reports, failed)
     write_atomic(out / "quality.md", text)
     results = {"settings": reports, "failed": {str(what): error for what, error in failed.items()}}
     write_atomic(out / "quality.json", json.dumps(results, indent=2) + "\n")

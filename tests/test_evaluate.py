@@ -170,7 +170,9 @@ def test_quality_covers_the_world():
 def test_quality_reports_what_failed(tmp_path):
     error = quality.make_run(tmp_path / "run", ["--preset", "nonesuch"])
     assert "no preset 'nonesuch'" in error
-    text = quality.document({}, {tmp_path / "ideal" / "a_blue_duck_0": error})
+    cfg = quality.QualityConfig(out=str(tmp_path), settings=["ideal"], seeds=[0, 1], n_steps=9)
+    text = quality.document(cfg, {}, {tmp_path / "ideal" / "a_blue_duck_0": error})
+    assert "benchmarks/quality.py --out FOLDER --settings ideal --seeds 0,1 --n_steps 9\n" in text
     assert "ideal/a_blue_duck_0: run_sjc.py: --preset: no preset" in text
 
 
