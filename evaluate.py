@@ -129,7 +129,7 @@ def result_views(sjc, cameras):
 
     from sjc import CHUNK, resize
 
-    latent = sjc.cfg.family == "sd"  # decodes at its own scale; a pixel model's render is the picture
+    latent = sjc.adapter.picture_size > sjc.adapter.data_shape[1]  # decodes what it was rendered for in training
     pictures, opacities = [], []
     with torch.no_grad():
         for camera in cameras:
