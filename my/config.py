@@ -79,6 +79,11 @@ def show(config):
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
+def flat(config):
+    """The options of a configuration as {dotted name: value}."""
+    return {option.name: option.default for option in walk(type(config), config)}
+
+
 def write(config, path):
     """Write `show(config)` to `path`, atomically."""
     write_atomic(path, show(config))
@@ -411,7 +416,8 @@ def build(cls, options, given):
         return cls.model_validate(nested)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{locate(first['loc'], options, given)}: {reason(first)}") from None
+        where = f"{locate(first['loc'], options, given)}: " if first["loc"] else ""  # else it names its flags itself
+        raise UserError(where + reason(first, options)) from None
 
 
 def locate(loc, options, given):
@@ -421,14 +427,15 @@ def locate(loc, options, given):
         name = ".".join(path[:n])
         if name in options:
             return given[name].where if name in given else f"--{name}"
-    return f"options of {'.'.join(path)}" if path else "options"
+    return f"options of {'.'.join(path)}"
 
 
-def reason(first):
-    """One pydantic error in words, with what was given."""
+def reason(first, options=None):
+    """One pydantic error in words, with what was given; `options` tells what is missing."""
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if first["type"] == "missing":
-        return "is required; give it a value"
+        option = (options or {}).get(".".join(map(str, first["loc"])))
+        return f"is required; give it {option.meaning if option and option.meaning else 'a value'}"
     if isinstance(first["input"], dict):
         return message
     return f"{message}, got {first['input']!r}"

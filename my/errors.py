@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 STORAGE_HINTS = {
-    errno.ENOSPC: "the disk is full; free some space, then continue with --resume True",
-    errno.EDQUOT: "your disk quota is used up; free some space, then continue with --resume True",
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "your disk quota is used up; free some space",
     errno.EACCES: "permission denied; work in a folder that you may read and write",
     errno.EROFS: "this file system is read-only; work in a folder that you may write",
 }
@@ -24,29 +24,40 @@ class RunError(UserError):
     status = 1
 
 
-def explain(error):
-    """The (message, exit status) that a person should see, or None where `error` is a bug."""
+def explain(error, go_on):
+    """The (message, exit status) that a person should see, or None where `error` is a bug.
+
+    go_on: how the command goes on after it was stopped, such as "continue with --resume True".
+    """
     if isinstance(error, UserError):
         return str(error), error.status
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; continue with --resume True", 130
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return f"stopped; {go_on}", 130
+    if is_out_of_memory(error):
         return "out of memory; use a smaller grid, image or batch, or a larger device", 1
     if isinstance(error, OSError) and error.errno in STORAGE_HINTS:
         where = f"{error.filename}: " if error.filename else ""
-        return where + STORAGE_HINTS[error.errno], 1
+        return f"{where}{STORAGE_HINTS[error.errno]}, then {go_on}", 1
     return None
 
 
-def run_main(main, argv=None):
+def is_out_of_memory(error):
+    """Whether memory ran out, on a GPU or on the CPU, where torch says so in words only."""
+    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return (type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+            or isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
+def run_main(main, argv=None, go_on="start it again"):
     """Call `main(argv)` and end the process in one line and an exit status if a person must act.
 
-    `argv` defaults to the words after the program's name; exceptions that are bugs pass through.
+    `argv` defaults to the words after the program's name, `go_on` is as in `explain`; exceptions
+    that are bugs pass through.
     """
     try:
         main(sys.argv[1:] if argv is None else argv)
     except (Exception, KeyboardInterrupt) as error:
-        explained = explain(error)
+        explained = explain(error, go_on)
         if explained is None:
             raise
         message, status = explained

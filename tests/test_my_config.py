@@ -210,6 +210,12 @@ def test_a_required_option_is_asked_for():
     message = refusal(lambda: cfg.load(Needy, [], prog="p", doc="d", config_file=None))
     assert message == "--path: is required; give it a value"
 
+    class Explained(cfg.Config):
+        path: str = Field(description="a folder of pictures")
+
+    message = refusal(lambda: cfg.load(Explained, [], prog="p", doc="d", config_file=None))
+    assert message == "--path: is required; give it a folder of pictures"
+
 
 def test_yaml_round_trips_every_value_exactly(tmp_path):
     config = Toy(
@@ -272,7 +278,9 @@ class OutOfMemoryError(RuntimeError):
         (PermissionError(13, "Permission", "/x"), 1, "/x: permission denied"),
         (OSError(30, "Read-only"), 1, "read-only"),
         (OutOfMemoryError("CUDA"), 1, "out of memory"),
-        (KeyboardInterrupt(), 130, "--resume True"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4e12"), 1, "out of memory"),
+        (OSError(28, "No space"), 1, "free some space, then start it once more"),
+        (KeyboardInterrupt(), 130, "stopped; start it once more"),
     ],
 )
 def test_run_main_ends_in_one_line_and_a_status(capsys, monkeypatch, error, status, word):
@@ -281,7 +289,7 @@ def test_run_main_ends_in_one_line_and_a_status(capsys, monkeypatch, error, stat
 
     monkeypatch.setattr(sys, "argv", ["/some/where/run_toy.py"])
     with pytest.raises(SystemExit) as caught:
-        run_main(main, [])
+        run_main(main, [], go_on="start it once more")
     err = capsys.readouterr().err
     assert caught.value.code == status and err.count("\n") == 1
     assert err.startswith("run_toy.py: ") and word in err
