@@ -12,7 +12,8 @@ from sjc_config import SJCConfig
 
 ROOT = Path(__file__).resolve().parent
 FULL_CONFIG = "full_config.yml"
-FREE_ON_RESUME = {"resume", "device", "dry_run"}  # options that a resumed run may change
+OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
+FREE_ON_RESUME = {*OF_ONE_COMMAND, "device"}  # options that a resumed run may change
 N_VISUALS, N_CHECKPOINTS = 100, 20  # visualise every 1%, checkpoint every 5%
 N_TEST_VIEWS = 100
 LOG_EVERY = 10  # steps between lines of history.json
@@ -21,7 +22,7 @@ LOG_EVERY = 10  # steps between lines of history.json
 def read_config(argv):
     """Return the run's configuration; with --resume, the one saved in the folder."""
     spec = {"prog": "run_sjc.py", "doc": __doc__, "presets_dir": ROOT / "presets"}
-    cfg = config.load(SJCConfig, argv, **spec)
+    cfg = absolute(config.load(SJCConfig, argv, **spec))
     run_dir.refuse_project_dir(ROOT)
     if not cfg.resume:
         if Path("ckpt").exists():
@@ -31,12 +32,20 @@ def read_config(argv):
     if not Path(FULL_CONFIG).exists():
         raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
     saved = config.read(SJCConfig, FULL_CONFIG)
-    cfg = config.load(SJCConfig, argv, config_file=FULL_CONFIG, **spec)
-    now, then = cfg.model_dump(exclude=FREE_ON_RESUME), saved.model_dump(exclude=FREE_ON_RESUME)
-    changed = [name for name in now if now[name] != then[name]]
+    cfg = absolute(config.load(SJCConfig, argv, config_file=FULL_CONFIG, **spec))
+    now, then = (config.flat(c) for c in (cfg, saved))
+    changed = [f"--{name} {now[name]} (was {then[name]})" for name in now
+               if name not in FREE_ON_RESUME and now[name] != then[name]]
     if changed:
-        raise UserError(f"--resume True: {', '.join(changed)} differ from the run's {FULL_CONFIG}; a resumed run "
-                        f"can change only {', '.join(sorted(FREE_ON_RESUME))}")
+        raise UserError(f"--resume True with {', '.join(changed)}: a resumed run can change only "
+                        f"{', '.join(sorted(FREE_ON_RESUME))}; for anything else start in an empty folder")
+    return cfg
+
+
+def absolute(cfg):
+    """Return the configuration with a path in it that holds in any folder."""
+    if cfg.sd.checkpoint is not None:
+        cfg.sd.checkpoint = str(Path(cfg.sd.checkpoint).expanduser().resolve())
     return cfg
 
 
@@ -104,10 +113,16 @@ def save_test_views(sjc):
 def main(argv=None):
     """Run text to 3D in the current folder."""
     cfg = read_config(argv)
-    print(config.show(cfg), end="")
-    config.write(cfg, FULL_CONFIG)
-    if cfg.dry_run:
-        return
+    kept = cfg.model_copy(update=OF_ONE_COMMAND)
+    print(config.show(kept), end="")
+    with run_dir.alone():
+        config.write(kept, FULL_CONFIG)
+        if not cfg.dry_run:
+            run(kept)
+
+
+def run(cfg):
+    """Begin or continue the run of the current folder, to its end."""
     from adapt import make_adapter
     from my import checkpoint
     from sjc import SJC, pick_device
@@ -118,4 +133,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, go_on="continue with --resume True")

@@ -15,7 +15,8 @@ class SDConfig(Config):
     variant: Literal["v1", "v2", "mini"] = Field("v1", description="which Stable Diffusion; mini is embedded")
     v2_highres: bool = Field(False, description="with v2: the 768-pixel, v-prediction model")
     checkpoint: str | None = Field(None, description="diffusers folder to load instead of the variant's")
-    prompt: str = Field("A high quality photo of a delicious burger", description="the text (families sd and ideal)")
+    prompt: str = Field("A high quality photo of a delicious burger", min_length=1,
+                        description="the text (families sd and ideal)")
     scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
     precision: Literal["autocast", "fp32", "fp16", "bf16"] = Field(
         "autocast", description="of the networks; autocast is fp16 on CUDA and fp32 on CPU")
@@ -24,7 +25,7 @@ class SDConfig(Config):
 class GDDPMConfig(Config):
     """Guided DDPM (pixel space)."""
 
-    model: str = Field("m_lsun_256", description="published model name")
+    model: str = Field("m_lsun_256", description="published model name (the family is not available yet)")
     lsun_cat: str = Field("bedroom", description="LSUN category")
     imgnet_cat: int = Field(-1, ge=-1, lt=1000, description="ImageNet class, -1 for none")
 
@@ -104,7 +105,8 @@ class SJCConfig(Config):
     def _ordered_ranges(self):
         for name, (low, high) in (("pose.fov_range", self.pose.fov_range), ("sigma_range", self.sigma_range)):
             if low > high or low < 0 or (name == "sigma_range" and low == high):
-                raise ValueError(f"--{name} must go up from its first to its second number, got {low}, {high}")
+                raise ValueError(f"--{name} must go up from its first to its second number, none below 0, "
+                                 f"got {low}, {high}")
         if self.sigma_anneal is not None and self.sigma_anneal <= self.sigma_range[0]:
             raise ValueError(f"--sigma_anneal must lie above the first of --sigma_range, "
                              f"{self.sigma_range[0]}, got {self.sigma_anneal}")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,10 +32,34 @@ def refuse_project_dir(project_root):
     root = Path(project_root).resolve()
     if Path.cwd().resolve().is_relative_to(root):
         raise UserError(
-            "a run fills the current folder, and this one belongs to the project; make an "
-            "experiment directory: mkdir -p ~/exp/burger && cd ~/exp/burger && "
-            f"python {root}/run_sjc.py ..."
+            "results go to the current folder, and this one belongs to the project; go to an "
+            f"experiment directory, such as ~/exp/burger, and start python {root / Path(sys.argv[0]).name} there"
         )
+
+
+@contextlib.contextmanager
+def alone():
+    """Hold the current folder while the block runs; UserError if another process holds it.
+
+    The hold ends with the process, however that ends. Windows has no such locks, and gets none.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder = os.open(".", os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another process is at work in this folder (heartbeat.json has its pid); wait for its "
+                            "end, or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(folder)
 
 
 class History:

@@ -32,11 +32,21 @@ def test_the_project_folder_is_refused_and_a_neighbour_is_not(tmp_path, monkeypa
         (tmp_path / name).mkdir()
     for name in ("project", "project/sub"):
         monkeypatch.chdir(tmp_path / name)
-        with pytest.raises(UserError, match="mkdir -p"):
+        with pytest.raises(UserError, match="go to an experiment directory"):
             run_dir.refuse_project_dir(tmp_path / "project")
     for name in (".", "project_exp"):
         monkeypatch.chdir(tmp_path / name)
         run_dir.refuse_project_dir(tmp_path / "project")
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    monkeypatch.chdir(tmp_path)
+    with run_dir.alone():
+        with pytest.raises(UserError, match="another process"), run_dir.alone():
+            pass
+    with run_dir.alone():  # free again
+        assert os.listdir() == []
 
 
 # ---------------------------------------------------------------- history

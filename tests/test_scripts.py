@@ -145,12 +145,24 @@ def test_folder_with_a_run_is_refused(straight, tiny_flags, monkeypatch):
     assert (straight[0] / "full_config.yml").read_bytes() == before
 
 
-@pytest.mark.parametrize("argv, name", [(["--lr", "0.1"], "lr"), (["--vox.grid_size", "9"], "vox"),
-                                        (["--sd.prompt", "a red car"], "sd"), (["--seed", "4"], "seed")])
-def test_resume_with_a_changed_option_is_refused(straight, monkeypatch, argv, name):
+@pytest.mark.parametrize("argv, was", [(["--lr", "0.1"], "0.05"), (["--vox.grid_size", "9"], "8"),
+                                       (["--sd.prompt", "a red car"], "a blue duck"), (["--seed", "4"], "3")])
+def test_resume_with_a_changed_option_is_refused(straight, monkeypatch, argv, was):
     monkeypatch.chdir(straight[0])
-    with pytest.raises(UserError, match=f"--resume True: {name} differ"):
+    with pytest.raises(UserError, match=f"--resume True with {argv[0]} {argv[1]} .was {was}.: .* only device"):
         read("--resume", "True", *argv)
+
+
+def test_dry_run_of_a_resume_is_not_remembered(straight, monkeypatch, capsys):
+    monkeypatch.chdir(straight[0])
+    before = (straight[0] / "full_config.yml").read_text()
+    run_sjc.main(["--resume", "True", "--dry_run", "True"])
+    assert (straight[0] / "full_config.yml").read_text() == before
+    assert "dry_run: false" in before and "resume: false" in before
+
+
+def test_checkpoint_folder_is_kept_as_an_absolute_path(here):
+    assert read("--sd.checkpoint", "some/where")["sd"]["checkpoint"] == str(here / "some" / "where")
 
 
 def test_resume_needs_no_options_again(straight, monkeypatch):
@@ -195,6 +207,13 @@ def test_light_commands_import_nothing_heavy(here, argv, status):
     assert int(got) == status and not set(HEAVY) & set(modules)
 
 
+def test_python_without_the_requirements_is_told_so(tmp_path):
+    done = subprocess.run([sys.executable, "-S", ROOT / "run_sjc.py", "-h"], capture_output=True, text=True,
+                          cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "has no package pydantic" in done.stderr and "pip install -r requirements.txt" in done.stderr
+
+
 def test_dry_run_writes_the_configuration_and_stops(here, capsys):
     run_sjc.main(["--preset", "zebra", "--dry_run", "True"])
     assert [p.name for p in here.iterdir()] == ["full_config.yml"]
@@ -205,7 +224,7 @@ def test_dry_run_writes_the_configuration_and_stops(here, capsys):
 @pytest.mark.parametrize("folder", [".", "tests"])
 def test_running_inside_the_project_is_refused(monkeypatch, folder):
     monkeypatch.chdir(ROOT / folder)
-    with pytest.raises(UserError, match="experiment directory: mkdir -p"):
+    with pytest.raises(UserError, match="go to an experiment directory"):
         run_sjc.main(["--dry_run", "True"])
     assert not (ROOT / folder / "full_config.yml").exists()
 
@@ -297,7 +316,7 @@ def test_all_published_commands_have_a_preset():
     (["--preset", "ideal", "--sd.prompt", "a delicious burger", "--device", "cpu"],
      ["--sd.prompt with --family ideal", "colours: red", "objects: duck"]),
     (["--family", "gddpm", "--device", "cpu"], ["--family gddpm: not available yet; use one of sd, ideal"]),
-    (["--sd.checkpoint", "nosuch", "--device", "cpu"], ["--sd.checkpoint nosuch: looked for", "--preset ideal"]),
+    (["--sd.checkpoint", "nosuch", "--device", "cpu"], ["nosuch: looked for", "--preset ideal"]),
     (["--preset", "ideal", "--vox.c", "4", "--ideal.n_cameras", "150"], ["--vox.c 4: this model's space has 3"]),
     (["--preset", "ideal", "--ideal.n_cameras", "2"], ["no picture has the view", "--ideal.n_cameras"]),
 ])
