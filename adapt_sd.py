@@ -11,6 +11,7 @@ from adapt import ScoreAdapter
 from my.errors import UserError
 
 ROOT = Path(__file__).parent
+MINI = ROOT / "mini_sd"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 PUBLISHED = {
     ("v1", False): "diffusion_ckpts/stable_diffusion/sd-v1-5",
@@ -60,7 +61,7 @@ class StableDiffusionAdapter(ScoreAdapter):
     @torch.no_grad()
     def embed(self, prompts):
         """Return the text encoder's last hidden state (B, L, D) of each prompt."""
-        self._refuse_unknown_words(prompts)
+        refuse_unknown_words(prompts, self.tokenizer.init_kwargs)
         length = self.tokenizer.model_max_length
         longest = max(len(self.tokenizer(p).input_ids) for p in prompts)
         if longest > length:
@@ -69,14 +70,6 @@ class StableDiffusionAdapter(ScoreAdapter):
         ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
                              return_tensors="pt").input_ids
         return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
-
-    def _refuse_unknown_words(self, prompts):
-        known = self.tokenizer.init_kwargs.get("closed_vocabulary")
-        unknown = sorted({w for p in prompts for w in p.lower().split() if w not in known}) if known else []
-        if unknown:
-            raise UserError(f"--sd.prompt: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
-                            f"{' '.join(known)}; for any other prompt give a real checkpoint: "
-                            "--sd.checkpoint FOLDER or --sd.variant v1")
 
     def encode(self, pictures):
         x = (2 * pictures - 1).to(self.vae.dtype)
@@ -87,41 +80,74 @@ class StableDiffusionAdapter(ScoreAdapter):
         return ((pictures.float() + 1) / 2).clamp(0, 1)
 
 
+def refuse_unknown_words(prompts, tokenizer_config):
+    """Raise UserError for words of `prompts` that a tokenizer with a closed vocabulary does not have."""
+    known = tokenizer_config.get("closed_vocabulary")
+    unknown = sorted({w for p in prompts for w in p.lower().split() if w not in known}) if known else []
+    if unknown:
+        raise UserError(f"--sd.prompt: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
+                        f"{' '.join(known)}; for any other prompt give a real checkpoint: "
+                        "--sd.checkpoint FOLDER or --sd.variant v1")
+
+
 def find_checkpoint(sd):
     """Return the diffusers folder that the options `sd` mean; raises UserError saying where it looked."""
     if sd.checkpoint is not None:
         folder, flag = Path(sd.checkpoint).expanduser(), f"--sd.checkpoint {sd.checkpoint}"
     elif sd.variant == "mini":
-        folder, flag = ROOT / "mini_sd", "--sd.variant mini"
+        folder, flag = MINI, "--sd.variant mini"
     else:
         data_root = Path(json.loads((ROOT / "env.json").read_text())["data_root"]).expanduser()
         folder = data_root / PUBLISHED[sd.variant, sd.v2_highres and sd.variant == "v2"]
         flag = f"--sd.variant {sd.variant}"
     missing = [name for name in PARTS if not (folder / name).is_dir()]
     if missing:
-        why = f"it has no {', '.join(missing)}" if folder.is_dir() else "no such folder"
+        why = (f"it has no {', '.join(missing)}" if folder.is_dir()
+               else "that is a file" if folder.exists() else "no such folder")
         raise UserError(f"{flag}: looked for a diffusers folder at {folder}: {why}; give one with "
                         f"--sd.checkpoint FOLDER (data root: {ROOT / 'env.json'}), or {WITHOUT}")
     return folder
 
 
-def load_parts(folder, dtype):
-    """Return the five components of a diffusers folder, networks in `dtype`, without any network access."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+def load_parts(folder, dtype, prompt=""):
+    """Return the five components of a diffusers folder, networks in `dtype`, without any network access.
+
+    Raises UserError for a folder that cannot be read, and for words of `prompt` that the model cannot know.
+    """
     from safetensors import SafetensorError
-    from transformers import CLIPTextModel, CLIPTokenizer
 
     try:
-        return {
-            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
-            "unet": _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
-            "vae": _load_network(AutoencoderKL, folder / "vae", torch_dtype=dtype),
-            "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
-        }
+        read_json(folder / "scheduler" / "scheduler_config.json", "beta_schedule")  # diffusers would guess one
+        refuse_unknown_words([prompt], read_json(folder / "tokenizer" / "tokenizer_config.json"))
+        return _read_parts(folder, dtype)  # takes seconds
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
-        raise UserError(f"{folder}: cannot be read as Stable Diffusion: {why}; {WITHOUT}") from None
+        hint = "get it again with git checkout mini_sd" if folder == MINI else WITHOUT
+        raise UserError(f"{folder}: cannot be read as Stable Diffusion: {why}; {hint}") from None
+
+
+def _read_parts(folder, dtype):
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return {
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+        "unet": _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
+        "vae": _load_network(AutoencoderKL, folder / "vae", torch_dtype=dtype),
+        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+    }
+
+
+def read_json(path, *keys):
+    """Return the dict in a JSON file; raises ValueError where it does not have `keys`."""
+    found = json.loads(path.read_text())
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise ValueError(f"{path.name} has no {', '.join(missing)}")
+    return found
 
 
 def _load_network(cls, folder, **dtype):
@@ -143,4 +169,4 @@ def precision_dtypes(precision, device):
 def make(cfg, device):
     """Return the Stable Diffusion adapter of a run's configuration."""
     dtype, amp = precision_dtypes(cfg.sd.precision, torch.device(device).type)
-    return StableDiffusionAdapter(load_parts(find_checkpoint(cfg.sd), dtype), device, amp)
+    return StableDiffusionAdapter(load_parts(find_checkpoint(cfg.sd), dtype, cfg.sd.prompt), device, amp)

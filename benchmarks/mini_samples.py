@@ -81,7 +81,8 @@ def sheet(adapter, cfg):
 
 def main(argv=None):
     cfg = load(SamplesConfig, argv, prog="benchmarks/mini_samples.py", doc=__doc__, config_file=None)
-    adapter = make_adapter(SJCConfig(sd={"variant": "mini", "precision": "fp32"}), torch.device("cpu"))
+    sd = {"variant": "mini", "precision": "fp32", "prompt": caption(*ALL_PAIRS[0])}
+    adapter = make_adapter(SJCConfig(sd=sd), torch.device("cpu"))
     write_png(SHEET, sheet(adapter, cfg))
     shares = naming(adapter, judges.load()[0], cfg)
     for name, unseen in (("seen", False), ("unseen", True)):

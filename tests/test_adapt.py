@@ -283,7 +283,8 @@ def test_precision():
 
 
 def test_half_precision_networks_give_float32(tiny_sd):
-    adapter = make_adapter(SJCConfig(sd={"checkpoint": str(tiny_sd), "precision": "bf16"}), "cpu")
+    sd = {"checkpoint": str(tiny_sd), "prompt": "a red pig", "precision": "bf16"}
+    adapter = make_adapter(SJCConfig(sd=sd), "cpu")
     cond = adapter.embed(["a blue duck"])
     D = adapter.denoise(torch.zeros(1, 4, 8, 8), 1.0, cond)
     assert cond.dtype == D.dtype == adapter.encode(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
@@ -310,6 +311,16 @@ def broken(tiny_sd, tmp_path):
 
 def test_missing_folder(tmp_path):
     assert_refused(tmp_path / "nosuch", f"--sd.checkpoint {tmp_path / 'nosuch'}", "no such folder")
+
+
+def test_file_instead_of_a_folder(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    assert_refused(tmp_path / "model.ckpt", "model.ckpt: that is a file")
+
+
+def test_schedule_is_not_guessed(broken):
+    (broken / "scheduler" / "scheduler_config.json").write_text("{}")
+    assert_refused(broken, str(broken), "scheduler_config.json has no beta_schedule")
 
 
 def test_folder_without_unet(broken):

@@ -21,7 +21,7 @@ FOLDER = ROOT / "mini_sd"
 
 @pytest.fixture(scope="module")
 def adapter():
-    return make_adapter(SJCConfig(sd={"variant": "mini"}), "cpu")
+    return make_adapter(SJCConfig(sd={"variant": "mini", "prompt": "a blue duck"}), "cpu")
 
 
 def test_is_small_enough_for_git():
