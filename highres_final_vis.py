@@ -3,6 +3,7 @@
     python highres_final_vis.py
 """
 
+import shutil
 from pathlib import Path
 
 from pydantic import Field
@@ -33,7 +34,8 @@ def render_spiral(sjc, cfg, out):
 
     p = sjc.cfg.pose
     cameras = pose.spiral(cfg.n_frames, p.R, p.R, fov=p.FoV)[cfg.skip:]
-    (out / "img").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "img", ignore_errors=True)  # frames of another --n_frames
+    (out / "img").mkdir(parents=True)
     with VideoWriter(out / "img.mp4", cfg.fps) as video, VideoWriter(out / "img_depth.mp4", cfg.fps) as with_depth:
         for i, camera in enumerate(tqdm(cameras, desc="highres", unit="frame"), start=cfg.skip):
             picture, depth = sjc.view(camera, subpixels=SUBPIXELS, downscale=DOWNSCALE)
@@ -51,11 +53,8 @@ def main(argv=None):
         raise UserError(f"--skip {cfg.skip}: must be less than --n_frames {cfg.n_frames}")
     from sjc import load_run
 
-    sjc, step = load_run(".", cfg.device)
-    if step < sjc.cfg.n_steps:
-        raise UserError(f"this run is at step {step} of {sjc.cfg.n_steps}: finish it first with "
-                        "run_sjc.py --resume True")
-    out = Path(f"highres_{step}")
+    sjc = load_run(".", cfg.device)
+    out = Path(f"highres_{sjc.cfg.n_steps}")
     render_spiral(sjc, cfg, out)
     print(f"done: {out / 'img.mp4'} and {out / 'img_depth.mp4'}, single frames in {out / 'img'}")
 

@@ -20,6 +20,7 @@ from sjc_config import SJCConfig
 from voxnerf.field import make_field
 from voxnerf.render import render_image
 
+MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # of the image's edge, around the centre of the centre-depth loss
 TEST_BACKGROUND = 0  # index of the plain background behind test views
 CHUNK = 16384  # rays at a time where no gradient is needed
@@ -56,11 +57,9 @@ def centre_depth_loss(depth):
     """Return log(1 + exp(centre - border)) of the mean depths of an image (H, W), in world units.
 
     Falls as the centre comes nearer than the border, finite everywhere. Source: the centre-depth
-    regulariser of arXiv 2212.00774, whose logarithm of a difference is not. Raises UserError for an
-    image too small to have a centre.
+    regulariser of arXiv 2212.00774, whose logarithm of a difference is not. Needs MIN_CENTRE pixels
+    an edge, to have a centre.
     """
-    if min(depth.shape) < 3:
-        raise UserError(f"--pose.rend_hw {min(depth.shape)}: --depth_weight needs at least 3, to have a centre")
     h, w = (max(1, round(n * BORDER)) for n in depth.shape)
     centre = torch.zeros_like(depth, dtype=torch.bool)
     centre[h:-h, w:-w] = True
@@ -77,6 +76,7 @@ class SJC:
 
     def __init__(self, cfg, adapter):
         self.cfg, self.adapter = cfg, adapter
+        self._refuse_unfit_options()
         self.field = self._new_field()
         self.names = [name for name, _ in self.field.named_parameters()]
         theta = dict(self.field.named_parameters())
@@ -88,10 +88,20 @@ class SJC:
             self.cond = dict(zip(views, adapter.embed([f"{view} {cfg.sd.prompt}" for view in views]).split(1)))
         self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
 
+    def _refuse_unfit_options(self):
+        """Raise UserError for options that do not fit the model or one another."""
+        cfg, channels, levels = self.cfg, self.adapter.data_shape[0], len(self.adapter.sigmas)
+        if cfg.vox.c != channels:
+            raise UserError(f"--vox.c {cfg.vox.c}: this model's space has {channels} channels")
+        for name, end in (("sigma_range", cfg.sigma_range[1]), ("sigma_anneal", cfg.sigma_anneal or 0)):
+            if end > levels:
+                raise UserError(f"--{name} ends at {end}: this model's table has {levels} entries")
+        if cfg.depth_weight and cfg.pose.rend_hw < MIN_CENTRE:
+            raise UserError(f"--pose.rend_hw {cfg.pose.rend_hw}: --depth_weight needs at least {MIN_CENTRE}, to have "
+                            "a centre")
+
     def _new_field(self):
         vox, b = self.cfg.vox, self.cfg.vox.bbox_len
-        if vox.c != self.adapter.data_shape[0]:
-            raise UserError(f"--vox.c {vox.c}: this model's space has {self.adapter.data_shape[0]} channels")
         field = make_field(vox.model_type, [[-b] * 3, [b] * 3], vox.grid_size, vox.c, vox.step_ratio,
                            vox.density_shift, vox.ray_march_weight_thres,
                            vox.blend_bg_texture and not self.cfg.plain_bg, vox.bg_texture_hw,
@@ -100,16 +110,25 @@ class SJC:
 
     # ------------------------------------------------------------------ rendering
 
-    def background(self, index, hw):
-        """Return plain background `index` for an hw x hw rendering, (hw * hw, C); None is the field's own."""
+    def background(self, index, hw, fine=1):
+        """Return plain background `index` (hw fine * hw fine, C), each of hw x hw pixels fine x fine; None: no such.
+
+        An encoder leaves its mark along the border of a plain picture: it stays as wide as it is, the middle grows.
+        """
         if self.backgrounds is None:
             return None
-        return resize(self.backgrounds[index:index + 1], (hw, hw))[0].flatten(1).T
+        n = self.backgrounds.shape[-1]
+        i = torch.arange(hw, device=self.adapter.device)
+        i = torch.where(2 * i < hw, i.clamp(max=(n - 1) // 2), (i + n - hw).clamp(min=n // 2)).repeat_interleave(fine)
+        return self.backgrounds[index][:, i][:, :, i].flatten(1).T
 
-    def render(self, camera, hw=None, bg_index=TEST_BACKGROUND, subpixels=1, chunk=None):
-        """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space."""
+    def render(self, camera, hw=None, bg_index=TEST_BACKGROUND, subpixels=1, downscale=1, chunk=None):
+        """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space.
+
+        It has `subpixels` x `subpixels` rays a pixel, `downscale` x `downscale` of which will be averaged.
+        """
         hw = hw or self.cfg.pose.rend_hw
-        bg = self.background(bg_index, hw * subpixels)
+        bg = self.background(bg_index, hw * subpixels // downscale, downscale)
         return render_image(self.field, camera.K(hw, hw), camera.c2w, hw, hw, bg, subpixels, chunk)
 
     @property
@@ -121,7 +140,7 @@ class SJC:
     @torch.no_grad()
     def view(self, camera, hw=None, subpixels=1, downscale=1):
         """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w)), antialiased by `downscale`."""
-        r = self.render(camera, hw, subpixels=subpixels, chunk=CHUNK)
+        r = self.render(camera, hw, subpixels=subpixels, downscale=downscale, chunk=CHUNK)
         x, depth = (F.avg_pool2d(image[None], downscale)[0] for image in (r.color, r.depth[None]))
         return self.adapter.decode(x[None])[0].permute(1, 2, 0).cpu().numpy(), depth[0].cpu().numpy()
 
@@ -131,9 +150,6 @@ class SJC:
         """Return this step's noise level: uniform over the table's entries in `sigma_range`, as annealed."""
         cfg, table = self.cfg, self.adapter.sigmas
         low, high = cfg.sigma_range
-        for name, end in (("sigma_range", high), ("sigma_anneal", cfg.sigma_anneal or 0)):
-            if end > len(table):
-                raise UserError(f"--{name} ends at {end}: this model's table has {len(table)} entries")
         if cfg.sigma_anneal is not None:
             high = round(high + (cfg.sigma_anneal - high) * step / max(1, cfg.n_steps - 1))
         t = int(numpy_rng(cfg.seed, step, "sigma").integers(low, max(high, low + 1)))
@@ -213,18 +229,28 @@ def check_finite(stats, step):
     """Raise RunError if a statistic is not finite."""
     bad = [name for name, value in stats.items() if not torch.isfinite(torch.as_tensor(value))]
     if bad:
-        raise RunError(f"step {step}: {', '.join(bad)} is not finite; the last checkpoint is from before it; "
-                       "try a smaller --lr or --sd.precision fp32")
+        raise RunError(f"step {step}: {', '.join(bad)} is not finite; a checkpoint, if there is one, is from "
+                       "before it; try a smaller --lr or --sd.precision fp32")
 
 
-def load_run(folder, device="auto"):
-    """Return (SJC, steps taken) of the newest checkpoint of a run's folder; raises UserError without one."""
+def finished_run(folder):
+    """Return (configuration, last checkpoint) of a finished run's folder; raises UserError for any other folder."""
     folder = Path(folder)
     if not (folder / "full_config.yml").exists():
-        raise UserError(f"{folder}: no full_config.yml; give the folder of a run of run_sjc.py")
+        raise UserError(f"{folder.resolve()} has no full_config.yml: it is not the folder of a run of run_sjc.py")
     cfg = config.read(SJCConfig, folder / "full_config.yml")
     newest = checkpoint.latest(folder / "ckpt")
     if newest is None:
-        raise UserError(f"{folder}: no checkpoint in {folder / 'ckpt'}; run run_sjc.py there first")
+        raise UserError(f"{folder.resolve()} has no checkpoint: run run_sjc.py there first")
+    if checkpoint.step_of(newest) < cfg.n_steps:
+        raise UserError(f"{folder.resolve()}: at step {checkpoint.step_of(newest)} of {cfg.n_steps}; finish it there "
+                        "first with run_sjc.py --resume True")
+    return cfg, newest
+
+
+def load_run(folder, device="auto"):
+    """Return the SJC of a finished run's folder; raises UserError where it is not finished or cannot be read."""
+    cfg, newest = finished_run(folder)
     sjc = SJC(cfg, make_adapter(cfg, pick_device(device)))
-    return sjc, sjc.load(newest)
+    sjc.load(newest)
+    return sjc

@@ -72,7 +72,12 @@ def discard(folder):
 def checkpoints(root):
     """The complete checkpoint folders under `root`, oldest step first."""
     found = [path for path in Path(root).glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name)]
-    return sorted(found, key=lambda path: int(path.name[len("step_") :]))
+    return sorted(found, key=step_of)
+
+
+def step_of(path):
+    """The number of steps that the checkpoint folder `path` was saved after."""
+    return int(path.name.removeprefix("step_"))
 
 
 def latest(root):

@@ -44,8 +44,7 @@ def truth():
 @pytest.fixture(scope="module")
 def results(run):
     """The same views of the run's field: pictures and opacities."""
-    sjc, step = load_run(run, "cpu")
-    assert step == N_STEPS
+    sjc = load_run(run, "cpu")
     pictures = torch.stack([torch.from_numpy(sjc.view(c, 64)[0]).permute(2, 0, 1) for c in HELD_OUT])
     with torch.no_grad():
         return pictures, torch.stack([sjc.render(c, 64).opacity for c in HELD_OUT])

@@ -87,8 +87,26 @@ def test_centre_depth_falls_as_the_centre_comes_nearer():
     losses = torch.stack(losses)
     assert losses.isfinite().all() and (losses.diff() < 0).all()
     assert centre_depth_loss(torch.full((64, 64), -1e30)).isfinite()
-    with pytest.raises(UserError, match="--pose.rend_hw 2"):
-        centre_depth_loss(torch.ones(2, 2))
+
+
+def test_image_too_small_for_a_centre_is_refused():
+    with pytest.raises(UserError, match="--pose.rend_hw 2: --depth_weight needs at least 3"):
+        new(depth_weight=1, pose={"rend_hw": 2})
+    new(pose={"rend_hw": 2})  # no such loss, no such need
+
+
+def test_background_keeps_its_border_and_stretches_its_middle():
+    sjc = new(plain_bg=True)
+    sjc.backgrounds = torch.arange(5.0).expand(1, 1, 5, 5)  # columns 0 1 2 3 4
+
+    def row(*args):
+        hw, fine = args
+        return sjc.background(0, hw, fine).view(hw * fine, hw * fine)[0].tolist()
+
+    assert row(5, 1) == [0, 1, 2, 3, 4]
+    assert row(8, 1) == [0, 1, 2, 2, 2, 2, 3, 4]
+    assert row(2, 1) == [0, 4]
+    assert row(3, 2) == [0, 0, 1, 1, 4, 4]
 
 
 def test_regulariser_schedule():
