@@ -20,12 +20,12 @@ import numpy as np
 from pydantic import Field
 
 import pose
-from my import config
+from my import config, run_dir
 from my.errors import UserError, run_main
-from my.run_dir import plain, write_atomic
 from my.seeds import numpy_rng
 from sjc_config import SJCConfig
 
+ROOT = Path(__file__).resolve().parent
 SIZE = 64  # edge of the views, pixels
 RING_V_DEG = (20.0, 48.0, 82.0)  # elevation draws of the rings of test cameras: overhead, high, level
 BACK_DEG = 45.0  # views this near to the back count for the Janus score
@@ -159,22 +159,11 @@ def read_prompt(folder):
 
     path = Path(folder) / "full_config.yml"
     if not path.exists():
-        raise UserError(f"{folder}: no full_config.yml; give the folder of a run of run_sjc.py")
+        raise UserError(f"{folder} has no full_config.yml: it is not the folder of a run of run_sjc.py")
     try:
         return parse_prompt(config.read(SJCConfig, path).sd.prompt)
     except ValueError as error:
         raise UserError(f"{folder}: only runs of toy-world prompts have a truth: {error}") from None
-
-
-def load_finished(folder, device):
-    """Return the SJC of a finished run; raises UserError for one that is not."""
-    from sjc import load_run
-
-    sjc, step = load_run(folder, device)
-    if step < sjc.cfg.n_steps:
-        raise UserError(f"{folder}: at step {step} of {sjc.cfg.n_steps}; finish it there first with "
-                        "run_sjc.py --resume True")
-    return sjc
 
 
 def compare(result, truth, color, obj, angles, judge):
@@ -199,14 +188,16 @@ def compare(result, truth, color, obj, angles, judge):
 
 def measure(folder, cfg, judge):
     """Return (everything measured of a run, its figure's strip or None)."""
+    from sjc import load_run
+
     color, obj = read_prompt(folder)
-    sjc = load_finished(folder, cfg.device)
+    sjc = load_run(folder, cfg.device)
     angles = test_angles(cfg.n_views)
     cameras = cameras_at(angles, sjc.cfg.pose)
     measures = compare(result_views(sjc, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
     run = {"run": str(folder), "prompt": sjc.cfg.sd.prompt, "seed": sjc.cfg.seed, "family": sjc.cfg.family,
            "view_words": sjc.cfg.pose.view_words, "n_steps": sjc.cfg.n_steps}
-    return plain(run | measures), strip(sjc, color, obj) if cfg.figure else None
+    return run_dir.plain(run | measures), strip(sjc, color, obj) if cfg.figure else None
 
 
 # ---------------------------------------------------------------- what people read
@@ -241,34 +232,42 @@ def judge_lines(accuracy, rows):
 
 
 def table(rows, summary):
-    """Return the results as aligned text: a line a run, then mean and confidence interval."""
+    """Return the results as aligned text: a line a run, then mean and confidence interval; 0.000, never -0.000."""
     width = max(24, *(len(row["prompt"]) for row in rows))
     lines = [f"{'prompt':{width}} seed  " + "  ".join(METRICS.values())]
     lines += [f"{row['prompt']:{width}} {row['seed']:4}  "
-              + "  ".join(f"{row[k]:{len(name)}.3f}" for k, name in METRICS.items()) for row in rows]
+              + "  ".join(f"{round(row[k], 3) + 0.0:{len(name)}.3f}" for k, name in METRICS.items()) for row in rows]
     for end, name in (("mean", "mean"), ("low", "95% interval, from"), ("high", "to")):
         if summary["iou"][end] is not None:
             lines.append(f"{f'{name}':{width}}       "
-                         + "  ".join(f"{summary[k][end]:{len(head)}.3f}" for k, head in METRICS.items()))
+                         + "  ".join(f"{round(summary[k][end], 3) + 0.0:{len(head)}.3f}"
+                                     for k, head in METRICS.items()))
     return "\n".join(lines)
 
 
 def main(argv=None):
     """Measure runs; print a table, write JSON and on request a figure."""
     cfg = config.load(EvaluateConfig, argv, prog="evaluate.py", doc=__doc__, positional="runs", config_file=None)
+    run_dir.refuse_project_dir(ROOT)
     from tqdm import tqdm
 
     from my.media import write_png
+    from sjc import finished_run
     from toyworld.judge import load
 
-    for folder in cfg.runs:
-        read_prompt(folder)  # before the first of them takes its time
+    for folder in cfg.runs:  # all of them before the first takes its time
+        read_prompt(folder)
+        finished_run(folder)
+    for name, path in (("out", cfg.out), ("figure", cfg.figure)):
+        if path and not Path(path).resolve().parent.is_dir():
+            raise UserError(f"--{name} {path}: no such folder as {Path(path).parent}; make it first")
     judge, accuracy = load()
-    rows, strips = zip(*(measure(folder, cfg, judge) for folder in tqdm(cfg.runs, desc="evaluate", unit="run")))
-    summary = plain({k: bootstrap([row[k] for row in rows]) for k in (*METRICS, "recognised")})
+    with tqdm(cfg.runs, desc="evaluate", unit="run") as bar:
+        rows, strips = zip(*(measure(folder, cfg, judge) for folder in bar))
+    summary = run_dir.plain({k: bootstrap([row[k] for row in rows]) for k in (*METRICS, "recognised")})
     print(table(rows, summary), judge_lines(accuracy, rows), sep="\n\n")
     report = {"n_views": cfg.n_views, "judge": accuracy, "summary": summary, "runs": list(rows)}
-    write_atomic(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    run_dir.write_atomic(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if cfg.figure:
         write_png(cfg.figure, np.concatenate(strips))
 

@@ -142,10 +142,15 @@ def evaluate(folder, runs):
 # ---------------------------------------------------------------- tables
 
 
+def number(value, decimals):
+    """Return e.g. "0.950", and "0.000" instead of "-0.000"."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
 def cell(interval, decimals):
     """Return e.g. "0.95 ± 0.01": a mean, and half of its 95% interval where there is one."""
     mean, low, high = (interval[k] for k in ("mean", "low", "high"))
-    return f"{mean:.{decimals}f}" + ("" if low is None else f" ± {(high - low) / 2:.{decimals}f}")
+    return number(mean, decimals) + ("" if low is None else f" ± {(high - low) / 2:.{decimals}f}")
 
 
 def markdown(heads, rows):
@@ -166,7 +171,7 @@ def prompts_table(report):
     by_prompt = {}
     for run in report["runs"]:
         by_prompt.setdefault(run["prompt"], []).append(run)
-    rows = [[prompt, *(f"{sum(run[k] for run in runs) / len(runs):.{d}f}" for k, (_, d) in COLUMNS.items())]
+    rows = [[prompt, *(number(sum(run[k] for run in runs) / len(runs), d) for k, (_, d) in COLUMNS.items())]
             for prompt, runs in by_prompt.items()]
     return markdown(["prompt", *(name for name, _ in COLUMNS.values())], rows)
 

@@ -120,7 +120,8 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_short_run_is_measured(run, tmp_path, capsys):
+def test_a_short_run_is_measured(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     out, figure = tmp_path / "results.json", tmp_path / "figure.png"
     evaluate.main([str(run), str(run), "--out", str(out), "--figure", str(figure), "--device", "cpu"])
     report = json.loads(out.read_text())
@@ -142,7 +143,16 @@ def one_line(capsys, argv):
     return error
 
 
-def test_mistakes_end_in_one_line(tmp_path, capsys):
+def test_results_need_a_folder(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for flag in ("--out", "--figure"):
+        assert f"{flag} nosuch/a: no such folder as nosuch" in one_line(capsys, [str(run), flag, "nosuch/a"])
+    monkeypatch.chdir(evaluate.ROOT)
+    assert "go to an experiment directory" in one_line(capsys, [str(run)])
+
+
+def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert "no full_config.yml" in one_line(capsys, [str(tmp_path)])
     config.write(SJCConfig(), tmp_path / "full_config.yml")
     assert "burger" in one_line(capsys, [str(tmp_path)])
@@ -150,7 +160,8 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     assert "--n_views" in one_line(capsys, [str(tmp_path), "--n_views", "8"])
 
 
-def test_an_unfinished_run_is_refused(run, capsys):
+def test_an_unfinished_run_is_refused(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     saved = (run / "full_config.yml").read_text()
     try:
         (run / "full_config.yml").write_text(saved.replace("n_steps: 40", "n_steps: 50"))
