@@ -135,8 +135,21 @@ def evaluate_all(plan, failed, workers):
 def evaluate(folder, runs):
     """Return (report, None) of evaluate.py on a setting's finished runs, or (None, error line)."""
     out = folder / "results.json"
+    if report := measured(out, runs):
+        return report, None
     error = call("evaluate.py", *map(str, runs), "--out", str(out), "--figure", str(folder / "figure.png"))
     return (None, error) if error else (json.loads(out.read_text()), None)
+
+
+def measured(out, runs):
+    """Return the report at `out` if it is of just these runs, and younger than they are, else None."""
+    try:
+        report = json.loads(out.read_text())
+        same = [run["run"] for run in report["runs"]] == [str(folder) for folder in runs]
+        youngest = max((folder / "heartbeat.json").stat().st_mtime for folder in runs)
+    except (OSError, ValueError, KeyError):
+        return None
+    return report if same and out.stat().st_mtime > youngest else None
 
 
 # ---------------------------------------------------------------- tables

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -185,6 +186,20 @@ def test_quality_reports_what_failed(tmp_path):
     text = quality.document(cfg, {}, {tmp_path / "ideal" / "a_blue_duck_0": error})
     assert "benchmarks/quality.py --out FOLDER --settings ideal --seeds 0,1 --n_steps 9\n" in text
     assert "ideal/a_blue_duck_0: run_sjc.py: --preset: no preset" in text
+
+
+def test_quality_measures_again_only_what_changed(tmp_path):
+    out, runs = tmp_path / "results.json", [tmp_path / "a", tmp_path / "b"]
+    for folder in runs:
+        folder.mkdir()
+        (folder / "heartbeat.json").touch()
+    assert quality.measured(out, runs) is None
+    out.write_text(json.dumps({"runs": [{"run": str(folder)} for folder in runs]}))
+    os.utime(out, (2e9, 2e9))
+    assert quality.measured(out, runs) is not None
+    assert quality.measured(out, runs[:1]) is None
+    os.utime(runs[1] / "heartbeat.json", (2.1e9, 2.1e9))
+    assert quality.measured(out, runs) is None
 
 
 def test_quality_keeps_what_is_finished_and_only_that(tmp_path, monkeypatch):
