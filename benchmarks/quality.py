@@ -51,7 +51,7 @@ class QualityConfig(config.Config):
 # ---------------------------------------------------------------- runs
 
 
-def call(script, *flags, cwd="."):
+def call(script, *flags, cwd):
     """Run one of the project's scripts on one CPU thread; return the last line of its errors, None if it went well."""
     done = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -137,7 +137,8 @@ def evaluate(folder, runs):
     out = folder / "results.json"
     if report := measured(out, runs):
         return report, None
-    error = call("evaluate.py", *map(str, runs), "--out", str(out), "--figure", str(folder / "figure.png"))
+    error = call("evaluate.py", *map(str, runs), "--out", str(out), "--figure", str(folder / "figure.png"),
+                 cwd=folder)
     return (None, error) if error else (json.loads(out.read_text()), None)
 
 
