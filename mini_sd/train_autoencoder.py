@@ -31,7 +31,7 @@ class AutoencoderConfig(Config):
     kl_weight: float = Field(3e-5, ge=0, description="weight of the KL term, per latent value")
     poses_per_object: int = Field(1200, gt=0, description="rendered poses of each object")
     seed: int = Field(0, ge=0, description="seed of weights and data")
-    work: str = Field(str(HERE / "work"), description="folder for the rendered world and checkpoints")
+    work: str = Field(str(HERE / "scratch"), description="folder for the rendered world and checkpoints")
 
 
 def build():

@@ -39,7 +39,7 @@ class DiffusionConfig(Config):
     lr: float = Field(8e-4, gt=0, description="peak learning rate")
     poses_per_object: int = Field(1200, gt=0, description="rendered poses of each object")
     seed: int = Field(0, ge=0, description="seed of weights and data")
-    work: str = Field(str(HERE / "work"), description="folder for the rendered world and checkpoints")
+    work: str = Field(str(HERE / "scratch"), description="folder for the rendered world and checkpoints")
     export: bool = Field(False, description="only write the newest checkpoint's averaged weights")
 
 
