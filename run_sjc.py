@@ -6,14 +6,11 @@
 
 from pathlib import Path
 
-from my import config, run_dir
-from my.errors import UserError, run_main
+from my import run_dir, script
+from my.errors import run_main
 from sjc_config import SJCConfig
 
 ROOT = Path(__file__).resolve().parent
-FULL_CONFIG = "full_config.yml"
-OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
-FREE_ON_RESUME = {*OF_ONE_COMMAND, "device"}  # options that a resumed run may change
 N_VISUALS, N_CHECKPOINTS = 100, 20  # visualise every 1%, checkpoint every 5%
 N_TEST_VIEWS = 100
 LOG_EVERY = 10  # steps between lines of history.json
@@ -21,25 +18,8 @@ LOG_EVERY = 10  # steps between lines of history.json
 
 def read_config(argv):
     """Return the run's configuration; with --resume, the one saved in the folder."""
-    spec = {"prog": "run_sjc.py", "doc": __doc__, "presets_dir": ROOT / "presets"}
-    cfg = absolute(config.load(SJCConfig, argv, **spec))
-    run_dir.refuse_project_dir(ROOT)
-    if not cfg.resume:
-        if Path("ckpt").exists():
-            raise UserError("this folder already holds a run: continue it with --resume True, or start in an "
-                            "empty folder")
-        return cfg
-    if not Path(FULL_CONFIG).exists():
-        raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
-    saved = config.read(SJCConfig, FULL_CONFIG)
-    cfg = absolute(config.load(SJCConfig, argv, config_file=FULL_CONFIG, **spec))
-    now, then = (config.flat(c) for c in (cfg, saved))
-    changed = [f"--{name} {now[name]} (was {then[name]})" for name in now
-               if name not in FREE_ON_RESUME and now[name] != then[name]]
-    if changed:
-        raise UserError(f"--resume True with {', '.join(changed)}: a resumed run can change only "
-                        f"{', '.join(sorted(FREE_ON_RESUME))}; for anything else start in an empty folder")
-    return cfg
+    return script.read_config(SJCConfig, argv, root=ROOT, settle=absolute, prog="run_sjc.py", doc=__doc__,
+                              presets_dir=ROOT / "presets")
 
 
 def absolute(cfg):
@@ -53,7 +33,7 @@ def train(sjc, first_step):
     """Optimise the field, leaving history, heartbeat, visualisations and checkpoints."""
     from tqdm import tqdm
 
-    from sjc import check_finite, optimise
+    from sjc import optimise
 
     n = sjc.cfg.n_steps
     visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
@@ -63,7 +43,7 @@ def train(sjc, first_step):
         for step, stats in optimise(sjc, first_step):
             log, save = (step % every == 0 or step == n for every in (LOG_EVERY, save_every))
             if log or save:
-                check_finite(stats, step)
+                script.check_finite(stats, step, "try a smaller --lr or --sd.precision fp32")
             if log:
                 history.add(step, **stats)
                 bar.set_postfix({k: f"{float(v):.3g}" for k, v in stats.items()}, refresh=False)
@@ -110,26 +90,20 @@ def save_test_views(sjc):
           f"final rendering: python {ROOT / 'highres_final_vis.py'}")
 
 
-def main(argv=None):
-    """Run text to 3D in the current folder."""
-    cfg = read_config(argv)
-    kept = cfg.model_copy(update=OF_ONE_COMMAND)
-    print(config.show(kept), end="")
-    with run_dir.alone():
-        config.write(kept, FULL_CONFIG)
-        if not cfg.dry_run:
-            run(kept)
-
-
 def run(cfg):
     """Begin or continue the run of the current folder, to its end."""
     from adapt import make_adapter
     from my import checkpoint
-    from sjc import SJC, pick_device
+    from sjc import SJC
 
-    sjc = SJC(cfg, make_adapter(cfg, pick_device(cfg.device)))
+    sjc = SJC(cfg, make_adapter(cfg, script.pick_device(cfg.device)))
     newest = checkpoint.latest("ckpt")
     train(sjc, sjc.load(newest) if newest else 0)
+
+
+def main(argv=None):
+    """Run text to 3D in the current folder."""
+    script.begin(read_config(argv), run)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 import pose
 from adapt import make_adapter
 from my import checkpoint, config
-from my.errors import RunError, UserError
+from my.errors import UserError
+from my.script import pick_device
 from my.seeds import numpy_rng, torch_rng
 from sjc_config import SJCConfig
 from voxnerf.field import make_field
@@ -26,19 +27,6 @@ TEST_BACKGROUND = 0  # index of the plain background behind test views
 CHUNK = 16384  # rays at a time where no gradient is needed
 
 
-def pick_device(name):
-    """Return the torch device of a `--device`; raises UserError where it cannot be had."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: not available here; use auto, cpu"
-                        f"{', cuda' if torch.cuda.is_available() else ''}") from None
-    return device
-
-
 def chained_gradient(D, x, x_perturbed, sigma, var_red):
     """Return the ascent direction dlog p / dx (B, C, H, W) of the rendering x, up to a factor 1 / sigma.
 
@@ -48,9 +36,13 @@ def chained_gradient(D, x, x_perturbed, sigma, var_red):
     return (D - (x if var_red else x_perturbed)) / sigma
 
 
-def emptiness_loss(weights, scale):
-    """Return mean log(1 + scale w) of compositing weights (k, n) (arXiv 2212.00774, section 5)."""
-    return torch.log1p(scale * weights).mean()
+def emptiness_loss(rendering):
+    """Return mean log(1 + s w) of a rendering's compositing weights w (arXiv 2212.00774, section 5).
+
+    The mean is over the rays that meet the field's box, each counted with the samples of the longest.
+    """
+    n = rendering.n_samples
+    return rendering.emptiness.sum() / (n.amax() * (n > 0).sum()).clamp(min=1)
 
 
 def centre_depth_loss(depth):
@@ -129,7 +121,8 @@ class SJC:
         """
         hw = hw or self.cfg.pose.rend_hw
         bg = self.background(bg_index, hw * subpixels // downscale, downscale)
-        return render_image(self.field, camera.K(hw, hw), camera.c2w, hw, hw, bg, subpixels, chunk)
+        return render_image(self.field, camera.K(hw, hw), camera.c2w, hw, hw, bg, subpixels, chunk,
+                            self.cfg.emptiness_scale, self.cfg.renderer)
 
     @property
     def depth_range(self):
@@ -180,7 +173,7 @@ class SJC:
         cfg = self.cfg
         late = step >= cfg.emptiness_step * cfg.n_steps
         weight = cfg.emptiness_weight * (cfg.emptiness_multiplier if late else 1)
-        loss = weight * sum(emptiness_loss(r.weights, cfg.emptiness_scale) for r in renderings)
+        loss = weight * sum(emptiness_loss(r) for r in renderings)
         if cfg.depth_weight:
             loss = loss + cfg.depth_weight * sum(centre_depth_loss(r.depth) for r in renderings)
         return loss / len(renderings)
@@ -223,14 +216,6 @@ def optimise(sjc, first_step=0):
     for step in range(first_step, sjc.cfg.n_steps):
         stats = sjc.step(step)
         yield step + 1, stats
-
-
-def check_finite(stats, step):
-    """Raise RunError if a statistic is not finite."""
-    bad = [name for name, value in stats.items() if not torch.isfinite(torch.as_tensor(value))]
-    if bad:
-        raise RunError(f"step {step}: {', '.join(bad)} is not finite; a checkpoint, if there is one, is from "
-                       "before it; try a smaller --lr or --sd.precision fp32")
 
 
 def finished_run(folder):

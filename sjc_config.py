@@ -77,6 +77,8 @@ class SJCConfig(Config):
     batch_views: int = Field(1, gt=0, description="cameras a step, whose gradients are averaged")
     vox: VoxConfig = VoxConfig()
     pose: PoseConfig = PoseConfig()
+    renderer: Literal["auto", "fused", "reference"] = Field(
+        "auto", description="fused is fast, reference is plain PyTorch; auto is fused where it is available")
     plain_bg: bool = Field(False, description="random plain light backgrounds, a new one each step, "
                                               "instead of vox.blend_bg_texture")
     sigma_range: tuple[int, int] = Field(

@@ -163,7 +163,7 @@ def restore_optimizer(optimizer, names, tensors):
     """
     import torch
 
-    index = {name: i for i, name in enumerate(names)}
+    index, params = {name: i for i, name in enumerate(names)}, parameters(optimizer)
     state = {}
     for path, value in tensors.items():
         if not path.startswith("optim/"):
@@ -172,9 +172,17 @@ def restore_optimizer(optimizer, names, tensors):
         if name not in index:
             raise UserError(f"{path}: the optimizer has no {name}; it has {', '.join(names)}")
         number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
-        state.setdefault(index[name], {})[key] = value.item() if number else value.clone()
+        state.setdefault(index[name], {})[key] = value.item() if number else laid_out(value, params[index[name]])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def laid_out(value, param):
+    """A copy of `value`, in the memory layout of `param` if it has its shape: fused optimizers pair memory, not indices."""
+    import torch
+
+    like = param if param.shape == value.shape else value
+    return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def parameters(optimizer):

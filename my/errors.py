@@ -1,6 +1,8 @@
 """How a command ends: a person's mistake is one line on stderr, a bug is a traceback."""
 
+import contextlib
 import errno
+import os
 import sys
 from pathlib import Path
 
@@ -63,3 +65,17 @@ def run_main(main, argv=None, go_on="start it again"):
         message, status = explained
         print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(status)
+
+
+@contextlib.contextmanager
+def no_stderr():
+    """Drop what native libraries write to stderr while the block runs."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

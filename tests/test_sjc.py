@@ -11,8 +11,10 @@ import sjc as method
 from adapt import make_adapter
 from my import checkpoint
 from my.errors import RunError, UserError
+from my.script import check_finite
 from my.seeds import torch_rng
-from sjc import SJC, centre_depth_loss, chained_gradient, check_finite, emptiness_loss, load_run, optimise
+from sjc import SJC, centre_depth_loss, chained_gradient, emptiness_loss, load_run, optimise
+from voxnerf.render import Rendering
 from sjc_config import SJCConfig
 from tiny import SIZE, Affine, NotANumber, config
 
@@ -55,8 +57,10 @@ def test_both_equations_agree_in_expectation():
 
 
 def test_emptiness_by_hand():
-    weights = torch.tensor([[0.0, 0.1], [0.2, 0.3]])
-    assert emptiness_loss(weights, 10).item() == pytest.approx(math.log(1 * 2 * 3 * 4) / 4)
+    """Three rays, weights (0, 0.1), (0.2, 0.3) and a miss, which does not count."""
+    log = torch.tensor([math.log(1 * 2), math.log(3 * 4), 0.0])
+    r = Rendering(None, None, None, emptiness=log, n_samples=torch.tensor([2, 2, 0]))
+    assert emptiness_loss(r).item() == pytest.approx(math.log(1 * 2 * 3 * 4) / 4)
 
 
 def test_centre_depth_by_hand():
@@ -113,7 +117,7 @@ def test_regulariser_schedule():
     """w E before the fraction emptiness_step of the run, then multiplier w E; the depth loss always."""
     sjc = new(emptiness_weight=100, emptiness_multiplier=20, emptiness_step=0.5, depth_weight=7, n_steps=10)
     r = [sjc.render(camera) for camera in sjc.draw_cameras(0)]
-    E, Z = emptiness_loss(r[0].weights, 10).item(), centre_depth_loss(r[0].depth).item()
+    E, Z = emptiness_loss(r[0]).item(), centre_depth_loss(r[0].depth).item()
     for step, factor in ((0, 1), (4, 1), (5, 20), (9, 20)):
         assert sjc.regulariser(r, step).item() == pytest.approx(100 * factor * E + 7 * Z, rel=1e-5)
 
@@ -198,7 +202,7 @@ def test_regulariser_adds_its_own_gradient():
     plain, weighted = (disturb(new(emptiness_weight=w, depth_weight=w)) for w in (0, 5))
     (camera,) = plain.draw_cameras(0)
     r = weighted.render(camera)
-    loss = 5 * emptiness_loss(r.weights, 10) + 5 * centre_depth_loss(r.depth)
+    loss = 5 * emptiness_loss(r) + 5 * centre_depth_loss(r.depth)
     (want,) = torch.autograd.grad(loss, weighted.field.density)
     plain.step(0)
     weighted.step(0)
@@ -322,9 +326,9 @@ def test_optimise_yields_steps_and_statistics():
 
 def test_not_a_number_stops_the_run():
     stats = new(NotANumber()).step(0)
-    with pytest.raises(RunError, match="step 1: score is not finite.*smaller --lr"):
-        check_finite(stats, 1)
-    check_finite(new().step(0), 1)
+    with pytest.raises(RunError, match="step 1: score is not finite.*before it; rest"):
+        check_finite(stats, 1, "rest")
+    check_finite(new().step(0), 1, "rest")
 
 
 def test_wrong_channels_are_refused():
@@ -351,7 +355,7 @@ def test_latent_field_steps_with_stable_diffusion(tiny_sd, rend_hw, options):
     assert cfg.vox.model_type == "V_SD" and cfg.vox.c == 4
     sjc = SJC(cfg, make_adapter(cfg, "cpu"))
     before = sjc.field.color.detach().clone()
-    check_finite(sjc.step(0), 1)
+    check_finite(sjc.step(0), 1, "rest")
     assert not torch.equal(sjc.field.color, before)
     (camera,) = sjc.draw_cameras(0)[:1]
     picture, depth = sjc.view(camera)

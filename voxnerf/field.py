@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voxnerf.trilinear import Cells, interpolate, locate
+from voxnerf.sh import SH_0, sh_basis
 
+ACTIVATIONS = {"raw": lambda f: f, "sigmoid": torch.sigmoid, "signed_sigmoid": lambda f: 2 * torch.sigmoid(f) - 1}
 OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it, or a neighbour, is more opaque than this
 
 
@@ -29,67 +30,78 @@ class VoxRF(nn.Module):
         ray_march_weight_thres: a sample whose weight is not above this has zero colour.
         blend_bg_texture: learn a background `bg` instead of the class's constant one.
         bg_texture_hw: h, edge of that (1, C, h, h) texture.
+        view_dependent: colours are spherical harmonics of degree 0 to 2 of the ray's direction, 9 features each.
         generator: `torch.Generator` (on `device`) of the initial colours and texture.
     Raises ValueError for a box or a grid without volume.
     """
 
     bg_value = 1.0  # colour of a background without texture
+    activation = "sigmoid"  # out of ACTIVATIONS: the colour of features
 
     def __init__(self, aabb, grid_size, c=3, step_ratio=0.5, density_shift=-1.0,
                  ray_march_weight_thres=1e-4, blend_bg_texture=False, bg_texture_hw=64,
-                 generator=None, device=None, dtype=torch.float32):
+                 view_dependent=False, generator=None, device=None, dtype=torch.float32):
         super().__init__()
         kw = {"device": device, "dtype": dtype}
         aabb = torch.as_tensor(aabb, dtype=torch.float64).cpu()
         size_x, size_y, size_z = _grid_shape(aabb, grid_size)
         edges = (aabb[1] - aabb[0]) / torch.tensor([size_x, size_y, size_z])
         self.voxel_edge = edges.mean().item()  # plain floats: reading them never waits
+        self.box_diagonal = (aabb[1] - aabb[0]).norm().item()
         self.step_size = step_ratio * self.voxel_edge
         self.density_shift = density_shift
         self.ray_march_weight_thres = ray_march_weight_thres
         self.register_buffer("aabb", aabb.to(**kw))
+        self.register_buffer("voxels_per_unit", (1 / edges).to(device), persistent=False)  # (3,) float64, xyz
         self.register_buffer("alpha_mask", None)  # (1, 1, Z, Y, X) of 0 and 1, once it is known
         self.d_scale = nn.Parameter(torch.zeros((), **kw))
         self.density = nn.Parameter(torch.zeros(1, 1, size_z, size_y, size_x, **kw))
-        self.color = nn.Parameter(
-            torch.randn(1, c, size_z, size_y, size_x, generator=generator, **kw))
+        color = torch.randn(1, c, size_z, size_y, size_x, generator=generator, **kw)
+        if view_dependent:  # the same from all sides at first
+            color = torch.cat([color[:, :, None] / SH_0, color.new_zeros(1, c, 8, *color.shape[2:])], dim=2).flatten(1, 2)
+        self.color = nn.Parameter(color.contiguous(memory_format=torch.channels_last_3d))
+        self.c, self.view_dependent = c, view_dependent
         self.bg = None
         if blend_bg_texture:
             h = bg_texture_hw
             self.bg = nn.Parameter(0.5 * torch.randn(1, c, h, h, generator=generator, **kw))
 
-    @staticmethod
-    def to_color(f):
-        """Return the colour of raw features f (any shape); all that a kind of field overrides."""
-        return torch.sigmoid(f)
+    def to_color(self, f):
+        """Return the colour of features f (any shape)."""
+        return ACTIVATIONS[self.activation](f)
 
-    def locate(self, points):
-        """Return the `Cells` of `points` (n, 3), to be shared by calls at the same points."""
-        if isinstance(points, Cells):
-            return points
-        return locate(points, self.aabb, self.density.shape[2:])
+    def interpolate(self, grid, points):
+        """Return the values (n, C) of `grid` (1, C, Z, Y, X) at `points` (n, 3): trilinear, zeros outside."""
+        lo, hi = self.aabb
+        uvw = (points - lo) / (hi - lo) * 2 - 1
+        return F.grid_sample(grid, uvw[None, None, None], align_corners=False)[0, :, 0, 0].T
 
     def sigma(self, points):
-        """Return the density (n,), per world unit, at `points` (n, 3) or their `Cells`."""
-        return self._to_sigma(interpolate(self.density, self.locate(points))[0])
+        """Return the density (n,), per world unit, at `points` (n, 3)."""
+        return self._to_sigma(self.interpolate(self.density, points)[:, 0])
 
     def _to_sigma(self, density):
         return F.softplus(self.d_scale.exp() * density + self.density_shift)
 
-    def features(self, points):
-        """Return the colour (n, C) at `points` (n, 3) or their `Cells`."""
-        return self.to_color(interpolate(self.color, self.locate(points))).T
+    def features(self, points, rays_d):
+        """Return the colour (n, C) at `points` (n, 3) seen along unit directions `rays_d` (n, 3)."""
+        f = self.interpolate(self.color, points).unflatten(1, (self.c, -1))  # (n, C, n_basis)
+        return self.to_color((f * self.basis(rays_d)[:, None]).sum(dim=2))
+
+    def basis(self, rays_d):
+        """Return the factors (n, n_basis) of the features of a channel for directions `rays_d` (n, 3)."""
+        return sh_basis(rays_d).to(self.color) if self.view_dependent else self.color.new_ones(len(rays_d), 1)
 
     def background(self, rays_d):
         """Return the background (n, C) that unit directions `rays_d` (n, 3) see."""
         if self.bg is None:
-            return self.color.new_full((len(rays_d), self.color.shape[1]), self.bg_value)
+            return self.color.new_full((len(rays_d), self.c), self.bg_value)
         uv = background_uv(rays_d).to(self.bg)[None, None]  # (1, 1, n, 2)
         return self.to_color(F.grid_sample(self.bg, uv, align_corners=False)[0, :, 0]).T
 
     def occupied(self, points):
-        """Return (n,) bool: whether samples at `points` (n, 3) or their `Cells` are worth it."""
-        return interpolate(self.alpha_mask, self.locate(points))[0] > 0
+        """Return (n,) bool: whether samples at `points` (n, 3) are worth it."""
+        return self.interpolate(self.alpha_mask, points)[:, 0] > 0
 
     @torch.no_grad()
     def update_alpha_mask(self):
@@ -108,22 +120,14 @@ class V_SJC(VoxRF):
     """Voxel field with colour 2 sigmoid(f) - 1 in [-1, 1], the range of pixel diffusion models."""
 
     bg_value = 0.0
-
-    @staticmethod
-    def to_color(f):
-        """Return the colour of raw features f (any shape)."""
-        return 2 * torch.sigmoid(f) - 1
+    activation = "signed_sigmoid"
 
 
 class V_SD(VoxRF):
-    """Voxel field whose colour is the raw feature: a Stable Diffusion latent."""
+    """Voxel field whose colour is the feature itself: a Stable Diffusion latent."""
 
     bg_value = 0.0
-
-    @staticmethod
-    def to_color(f):
-        """Return the colour of raw features f (any shape)."""
-        return f
+    activation = "raw"
 
 
 FIELDS = {"VoxRF": VoxRF, "V_SJC": V_SJC, "V_SD": V_SD}

@@ -54,3 +54,14 @@ def intersect_aabb(rays_o, rays_d, aabb):
     t_min = torch.minimum(t_lo, t_hi).amax(dim=-1).clamp(min=0)  # (n,)
     t_max = torch.maximum(t_lo, t_hi).amin(dim=-1).clamp(min=0)  # (n,)
     return t_min, t_max, t_max > t_min
+
+
+@torch.no_grad()
+def sample_range(rays_o, rays_d, aabb, step):
+    """Return the distance t_min (n,) of each ray's first sample in the box, and the number of samples (n,) int32.
+
+    They lie at t_min + i step < t_max; a ray that misses has none. Distances are world units, in the
+    dtype of `aabb` (2, 3), found in float64: float32 would move the samples.
+    """
+    t_min, t_max, _ = (x.to(aabb) for x in intersect_aabb(*(x.double() for x in (rays_o, rays_d, aabb))))
+    return t_min, ((t_max.double() - t_min.double()) / step).ceil().clamp(min=0).int()

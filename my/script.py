@@ -1,0 +1,76 @@
+"""What the scripts that leave a run in the current folder share: how it begins, resumes, and on which device."""
+
+from pathlib import Path
+
+from my import config, run_dir
+from my.errors import RunError, UserError
+
+FULL_CONFIG = "full_config.yml"
+OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
+FREE_ON_RESUME = {*OF_ONE_COMMAND, "device"}  # options that a resumed run may change
+
+
+def read_config(cls, argv, *, root, settle=lambda cfg: cfg, **spec):
+    """Return the run's configuration, an instance of `cls`; with --resume, the one saved in the folder.
+
+    `root` is the project's folder, `settle` makes its paths hold in any folder, `spec` goes to
+    `config.load`. Raises UserError in the project's folder, where a new run would meet an old one,
+    and where a resumed run is to change more than FREE_ON_RESUME.
+    """
+    cfg = settle(config.load(cls, argv, **spec))
+    run_dir.refuse_project_dir(root)
+    if not cfg.resume:
+        if Path("ckpt").exists():
+            raise UserError("this folder already holds a run: continue it with --resume True, or start in an "
+                            "empty folder")
+        return cfg
+    if not Path(FULL_CONFIG).exists():
+        raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
+    saved = config.read(cls, FULL_CONFIG)
+    cfg = settle(config.load(cls, argv, config_file=FULL_CONFIG, **spec))
+    refuse_changes(config.flat(cfg), config.flat(saved))
+    return cfg
+
+
+def refuse_changes(now, then):
+    """Raise UserError for an option whose value differs between the two and is not in FREE_ON_RESUME."""
+    changed = [f"--{name} {now[name]} (was {then[name]})" for name in now
+               if name not in FREE_ON_RESUME and now[name] != then[name]]
+    if changed:
+        raise UserError(f"--resume True with {', '.join(changed)}: a resumed run can change only "
+                        f"{', '.join(sorted(FREE_ON_RESUME))}; for anything else start in an empty folder")
+
+
+def begin(cfg, run):
+    """Print the configuration, keep it in the folder, and call `run` with it, alone there; a dry run stops before."""
+    kept = cfg.model_copy(update=OF_ONE_COMMAND)
+    print(config.show(kept), end="")
+    with run_dir.alone():
+        config.write(kept, FULL_CONFIG)
+        if not cfg.dry_run:
+            run(kept)
+
+
+def pick_device(name):
+    """Return the torch device of a `--device`; raises UserError where it cannot be had."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: not available here; use auto, cpu"
+                        f"{', cuda' if torch.cuda.is_available() else ''}") from None
+    return device
+
+
+def check_finite(stats, step, remedy):
+    """Raise RunError, which tells the `remedy`, if a statistic is not finite."""
+    import torch
+
+    bad = [name for name, value in stats.items() if not torch.isfinite(torch.as_tensor(value))]
+    if bad:
+        raise RunError(f"step {step}: {', '.join(bad)} is not finite; a checkpoint, if there is one, is from "
+                       f"before it; {remedy}")

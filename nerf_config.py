@@ -1,0 +1,44 @@
+"""The typed configuration of a voxel NeRF's training. Imports nothing heavy: `-h` must answer at once."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from my.config import Config
+
+
+class ModelConfig(Config):
+    """The voxel radiance field."""
+
+    model_type: Literal["VoxRF"] = Field("VoxRF", description="field: colours in [0, 1] before white")
+    bbox_len: float = Field(1.5, gt=0, description="half edge of the field's cube round the origin, world units")
+    grid_size: int = Field(128, gt=1, description="voxels an edge of the cube that the final grid has as many voxels "
+                                                  "as, wherever it then is")
+    step_ratio: float = Field(0.5, gt=0, description="marching step, in voxel edges")
+    density_shift: float = Field(-10.0, description="offset of the density before its softplus")
+    ray_march_weight_thres: float = Field(1e-4, ge=0, description="samples at or below this weight get no colour")
+    c: Literal[3] = Field(3, description="colour channels")
+
+
+class NeRFConfig(Config):
+    """Every option of run_nerf.py."""
+
+    scene: str = Field("lego", min_length=1, description="folder with transforms*.json, or a name below the data_root "
+                                                         "of env.json, there or in nerf_synthetic")
+    view_dependent: bool = Field(False, description="colours change with the direction they are seen from: spherical "
+                                                    "harmonics of degree 0 to 2, 9 times the memory")
+    renderer: Literal["auto", "fused", "reference"] = Field(
+        "auto", description="fused is fast, reference is plain PyTorch; auto is fused where it is available")
+    downscale: int = Field(1, gt=0, description="images are averaged over squares of this edge, pixels")
+    model: ModelConfig = ModelConfig()
+    n_epoch: int = Field(2, gt=0, description="rays drawn, as multiples of the training pixels")
+    bs: int = Field(4096, gt=0, description="rays a step")
+    lr: float = Field(0.02, gt=0, description="learning rate at the start (Adam); a tenth of it at the end")
+    max_minutes: float | None = Field(None, gt=0, description="squeeze the training into this many minutes of wall "
+                                                              "clock; such a run cannot be reproduced exactly")
+    test_every: int | None = Field(None, ge=0, description="steps between tests on the test views; None or 0: only "
+                                                           "at the end")
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+    resume: bool = Field(False, description="continue the run in this folder")
+    dry_run: bool = Field(False, description="stop after writing full_config.yml")

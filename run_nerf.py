@@ -1,0 +1,183 @@
+"""Train a voxel NeRF on posed images, in the current folder.
+
+    python run_nerf.py --scene ~/data/nerf_synthetic/lego
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from my import run_dir, script
+from my.errors import run_main
+from nerf_config import NeRFConfig
+
+ROOT = Path(__file__).resolve().parent
+N_PANES, N_CHECKPOINTS = 10, 20  # a pane every 10%, a checkpoint every 5%
+N_FRAMES = 120  # of the video, once round the scene
+LOG_EVERY = 10  # steps between lines of history.json
+SMOOTH = 0.9  # what a running PSNR keeps of itself a line
+
+
+def read_config(argv):
+    """Return the run's configuration; with --resume, the one saved in the folder."""
+    return script.read_config(NeRFConfig, argv, root=ROOT, settle=absolute, prog="run_nerf.py", doc=__doc__)
+
+
+def absolute(cfg):
+    """Return the configuration with a path in it that holds in any folder; a name stays a name."""
+    folder = Path(os.path.expanduser(cfg.scene))
+    if folder.is_dir():
+        cfg.scene = str(folder.resolve())
+    return cfg
+
+
+def train(nerf, test_scene, first_step):
+    """Optimise the field and test it, leaving history, heartbeat, panes, checkpoints and test views."""
+    from tqdm import tqdm
+
+    from voxnerf.nerf import optimise
+
+    step, before = first_step, nerf.progress(first_step)
+    with (run_dir.History("history.json", first_step) as history,
+          run_dir.Heartbeat("heartbeat.json", nerf.n_steps, start_step=first_step) as heartbeat,
+          tqdm(total=nerf.n_steps, initial=first_step, desc="nerf", unit="step") as bar):
+        running = RunningPSNR(bar)
+        for step, progress, stats in optimise(nerf, first_step):
+            save, pane = (math.floor(progress * n) > math.floor(before * n) for n in (N_CHECKPOINTS, N_PANES))
+            before = progress
+            row = row_of(nerf, test_scene, step, stats, logged=save or step % LOG_EVERY == 0)
+            if row:
+                history.add(step, **row)
+                running.add(row)
+            if pane:
+                write_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene)
+            if save:
+                nerf.save("ckpt", step)
+            heartbeat.n_steps = bar.total = max(step, round(step / progress))  # under max_minutes, an estimate
+            heartbeat.beat(step)
+            bar.update()
+        bar.close()
+        test(nerf, test_scene, step)
+
+
+def row_of(nerf, test_scene, step, stats, logged):
+    """Return what history.json is to say of a step, {} for nothing; raises RunError if it is not finite."""
+    row = {**stats, "minutes": nerf.minutes} if logged else {}
+    if logged:
+        script.check_finite(stats, step, "try a smaller --lr")
+    if nerf.cfg.test_every and step % nerf.cfg.test_every == 0:
+        row["test_psnr"] = mean(view["psnr"] for view in nerf.evaluate(test_scene))
+    return row
+
+
+class RunningPSNR:
+    """Shows the PSNR of recent batches, and of the last test, on a progress bar."""
+
+    def __init__(self, bar):
+        self.bar, self.shown = bar, {}
+
+    def add(self, row):
+        """Take in a row of history.json."""
+        if "psnr" in row:
+            new = float(row["psnr"])
+            self.shown["psnr"] = SMOOTH * self.shown.get("psnr", new) + (1 - SMOOTH) * new
+        if "test_psnr" in row:
+            self.shown["test"] = row["test_psnr"]
+        self.bar.set_postfix({k: f"{v:.2f}" for k, v in self.shown.items()}, refresh=False)
+
+
+def mean(values):
+    """Return the mean of an iterable of numbers."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def pane_of(truth, picture, depth, depth_range):
+    """Return truth | rendering | depth (H, 3 W, 3) uint8; the truth is left out where it is None."""
+    from my.media import depth_image, side_by_side
+
+    shown = [] if truth is None else [truth]
+    return side_by_side(*shown, picture, depth_image(depth, *depth_range))
+
+
+def write_pane(path, nerf, scene):
+    """Write the pane of the first view of a scene."""
+    from my.media import write_png
+
+    path.parent.mkdir(exist_ok=True)
+    picture, depth = nerf.render(scene.K[0], scene.c2w[0], *scene.hw)
+    write_png(path, pane_of(scene.images[0].numpy(), picture, depth, nerf.depth_range(scene.c2w[0])))
+
+
+def test(nerf, scene, step):
+    """Write test_<step>/: view/*.png, pane/*.png, metrics.json, video.mp4; print the metrics."""
+    from tqdm import tqdm
+
+    from my.media import write_png
+
+    root = Path(f"test_{step}")
+    for name in ("view", "pane"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, view in enumerate(tqdm(nerf.views(scene), total=len(scene.names), desc="test views")):
+        write_png(root / "view" / f"{i:03d}.png", view.picture)
+        write_png(root / "pane" / f"{i:03d}.png",
+                  pane_of(view.truth, view.picture, view.depth, nerf.depth_range(scene.c2w[i])))
+        rows.append({"name": view.name, "psnr": view.psnr, "ssim": view.ssim})
+    save_video(root / "video.mp4", nerf, scene)
+    means = {key: mean(row[key] for row in rows) for key in ("psnr", "ssim")}
+    metrics = run_dir.plain({"step": step, "minutes": nerf.minutes, "mean": means, "views": rows})
+    run_dir.write_atomic(root / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    print(table([*rows, {"name": "mean", **means}]))
+    print(f"done: {root / 'pane'} has {len(rows)} test views beside their truth, {root / 'video.mp4'} goes round")
+
+
+def save_video(path, nerf, scene):
+    """Write a video of rendering beside depth, on a circle that the scene's cameras suggest."""
+    from tqdm import tqdm
+
+    from my.media import VideoWriter
+    from voxnerf.scene import orbit
+
+    with VideoWriter(path) as video:
+        for c2w in tqdm(orbit(scene.c2w, N_FRAMES), desc="video", unit="frame"):
+            video.append(pane_of(None, *nerf.render(scene.K[0], c2w, *scene.hw), nerf.depth_range(c2w)))
+
+
+def table(rows):
+    """Return PSNR and SSIM of each row as lines of text."""
+    width = max(len("view"), *(len(row["name"]) for row in rows))
+    lines = [f"{'view':{width}}  PSNR, dB   SSIM"]
+    return "\n".join(lines + [f"{row['name']:{width}}  {row['psnr']:8.2f} {row['ssim']:6.4f}" for row in rows])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def run(cfg):
+    """Begin or continue the run of the current folder, to its end."""
+    device = script.pick_device(cfg.device)
+    from my import checkpoint
+    from voxnerf.nerf import NeRF
+    from voxnerf.scene import find_scene, load_scene
+
+    folder = find_scene(cfg.scene)
+    scene, test_scene = (load_scene(folder, split, cfg.downscale) for split in ("train", "test"))
+    H, W = scene.hw
+    print(f"{folder}: {len(scene.names)} training views of {W}x{H}, {len(test_scene.names)} test views")
+    nerf = NeRF(cfg, scene, device)
+    newest = checkpoint.latest("ckpt")
+    train(nerf, test_scene, nerf.load(newest) if newest else 0)
+
+
+def main(argv=None):
+    """Train a voxel NeRF in the current folder."""
+    script.begin(read_config(argv), run)
+
+
+if __name__ == "__main__":
+    run_main(main, go_on="continue with --resume True")

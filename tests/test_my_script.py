@@ -1,0 +1,66 @@
+"""How a script's run begins: its configuration, its resumption, its device."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from my import script
+from my.config import Config
+from my.errors import RunError, UserError
+
+
+class Tiny(Config):
+    lr: float = Field(0.1, description="learning rate")
+    device: str = Field("auto", description="device")
+    resume: bool = Field(False, description="continue")
+    dry_run: bool = Field(False, description="stop early")
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Reads a configuration in an empty folder."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    return lambda *argv: script.read_config(Tiny, list(argv), root=tmp_path / "project", prog="tiny", doc="Tiny.")
+
+
+def test_begin_keeps_the_configuration_and_runs(read, capsys):
+    runs = []
+    script.begin(read("--lr", "0.5"), runs.append)
+    assert [cfg.lr for cfg in runs] == [0.5] and "lr: 0.5" in capsys.readouterr().out
+    script.begin(read("--dry_run", "True"), runs.append)
+    assert len(runs) == 1 and "dry_run: false" in Path(script.FULL_CONFIG).read_text()
+
+
+def test_resume_takes_what_was_saved(read):
+    script.begin(read("--lr", "0.5"), lambda cfg: Path("ckpt").mkdir())
+    assert read("--resume", "True", "--device", "cpu").lr == 0.5
+    with pytest.raises(UserError, match=r"--lr 0.25 \(was 0.5\).*device, dry_run, resume"):
+        read("--resume", "True", "--lr", "0.25")
+    with pytest.raises(UserError, match="already holds a run"):
+        read()
+
+
+def test_resume_of_nothing(read):
+    with pytest.raises(UserError, match="no full_config.yml here"):
+        read("--resume", "True")
+
+
+def test_project_folder_is_refused(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "project")
+    with pytest.raises(UserError, match="experiment directory"):
+        read()
+
+
+def test_devices():
+    assert script.pick_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="--device tpu9"):
+        script.pick_device("tpu9")
+
+
+def test_not_finite():
+    script.check_finite({"loss": 1.0}, 3, "rest")
+    with pytest.raises(RunError, match="step 3: loss is not finite.*rest"):
+        script.check_finite({"loss": float("nan")}, 3, "rest")

@@ -1,0 +1,475 @@
+"""NeRF training: rays, grids that grow, a scene that is known, checkpoints, and whole runs of run_nerf.py."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import pose
+import run_nerf
+from my import checkpoint, config
+from my.errors import RunError, UserError, run_main
+from my.media import read_video
+from my.run_dir import read_history
+from nerf_config import NeRFConfig
+from voxnerf import nerf as nerf_module
+from voxnerf.field import make_field
+from voxnerf.nerf import NeRF, PixelCameras, grid_shape, occupied_box, optimise, psnr, resample, ssim
+from voxnerf.rays import pixel_rays
+from voxnerf.render import render_image
+from voxnerf.scene import Scene, load_scene
+
+ROOT = Path(run_nerf.__file__).parent
+H, W = 14, 16
+CUBE = np.array([[-1.0] * 3, [1.0] * 3])
+
+
+def poses(n, lift=0.7):
+    """`n` cameras on a ring about z, in two heights, that look at the origin."""
+    return np.stack([pose.look_at((2.5 * math.cos(a), 2.5 * math.sin(a), lift * (1 + 1.5 * (i % 2))), up=(0, 0, 1))
+                     for i, a in enumerate(np.arange(n) * 2 * math.pi / n)])
+
+
+def box_field():
+    """A solid box, orange below and blue above, in the middle of empty space."""
+    field = make_field("VoxRF", CUBE, 16, c=3, density_shift=-10.0)
+    with torch.no_grad():
+        field.density.zero_()[..., 5:11, 5:11, 4:12] = 60
+        field.color[0] = torch.tensor([3.0, 0.0, -3.0])[:, None, None, None]
+        field.color[0, :, 8:] = torch.tensor([-3.0, 0.0, 3.0])[:, None, None, None]
+    return field
+
+
+def scene_of(field, c2w):
+    """The `Scene` of a field's own renderings."""
+    K = pose.intrinsics(H, W, 50)
+    with torch.no_grad():
+        images = torch.stack([render_image(field, K, each, H, W).color.permute(1, 2, 0) for each in c2w])
+    n = len(c2w)
+    return Scene((images * 255).round().to(torch.uint8), torch.from_numpy(c2w), torch.from_numpy(K).repeat(n, 1, 1),
+                 [f"{i:02d}.png" for i in range(n)])
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Training views of the box."""
+    return scene_of(box_field(), poses(12))
+
+
+@pytest.fixture(scope="module")
+def test_scene():
+    """Views of it that no training has seen."""
+    return scene_of(box_field(), poses(3, lift=0.9))
+
+
+def cfg_of(**options):
+    model = {"bbox_len": 1.0, "grid_size": 16, "step_ratio": 1.0, **options.pop("model", {})}
+    return NeRFConfig(**{"bs": 256, "n_epoch": 1, "lr": 0.05, "device": "cpu", "model": model, **options})
+
+
+def train(nerf, first_step=0, last_step=math.inf):
+    """Train to the end, or to `last_step`; return (step, progress, statistics) of each step."""
+    done = []
+    for item in optimise(nerf, first_step):
+        done.append(item)
+        if item[0] == last_step:
+            break
+    return done
+
+
+# ---------------------------------------------------------------- rays and batches
+
+
+def test_rays_of_any_pixels_are_those_of_whole_images():
+    c2w = poses(3)
+    K = np.stack([pose.intrinsics(H, W, fov) for fov in (40, 50, 60)])
+    whole = [pixel_rays(H, W, *camera) for camera in zip(K, c2w)]
+    cameras = PixelCameras(torch.from_numpy(K), torch.from_numpy(c2w))
+    camera, y, x = torch.tensor([[2, 0, 1, 2], [0, 13, 5, 7], [15, 3, 0, 7]])
+    for rays, each in zip(cameras.rays(camera, y, x), zip(*whole)):
+        assert rays.dtype == torch.float32 and torch.allclose(rays, torch.stack(each)[camera, y * W + x], atol=1e-7)
+
+
+def test_batch_pairs_rays_with_their_pixels(scene):
+    """An image whose pixels tell where they are."""
+    n = len(scene.images)
+    frame, y, x = torch.meshgrid(torch.arange(n), torch.arange(H), torch.arange(W), indexing="ij")
+    nerf = NeRF(cfg_of(), scene._replace(images=torch.stack([frame, y, x], dim=-1).to(torch.uint8)))
+    rays_o, rays_d, colors = nerf.draw_batch(3)
+    where = (colors * 255).round().long().unbind(-1)
+    want_o, want_d = nerf.cameras.rays(*where)
+    assert torch.equal(rays_o, want_o) and torch.equal(rays_d, want_d)
+    assert all(len(i.unique()) == size for i, size in zip(where, (n, H, W)))  # from all over
+
+
+def test_draws_depend_on_seed_and_step_alone(scene):
+    a, b, c = (NeRF(cfg_of(seed=seed), scene) for seed in (0, 0, 1))
+    colors = [x.draw_batch(step)[2] for x, step in ((a, 4), (b, 4), (a, 5), (c, 4))]
+    assert torch.equal(colors[0], colors[1])
+    assert not torch.equal(colors[0], colors[2]) and not torch.equal(colors[0], colors[3])
+
+
+def test_number_of_steps(scene):
+    """12 images of 14 x 16 are 2688 pixels: 3 epochs in batches of 1000 are 8.064 steps."""
+    assert NeRF(cfg_of(n_epoch=3, bs=1000), scene).n_steps == 9
+
+
+# ---------------------------------------------------------------- grids
+
+
+def test_grid_shape_keeps_the_number_of_voxels():
+    assert grid_shape([[-1, -1, -1], [1, 1, 1]], 12) == [12, 12, 12]
+    assert grid_shape([[0, 0, 0], [4, 2, 1]], 8) == [16, 8, 4]  # 512 cubes of edge 1/4
+    assert grid_shape([[0, 0, 0], [1000, 1, 1]], 2)[1:] == [1, 1]
+
+
+def test_resampling_keeps_a_linear_function():
+    """Values x + 10 y + 100 z on 4 x 5 x 6 voxels of edge 1, read on a part of them at twice the rate."""
+    def linear(x, y, z):
+        return (z[:, None, None] * 100 + y[:, None] * 10 + x)[None, None]
+
+    centres = [torch.arange(n) + 0.5 for n in (4, 5, 6)]
+    box, part = np.array([[0, 0, 0], [4, 5, 6.0]]), np.array([[1, 1, 1], [3, 4, 5.0]])
+    fine = [1 + (torch.arange(n) + 0.5) / 2 for n in (4, 6, 8)]
+    assert torch.allclose(resample(linear(*centres), box, part, [4, 6, 8]), linear(*fine), rtol=1e-5)
+    assert torch.allclose(resample(linear(*centres), box, box, [4, 5, 6]), linear(*centres), rtol=1e-5)
+
+
+def test_resampling_goes_on_beyond_the_outermost_centres():
+    grid = torch.tensor([1.0, 3.0]).view(1, 1, 1, 1, 2)  # centres at 0.5 and 1.5
+    box = np.array([[0, 0, 0], [2.0, 1, 1]])
+    assert resample(grid, box, box, [4, 1, 1]).flatten().tolist() == [1, 1.5, 2.5, 3]
+
+
+def test_occupied_box():
+    mask = torch.zeros(1, 1, 6, 5, 4)  # Z, Y, X
+    mask[0, 0, 2:4, 4, 1] = 1
+    assert occupied_box(mask, np.array([[0, 0, 0], [4, 5, 6.0]])).tolist() == [[1, 4, 2], [2, 5, 4]]
+    assert occupied_box(mask, np.array([[-2, 0, 0], [6, 5, 6.0]]))[:, 0].tolist() == [0, 2]
+
+
+def test_field_is_the_same_after_it_has_grown(scene):
+    """Twice the voxels an edge: the old values, interpolated; the optimizer starts afresh."""
+    nerf = NeRF(cfg_of(), scene)
+    with torch.no_grad():
+        nerf.field.density.normal_(generator=torch.Generator().manual_seed(0))
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    nerf.field.density.data, old = resample(nerf.field.density.data, CUBE, CUBE, [4] * 3), nerf.field
+    with torch.no_grad():
+        nerf.grow(0.25)  # as many voxels as it has: nothing changes
+        assert torch.allclose(nerf.field.sigma(points), old.sigma(points)) and nerf.field is not old
+        nerf.grow(1.0)
+    assert nerf.field.density.shape == (1, 1, 16, 16, 16) and nerf.field.step_size == 2 / 16
+    assert not nerf.optimizer.state and nerf.optimizer.param_groups[0]["params"][0] is next(nerf.field.parameters())
+
+
+def test_growth_crops_to_what_is_occupied(scene):
+    nerf = NeRF(cfg_of(), scene)  # 4^3 voxels of edge 1/2
+    with torch.no_grad():
+        nerf.field.density[..., 1, 2, :] = 60  # z from -0.5 to 0, y from 0 to 0.5, x all along
+        nerf.find_empty_space()
+        nerf.grow(1.0)
+    assert nerf.box.tolist() == [[-1, -0.5, -1], [1, 1, 0.5]]  # and a voxel round it
+    assert nerf.field.density.shape[2:] == tuple(grid_shape(nerf.box, 16)[::-1])
+    assert nerf.field.alpha_mask.shape == nerf.field.density.shape and nerf.field.alpha_mask.any()
+
+
+def test_empty_field_gets_no_mask(scene):
+    nerf = NeRF(cfg_of(), scene)
+    nerf.find_empty_space()
+    assert nerf.field.alpha_mask is None
+    nerf.grow(0.5)
+    assert nerf.box.tolist() == CUBE.tolist() and nerf.field.density.shape[2:] == (8, 8, 8)
+
+
+# ---------------------------------------------------------------- schedule
+
+
+def test_schedule_is_a_function_of_progress(scene, monkeypatch):
+    monkeypatch.setattr(nerf_module, "GROWTH", ((0.0, 0.25), (0.5, 0.5), (0.75, 1.0)))
+    monkeypatch.setattr(nerf_module, "MASKS", (0.6,))
+    monkeypatch.setattr(nerf_module, "LR_FACTORS", {"density": 2.0})
+    nerf = NeRF(cfg_of(bs=672, lr=0.5), scene)  # 4 steps
+    seen = []
+    for step, progress, _ in optimise(nerf):
+        lr = {name: group["lr"] for name, group in zip(nerf.names, nerf.optimizer.param_groups)}
+        seen.append((progress, nerf.field.density.shape[-1], nerf.n_events, lr["d_scale"], lr["density"]))
+    assert [row[:3] for row in seen] == [(0.25, 4, 0), (0.5, 4, 0), (0.75, 8, 1), (1, 16, 3)]
+    assert [row[3] for row in seen] == pytest.approx([0.5 * 0.1**p for p in (0, 0.25, 0.5, 0.75)])
+    assert [row[4] for row in seen] == pytest.approx([2 * row[3] for row in seen])
+
+
+def test_minutes_squeeze_the_run(scene, monkeypatch):
+    """A clock that ticks 6 s each time it is read: a minute is over after 9 of the 8400 steps."""
+    monkeypatch.setattr(nerf_module, "WARM_UP", 3)
+    ticks = count(0, 6)
+    nerf = NeRF(cfg_of(n_epoch=100, bs=32, max_minutes=1), scene, clock=lambda: next(ticks))
+    done = train(nerf)
+    assert nerf.n_steps == 8400 and [step for step, *_ in done] == list(range(1, 10))
+    assert [progress for _, progress, _ in done] == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
+    assert nerf.field.density.shape[-1] == 16  # it has grown nevertheless
+
+
+def test_a_slow_start_masks_and_crops_nothing(scene):
+    """Nine steps in all, as above: too few to know what is empty."""
+    ticks = count(0, 6)
+    nerf = NeRF(cfg_of(n_epoch=100, bs=32, max_minutes=1), scene, clock=lambda: next(ticks))
+    train(nerf)
+    assert nerf.n_events == 0 and nerf.field.alpha_mask is None and nerf.field.density.shape[-1] == 4
+
+
+def test_steps_end_a_run_within_its_minutes(scene):
+    nerf = NeRF(cfg_of(bs=672, max_minutes=1), scene, clock=lambda: 0.0)
+    assert [progress for _, progress, _ in train(nerf)] == [0.25, 0.5, 0.75, 1]
+
+
+# ---------------------------------------------------------------- a scene that is known
+
+
+def test_recovers_a_known_scene(scene, test_scene):
+    nerf = NeRF(cfg_of(n_epoch=24), scene)
+    train(nerf)
+    rows = nerf.evaluate(test_scene)
+    assert [row["name"] for row in rows] == test_scene.names
+    assert min(row["psnr"] for row in rows) > 30 and min(row["ssim"] for row in rows) > 0.98
+    assert np.prod(nerf.box[1] - nerf.box[0]) < 8  # cropped
+
+
+def test_views_are_what_was_measured(scene, test_scene):
+    nerf = NeRF(cfg_of(), scene)
+    view = next(nerf.views(test_scene))
+    assert view.truth.shape == view.picture.shape == (H, W, 3) and view.depth.shape == (H, W)
+    assert np.abs(view.picture - 1).max() < 0.01 and np.abs(view.depth - 10).max() < 0.5  # nothing there yet
+    error = np.mean((view.truth / 255.0 - view.picture) ** 2)
+    assert view.psnr == pytest.approx(-10 * math.log10(error), abs=1e-4)
+
+
+def test_psnr_and_ssim_by_hand():
+    """An error of 0.1 everywhere is 20 dB, none counts as 100 dB.
+
+    Constants a and b have SSIM (2ab + C1) / (a^2 + b^2 + C1), with C1 = 0.01^2.
+    """
+    assert psnr(torch.tensor(0.01)).item() == pytest.approx(20) and psnr(torch.tensor(0.0)).item() == 100
+    a, b = torch.full((12, 13, 3), 0.2), torch.full((12, 13, 3), 0.6)
+    assert ssim(a, b) == pytest.approx((0.24 + 1e-4) / (0.4 + 1e-4), rel=1e-3)
+    assert ssim(a, a) == pytest.approx(1) and math.isnan(ssim(a[:10], a[:10]))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("stop", [1, 4, 9])  # the coarse grid; masked; cropped and grown
+def test_resumed_training_ends_the_same(scene, tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(nerf_module, "GROWTH", ((0.0, 0.5), (0.5, 1.0)))
+    monkeypatch.setattr(nerf_module, "MASKS", (0.2,))
+    cfg = cfg_of(bs=269, model={"density_shift": -1.0, "grid_size": 10})  # 10 steps, opaque enough for a mask
+    straight, stopped = NeRF(cfg, scene), NeRF(cfg, scene)
+    losses = [float(stats["loss"]) for _, _, stats in train(straight)]
+    train(stopped, last_step=stop)
+    stopped.save(tmp_path, stop)
+    resumed = NeRF(cfg, scene)
+    assert resumed.load(checkpoint.latest(tmp_path)) == stop
+    assert [float(stats["loss"]) for _, _, stats in train(resumed, stop)] == losses[stop:]
+    for a, b in zip(straight.field.state_dict().values(), resumed.field.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert straight.field.alpha_mask is not None and straight.field.step_size == resumed.field.step_size
+
+
+def test_minutes_already_used_count(scene, tmp_path):
+    clock = iter([0, 90, 1000, 1000, 1030])
+    cfg = cfg_of(max_minutes=4)
+    NeRF(cfg, scene, clock=lambda: next(clock)).save(tmp_path, 0)  # at 1.5 minutes
+    resumed = NeRF(cfg, scene, clock=lambda: next(clock))
+    resumed.load(checkpoint.latest(tmp_path))
+    assert resumed.progress(0) == pytest.approx((1.5 + 0.5) / 4)
+
+
+def test_checkpoint_of_another_grid_is_rebuilt(scene, tmp_path):
+    nerf = NeRF(cfg_of(), scene)
+    with torch.no_grad():
+        nerf.box = CUBE * [0.5, 1, 0.25]
+        nerf.grow(0.5)
+    nerf.save(tmp_path, 5)
+    other = NeRF(cfg_of(), scene)
+    assert other.load(checkpoint.latest(tmp_path)) == 5
+    assert other.field.density.shape == nerf.field.density.shape and np.array_equal(other.box, nerf.box)
+    assert torch.equal(other.field.color, nerf.field.color) and other.field.alpha_mask is None
+
+
+# ---------------------------------------------------------------- run_nerf.py
+
+
+@pytest.fixture(scope="module")
+def folder(scene, test_scene, tmp_path_factory):
+    """The same scene on disk, in the Blender layout."""
+    folder = tmp_path_factory.mktemp("data") / "box"
+    folder.mkdir()
+    for split, views in (("train", scene), ("test", test_scene)):
+        frames = [{"file_path": f"./{split}_{name}", "transform_matrix": c2w.tolist()}
+                  for name, c2w in zip(views.names, views.c2w)]
+        for frame, image in zip(frames, views.images):
+            iio.imwrite(folder / frame["file_path"], image.numpy())
+        (folder / f"transforms_{split}.json").write_text(
+            json.dumps({"camera_angle_x": math.radians(50), "frames": frames}))
+    assert torch.allclose(load_scene(folder, "train").K, scene.K)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, and few frames of video."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_nerf, "N_FRAMES", 4)
+    return tmp_path
+
+
+def flags(folder, *more):
+    return ["--scene", str(folder), "--device", "cpu", "--bs", "64", "--model.grid_size", "8", "--model.bbox_len", "1",
+            "--n_epoch", "1", *more]  # 42 steps
+
+
+def test_what_a_run_leaves(here, folder, capsys):
+    run_nerf.main(flags(folder, "--test_every", "20"))
+    assert {p.name for p in here.iterdir()} == {"full_config.yml", "history.json", "heartbeat.json", "ckpt", "pane",
+                                                "test_42"}
+    assert [p.name for p in checkpoint.checkpoints("ckpt")] == ["step_0000040", "step_0000042"]
+    panes = sorted((here / "pane").iterdir())
+    assert len(panes) == 10 and iio.imread(panes[-1]).shape == (H, 3 * W, 3)
+    truth = iio.imread(folder / "test_00.png")
+    assert (iio.imread(panes[-1])[:, :W] == truth).all()
+    test = here / "test_42"
+    assert {p.name for p in test.iterdir()} == {"view", "pane", "video.mp4", "metrics.json"}
+    assert [p.name for p in sorted((test / "view").iterdir())] == ["000.png", "001.png", "002.png"]
+    assert (iio.imread(test / "pane" / "000.png") == iio.imread(panes[-1])).all()  # the same field, the same view
+    assert read_video(test / "video.mp4").shape == (4, 266, 2 * 304, 3)  # 14 x 32 pixels, 19 times as large
+    heartbeat = json.loads((here / "heartbeat.json").read_text())
+    assert heartbeat["done"] and heartbeat["step"] == heartbeat["n_steps"] == 42
+    check_numbers(here, capsys.readouterr().out)
+
+
+def check_numbers(here, printed):
+    """The history, the metrics and the table of a run agree."""
+    rows = {row["step"]: row for row in read_history("history.json")}
+    assert {10, 20, 30, 40, 42} <= set(rows) and {"loss", "psnr", "minutes"} <= set(rows[10])
+    assert rows[20]["test_psnr"] > 5 and "test_psnr" not in rows[30]
+    assert list(rows) == sorted(rows) and rows[42]["minutes"] > rows[10]["minutes"] > 0
+    metrics = json.loads((here / "test_42" / "metrics.json").read_text())
+    assert [view["name"] for view in metrics["views"]] == ["./test_00.png", "./test_01.png", "./test_02.png"]
+    assert metrics["mean"]["psnr"] == pytest.approx(np.mean([view["psnr"] for view in metrics["views"]]))
+    assert metrics["step"] == 42 and 0 < metrics["mean"]["ssim"] <= 1
+    assert f"mean           {metrics['mean']['psnr']:8.2f} {metrics['mean']['ssim']:6.4f}" in printed
+    assert f"box: 12 training views of {W}x{H}, 3 test views" in printed and "done: test_42/pane" in printed
+
+
+def test_stopped_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(run_nerf, "N_FRAMES", 2)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight.mkdir()
+    stopped.mkdir()
+    monkeypatch.chdir(straight)
+    run_nerf.main(flags(folder))
+    monkeypatch.chdir(stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_nerf, "write_pane", stop_at(21))
+        with pytest.raises(KeyboardInterrupt):
+            run_nerf.main(flags(folder))
+    assert checkpoint.latest("ckpt").name == "step_0000019" and not Path("test_42").exists()
+    run_nerf.main(["--resume", "True"])
+    a, b = (load_file(run / "ckpt" / "step_0000042" / checkpoint.TENSORS) for run in (straight, stopped))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    a, b = ([{**row, "minutes": 0} for row in read_history(run / "history.json")] for run in (straight, stopped))
+    assert a == b
+
+
+def stop_at(last):
+    """A pane writer that stops the run from the keyboard at step `last`."""
+    def write(path, nerf, scene):
+        if path.stem == f"step_{last:07d}":
+            raise KeyboardInterrupt
+    return write
+
+
+def test_time_limited_run_ends_with_a_checkpoint(here, folder, capsys):
+    run_nerf.main([*flags(folder)[:-1], "10000", "--max_minutes", "0.001"])
+    step = checkpoint.step_of(checkpoint.latest("ckpt"))
+    assert step < 420000 and (here / f"test_{step}" / "metrics.json").exists()
+    heartbeat = json.loads((here / "heartbeat.json").read_text())
+    assert heartbeat["done"] and heartbeat["n_steps"] == step
+
+
+def test_run_that_breaks_down_is_stopped(here, folder, monkeypatch):
+    monkeypatch.setattr(NeRF, "step", lambda *_: {"loss": math.nan, "psnr": 1.0})
+    with pytest.raises(RunError, match="step 3: loss is not finite; .*try a smaller --lr"):
+        run_nerf.main(flags(folder))
+    assert not (here / "ckpt").exists()
+
+
+def test_resume_keeps_the_options_and_the_scene(here, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    cfg = run_nerf.read_config(["--scene", "box", "--lr", "0.5"])
+    assert cfg.scene == str(folder)  # it holds in any folder
+    monkeypatch.chdir(here)
+    config.write(cfg, "full_config.yml")
+    assert run_nerf.read_config(["--resume", "True"]).model_dump() == {**cfg.model_dump(), "resume": True}
+    with pytest.raises(UserError, match="--resume True with --lr 0.1 .was 0.5.: .* only device"):
+        run_nerf.read_config(["--resume", "True", "--lr", "0.1"])
+
+
+def test_published_defaults(here):
+    cfg = run_nerf.read_config([])
+    model = cfg.model
+    assert (model.model_type, model.bbox_len, model.grid_size, model.step_ratio) == ("VoxRF", 1.5, 128, 0.5)
+    assert (model.density_shift, model.ray_march_weight_thres, model.c) == (-10, 1e-4, 3)
+    assert (cfg.scene, cfg.n_epoch, cfg.bs, cfg.lr) == ("lego", 2, 4096, 0.02)
+
+
+@pytest.mark.parametrize("argv", [["-h"], ["--dry_run", "True"], ["--lr", "fast"]])
+def test_light_commands_import_nothing_heavy(here, argv):
+    code = ("import sys; import run_nerf; from my.errors import run_main\n"
+            "try: run_main(run_nerf.main, sys.argv[1:])\n"
+            "except SystemExit as e: print(e.code)\n"
+            "print('MODULES', *sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=here, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert not {"torch", "torchmetrics", "imageio"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_dry_run_writes_the_configuration_and_stops(here, folder, capsys):
+    run_nerf.main(flags(folder, "--dry_run", "True"))
+    assert [p.name for p in here.iterdir()] == ["full_config.yml"]
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load((here / "full_config.yml").read_text())
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--bs", "0"], ["--bs", "greater than 0"]),
+    (["--grid_size", "9"], ["perhaps you meant --model.grid_size"]),
+    (["--model.c", "4"], ["--model.c: expected one of 3"]),
+    (["--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
+    (["--scene", "nosuch", "--device", "cpu"], ["--scene nosuch: looked for a folder at", "none is there"]),
+    (["--downscale", "5", "--device", "cpu"], ["--downscale 5", "is 16x14, which only these divide: 1, 2"]),
+    (["--resume", "True"], ["no full_config.yml here"]),
+])
+def test_mistakes_end_in_one_line(here, folder, capsys, argv, words):
+    scene = [] if {"--scene", "--resume"} & set(argv) else ["--scene", str(folder)]
+    with pytest.raises(SystemExit) as ended:
+        run_main(run_nerf.main, [*scene, *argv])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and err.count("\n") == 1
+    assert all(word in err for word in words), err
+    assert not (here / "ckpt").exists()
+
+
+def test_running_inside_the_project_is_refused(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="go to an experiment directory"):
+        run_nerf.main(["--dry_run", "True"])

@@ -1,0 +1,219 @@
+"""The fused ray march for PyTorch: what `voxnerf/reference.py` computes, by the kernels of `voxnerf/kernels.py`.
+
+On a CPU the rays are shared out among as many threads as PyTorch uses, each with its own gradient,
+so that results do not depend on timing; on CUDA nothing waits for the device.
+"""
+
+import contextlib
+import functools
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import warp as wp
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from my.errors import no_stderr
+
+wp.config.log_level = wp.LOG_ERROR
+wp.config.use_precompiled_headers = False  # their temporary folder would warn at exit
+with contextlib.nullcontext() if torch.cuda.is_available() else no_stderr():  # it regrets that there is no GPU
+    wp.init()
+
+from voxnerf import kernels  # noqa: E402  (defining kernels starts Warp)
+
+MAX_THREADS = 8
+MAX_EXTRA_GRADIENTS = 2**30  # bytes, of threads beyond the first
+
+_mask_flags = WeakTensorKeyDictionary()  # alpha mask: flags of its cells and blocks
+_spare_gradients = {}  # thread: (sizes, density gradient, colour gradient), all zero between uses
+
+
+class March(NamedTuple):
+    """One march: everything but the parameters."""
+
+    o: torch.Tensor  # (n, 3) float32: s world units beyond the first sample lies o + s d, in voxels
+    d: torch.Tensor  # (n, 3)
+    t_min: torch.Tensor  # (n,)
+    n_samples: torch.Tensor  # (n,) int32
+    basis: torch.Tensor  # (n, n_basis)
+    mask: torch.Tensor | None  # (1, 1, Z, Y, X)
+    field: object
+    emptiness_scale: float
+
+
+def march(field, rays_o, rays_d, t_min, n_samples, emptiness_scale):
+    """As `voxnerf.reference.march`; the field is float32."""
+    first = rays_o + t_min.double()[:, None] * rays_d
+    o, d = (first - field.aabb[0]) * field.voxels_per_unit - 0.5, rays_d * field.voxels_per_unit
+    job = March(o.float().contiguous(), d.float().contiguous(), t_min.float().contiguous(),
+                n_samples.int().contiguous(), field.basis(rays_d).float().contiguous(), field.alpha_mask, field,
+                float(emptiness_scale))
+    return _March.apply(field.density, field.color, field.d_scale, job)
+
+
+class _March(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, density, color, d_scale, job):
+        keep = any(ctx.needs_input_grad)
+        n, device = len(job.o), density.device
+        channels = color.shape[1] // job.basis.shape[1]
+        outputs = (density.new_empty(n, channels), *(density.new_empty(n) for _ in range(3)))
+        ctx.job, ctx.visits = job, _new_visits(job.field, n if keep else 0, device)
+        scale = d_scale.detach().exp().view(1)
+        kernel, _, _, features, colors = _kernels(job, channels)
+        cells, blocks = _flags(job, density)
+        arguments = [_rays(job), volume_of(job.field), array(scale), array(density.view(-1)),
+                     array(rows_of(color), features), array(job.basis), array(blocks), array(cells),
+                     job.emptiness_scale, int(keep), _visits(ctx.visits, n), array(outputs[0], colors),
+                     *map(array, outputs[1:])]
+        launch(kernel, n, arguments, device)
+        ctx.save_for_backward(density, color, d_scale)
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g_color, *g_sums):
+        density, color, d_scale = ctx.saved_tensors
+        job, n, device = ctx.job, len(g_color), density.device
+        scale = d_scale.exp().view(1)
+        _, kernel, merge, features, colors = _kernels(job, g_color.shape[1])
+        volume, rows = volume_of(job.field), rows_of(color)
+        arguments = [_rays(job), volume, array(scale), array(rows, features), array(job.basis),
+                     job.emptiness_scale, _visits(ctx.visits, n), array(g_color.contiguous(), colors),
+                     *(array(g.contiguous()) for g in g_sums)]
+        touched = torch.zeros(math.prod(volume.blocks), dtype=torch.uint8, device=device)
+        density_grad, color_grad = _zeros(density.numel(), device), _zeros(rows.numel(), device).view_as(rows)
+        grads = [[array(density_grad), array(color_grad, features)]]
+        for k in range(1, _n_threads(device, density.numel() + rows.numel())):
+            grads.append([array(x, dtype) for x, dtype in zip(_spare_gradient(k, density, rows), (None, features))])
+        launch(kernel, n, arguments, device, [[*grad, array(touched)] for grad in grads])
+        for grad in grads[1:]:
+            launch(merge, len(touched), [volume, array(touched), *grads[0], *grad], device)
+        # raw = sum_k weight_k density_k, hence sum over samples of raw dL/draw = sum over voxels of density dL/ddensity
+        d_scale_grad = torch.dot(density.view(-1), density_grad).view_as(d_scale)
+        color_grad = color_grad.view(*color.shape[2:], -1).permute(3, 0, 1, 2)[None]
+        return density_grad.view_as(density), color_grad, d_scale_grad, None
+
+
+# ---------------------------------------------------------------- Warp's view of it
+
+
+def rows_of(color):
+    """Features as (Z*Y*X, C): a view, if `color` is stored channels-last."""
+    return color.detach()[0].permute(1, 2, 3, 0).reshape(-1, color.shape[1]).contiguous()
+
+
+def array(tensor, dtype=None):
+    flat = tensor.detach().view(-1)  # restores the strides of edges of length 1
+    return wp.from_torch(flat.view(tensor.shape), dtype=dtype, requires_grad=False)
+
+
+def _kernels(job, channels):
+    return kernels.march_kernels(channels, job.basis.shape[1], job.field.activation, job.mask is not None)
+
+
+def _blocks(shape):
+    return tuple(n // kernels.BLOCK + 1 for n in shape)  # of n + 1 cells
+
+
+def volume_of(field):
+    volume = kernels.Volume()
+    Z, Y, X = field.density.shape[2:]
+    volume.size, volume.blocks = wp.vec3i(X, Y, Z), wp.vec3i(*_blocks((X, Y, Z)))
+    volume.step, volume.shift = field.step_size, field.density_shift
+    volume.x_min, volume.threshold = kernels.x_min(field.step_size), field.ray_march_weight_thres
+    return volume
+
+
+def _rays(job):
+    rays = kernels.Rays()
+    rays.o, rays.d = array(job.o, wp.vec3), array(job.d, wp.vec3)
+    rays.t_min, rays.n_samples = array(job.t_min), array(job.n_samples)
+    return rays
+
+
+def _new_visits(field, n, device):
+    """Room for the visited samples of n rays: (k, n) numbers, thicknesses and transmittances on CUDA, (n, k)
+    on a CPU; (n,) counts."""
+    k = int(field.box_diagonal / field.step_size) + 2
+    shape = (k, n) if device.type == "cuda" else (n, k)
+    return (torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device),
+            torch.empty(shape, device=device), torch.empty(n, dtype=torch.int32, device=device))
+
+
+def _visits(tensors, n):
+    sample = tensors[0]
+    visits = kernels.Visits()
+    visits.sample, visits.tau, visits.T, visits.n = (array(x.view(-1)) for x in tensors)
+    visits.stride_j, visits.stride_r = (n, 1) if sample.is_cuda else (1, sample.shape[1])
+    return visits
+
+
+def _flags(job, density):
+    """Return uint8 flags of the cells (0 for those not worth a look; none without a mask), and of the blocks."""
+    if job.mask is not None:
+        return mask_flags(job.mask)
+    blocks = torch.zeros(math.prod(_blocks(density.shape[2:])), dtype=torch.uint8, device=density.device)
+    return blocks[:0], blocks  # the march fills them in
+
+
+def mask_flags(mask):
+    """Return uint8 flags of the cells and of the blocks that a mask (1, 1, Z, Y, X) lets rays see."""
+    if mask not in _mask_flags:
+        cells = F.max_pool3d(F.pad(mask.float(), (1,) * 6), 2, stride=1)  # (1, 1, Z+1, Y+1, X+1)
+        blocks = F.max_pool3d(cells, kernels.BLOCK, ceil_mode=True)
+        filled = torch.where(blocks > 0, kernels.FILLED, kernels.EMPTY)
+        _mask_flags[mask] = [x.to(torch.uint8).view(-1) for x in (cells > 0, filled)]
+    return _mask_flags[mask]
+
+
+# ---------------------------------------------------------------- threads
+
+
+@functools.cache
+def _pool():
+    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="march")
+
+
+def _n_threads(device, n_floats=0):
+    """Threads for a launch, each but the first with `n_floats` floats of its own."""
+    if device.type != "cpu":
+        return 1
+    affordable = 1 + MAX_EXTRA_GRADIENTS // (4 * n_floats) if n_floats else MAX_THREADS
+    return max(1, min(torch.get_num_threads(), MAX_THREADS, affordable))
+
+
+def _spare_gradient(thread, density, rows):
+    """Return gradients like density and feature rows that are zero, and are zero again after each use."""
+    key = density.numel(), rows.shape
+    if _spare_gradients.get(thread, (None,))[0] != key:
+        _spare_gradients[thread] = key, _zeros(density.numel(), density.device), _zeros(rows.numel(), rows.device)
+    _, density_grad, color_grad = _spare_gradients[thread]
+    return density_grad, color_grad.view(rows.shape)
+
+
+def _zeros(n, device):
+    """Return n zeros; on a CPU in memory that the system clears page by page, and only where it is touched."""
+    return torch.from_numpy(np.zeros(n, np.float32)) if device.type == "cpu" else torch.zeros(n, device=device)
+
+
+def launch(kernel, n, arguments, device, of_thread=None):
+    """Run `kernel` over n items; thread k has `of_thread[k]` for its last arguments."""
+    if device.type == "cuda":
+        wp.launch(kernel, n, [0, 1, *arguments, *(of_thread[0] if of_thread else [])],
+                  device=wp.device_from_torch(device), stream=wp.stream_from_torch(device))
+        return
+    threads = min(len(of_thread) if of_thread else _n_threads(device), max(n, 1))
+
+    def part(k):
+        wp.launch(kernel, len(range(k, n, threads)), [k, threads, *arguments, *(of_thread[k] if of_thread else [])],
+                  device="cpu")
+
+    if threads == 1:
+        part(0)
+    else:
+        list(_pool().map(part, range(threads)))
