@@ -1,0 +1,269 @@
+"""Time and memory of the fused renderer, as ratios to the plain PyTorch reference taken in the same run.
+
+    python benchmarks/render.py --out render.md
+
+Forward and backward at SJC's setting (a 100^3 grid, 64x64 rays, 4 channels), on the field that a run begins with and on
+one that run_sjc.py's miniature has trained; then the fused renderer's time over grids and images, beside the samples
+that lie in occupied space. Takes some minutes, most of them for the training.
+"""
+
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
+
+from my import config
+from my.errors import RunError, UserError, run_main
+from my.run_dir import write_atomic
+
+GRID, IMAGE, CHANNELS, EMPTINESS_SCALE = 100, 64, 4, 10.0
+RENDERERS = ("fused", "reference")
+
+
+class RenderConfig(config.Config):
+    """Every option of benchmarks/render.py."""
+
+    out: str | None = Field(None, description="Markdown file to write")
+    repeats: int = Field(9, gt=0, description="times that each renderer is timed, in turns; the median counts")
+    threads: int | None = Field(None, gt=0, description="CPU threads, default PyTorch's own")
+    n_steps: int = Field(1500, gt=0, description="training steps of the trained field")
+    grids: list[int] = Field([50, 100, 200, 300], description="grids of the table")
+    images: list[int] = Field([32, 64, 128, 256], description="images of the table")
+    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+    memory_of: Literal["fused", "reference"] | None = Field(
+        None, description="only print the peak memory of one renderer, in MB; needs a process of its own")
+
+
+# ---------------------------------------------------------------- fields and cameras
+
+
+def new_field(grid, device):
+    """Return the field that a run of Stable Diffusion begins with, at `grid`^3."""
+    from my.seeds import torch_rng
+    from voxnerf.field import make_field
+
+    return make_field("V_SD", [[-1] * 3, [1] * 3], grid, CHANNELS, blend_bg_texture=True, bg_texture_hw=4,
+                      generator=torch_rng(0, 0, "field")).to(device)
+
+
+def trained_field(n_steps, device):
+    """Return the field of a run of the miniature at SJC's grid."""
+    import yaml
+    from tqdm import tqdm
+
+    from adapt import make_adapter
+    from sjc import SJC, optimise
+    from sjc_config import SJCConfig
+
+    given = yaml.safe_load((ROOT / "presets" / "mini.yml").read_text())
+    given["vox"]["grid_size"], given["pose"]["rend_hw"], given["n_steps"] = GRID, 32, n_steps
+    given["sd"]["prompt"] = "a blue duck"
+    cfg = SJCConfig(**given)
+    sjc = SJC(cfg, make_adapter(cfg, device))
+    for _ in tqdm(optimise(sjc), total=n_steps, desc="training"):
+        pass
+    return sjc.field
+
+
+def resized(field, grid):
+    """Return a copy of `field`, resampled to `grid`^3 voxels."""
+    import torch
+
+    from voxnerf.field import make_field
+    from voxnerf.nerf import resample
+
+    box = field.aabb.double().cpu().numpy()
+    new = make_field("V_SD", box, grid, CHANNELS, density_shift=field.density_shift).to(field.aabb.device)
+    with torch.no_grad():
+        new.d_scale.copy_(field.d_scale)
+        for name in ("density", "color"):
+            getattr(new, name).copy_(resample(getattr(field, name), box, box, (grid,) * 3))
+    return new
+
+
+def camera_rays(field, image):
+    """Return the rays (rays_o, rays_d) of a test view of `image` x `image` pixels."""
+    import torch
+
+    import pose
+    from voxnerf.rays import pixel_rays
+
+    camera = pose.spiral(20, 1.5, 1.5, fov=60)[10]
+    return pixel_rays(image, image, camera.K(image, image), camera.c2w, dtype=torch.float64, device=field.aabb.device)
+
+
+# ---------------------------------------------------------------- measures
+
+
+def forward_backward(field, rays, renderer):
+    """Render, and take the gradient of a loss on colour, depth and emptiness."""
+    from voxnerf.render import render_rays
+
+    field.zero_grad(set_to_none=True)
+    r = render_rays(field, *rays, emptiness_scale=EMPTINESS_SCALE, renderer=renderer)
+    (r.color.square().mean() + r.depth.mean() + r.emptiness.mean()).backward()
+
+
+def seconds(field, rays, renderer):
+    """Return the wall-clock time of one forward and backward pass."""
+    import torch
+
+    if rays[0].is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    forward_backward(field, rays, renderer)
+    if rays[0].is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def median_seconds(field, rays, renderers, repeats):
+    """Return the median time of each renderer, measured in turns after one pass that does not count."""
+    taken = {name: [seconds(field, rays, name) for _ in range(2)][:0] for name in renderers}
+    for _ in range(repeats):
+        for name in renderers:
+            taken[name].append(seconds(field, rays, name))
+    return {name: sorted(times)[len(times) // 2] for name, times in taken.items()}
+
+
+def occupied_samples(field, rays):
+    """Return how many samples of rays lie in the box, and how many of them in occupied space and in sight."""
+    import torch
+
+    from voxnerf.kernels import T_MIN, TAU_MIN
+    from voxnerf.rays import sample_range
+    from voxnerf.reference import sample_points
+
+    in_box = in_sight = 0
+    for o, d in zip(*(x.split(512) for x in rays)):
+        t_min, n_samples = sample_range(o, d, field.aabb, field.step_size)
+        with torch.no_grad():
+            _, points, inside = sample_points(field, o, d, t_min, n_samples)
+            tau = torch.zeros(inside.shape, device=points.device)
+            tau[inside] = field.sigma(points[inside]) * field.step_size
+            T = torch.exp(tau - tau.cumsum(dim=1))
+        in_box += int(n_samples.sum())
+        in_sight += int(((tau > TAU_MIN) & (T > T_MIN)).sum())
+    return in_box, in_sight
+
+
+def peak_memory(renderer, device):
+    """Return the memory, MB, that a forward and backward pass at SJC's setting adds at its peak (Linux, or CUDA)."""
+    import torch
+
+    small, field = new_field(8, device), new_field(GRID, device)
+    forward_backward(small, camera_rays(small, 8), renderer)  # load code first
+    rays = camera_rays(field, IMAGE)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        forward_backward(field, rays, renderer)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = status("VmRSS")
+    forward_backward(field, rays, renderer)
+    return status("VmHWM") - before
+
+
+def status(key):
+    """Return an entry of /proc/self/status, MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise RunError(f"/proc/self/status has no {key}; peak memory is measured on Linux only")
+
+
+# ---------------------------------------------------------------- the report
+
+
+def compare(field, cfg):
+    """Return the cells samples in the box, occupied, reference ms, fused ms, ratio."""
+    rays = camera_rays(field, IMAGE)
+    times = median_seconds(field, rays, RENDERERS, cfg.repeats)
+    in_box, in_sight = occupied_samples(field, rays)
+    ms = [1000 * times[name] for name in reversed(RENDERERS)]
+    return [in_box, in_sight, f"{ms[0]:.0f}", f"{ms[1]:.1f}", f"{ms[0] / ms[1]:.1f}"]
+
+
+def table(headings, rows):
+    """Return lines of a Markdown table."""
+    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def memory_table(cfg):
+    """Return the table of peak memory, each renderer measured in a process of its own."""
+    mb = {}
+    for name in RENDERERS:
+        done = subprocess.run([sys.executable, __file__, "--memory_of", name, "--device", cfg.device,
+                               *(["--threads", str(cfg.threads)] if cfg.threads else [])],
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise RunError(f"measuring memory: {done.stderr.strip().splitlines()[-1]}")
+        mb[name] = float(done.stdout.split()[-1])
+    return table(["peak memory, MB", "reference", "fused", "fused / reference"],
+                 [["forward and backward", f"{mb['reference']:.0f}", f"{mb['fused']:.0f}",
+                   f"{mb['fused'] / mb['reference']:.2f}"]])
+
+
+def scaling_table(field, cfg):
+    """Return the table of the fused renderer's time over grids and images."""
+    from tqdm import tqdm
+
+    rows = []
+    for grid in tqdm(cfg.grids, desc="grids"):
+        scaled = resized(field, grid)
+        for image in cfg.images:
+            rays = camera_rays(scaled, image)
+            t = median_seconds(scaled, rays, ["fused"], max(1, cfg.repeats // 3))["fused"]
+            in_box, in_sight = occupied_samples(scaled, rays)
+            rows.append([f"{grid}^3", f"{image}^2", in_box, in_sight, f"{1000 * t:.1f}",
+                         f"{1e9 * t / max(in_sight, 1):.0f}"])
+    return table(["grid", "rays", "samples in the box", "occupied, in sight", "ms", "ns per occupied sample"], rows)
+
+
+def hardware(device):
+    """Return a line that says what was measured on."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else [platform.processor()]
+    return f"{names[0]}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+
+
+def main(argv=None):
+    """Measure, print, and write the report."""
+    cfg = config.load(RenderConfig, argv, prog="benchmarks/render.py", doc=__doc__, config_file=None)
+    if cfg.out and not Path(cfg.out).resolve().parent.is_dir():
+        raise UserError(f"--out {cfg.out}: there is no folder {Path(cfg.out).resolve().parent}; make it first")
+    import torch
+
+    from my.script import pick_device
+
+    device = pick_device(cfg.device)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    if cfg.memory_of:
+        print(f"{peak_memory(cfg.memory_of, device):.1f}")
+        return
+    trained = trained_field(cfg.n_steps, device)
+    headings = ["forward and backward", "samples in the box", "occupied, in sight", "reference, ms", "fused, ms", "ratio"]
+    rows = [["random start", *compare(new_field(GRID, device), cfg)], ["trained", *compare(trained, cfg)]]
+    text = "\n\n".join(["# Renderer", hardware(device), table(headings, rows), memory_table(cfg),
+                        scaling_table(trained, cfg)]) + "\n"
+    print(text)
+    if cfg.out:
+        write_atomic(cfg.out, text)
+
+
+if __name__ == "__main__":
+    run_main(main)
