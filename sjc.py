@@ -162,7 +162,7 @@ class SJC:
     @torch.no_grad()
     def gradient(self, x, cameras, sigma, step):
         """Return the score to be chained (B, C, H, W) at renderings x, for the mean over B cameras."""
-        noise = torch.randn(x.shape, generator=torch_rng(self.cfg.seed, step, "noise")).to(x)
+        noise = torch.randn(x.shape, generator=torch_rng(self.cfg.seed, step, "noise")).to(x, non_blocking=True)
         x_perturbed = x + sigma * noise
         cond = torch.cat([self.cond[camera.view] for camera in cameras])
         D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.sd.scale)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import pose
+from my.errors import UserError
 from voxnerf.field import FIELDS, V_SD, VoxRF, background_uv, make_field
 from voxnerf.rays import intersect_aabb, pixel_rays, sample_range
 from voxnerf.reference import sample_points, sample_weights, weights_from_thickness
@@ -368,6 +369,13 @@ def test_pick_march():
         pick_march("fused", torch.float64)
     with pytest.raises(ValueError, match="auto, fused, reference"):
         pick_march("fast")
+
+
+def test_without_warp(monkeypatch):
+    monkeypatch.setattr("voxnerf.render.fused_available", lambda: False)
+    assert pick_march("auto") is pick_march("reference")
+    with pytest.raises(UserError, match="warp-lang.*--renderer reference"):
+        pick_march("fused")
 
 
 # ---- properties

@@ -62,13 +62,13 @@ class _March(torch.autograd.Function):
         n, device = len(job.o), density.device
         channels = color.shape[1] // job.basis.shape[1]
         outputs = (density.new_empty(n, channels), *(density.new_empty(n) for _ in range(3)))
-        ctx.job, ctx.visits = job, _new_visits(job.field, n if keep else 0, device)
+        ctx.job, ctx.visits = job, _new_visits(job, keep)
         scale = d_scale.detach().exp().view(1)
         kernel, _, _, features, colors = _kernels(job, channels)
         cells, blocks = _flags(job, density)
         arguments = [_rays(job), volume_of(job.field), array(scale), array(density.view(-1)),
                      array(rows_of(color), features), array(job.basis), array(blocks), array(cells),
-                     job.emptiness_scale, int(keep), _visits(ctx.visits, n), array(outputs[0], colors),
+                     job.emptiness_scale, int(keep), _visits(*ctx.visits), array(outputs[0], colors),
                      *map(array, outputs[1:])]
         launch(kernel, n, arguments, device)
         ctx.save_for_backward(density, color, d_scale)
@@ -83,7 +83,7 @@ class _March(torch.autograd.Function):
         _, kernel, merge, features, colors = _kernels(job, g_color.shape[1])
         volume, rows = volume_of(job.field), rows_of(color)
         arguments = [_rays(job), volume, array(scale), array(rows, features), array(job.basis),
-                     job.emptiness_scale, _visits(ctx.visits, n), array(g_color.contiguous(), colors),
+                     job.emptiness_scale, _visits(*ctx.visits), array(g_color.contiguous(), colors),
                      *(array(g.contiguous()) for g in g_sums)]
         touched = torch.zeros(math.prod(volume.blocks), dtype=torch.uint8, device=device)
         density_grad, color_grad = _zeros(density.numel(), device), _zeros(rows.numel(), device).view_as(rows)
@@ -136,20 +136,30 @@ def _rays(job):
     return rays
 
 
-def _new_visits(field, n, device):
-    """Room for the visited samples of n rays: (k, n) numbers, thicknesses and transmittances on CUDA, (n, k)
-    on a CPU; (n,) counts."""
-    k = int(field.box_diagonal / field.step_size) + 2
-    shape = (k, n) if device.type == "cuda" else (n, k)
-    return (torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device),
-            torch.empty(shape, device=device), torch.empty(n, dtype=torch.int32, device=device))
+def _new_visits(job, keep):
+    """Return room for the samples that rays visit, as `kernels.Visits` has it: (sample, tau, T, n, first), stride.
+
+    On a CPU one ray lies behind another, in no more room than all samples take. On CUDA, where their sum is not known
+    without waiting, entry j of all rays comes before entry j + 1, so that rays side by side write side by side.
+    """
+    n, device = len(job.o), job.o.device
+    if not keep:
+        room, first, stride = 0, job.n_samples, 1
+    elif device.type == "cuda":
+        room, stride = n * (int(job.field.box_diagonal / job.field.step_size) + 2), n
+        first = torch.arange(n, dtype=torch.int32, device=device)
+    else:
+        ends = job.n_samples.cumsum(0, dtype=torch.int32)
+        room, first, stride = int(ends[-1]) if n else 0, ends - job.n_samples, 1
+    return (torch.empty(room, dtype=torch.int32, device=device), torch.empty(room, device=device),
+            torch.empty(room, device=device), torch.empty(n if keep else 0, dtype=torch.int32, device=device),
+            first), stride
 
 
-def _visits(tensors, n):
-    sample = tensors[0]
+def _visits(tensors, stride):
     visits = kernels.Visits()
-    visits.sample, visits.tau, visits.T, visits.n = (array(x.view(-1)) for x in tensors)
-    visits.stride_j, visits.stride_r = (n, 1) if sample.is_cuda else (1, sample.shape[1])
+    visits.sample, visits.tau, visits.T, visits.n, visits.first = map(array, tensors)
+    visits.stride = stride
     return visits
 
 

@@ -56,14 +56,14 @@ class Rays:
 
 @wp.struct
 class Visits:
-    """The samples of each ray that mattered: entry j of ray r at j * stride_j + r * stride_r."""
+    """The samples of each ray that mattered: entry j of ray r at j * stride + first[r]."""
 
     sample: wp.array(dtype=int)  # its number i
     tau: wp.array(dtype=float)  # its optical thickness
     T: wp.array(dtype=float)  # the transmittance before it
     n: wp.array(dtype=int)  # (rays,) entries
-    stride_j: int
-    stride_r: int
+    first: wp.array(dtype=int)  # (rays,)
+    stride: int
 
 
 # Plain addressing: that of Warp's arrays wraps negative indices and multiplies strides, which in these
@@ -187,19 +187,25 @@ def cell_of(p: wp.vec3):
 
 
 @wp.func
-def leave_axis(o: float, d: float, block: int, size: int):
+def leave_axis(o: float, d_inverse: float, block: int, size: int):
     """Distance beyond the first sample at which the ray leaves a block, or enters the border cells, along one axis."""
-    if d > 0.0:
-        return (float(wp.min((block + 1) * BLOCK, size) - 1) - o) / d
-    if d < 0.0:
-        return (float(wp.max(block * BLOCK - 1, 0)) - o) / d
-    return 1.0e30
+    side = wp.max(block * BLOCK - 1, 0)
+    if d_inverse > 0.0:
+        side = wp.min((block + 1) * BLOCK, size) - 1
+    return (float(side) - o) * d_inverse
 
 
 @wp.func
-def leave_block(o: wp.vec3, d: wp.vec3, block: wp.vec3i, size: wp.vec3i):
-    return wp.min(leave_axis(o[0], d[0], block[0], size[0]), wp.min(
-        leave_axis(o[1], d[1], block[1], size[1]), leave_axis(o[2], d[2], block[2], size[2])))
+def leave_block(o: wp.vec3, d_inverse: wp.vec3, block: wp.vec3i, size: wp.vec3i):
+    return wp.min(leave_axis(o[0], d_inverse[0], block[0], size[0]), wp.min(
+        leave_axis(o[1], d_inverse[1], block[1], size[1]), leave_axis(o[2], d_inverse[2], block[2], size[2])))
+
+
+@wp.func
+def inverse(d: float):  # of a step along an axis; finite, so that 0 times it is 0
+    if wp.abs(d) < 1.0e-20:
+        return 1.0e20
+    return 1.0 / d
 
 
 @wp.func
@@ -353,6 +359,8 @@ def march_kernels(channels, n_basis, activation, masked):
         r = first + wp.tid() * stride
         o = rays.o[r]
         d = rays.d[r]
+        d_inverse = wp.vec3(inverse(d[0]), inverse(d[1]), inverse(d[2]))
+        step_inverse = 1.0 / volume.step
         t_min = rays.t_min[r]
         n = rays.n_samples[r]
         light = colors()
@@ -369,7 +377,8 @@ def march_kernels(channels, n_basis, activation, masked):
             block = wp.vec3i(cell[0] // BLOCK, cell[1] // BLOCK, cell[2] // BLOCK)
             if not look_up(blocks, density, scale[0], block, volume):
                 if wp.static(masked) or not on_border(cell, volume.size):
-                    i = wp.max(i + 1, int(wp.ceil(leave_block(o, d, block, volume.size) / volume.step)))
+                    out = leave_block(o, d_inverse, block, volume.size)
+                    i = wp.max(i + 1, int(wp.ceil(out * step_inverse)))
                     continue
             i += 1
             if wp.static(masked):
@@ -384,7 +393,7 @@ def march_kernels(channels, n_basis, activation, masked):
             tau = softplus(x) * volume.step
             w = T * one_minus_exp(tau)
             if keep != 0:
-                entry = m * visits.stride_j + r * visits.stride_r
+                entry = m * visits.stride + visits.first[r]
                 visits.sample[entry] = i - 1
                 visits.tau[entry] = tau
                 visits.T[entry] = T
@@ -419,7 +428,7 @@ def march_kernels(channels, n_basis, activation, masked):
         behind = float(0.0)  # sum_{j>i} w_j h_j
         j = visits.n[r] - 1
         while j >= 0:
-            entry = j * visits.stride_j + r * visits.stride_r
+            entry = j * visits.stride + visits.first[r]
             tau = visits.tau[entry]
             s = float(visits.sample[entry]) * volume.step
             j -= 1

@@ -120,7 +120,7 @@ class NeRF:
     def draw_batch(self, step):
         """Return this step's rays and their colours: rays_o, rays_d, colours, (bs, 3) each."""
         pixel = torch.randint(len(self.pixels), (self.cfg.bs,), generator=torch_rng(self.cfg.seed, step, "pixels"))
-        pixel = pixel.to(self.device)
+        pixel = pixel.to(self.device, non_blocking=True)
         H, W = self.hw
         rays_o, rays_d = self.cameras.rays(pixel // (H * W), pixel // W % H, pixel % W)
         return rays_o, rays_d, self.pixels[pixel].float() / 255

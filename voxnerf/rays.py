@@ -21,8 +21,9 @@ def pixel_rays(H, W, K, c2w, subpixels=1, dtype=torch.float32, device=None):
     Returns:
         rays_o, rays_d: (H*s*W*s, 3) each; origins in world units, unit directions.
     """
-    K = torch.as_tensor(K, dtype=torch.float64, device=device)  # (3, 3)
-    c2w = torch.as_tensor(c2w, dtype=torch.float64, device=K.device)  # (4, 4)
+    K, c2w = (torch.as_tensor(x, dtype=torch.float64) for x in (K, c2w))  # (3, 3), (4, 4)
+    K = K.to(device, non_blocking=True)
+    c2w = c2w.to(K.device, non_blocking=True)
     y, x = (_subpixel_centres(n, subpixels, K.device) for n in (H, W))
     y, x = torch.meshgrid(y, x, indexing="ij")
     pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(-1, 3)  # (n, 3)

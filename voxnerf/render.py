@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 
+from my.errors import UserError
 from voxnerf import reference
 from voxnerf.rays import pixel_rays, sample_range
 
@@ -56,7 +57,10 @@ def render_rays(field, rays_o, rays_d, bg=None, emptiness_scale=0.0, renderer="a
 
 
 def pick_march(renderer, dtype=torch.float32):
-    """Return the `march` function of a renderer; raises ValueError where there is no such, or not for this dtype."""
+    """Return the `march` function of a renderer.
+
+    Raises ValueError where there is no such, or not for this dtype, and UserError where it does not start.
+    """
     if renderer not in RENDERERS:
         raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, got {renderer!r}")
     if renderer == "reference" or (renderer == "auto" and (dtype != torch.float32 or not fused_available())):
@@ -64,7 +68,8 @@ def pick_march(renderer, dtype=torch.float32):
     if dtype != torch.float32:
         raise ValueError(f"the fused renderer is for float32 fields, this one is {dtype}")
     if not fused_available():
-        raise ValueError("the fused renderer needs the package warp-lang, which does not start here; use reference")
+        raise UserError("--renderer fused: needs the package warp-lang, which does not start here; install it, or use "
+                        "--renderer reference")
     from voxnerf import fused
 
     return fused.march
