@@ -119,7 +119,7 @@ def test(nerf, scene, step):
 
     from my.media import write_png
 
-    root = Path(f"test_{step}")
+    root, minutes = Path(f"test_{step}"), nerf.minutes
     for name in ("view", "pane"):
         (root / name).mkdir(parents=True, exist_ok=True)
     rows = []
@@ -130,7 +130,7 @@ def test(nerf, scene, step):
         rows.append({"name": view.name, "psnr": view.psnr, "ssim": view.ssim})
     save_video(root / "video.mp4", nerf, scene)
     means = {key: mean(row[key] for row in rows) for key in ("psnr", "ssim")}
-    metrics = run_dir.plain({"step": step, "minutes": nerf.minutes, "mean": means, "views": rows})
+    metrics = run_dir.plain({"step": step, "minutes": minutes, "mean": means, "views": rows})
     run_dir.write_atomic(root / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     print(table([*rows, {"name": "mean", **means}]))
     print(f"done: {root / 'pane'} has {len(rows)} test views beside their truth, {root / 'video.mp4'} goes round")

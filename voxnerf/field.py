@@ -15,6 +15,7 @@ from torch import nn
 from voxnerf.sh import SH_0, sh_basis
 
 ACTIVATIONS = {"raw": lambda f: f, "sigmoid": torch.sigmoid, "signed_sigmoid": lambda f: 2 * torch.sigmoid(f) - 1}
+SH_SCALE = 0.1  # of the harmonics beyond the constant one: steps of equal size move them this much less
 OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it, or a neighbour, is more opaque than this
 
 
@@ -61,6 +62,7 @@ class VoxRF(nn.Module):
             color = torch.cat([color[:, :, None] / SH_0, color.new_zeros(1, c, 8, *color.shape[2:])], dim=2).flatten(1, 2)
         self.color = nn.Parameter(color.contiguous(memory_format=torch.channels_last_3d))
         self.c, self.view_dependent = c, view_dependent
+        self.register_buffer("sh_scale", torch.tensor([1.0] + [SH_SCALE] * 8, **kw), persistent=False)
         self.bg = None
         if blend_bg_texture:
             h = bg_texture_hw
@@ -90,7 +92,9 @@ class VoxRF(nn.Module):
 
     def basis(self, rays_d):
         """Return the factors (n, n_basis) of the features of a channel for directions `rays_d` (n, 3)."""
-        return sh_basis(rays_d).to(self.color) if self.view_dependent else self.color.new_ones(len(rays_d), 1)
+        if not self.view_dependent:
+            return self.color.new_ones(len(rays_d), 1)
+        return sh_basis(rays_d).to(self.color) * self.sh_scale
 
     def background(self, rays_d):
         """Return the background (n, C) that unit directions `rays_d` (n, 3) see."""

@@ -10,7 +10,6 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import warp as wp
@@ -24,11 +23,13 @@ with contextlib.nullcontext() if torch.cuda.is_available() else no_stderr():  # 
     wp.init()
 
 from voxnerf import kernels  # noqa: E402  (defining kernels starts Warp)
+from voxnerf.memory import Recycler  # noqa: E402
 
 MAX_THREADS = 8
 MAX_EXTRA_GRADIENTS = 2**30  # bytes, of threads beyond the first
 
 _mask_flags = WeakTensorKeyDictionary()  # alpha mask: flags of its cells and blocks
+_memory = Recycler()
 _spare_gradients = {}  # thread: (sizes, density gradient, colour gradient), all zero between uses
 
 
@@ -86,7 +87,8 @@ class _March(torch.autograd.Function):
                      job.emptiness_scale, _visits(*ctx.visits), array(g_color.contiguous(), colors),
                      *(array(g.contiguous()) for g in g_sums)]
         touched = torch.zeros(math.prod(volume.blocks), dtype=torch.uint8, device=device)
-        density_grad, color_grad = _zeros(density.numel(), device), _zeros(rows.numel(), device).view_as(rows)
+        density_grad, color_grad = (_empty(x.numel(), device).zero_() for x in (density, rows))
+        color_grad = color_grad.view_as(rows)
         grads = [[array(density_grad), array(color_grad, features)]]
         for k in range(1, _n_threads(device, density.numel() + rows.numel())):
             grads.append([array(x, dtype) for x, dtype in zip(_spare_gradient(k, density, rows), (None, features))])
@@ -151,9 +153,9 @@ def _new_visits(job, keep):
     else:
         ends = job.n_samples.cumsum(0, dtype=torch.int32)
         room, first, stride = int(ends[-1]) if n else 0, ends - job.n_samples, 1
-    return (torch.empty(room, dtype=torch.int32, device=device), torch.empty(room, device=device),
-            torch.empty(room, device=device), torch.empty(n if keep else 0, dtype=torch.int32, device=device),
-            first), stride
+    sample, tau, T = (_empty(room, device) for _ in range(3))
+    n_visits = torch.empty(n if keep else 0, dtype=torch.int32, device=device)
+    return (sample.view(torch.int32), tau, T, n_visits, first), stride
 
 
 def _visits(tensors, stride):
@@ -201,14 +203,13 @@ def _spare_gradient(thread, density, rows):
     """Return gradients like density and feature rows that are zero, and are zero again after each use."""
     key = density.numel(), rows.shape
     if _spare_gradients.get(thread, (None,))[0] != key:
-        _spare_gradients[thread] = key, _zeros(density.numel(), density.device), _zeros(rows.numel(), rows.device)
+        _spare_gradients[thread] = key, torch.zeros(density.numel()), torch.zeros(rows.numel())
     _, density_grad, color_grad = _spare_gradients[thread]
     return density_grad, color_grad.view(rows.shape)
 
 
-def _zeros(n, device):
-    """Return n zeros; on a CPU in memory that the system clears page by page, and only where it is touched."""
-    return torch.from_numpy(np.zeros(n, np.float32)) if device.type == "cpu" else torch.zeros(n, device=device)
+def _empty(n, device):
+    return _memory.empty(n) if device.type == "cpu" else torch.empty(n, device=device)
 
 
 def launch(kernel, n, arguments, device, of_thread=None):
