@@ -28,7 +28,7 @@ class NeRFConfig(Config):
     view_dependent: bool = Field(False, description="colours change with the direction they are seen from: spherical "
                                                     "harmonics of degree 0 to 2, 9 times the memory")
     renderer: Literal["auto", "fused", "reference"] = Field(
-        "auto", description="fused is fast, reference is plain PyTorch; auto is fused where it is available")
+        "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU")
     downscale: int = Field(1, gt=0, description="images are averaged over squares of this edge, pixels")
     model: ModelConfig = ModelConfig()
     n_epoch: int = Field(2, gt=0, description="rays drawn, as multiples of the training pixels")

@@ -78,7 +78,7 @@ class SJCConfig(Config):
     vox: VoxConfig = VoxConfig()
     pose: PoseConfig = PoseConfig()
     renderer: Literal["auto", "fused", "reference"] = Field(
-        "auto", description="fused is fast, reference is plain PyTorch; auto is fused where it is available")
+        "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU")
     plain_bg: bool = Field(False, description="random plain light backgrounds, a new one each step, "
                                               "instead of vox.blend_bg_texture")
     sigma_range: tuple[int, int] = Field(

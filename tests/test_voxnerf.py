@@ -363,19 +363,21 @@ def test_fused_threads_agree(threads):
 
 
 def test_pick_march():
-    assert pick_march("reference") is not pick_march("fused") is pick_march("auto")
-    assert pick_march("auto", torch.float64) is pick_march("reference")
+    single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    assert pick_march("reference", single) is not pick_march("fused", single) is pick_march("auto", single)
+    assert pick_march("auto", double) is pick_march("reference", double)
+    assert pick_march("auto", torch.zeros(1, device="meta")) is pick_march("reference", single)
     with pytest.raises(ValueError, match="float64"):
-        pick_march("fused", torch.float64)
+        pick_march("fused", double)
     with pytest.raises(ValueError, match="auto, fused, reference"):
-        pick_march("fast")
+        pick_march("fast", single)
 
 
 def test_without_warp(monkeypatch):
     monkeypatch.setattr("voxnerf.render.fused_available", lambda: False)
-    assert pick_march("auto") is pick_march("reference")
+    assert pick_march("auto", torch.zeros(1)) is pick_march("reference", torch.zeros(1))
     with pytest.raises(UserError, match="warp-lang.*--renderer reference"):
-        pick_march("fused")
+        pick_march("fused", torch.zeros(1))
 
 
 # ---- properties

@@ -186,7 +186,7 @@ class NeRF:
 
 def new_adam(field, lr, renderer):
     """Return an Adam optimizer of a field, each parameter a group of its own: the fused renderer's, where that is used."""
-    if pick_march(renderer, field.density.dtype) is reference.march:
+    if pick_march(renderer, field.density) is reference.march:
         return torch.optim.Adam([{"params": [p]} for p in field.parameters()], lr, BETAS)
     from voxnerf.adam import OccupiedAdam
 

@@ -1,6 +1,6 @@
 """The ray march in plain PyTorch: the readable reference, any dtype, wherever PyTorch runs.
 
-Mask, `grid_sample`, scatter. `voxnerf/fused.py` computes the same many times faster.
+Mask, `grid_sample`, scatter. `voxnerf/fused.py` computes the same several times faster.
 """
 
 import torch

@@ -45,10 +45,10 @@ def render_rays(field, rays_o, rays_d, bg=None, emptiness_scale=0.0, renderer="a
         rays_o, rays_d: (n, 3) world-space origins and unit directions.
         bg: background colour, (n, C) or a constant; None is the field's own.
         emptiness_scale: s of `Rendering.emptiness`.
-        renderer: fused (float32 only), reference, or auto: fused where it is available.
+        renderer: fused (float32 only), reference, or auto, see `pick_march`.
     """
     t_min, n_samples = sample_range(rays_o, rays_d, field.aabb, field.step_size)
-    march = pick_march(renderer, field.density.dtype)
+    march = pick_march(renderer, field.density)
     light, depth, opacity, emptiness = march(field, rays_o, rays_d, t_min, n_samples, emptiness_scale)
     if bg is None:
         bg = field.background(rays_d)
@@ -56,17 +56,19 @@ def render_rays(field, rays_o, rays_d, bg=None, emptiness_scale=0.0, renderer="a
                      n_samples)
 
 
-def pick_march(renderer, dtype=torch.float32):
-    """Return the `march` function of a renderer.
+def pick_march(renderer, like):
+    """Return the `march` function of a renderer, for a field with a parameter `like` this.
 
-    Raises ValueError where there is no such, or not for this dtype, and UserError where it does not start.
+    auto is fused for float32 on a CPU; the kernels are written for CUDA too, but nobody has run them there yet.
+    Raises ValueError where there is no such renderer, or not for this dtype, and UserError where it does not start.
     """
     if renderer not in RENDERERS:
         raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, got {renderer!r}")
-    if renderer == "reference" or (renderer == "auto" and (dtype != torch.float32 or not fused_available())):
+    fit = like.dtype == torch.float32 and like.device.type == "cpu"
+    if renderer == "reference" or (renderer == "auto" and not (fit and fused_available())):
         return reference.march
-    if dtype != torch.float32:
-        raise ValueError(f"the fused renderer is for float32 fields, this one is {dtype}")
+    if like.dtype != torch.float32:
+        raise ValueError(f"the fused renderer is for float32 fields, this one is {like.dtype}")
     if not fused_available():
         raise UserError("--renderer fused: needs the package warp-lang, which does not start here; install it, or use "
                         "--renderer reference")
