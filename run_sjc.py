@@ -92,6 +92,7 @@ def save_test_views(sjc):
 
 def run(cfg):
     """Begin or continue the run of the current folder, to its end."""
+    cfg.check_files()
     from adapt import make_adapter
     from my import checkpoint
     from sjc import SJC

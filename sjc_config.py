@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+import sd_folder
 from my.config import Config
 
 Degrees = Annotated[float, Field(gt=0, lt=180)]
@@ -113,3 +114,8 @@ class SJCConfig(Config):
             raise ValueError(f"--sigma_anneal must lie above the first of --sigma_range, "
                              f"{self.sigma_range[0]}, got {self.sigma_anneal}")
         return self
+
+    def check_files(self):
+        """Raise UserError, before heavy imports, for a model that is not there or cannot know the prompt."""
+        if self.family == "sd":
+            sd_folder.check(self.sd)

@@ -126,7 +126,9 @@ def seconds(field, rays, renderer):
 
 def median_seconds(field, rays, renderers, repeats):
     """Return the median time of each renderer, measured in turns after one pass that does not count."""
-    taken = {name: [seconds(field, rays, name) for _ in range(2)][:0] for name in renderers}
+    for name in renderers:
+        seconds(field, rays, name)
+    taken = {name: [] for name in renderers}
     for _ in range(repeats):
         for name in renderers:
             taken[name].append(seconds(field, rays, name))
@@ -256,7 +258,8 @@ def main(argv=None):
         print(f"{peak_memory(cfg.memory_of, device):.1f}")
         return
     trained = trained_field(cfg.n_steps, device)
-    headings = ["forward and backward", "samples in the box", "occupied, in sight", "reference, ms", "fused, ms", "ratio"]
+    headings = ["forward and backward", "samples in the box", "occupied, in sight", "reference, ms", "fused, ms",
+                "ratio"]
     rows = [["random start", *compare(new_field(GRID, device), cfg)], ["trained", *compare(trained, cfg)]]
     text = "\n\n".join(["# Renderer", hardware(device), table(headings, rows), memory_table(cfg),
                         scaling_table(trained, cfg)]) + "\n"

@@ -178,7 +178,7 @@ def restore_optimizer(optimizer, names, tensors):
 
 
 def laid_out(value, param):
-    """A copy of `value`, in the memory layout of `param` if it has its shape: fused optimizers pair memory, not indices."""
+    """A copy of `value`, laid out like `param` if it has its shape: fused optimizers pair memory, not indices."""
     import torch
 
     like = param if param.shape == value.shape else value

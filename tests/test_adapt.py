@@ -11,9 +11,10 @@ from torch import nn
 
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter
 from adapt_ideal import ANY_VIEW, IdealAdapter
-from adapt_sd import StableDiffusionAdapter, find_checkpoint, load_parts, precision_dtypes
+from adapt_sd import StableDiffusionAdapter, load_parts, precision_dtypes
 from my.errors import UserError
 from pose import all_view_prompts
+from sd_folder import find_checkpoint
 from sjc_config import SDConfig, SJCConfig
 from toyworld import COLORS, OBJECTS
 

@@ -14,9 +14,9 @@ from my.errors import RunError, UserError
 from my.script import check_finite
 from my.seeds import torch_rng
 from sjc import SJC, centre_depth_loss, chained_gradient, emptiness_loss, load_run, optimise
-from voxnerf.render import Rendering
 from sjc_config import SJCConfig
 from tiny import SIZE, Affine, NotANumber, config
+from voxnerf.render import Rendering
 
 
 def new(adapter=None, **options):

@@ -1,7 +1,6 @@
 """Adam that leaves alone the voxels that no ray can reach: exact elsewhere, and many times faster on sparse fields."""
 
 import torch
-import warp as wp
 
 from voxnerf import fused, kernels
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voxnerf.sh import SH_0, sh_basis
+from voxnerf.sh import N_BASIS, SH_0, sh_basis
 
 ACTIVATIONS = {"raw": lambda f: f, "sigmoid": torch.sigmoid, "signed_sigmoid": lambda f: 2 * torch.sigmoid(f) - 1}
 SH_SCALE = 0.1  # of the harmonics beyond the constant one: steps of equal size move them this much less
@@ -59,10 +59,11 @@ class VoxRF(nn.Module):
         self.density = nn.Parameter(torch.zeros(1, 1, size_z, size_y, size_x, **kw))
         color = torch.randn(1, c, size_z, size_y, size_x, generator=generator, **kw)
         if view_dependent:  # the same from all sides at first
-            color = torch.cat([color[:, :, None] / SH_0, color.new_zeros(1, c, 8, *color.shape[2:])], dim=2).flatten(1, 2)
+            others = color.new_zeros(1, c, N_BASIS - 1, *color.shape[2:])
+            color = torch.cat([color[:, :, None] / SH_0, others], dim=2).flatten(1, 2)
         self.color = nn.Parameter(color.contiguous(memory_format=torch.channels_last_3d))
         self.c, self.view_dependent = c, view_dependent
-        self.register_buffer("sh_scale", torch.tensor([1.0] + [SH_SCALE] * 8, **kw), persistent=False)
+        self.register_buffer("sh_scale", torch.tensor([1.0] + [SH_SCALE] * (N_BASIS - 1), **kw), persistent=False)
         self.bg = None
         if blend_bg_texture:
             h = bg_texture_hw

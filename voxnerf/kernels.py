@@ -436,7 +436,8 @@ def march_kernels(channels, n_basis, activation, masked):
             weight = corner_weights(p, volume.size)
             index = corner_indices(p, volume.size)
             cell = cell_of(p)
-            touched[block_number(wp.vec3i(cell[0] // BLOCK, cell[1] // BLOCK, cell[2] // BLOCK), volume.blocks)] = wp.uint8(FILLED)
+            block = wp.vec3i(cell[0] // BLOCK, cell[1] // BLOCK, cell[2] // BLOCK)
+            touched[block_number(block, volume.blocks)] = wp.uint8(FILLED)
             T = visits.T[entry]
             w = T * one_minus_exp(tau)
             h = g_opacity[r] + g_depth[r] * (t_min + s) + g_emptiness[r] * emptiness_scale / (1.0 + emptiness_scale * w)
@@ -476,7 +477,7 @@ def march_kernels(channels, n_basis, activation, masked):
 
 @functools.cache
 def adam_kernel(channels):
-    """Return (kernel, row vector type) of a step of Adam on rows of `channels` values, in the blocks that are flagged."""
+    """Return (kernel, row vector type) of a step of Adam on rows of `channels` values, in flagged blocks."""
     rows = wp.types.vector(length=channels, dtype=wp.float32)
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)

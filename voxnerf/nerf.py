@@ -21,7 +21,7 @@ from voxnerf import reference
 from voxnerf.field import make_field
 from voxnerf.render import pick_march, render_image, render_rays
 
-GROWTH = ((0.0, 0.25), (0.05, 0.5), (0.15, 0.75), (0.35, 1.0))  # (progress, edge of the grid as a share of model.grid_size)
+GROWTH = ((0.0, 0.25), (0.05, 0.5), (0.15, 0.75), (0.35, 1.0))  # (progress, share of model.grid_size)
 MASKS = (0.04, 0.1, 0.2, 0.4, 0.6)  # progress at which the empty space is found anew
 WARM_UP = 100  # steps before which nothing is masked or cropped, however slow they are
 LR_FACTORS = {"density": 50.0, "color": 5.0}  # of the learning rate; a density far below its softplus has far to go
@@ -185,7 +185,7 @@ class NeRF:
 
 
 def new_adam(field, lr, renderer):
-    """Return an Adam optimizer of a field, each parameter a group of its own: the fused renderer's, where that is used."""
+    """Return Adam for a field, each parameter a group of its own: the fused renderer's, where that is used."""
     if pick_march(renderer, field.density) is reference.march:
         return torch.optim.Adam([{"params": [p]} for p in field.parameters()], lr, BETAS)
     from voxnerf.adam import OccupiedAdam

@@ -9,7 +9,7 @@ SH_0 = math.sqrt(1 / (4 * math.pi))  # the constant one
 
 
 def sh_basis(d):
-    """Return the real orthonormal spherical harmonics (n, 9) at unit directions d (n, 3), without the Condon-Shortley sign."""
+    """Return the real orthonormal spherical harmonics (n, 9) at unit directions d (n, 3), no Condon-Shortley sign."""
     x, y, z = d.unbind(-1)
     a, b = math.sqrt(3 / (4 * math.pi)), math.sqrt(15 / (4 * math.pi))
     c = math.sqrt(5 / (16 * math.pi))
