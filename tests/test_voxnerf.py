@@ -351,7 +351,8 @@ def test_fused_channels_first_memory():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_fused_threads_agree(threads):
+def test_fused_threads_agree(threads, monkeypatch):
+    monkeypatch.setattr("voxnerf.fused.MIN_ITEMS", 1)
     field, before = random_field(c=3, dtype=torch.float32), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)

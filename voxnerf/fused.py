@@ -26,6 +26,7 @@ from voxnerf import kernels  # noqa: E402  (defining kernels starts Warp)
 from voxnerf.memory import Recycler  # noqa: E402
 
 MAX_THREADS = 8
+MIN_ITEMS = 512  # a thread; waking one costs more than fewer are worth
 MAX_EXTRA_GRADIENTS = 2**30  # bytes, of threads beyond the first
 
 _mask_flags = WeakTensorKeyDictionary()  # alpha mask: flags of its cells and blocks
@@ -90,7 +91,7 @@ class _March(torch.autograd.Function):
         density_grad, color_grad = (_empty(x.numel(), device).zero_() for x in (density, rows))
         color_grad = color_grad.view_as(rows)
         grads = [[array(density_grad), array(color_grad, features)]]
-        for k in range(1, _n_threads(device, density.numel() + rows.numel())):
+        for k in range(1, _n_threads(device, n, density.numel() + rows.numel())):
             grads.append([array(x, dtype) for x, dtype in zip(_spare_gradient(k, density, rows), (None, features))])
         launch(kernel, n, arguments, device, [[*grad, array(touched)] for grad in grads])
         for grad in grads[1:]:
@@ -191,12 +192,12 @@ def _pool():
     return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="march")
 
 
-def _n_threads(device, n_floats=0):
-    """Threads for a launch, each but the first with `n_floats` floats of its own."""
+def _n_threads(device, n, n_floats=0):
+    """Threads for a launch over n items, each but the first with `n_floats` floats of its own."""
     if device.type != "cpu":
         return 1
     affordable = 1 + MAX_EXTRA_GRADIENTS // (4 * n_floats) if n_floats else MAX_THREADS
-    return max(1, min(torch.get_num_threads(), MAX_THREADS, affordable))
+    return max(1, min(torch.get_num_threads(), MAX_THREADS, affordable, n // MIN_ITEMS))
 
 
 def _spare_gradient(thread, density, rows):
@@ -218,7 +219,7 @@ def launch(kernel, n, arguments, device, of_thread=None):
         wp.launch(kernel, n, [0, 1, *arguments, *(of_thread[0] if of_thread else [])],
                   device=wp.device_from_torch(device), stream=wp.stream_from_torch(device))
         return
-    threads = min(len(of_thread) if of_thread else _n_threads(device), max(n, 1))
+    threads = len(of_thread) if of_thread else _n_threads(device, n)
 
     def part(k):
         wp.launch(kernel, len(range(k, n, threads)), [k, threads, *arguments, *(of_thread[k] if of_thread else [])],
