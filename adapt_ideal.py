@@ -15,7 +15,8 @@ from adapt import PLAIN_BACKGROUNDS, ScoreAdapter
 from karras import scaled_linear_betas, sigmas_from_betas
 from my.errors import UserError
 from my.seeds import numpy_rng
-from toyworld import compose, coverage_maps, parse_prompt
+from toyworld import compose, coverage_maps
+from toyworld.captions import read_prompt
 
 RENDER_SIZE = 64
 RENDER_BATCH = 16
@@ -93,10 +94,7 @@ def paint(color, obj, cameras, size):
 
 def make(cfg, device):
     """Return the ideal adapter of a run's configuration; raises UserError for a prompt outside the toy world."""
-    try:
-        color, obj = parse_prompt(cfg.sd.prompt)
-    except ValueError as error:
-        raise UserError(f"--sd.prompt with --family ideal: {error}") from None
+    color, obj = read_prompt(cfg.sd.prompt, "--sd.prompt with --family ideal")
     p, rng = cfg.pose, numpy_rng(cfg.seed, 0, "ideal/cameras")
     cameras = [pose.train_camera(rng, p.R, p.fov_range, p.view_words) for _ in range(cfg.ideal.n_cameras)]
     names = dict.fromkeys(c.view for c in cameras)

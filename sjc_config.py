@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 import sd_folder
 from my.config import Config
+from toyworld.captions import read_prompt
 
 Degrees = Annotated[float, Field(gt=0, lt=180)]
 
@@ -119,3 +120,5 @@ class SJCConfig(Config):
         """Raise UserError, before heavy imports, for a model that is not there or cannot know the prompt."""
         if self.family == "sd":
             sd_folder.check(self.sd)
+        if self.family == "ideal":
+            read_prompt(self.sd.prompt, "--sd.prompt with --family ideal")

@@ -1,6 +1,9 @@
 """The toy world: distances by hand, objects inside their ball, pictures whose light and sides are right."""
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,3 +182,9 @@ def test_captions_read_back():
 def test_prompt_outside_the_world(prompt):
     with pytest.raises(ValueError, match="colours: red .*objects: duck"):
         parse_prompt(prompt)
+
+
+def test_prompts_are_read_without_pytorch():
+    """Whoever mistypes a prompt is not to wait for it."""
+    code = "import sys, sjc_config, toyworld.captions; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

@@ -1,8 +1,17 @@
-"""A little world of solid objects whose truth is known: shapes, pictures, captions."""
+"""A little world of solid objects whose truth is known: shapes, pictures, captions.
 
-from .captions import ALL_PAIRS, TRAIN_PAIRS, caption, parse_prompt
-from .objects import COLORS, OBJECTS, UNSEEN_PAIRS
-from .render import BACKGROUND_RANGE, compose, coverage_maps, distance
+Its names are imported when they are asked for, so that captions come without PyTorch.
+"""
 
-__all__ = ["ALL_PAIRS", "BACKGROUND_RANGE", "COLORS", "OBJECTS", "TRAIN_PAIRS", "UNSEEN_PAIRS",
-           "caption", "compose", "coverage_maps", "distance", "parse_prompt"]
+import importlib
+
+HOMES = {"captions": ["ALL_PAIRS", "TRAIN_PAIRS", "caption", "parse_prompt"], "words": ["COLORS", "UNSEEN_PAIRS"],
+         "objects": ["OBJECTS"], "render": ["BACKGROUND_RANGE", "compose", "coverage_maps", "distance"]}
+_HOME_OF = {name: module for module, names in HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -1,8 +1,10 @@
 """What the toy world calls things: captions, and prompts read back."""
 
-from .objects import COLORS, OBJECTS, UNSEEN_PAIRS
+from my.errors import UserError
 
-ALL_PAIRS = tuple((color, obj) for obj in OBJECTS for color in COLORS)
+from .words import COLORS, NAMES, UNSEEN_PAIRS
+
+ALL_PAIRS = tuple((color, obj) for obj in NAMES for color in COLORS)
 TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
 
 
@@ -17,8 +19,16 @@ def parse_prompt(prompt):
     Raises ValueError, listing the world's words, unless it names exactly one of each.
     """
     words = prompt.lower().replace(",", " ").split()
-    colors, objects = ([w for w in words if w in known] for known in (COLORS, OBJECTS))
+    colors, objects = ([w for w in words if w in known] for known in (COLORS, NAMES))
     if len(colors) != 1 or len(objects) != 1:
         raise ValueError(f'the toy world knows prompts such as "a blue duck", got {prompt!r}; '
-                         f"colours: {' '.join(COLORS)}; objects: {' '.join(OBJECTS)}")
+                         f"colours: {' '.join(COLORS)}; objects: {' '.join(NAMES)}")
     return colors[0], objects[0]
+
+
+def read_prompt(prompt, flag):
+    """Return `parse_prompt`'s (color, object); raises UserError, which begins with the `flag` that gave the prompt."""
+    try:
+        return parse_prompt(prompt)
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from None

@@ -16,7 +16,8 @@ from my.checkpoint import check
 from my.errors import RunError
 from pose import SIDES
 
-from .objects import COLORS, OBJECTS
+from .objects import OBJECTS
+from .words import COLORS
 
 SIZE = 64  # edge of the pictures it judges
 WEIGHTS = Path(__file__).with_name("judge.safetensors")

@@ -7,17 +7,9 @@ other one is a fixed accent.
 """
 
 from .sdf import box, capsule, cone, cylinder, ellipsoid, half_space, intersect, sphere, torus
+from .words import NAMES
 
 BODY = "body"
-
-COLORS = {
-    "red": (0.85, 0.10, 0.10),
-    "yellow": (0.95, 0.80, 0.10),
-    "green": (0.10, 0.60, 0.15),
-    "cyan": (0.15, 0.80, 0.85),
-    "blue": (0.12, 0.20, 0.85),
-    "purple": (0.60, 0.12, 0.70),
-}
 
 ACCENTS = {
     "dark": (0.10, 0.10, 0.12),
@@ -32,12 +24,6 @@ ACCENTS = {
     "meat": (0.35, 0.18, 0.10),
     "pink": (0.96, 0.65, 0.70),
 }
-
-UNSEEN_PAIRS = (
-    ("blue", "duck"), ("green", "car"), ("purple", "chair"), ("yellow", "rocket"),
-    ("red", "castle"), ("cyan", "mushroom"), ("blue", "snowman"), ("green", "pig"),
-)  # never in training data: they show that colour and object compose
-
 
 def duck(p):
     parts = [(ellipsoid(p, (0.06, -0.17, 0), (0.42, 0.27, 0.30)), BODY),
@@ -171,5 +157,4 @@ def pig(p):
     return parts
 
 
-OBJECTS = {f.__name__: f for f in (duck, car, chair, rocket, burger, icecream, castle, house, snowman,
-                                   mushroom, boat, pig)}
+OBJECTS = {name: globals()[name] for name in NAMES}

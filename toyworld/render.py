@@ -5,7 +5,8 @@ from einops import reduce
 
 from voxnerf.rays import pixel_rays
 
-from .objects import ACCENTS, BODY, COLORS, OBJECTS
+from .objects import ACCENTS, BODY, OBJECTS
+from .words import COLORS
 
 BOUND = 0.70  # radius of a ball at the origin that holds every object
 LIGHT = (-0.45, 0.80, 0.40)  # direction towards the light, fixed in world space
