@@ -37,7 +37,8 @@ class OccupiedAdam(torch.optim.Adam):
         return None
 
     def _step_grid(self, tensors, rates):
-        kernel, dtype = kernels.adam_kernel(tensors[0].shape[1])
+        channels = tensors[0].shape[1]
+        kernel, dtype = kernels.adam_kernel(channels), kernels.vector(channels)
         rows = [fused.rows_of(x) for x in tensors]
         if any(row.data_ptr() != x.data_ptr() for row, x in zip(rows, tensors)):
             raise ValueError("OccupiedAdam needs grids, gradients and moments stored channels-last")

@@ -66,7 +66,8 @@ class _March(torch.autograd.Function):
         outputs = (density.new_empty(n, channels), *(density.new_empty(n) for _ in range(3)))
         ctx.job, ctx.visits = job, _new_visits(job, keep)
         scale = d_scale.detach().exp().view(1)
-        kernel, _, _, features, colors = _kernels(job, channels)
+        kernel, _ = _kernels(job, channels)
+        features, colors = kernels.vector(color.shape[1]), kernels.vector(channels)
         cells, blocks = _flags(job, density)
         arguments = [_rays(job), volume_of(job.field), array(scale), array(density.view(-1)),
                      array(rows_of(color), features), array(job.basis), array(blocks), array(cells),
@@ -82,7 +83,8 @@ class _March(torch.autograd.Function):
         density, color, d_scale = ctx.saved_tensors
         job, n, device = ctx.job, len(g_color), density.device
         scale = d_scale.exp().view(1)
-        _, kernel, merge, features, colors = _kernels(job, g_color.shape[1])
+        _, kernel = _kernels(job, g_color.shape[1])
+        features, colors = kernels.vector(color.shape[1]), kernels.vector(g_color.shape[1])
         volume, rows = volume_of(job.field), rows_of(color)
         arguments = [_rays(job), volume, array(scale), array(rows, features), array(job.basis),
                      job.emptiness_scale, _visits(*ctx.visits), array(g_color.contiguous(), colors),
@@ -94,6 +96,7 @@ class _March(torch.autograd.Function):
         for k in range(1, _n_threads(device, n, density.numel() + rows.numel())):
             grads.append([array(x, dtype) for x, dtype in zip(_spare_gradient(k, density, rows), (None, features))])
         launch(kernel, n, arguments, device, [[*grad, array(touched)] for grad in grads])
+        merge = kernels.merge_kernel(color.shape[1])
         for grad in grads[1:]:
             launch(merge, len(touched), [volume, array(touched), *grads[0], *grad], device)
         # raw = sum_k weight_k density_k, hence sum over samples of raw dL/draw = sum over voxels of density dL/ddensity

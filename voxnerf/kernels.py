@@ -275,22 +275,34 @@ def look_up(flags: wp.array(dtype=wp.uint8), density: wp.array(dtype=float), sca
 
 
 @functools.cache
-def march_kernels(channels, n_basis, activation, masked):
-    """Return (march, march_backward, merge, feature vector type, colour vector type) for one kind of field.
+def vector(length):
+    """Return the type of `length` floats, the same one for the same length."""
+    return wp.types.vector(length=length, dtype=wp.float32)
 
-    A colour has `channels` channels, each the `activation` (see `voxnerf.field`) of a dot product of `n_basis` features
-    with the ray's basis; `masked` fields have flags of cells besides those of blocks.
-    """
-    F, C = wp.constant(channels * n_basis), wp.constant(channels)
-    B = wp.constant(n_basis)
-    features = wp.types.vector(length=F, dtype=wp.float32)
-    colors = wp.types.vector(length=C, dtype=wp.float32)
+
+@functools.cache
+def row_functions(n_features):
+    """Return (load, add) for rows of `n_features` values; see `load` and `add` of single ones."""
+    features = vector(n_features)
 
     @wp.func_native("return grid.data[i];")
     def load_features(grid: wp.array(dtype=features), i: int) -> features: ...
 
     @wp.func_native("wp::atomic_add(grid.data + i, value);")
     def add_features(grid: wp.array(dtype=features), i: int, value: features): ...
+
+    return load_features, add_features
+
+
+@functools.cache
+def color_functions(channels, n_basis, activation):
+    """Return (look, look_back, to_color, to_color_backward): from features to the colour a ray sees, and back.
+
+    A colour has `channels` channels, each the `activation` (see `voxnerf.field`) of a dot product of `n_basis` features
+    with the ray's basis.
+    """
+    features, colors = vector(channels * n_basis), vector(channels)
+    C, B = wp.constant(channels), wp.constant(n_basis)
 
     @wp.func
     def look(f: features, basis: wp.array2d(dtype=float), r: int):
@@ -341,6 +353,16 @@ def march_kernels(channels, n_basis, activation, masked):
             else:
                 out[c] = g[c] * 0.5 * (1.0 - color[c] * color[c])
         return out
+
+    return look, look_back, to_color, to_color_backward
+
+
+@functools.cache
+def march_kernels(channels, n_basis, activation, masked):
+    """Return (march, march_backward) of one kind of field; `masked` ones have flags of cells besides blocks."""
+    features, colors = vector(channels * n_basis), vector(channels)
+    load_features, add_features = row_functions(channels * n_basis)
+    look, look_back, to_color, to_color_backward = color_functions(channels, n_basis, activation)
 
     @wp.func
     def read(grid: wp.array(dtype=features), index: vec8i, weight: vec8):
@@ -454,6 +476,15 @@ def march_kernels(channels, n_basis, activation, masked):
             for k in range(8):
                 add(density_grad, index[k], weight[k] * g_raw)
 
+    return march, march_backward
+
+
+@functools.cache
+def merge_kernel(n_features):
+    """Return the kernel that moves one thread's gradient to another's, for rows of `n_features` values."""
+    features = vector(n_features)
+    load_features, add_features = row_functions(n_features)
+
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def merge(first: int, stride: int, volume: Volume, touched: wp.array(dtype=wp.uint8),
               density_grad: wp.array(dtype=float), color_grad: wp.array(dtype=features),
@@ -472,13 +503,13 @@ def march_kernels(channels, n_basis, activation, masked):
                     density_from[v] = 0.0
                     color_from[v] = features()
 
-    return march, march_backward, merge, features, colors
+    return merge
 
 
 @functools.cache
 def adam_kernel(channels):
-    """Return (kernel, row vector type) of a step of Adam on rows of `channels` values, in flagged blocks."""
-    rows = wp.types.vector(length=channels, dtype=wp.float32)
+    """Return the kernel of a step of Adam on rows of `channels` values, in flagged blocks."""
+    rows = vector(channels)
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def adam(first: int, stride: int, volume: Volume, flags: wp.array(dtype=wp.uint8), beta1: float, beta2: float,
@@ -502,7 +533,7 @@ def adam_kernel(channels):
                         pi[c] = pi[c] - rate * mi[c] / (wp.sqrt(vi[c]) / root + eps)
                     p[i] = pi
 
-    return adam, rows
+    return adam
 
 
 def x_min(step):
