@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import pose
 from my.errors import UserError
+from voxnerf import kernels
 from voxnerf.field import FIELDS, V_SD, VoxRF, background_uv, make_field
 from voxnerf.rays import intersect_aabb, pixel_rays, sample_range
 from voxnerf.reference import sample_points, sample_weights, weights_from_thickness
@@ -309,6 +310,18 @@ def test_fused_is_reference(kind, masked, grid_size):
                          dtype=torch.float32)
     with torch.no_grad():
         field.density[:, :, :, :, 2 * grid_size[0] // 3:] -= 30  # empty blocks
+        if masked:
+            field.update_alpha_mask()
+    assert_same(field, *both(field, *fused_rays()))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_sample_by_sample(masked, monkeypatch):
+    """The kernels that CUDA gets, whose stretches are single samples."""
+    monkeypatch.setitem(kernels.LANES, "cpu", kernels.LANES["cuda"])
+    field = random_field("VoxRF", (13, 10, 21), c=3, density_shift=-2.0, dtype=torch.float32)
+    with torch.no_grad():
+        field.density[..., 9:] -= 30  # empty blocks
         if masked:
             field.update_alpha_mask()
     assert_same(field, *both(field, *fused_rays()))

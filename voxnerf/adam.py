@@ -43,8 +43,9 @@ class OccupiedAdam(torch.optim.Adam):
         if any(row.data_ptr() != x.data_ptr() for row, x in zip(rows, tensors)):
             raise ValueError("OccupiedAdam needs grids, gradients and moments stored channels-last")
         _, blocks = fused.mask_flags(self.field.alpha_mask)
-        fused.launch(kernel, len(blocks), [fused.volume_of(self.field), fused.array(blocks), *rates,
-                                           *(fused.array(row, dtype) for row in rows)], tensors[0].device)
+        arguments = [fused.volume_of(self.field), fused.array(blocks), *rates]
+        fused.launch(kernel, fused.interleaved(len(blocks), blocks.device),
+                     [*arguments, *(fused.array(row, dtype) for row in rows)], blocks.device)
 
 
 def step_all(p, g, m, v, beta1, beta2, rate, root, eps):

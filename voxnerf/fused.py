@@ -73,7 +73,7 @@ class _March(torch.autograd.Function):
                      array(rows_of(color), features), array(job.basis), array(blocks), array(cells),
                      job.emptiness_scale, int(keep), _visits(*ctx.visits), array(outputs[0], colors),
                      *map(array, outputs[1:])]
-        launch(kernel, n, arguments, device)
+        launch(kernel, interleaved(n, device), arguments, device)
         ctx.save_for_backward(density, color, d_scale)
         return outputs
 
@@ -89,16 +89,17 @@ class _March(torch.autograd.Function):
         arguments = [_rays(job), volume, array(scale), array(rows, features), array(job.basis),
                      job.emptiness_scale, _visits(*ctx.visits), array(g_color.contiguous(), colors),
                      *(array(g.contiguous()) for g in g_sums)]
-        touched = torch.zeros(math.prod(volume.blocks), dtype=torch.uint8, device=device)
         density_grad, color_grad = (_empty(x.numel(), device).zero_() for x in (density, rows))
         color_grad = color_grad.view_as(rows)
-        grads = [[array(density_grad), array(color_grad, features)]]
-        for k in range(1, _n_threads(device, n, density.numel() + rows.numel())):
-            grads.append([array(x, dtype) for x, dtype in zip(_spare_gradient(k, density, rows), (None, features))])
-        launch(kernel, n, arguments, device, [[*grad, array(touched)] for grad in grads])
+        grads = [[density_grad, color_grad]]
+        for k in range(1, n_threads(device, n, density.numel() + rows.numel())):
+            grads.append(_spare_gradient(k, density, rows))
+        touched = torch.zeros(len(grads), math.prod(volume.blocks), dtype=torch.uint8, device=device)
+        grads = [[array(grad[0]), array(grad[1], features), array(flags)] for grad, flags in zip(grads, touched)]
+        launch(kernel, _neighbours(ctx.visits[0][3], len(grads)), arguments, device, grads)
         merge = kernels.merge_kernel(color.shape[1])
-        for grad in grads[1:]:
-            launch(merge, len(touched), [volume, array(touched), *grads[0], *grad], device)
+        for *grad, flags in grads[1:]:
+            launch(merge, interleaved(touched.shape[1], device), [volume, flags, *grads[0][:2], *grad], device)
         # raw = sum_k weight_k density_k, hence sum over samples of raw dL/draw = sum over voxels of density dL/ddensity
         d_scale_grad = torch.dot(density.view(-1), density_grad).view_as(d_scale)
         color_grad = color_grad.view(*color.shape[2:], -1).permute(3, 0, 1, 2)[None]
@@ -119,7 +120,8 @@ def array(tensor, dtype=None):
 
 
 def _kernels(job, channels):
-    return kernels.march_kernels(channels, job.basis.shape[1], job.field.activation, job.mask is not None)
+    return kernels.march_kernels(channels, job.basis.shape[1], job.field.activation, job.mask is not None,
+                                 kernels.LANES[job.o.device.type])
 
 
 def _blocks(shape):
@@ -143,28 +145,31 @@ def _rays(job):
 
 
 def _new_visits(job, keep):
-    """Return room for the samples that rays visit, as `kernels.Visits` has it: (sample, tau, T, n, first), stride.
+    """Return room for the stretches that rays visit, as `kernels.Visits` has it: (sample, T, tau, n, first), stride.
 
     On a CPU one ray lies behind another, in no more room than all samples take. On CUDA, where their sum is not known
     without waiting, entry j of all rays comes before entry j + 1, so that rays side by side write side by side.
     """
     n, device = len(job.o), job.o.device
+    lanes = kernels.LANES[device.type]
+    most = job.n_samples.add(lanes - 1).div(lanes, rounding_mode="floor")
     if not keep:
-        room, first, stride = 0, job.n_samples, 1
+        room, first, stride = 0, most, 1
     elif device.type == "cuda":
-        room, stride = n * (int(job.field.box_diagonal / job.field.step_size) + 2), n
+        room, stride = n * (int(job.field.box_diagonal / job.field.step_size / lanes) + 2), n
         first = torch.arange(n, dtype=torch.int32, device=device)
     else:
-        ends = job.n_samples.cumsum(0, dtype=torch.int32)
-        room, first, stride = int(ends[-1]) if n else 0, ends - job.n_samples, 1
-    sample, tau, T = (_empty(room, device) for _ in range(3))
+        ends = most.cumsum(0, dtype=torch.int32)
+        room, first, stride = int(ends[-1]) if n else 0, ends - most, 1
+    sample, T = (torch.empty(room, dtype=dtype, device=device) for dtype in (torch.int32, torch.float32))
+    tau = _empty(room * lanes, device)
     n_visits = torch.empty(n if keep else 0, dtype=torch.int32, device=device)
-    return (sample.view(torch.int32), tau, T, n_visits, first), stride
+    return (sample, T, tau, n_visits, first), stride
 
 
 def _visits(tensors, stride):
     visits = kernels.Visits()
-    visits.sample, visits.tau, visits.T, visits.n, visits.first = map(array, tensors)
+    visits.sample, visits.T, visits.tau, visits.n, visits.first = map(array, tensors)
     visits.stride = stride
     return visits
 
@@ -195,7 +200,7 @@ def _pool():
     return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="march")
 
 
-def _n_threads(device, n, n_floats=0):
+def n_threads(device, n, n_floats=0):
     """Threads for a launch over n items, each but the first with `n_floats` floats of its own."""
     if device.type != "cpu":
         return 1
@@ -216,19 +221,33 @@ def _empty(n, device):
     return _memory.empty(n) if device.type == "cpu" else torch.empty(n, device=device)
 
 
-def launch(kernel, n, arguments, device, of_thread=None):
-    """Run `kernel` over n items; thread k has `of_thread[k]` for its last arguments."""
+def interleaved(n, device):
+    """Share out n items among threads, some of everywhere to each: (first, stride, number) of each thread."""
+    threads = n_threads(device, n)
+    return [(k, threads, len(range(k, n, threads))) for k in range(threads)]
+
+
+def _neighbours(visits, threads):
+    """Share out rays by their numbers of visits (n,), neighbours to one thread: few voxels then are touched by two."""
+    ends = [len(visits)]
+    if threads > 1:
+        so_far = visits.cumsum(0)
+        inner = torch.searchsorted(so_far, so_far[-1] * torch.arange(1, threads) // threads, right=True)
+        ends = [*inner.tolist(), len(visits)]
+    return [(first, 1, end - first) for first, end in zip([0, *ends], ends)]
+
+
+def launch(kernel, shares, arguments, device, of_share=None):
+    """Run `kernel` over shares (first, stride, number) side by side; share k has `of_share[k]` for its last arguments."""
+    where = {"device": "cpu"}
     if device.type == "cuda":
-        wp.launch(kernel, n, [0, 1, *arguments, *(of_thread[0] if of_thread else [])],
-                  device=wp.device_from_torch(device), stream=wp.stream_from_torch(device))
-        return
-    threads = len(of_thread) if of_thread else _n_threads(device, n)
+        where = {"device": wp.device_from_torch(device), "stream": wp.stream_from_torch(device)}
 
-    def part(k):
-        wp.launch(kernel, len(range(k, n, threads)), [k, threads, *arguments, *(of_thread[k] if of_thread else [])],
-                  device="cpu")
+    def run(k):
+        first, stride, n = shares[k]
+        wp.launch(kernel, n, [first, stride, *arguments, *(of_share[k] if of_share else [])], **where)
 
-    if threads == 1:
-        part(0)
-    else:
-        list(_pool().map(part, range(threads)))
+    others = [_pool().submit(run, k) for k in range(1, len(shares))]
+    run(0)
+    for other in others:
+        other.result()

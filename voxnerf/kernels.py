@@ -1,14 +1,16 @@
 """The fused ray march as Warp kernels: one Python source for CPU and CUDA.
 
 `march` walks each ray once: it skips blocks of cells without density, reads the density
-trilinearly, composites, and reads the colour only where it shows. It lists the samples that
-mattered. `march_backward` walks that list from the far end and applies, by hand, the chain rule to
+trilinearly, composites, and reads the colour only where it shows. It lists the stretches of samples
+that mattered. `march_backward` walks that list from the far end and applies, by hand, the chain rule to
 
     out = sum_i w_i h_i,   w_i = T_i alpha_i,   alpha_i = 1 - exp(-tau_i),   T_i = exp(-sum_{j<i} tau_j),
 
     d out / d tau_i = h_i T_{i+1} - sum_{j>i} w_j h_j,
 
 h_i being what a sample adds per unit of weight. `voxnerf/reference.py` is the same in plain PyTorch.
+Loops over the samples of a stretch are simple enough for a compiler to turn into vector instructions,
+and kept apart from those that are not.
 
 Positions are in voxels: 0 is the centre of the first one, x fastest in memory. A cell is the cube
 between eight centres; cell c spans the voxels c - 1 and c, so that the border cells 0 and size,
@@ -20,16 +22,19 @@ import math
 
 import warp as wp
 
-BLOCK = 4  # cells an edge of a block that is skipped as one
+BLOCK = 8  # cells an edge of a block that is skipped as one
 TAU_MIN = 1e-9  # thinner samples are skipped: n of them change nothing by more than n * TAU_MIN
 T_MIN = 1e-7  # transmittance at which a ray ends
 
 UNKNOWN, EMPTY, FILLED = 0, 1, 2  # flags of blocks
-OPTIONS = {"cpu_compiler_flags": f"{wp.config.cpu_compiler_flags} -ffp-contract=fast"}
+LANES = {"cpu": 16, "cuda": 1}  # samples of a stretch: what fits into a CPU's widest registers
+OPTIONS = {
+    # sums in any order, and no fuss over -0: without these no loop becomes vector instructions
+    "cpu_compiler_flags": f"{wp.config.cpu_compiler_flags} -ffp-contract=fast -mreassociate -fno-signed-zeros",
+    "max_unroll": BLOCK + 1,  # corners and rows of blocks are unrolled, lanes are not
+}
 
-vec8 = wp.types.vector(length=8, dtype=wp.float32)
-vec5 = wp.types.vector(length=BLOCK + 1, dtype=wp.float32)
-vec8i = wp.types.vector(length=8, dtype=wp.int32)
+block_row = wp.types.vector(length=BLOCK + 1, dtype=wp.float32)
 
 
 @wp.struct
@@ -56,11 +61,11 @@ class Rays:
 
 @wp.struct
 class Visits:
-    """The samples of each ray that mattered: entry j of ray r at j * stride + first[r]."""
+    """The stretches of each ray that mattered: entry j of ray r at j * stride + first[r]."""
 
-    sample: wp.array(dtype=int)  # its number i
-    tau: wp.array(dtype=float)  # its optical thickness
+    sample: wp.array(dtype=int)  # number i of its first sample
     T: wp.array(dtype=float)  # the transmittance before it
+    tau: wp.array(dtype=float)  # the optical thickness of its samples, those of an entry side by side
     n: wp.array(dtype=int)  # (rays,) entries
     first: wp.array(dtype=int)  # (rays,)
     stride: int
@@ -93,31 +98,26 @@ def exp_negative(x: float):
 
 
 @wp.func
-def log1p_unit(y: float):
-    """log(1 + y) for 0 <= y <= 1, to 1e-7 relative: 2 atanh(y / (2 + y))."""
-    s = y / (2.0 + y)
-    q = s * s
-    return 2.0 * s * (1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * (
-        1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))))))))
-
-
-@wp.func
 def log1p(y: float):
-    if y < 0.05:
-        return y * (1.0 - y * (1.0 / 2.0 - y * (1.0 / 3.0 - y * (1.0 / 4.0 - y * (1.0 / 5.0)))))
-    return wp.log(1.0 + y)
+    """log(1 + y) for y >= 0, to 2e-7 relative: with 1 + y = 2^n (1 + f), n log 2 + 2 atanh(f / (2 + f))."""
+    n = (wp.cast(1.0 + y, wp.int32) >> 23) - 127
+    scale = wp.cast((127 - n) << 23, wp.float32)
+    f = y * scale + (scale - 1.0)
+    s = f / (2.0 + f)
+    q = s * s
+    return float(n) * 0.6931471805599453 + 2.0 * s * (1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (
+        1.0 / 9.0 + q * (1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))))))))
 
 
 @wp.func
 def one_minus_exp(x: float):  # 1 - exp(-x) for x >= 0
-    if x > 0.1:
-        return 1.0 - exp_negative(-x)
-    return x * (1.0 - x * (1.0 / 2.0 - x * (1.0 / 6.0 - x * (1.0 / 24.0 - x * (1.0 / 120.0)))))
+    series = x * (1.0 - x * (1.0 / 2.0 - x * (1.0 / 6.0 - x * (1.0 / 24.0 - x * (1.0 / 120.0)))))
+    return wp.where(x > 0.1, 1.0 - exp_negative(-x), series)
 
 
 @wp.func
 def softplus(x: float):
-    return wp.max(x, 0.0) + log1p_unit(exp_negative(-wp.abs(x)))
+    return wp.max(x, 0.0) + log1p(exp_negative(-wp.abs(x)))
 
 
 @wp.func
@@ -130,60 +130,28 @@ def sigmoid(x: float):
 
 
 @wp.func
-def sides(x: float, size: int):  # weights of the voxels before and after x, 0 outside the grid
+def sides(x: float, size: int):
+    """Numbers of the voxels before and after x along an axis, and their weights, 0 outside the grid."""
     before = wp.floor(x)
+    i = int(before)
     share = x - before
-    low = 1.0 - share
-    high = share
-    if before < 0.0:
-        low = 0.0
-    if before > float(size - 2):
-        high = 0.0
-    return low, high
-
-
-@wp.func
-def corner_weights(p: wp.vec3, size: wp.vec3i):
-    x0, x1 = sides(p[0], size[0])
-    y0, y1 = sides(p[1], size[1])
-    z0, z1 = sides(p[2], size[2])
-    a = z0 * y0
-    b = z0 * y1
-    c = z1 * y0
-    d = z1 * y1
-    return vec8(a * x0, a * x1, b * x0, b * x1, c * x0, c * x1, d * x0, d * x1)
-
-
-@wp.func
-def corner_indices(p: wp.vec3, size: wp.vec3i):
-    ix = int(wp.floor(p[0]))
-    iy = int(wp.floor(p[1]))
-    iz = int(wp.floor(p[2]))
-    x0 = wp.max(ix, 0)
-    x1 = wp.min(ix + 1, size[0] - 1)
-    y0 = wp.max(iy, 0) * size[0]
-    y1 = wp.min(iy + 1, size[1] - 1) * size[0]
-    z0 = wp.max(iz, 0) * size[0] * size[1]
-    z1 = wp.min(iz + 1, size[2] - 1) * size[0] * size[1]
-    a = z0 + y0
-    b = z0 + y1
-    c = z1 + y0
-    d = z1 + y1
-    return vec8i(a + x0, a + x1, b + x0, b + x1, c + x0, c + x1, d + x0, d + x1)
-
-
-@wp.func
-def interpolate(grid: wp.array(dtype=float), index: vec8i, weight: vec8):
-    a = weight[0] * load(grid, index[0]) + weight[1] * load(grid, index[1])
-    b = weight[2] * load(grid, index[2]) + weight[3] * load(grid, index[3])
-    c = weight[4] * load(grid, index[4]) + weight[5] * load(grid, index[5])
-    d = weight[6] * load(grid, index[6]) + weight[7] * load(grid, index[7])
-    return (a + b) + (c + d)
+    return (wp.clamp(i, 0, size - 1), wp.clamp(i + 1, 0, size - 1), wp.where(i < 0, 0.0, 1.0 - share),
+            wp.where(i > size - 2, 0.0, share))
 
 
 @wp.func
 def cell_of(p: wp.vec3):
     return wp.vec3i(int(wp.floor(p[0])) + 1, int(wp.floor(p[1])) + 1, int(wp.floor(p[2])) + 1)
+
+
+@wp.func
+def seen(cells: wp.array(dtype=wp.uint8), p: wp.vec3, size: wp.vec3i):
+    """Whether a mask's flags of cells let rays see the sample at p."""
+    cell = cell_of(p)
+    x = wp.clamp(cell[0], 0, size[0])  # what lies outside is not counted anyway
+    y = wp.clamp(cell[1], 0, size[1])
+    z = wp.clamp(cell[2], 0, size[2])
+    return load_flag(cells, (z * (size[1] + 1) + y) * (size[0] + 1) + x) != wp.uint8(0)
 
 
 @wp.func
@@ -218,28 +186,26 @@ def on_border(cell: wp.vec3i, size: wp.vec3i):
 @wp.func
 def largest(density: wp.array(dtype=float), block: wp.vec3i, size: wp.vec3i):
     """The largest voxel that a sample in a block can reach, the zeros outside the grid left out."""
-    x0 = wp.max(block[0] * BLOCK - 1, 0)
-    y0 = wp.max(block[1] * BLOCK - 1, 0)
-    z0 = wp.max(block[2] * BLOCK - 1, 0)
-    top = float(-1.0e30)
-    if x0 + BLOCK < size[0]:
-        row_top = vec5(top, top, top, top, top)  # independent maxima, so that none waits for another
-        for z in range(z0, wp.min(z0 + BLOCK + 1, size[2])):
-            for y in range(y0, wp.min(y0 + BLOCK + 1, size[1])):
-                row = (z * size[1] + y) * size[0] + x0
-                row_top = wp.max(row_top, vec5(load(density, row), load(density, row + 1), load(density, row + 2),
-                                               load(density, row + 3), load(density, row + 4)))
-        return wp.max(row_top)
-    for z in range(z0, wp.min(z0 + BLOCK + 1, size[2])):
-        for y in range(y0, wp.min(y0 + BLOCK + 1, size[1])):
-            for x in range(x0, size[0]):
-                top = wp.max(top, load(density, (z * size[1] + y) * size[0] + x))
-    return top
+    first = BLOCK * block - wp.vec3i(1, 1, 1)
+    top = block_row(-1.0e30)  # independent maxima, so that none waits for another
+    for z in range(wp.max(first[2], 0), wp.min(first[2] + BLOCK + 1, size[2])):
+        for y in range(wp.max(first[1], 0), wp.min(first[1] + BLOCK + 1, size[1])):
+            row = block_row()
+            for x in range(BLOCK + 1):
+                row[x] = load(density, (z * size[1] + y) * size[0] + wp.clamp(first[0] + x, 0, size[0] - 1))
+            top = wp.max(top, row)
+    return wp.max(top)
 
 
 @wp.func
 def block_number(block: wp.vec3i, blocks: wp.vec3i):
     return (block[2] * blocks[1] + block[1]) * blocks[0] + block[0]
+
+
+@wp.func
+def block_of(p: wp.vec3):
+    cell = cell_of(p)
+    return wp.vec3i(cell[0] // BLOCK, cell[1] // BLOCK, cell[2] // BLOCK)
 
 
 @wp.func
@@ -278,6 +244,33 @@ def look_up(flags: wp.array(dtype=wp.uint8), density: wp.array(dtype=float), sca
 def vector(length):
     """Return the type of `length` floats, the same one for the same length."""
     return wp.types.vector(length=length, dtype=wp.float32)
+
+
+@functools.cache
+def place_function(lanes):
+    """Return the function that places stretches of `lanes` samples."""
+    index_type = wp.types.matrix(shape=(8, lanes), dtype=wp.int32)
+    weight_type = wp.types.matrix(shape=(8, lanes), dtype=wp.float32)
+    L = wp.constant(lanes)
+
+    @wp.func
+    def place(o: wp.vec3, d: wp.vec3, step: float, i: int, size: wp.vec3i):
+        """Numbers of the 8 voxels around each sample of the stretch from sample i, and their trilinear weights."""
+        index = index_type()
+        weight = weight_type()
+        for k in range(L):
+            s = float(i + k) * step
+            x0, x1, u0, u1 = sides(o[0] + s * d[0], size[0])
+            y0, y1, v0, v1 = sides(o[1] + s * d[1], size[1])
+            z0, z1, w0, w1 = sides(o[2] + s * d[2], size[2])
+            for c in range(8):
+                row = wp.where(c // 4 == 0, z0, z1) * size[1] + wp.where(c // 2 % 2 == 0, y0, y1)
+                index[c, k] = row * size[0] + wp.where(c % 2 == 0, x0, x1)
+                weight[c, k] = wp.where(c // 4 == 0, w0, w1) * wp.where(c // 2 % 2 == 0, v0, v1) * (
+                    wp.where(c % 2 == 0, u0, u1))
+        return index, weight
+
+    return place
 
 
 @functools.cache
@@ -358,19 +351,16 @@ def color_functions(channels, n_basis, activation):
 
 
 @functools.cache
-def march_kernels(channels, n_basis, activation, masked):
-    """Return (march, march_backward) of one kind of field; `masked` ones have flags of cells besides blocks."""
+def march_kernels(channels, n_basis, activation, masked, lanes):
+    """Return (march, march_backward) of one kind of field, by stretches of `lanes` samples.
+
+    `masked` ones have flags of cells besides those of blocks.
+    """
+    floats, ints, L = vector(lanes), wp.types.vector(length=lanes, dtype=wp.int32), wp.constant(lanes)
+    place = place_function(lanes)
     features, colors = vector(channels * n_basis), vector(channels)
     load_features, add_features = row_functions(channels * n_basis)
     look, look_back, to_color, to_color_backward = color_functions(channels, n_basis, activation)
-
-    @wp.func
-    def read(grid: wp.array(dtype=features), index: vec8i, weight: vec8):
-        a = weight[0] * load_features(grid, index[0]) + weight[1] * load_features(grid, index[1])
-        b = weight[2] * load_features(grid, index[2]) + weight[3] * load_features(grid, index[3])
-        c = weight[4] * load_features(grid, index[4]) + weight[5] * load_features(grid, index[5])
-        d = weight[6] * load_features(grid, index[6]) + weight[7] * load_features(grid, index[7])
-        return (a + b) + (c + d)
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def march(first: int, stride: int, rays: Rays, volume: Volume, scale: wp.array(dtype=float),
@@ -393,41 +383,55 @@ def march_kernels(channels, n_basis, activation, masked):
         m = int(0)
         i = int(0)
         while i < n:
-            s = float(i) * volume.step
-            p = o + s * d
-            cell = cell_of(p)
-            block = wp.vec3i(cell[0] // BLOCK, cell[1] // BLOCK, cell[2] // BLOCK)
+            p = o + float(i) * volume.step * d
+            block = block_of(p)
             if not look_up(blocks, density, scale[0], block, volume):
-                if wp.static(masked) or not on_border(cell, volume.size):
+                if wp.static(masked) or not on_border(cell_of(p), volume.size):
                     out = leave_block(o, d_inverse, block, volume.size)
                     i = wp.max(i + 1, int(wp.ceil(out * step_inverse)))
                     continue
-            i += 1
+            index, weight = place(o, d, volume.step, i, volume.size)
+            tau = floats()
+            for k in range(L):
+                x = volume.shift
+                for c in range(8):
+                    x += scale[0] * weight[c, k] * load(density, index[c, k])
+                tau[k] = wp.where(x < volume.x_min or i + k >= n, 0.0, softplus(x) * volume.step)
             if wp.static(masked):
-                row = cell[2] * (volume.size[1] + 1) + cell[1]
-                if load_flag(cells, row * (volume.size[0] + 1) + cell[0]) == wp.uint8(0):
-                    continue
-            weight = corner_weights(p, volume.size)
-            index = corner_indices(p, volume.size)
-            x = scale[0] * interpolate(density, index, weight) + volume.shift
-            if x < volume.x_min:
-                continue
-            tau = softplus(x) * volume.step
-            w = T * one_minus_exp(tau)
-            if keep != 0:
-                entry = m * visits.stride + visits.first[r]
-                visits.sample[entry] = i - 1
-                visits.tau[entry] = tau
-                visits.T[entry] = T
-                m += 1
-            T -= w
-            depth += w * (t_min + s)
-            opacity += w
-            emptiness += log1p(emptiness_scale * w)
-            if w > volume.threshold:
-                light += w * to_color(look(read(color, index, weight), basis, r))
-            if T < T_MIN:
-                break
+                for k in range(L):
+                    if not seen(cells, o + float(i + k) * volume.step * d, volume.size):
+                        tau[k] = 0.0
+            total = float(0.0)
+            for k in range(L):
+                total += tau[k]
+            if total > 0.0:
+                if keep != 0:
+                    entry = m * visits.stride + visits.first[r]
+                    visits.sample[entry] = i
+                    visits.T[entry] = T
+                    for k in range(L):
+                        visits.tau[entry * L + k] = tau[k]
+                    m += 1
+                w = floats()
+                for k in range(L):
+                    w[k] = one_minus_exp(tau[k])
+                for k in range(L):
+                    alpha = w[k]
+                    w[k] = T * alpha
+                    T *= 1.0 - alpha
+                for k in range(L):
+                    depth += w[k] * (t_min + float(i + k) * volume.step)
+                    opacity += w[k]
+                    emptiness += log1p(emptiness_scale * w[k])
+                for k in range(L):
+                    if w[k] > volume.threshold:
+                        f = features()
+                        for c in range(8):
+                            f += weight[c, k] * load_features(color, index[c, k])
+                        light += w[k] * to_color(look(f, basis, r))
+                if T < T_MIN:
+                    break
+            i += L
         out_color[r] = light
         out_depth[r] = depth
         out_opacity[r] = opacity
@@ -448,33 +452,51 @@ def march_kernels(channels, n_basis, activation, masked):
         t_min = rays.t_min[r]
         g = g_color[r]
         behind = float(0.0)  # sum_{j>i} w_j h_j
-        j = visits.n[r] - 1
-        while j >= 0:
+        for j in range(visits.n[r] - 1, -1, -1):
             entry = j * visits.stride + visits.first[r]
-            tau = visits.tau[entry]
-            s = float(visits.sample[entry]) * volume.step
-            j -= 1
-            p = o + s * d
-            weight = corner_weights(p, volume.size)
-            index = corner_indices(p, volume.size)
-            cell = cell_of(p)
-            block = wp.vec3i(cell[0] // BLOCK, cell[1] // BLOCK, cell[2] // BLOCK)
-            touched[block_number(block, volume.blocks)] = wp.uint8(FILLED)
+            i = visits.sample[entry]
             T = visits.T[entry]
-            w = T * one_minus_exp(tau)
-            h = g_opacity[r] + g_depth[r] * (t_min + s) + g_emptiness[r] * emptiness_scale / (1.0 + emptiness_scale * w)
-            if w > volume.threshold:
-                c = to_color(look(read(color, index, weight), basis, r))
-                h += wp.dot(c, g)
-                spread = look_back(to_color_backward(c, w * g), basis, r)
-                for k in range(8):
-                    add_features(color_grad, index[k], weight[k] * spread)
-            g_tau = h * (T - w) - behind
-            behind += w * h
-            # softplus' = 1 - exp(-softplus) = 1 - exp(-tau / step)
-            g_raw = g_tau * volume.step * one_minus_exp(tau / volume.step) * scale[0]
-            for k in range(8):
-                add(density_grad, index[k], weight[k] * g_raw)
+            index, weight = place(o, d, volume.step, i, volume.size)
+            tau = floats()
+            w = floats()
+            for k in range(L):
+                tau[k] = visits.tau[entry * L + k]
+                w[k] = one_minus_exp(tau[k])
+            T_next = floats()
+            for k in range(L):
+                alpha = w[k]
+                w[k] = T * alpha
+                T *= 1.0 - alpha
+                T_next[k] = T
+            h = floats()
+            block = ints()
+            for k in range(L):
+                h[k] = g_opacity[r] + g_depth[r] * (t_min + float(i + k) * volume.step)
+                h[k] = h[k] + g_emptiness[r] * emptiness_scale / (1.0 + emptiness_scale * w[k])
+                block[k] = block_number(block_of(o + float(i + k) * volume.step * d), volume.blocks)
+            for k in range(L):
+                if w[k] > volume.threshold:
+                    f = features()
+                    for c in range(8):
+                        f += weight[c, k] * load_features(color, index[c, k])
+                    c_k = to_color(look(f, basis, r))
+                    h[k] = h[k] + wp.dot(c_k, g)
+                    spread = look_back(to_color_backward(c_k, w[k] * g), basis, r)
+                    for c in range(8):
+                        add_features(color_grad, index[c, k], weight[c, k] * spread)
+            g_tau = floats()
+            for back in range(L):
+                k = L - 1 - back
+                g_tau[k] = h[k] * T_next[k] - behind
+                behind += w[k] * h[k]
+            for k in range(L):  # d tau / d raw = step scale sigmoid(x), and sigmoid(x) = 1 - exp(-softplus(x))
+                g_tau[k] = g_tau[k] * volume.step * scale[0] * one_minus_exp(tau[k] / volume.step)
+            for k in range(L):
+                if tau[k] > 0.0:
+                    for c in range(8):
+                        add(density_grad, index[c, k], weight[c, k] * g_tau[k])
+                    if load_flag(touched, block[k]) == wp.uint8(0):  # rather than write to what others read
+                        touched[block[k]] = wp.uint8(FILLED)
 
     return march, march_backward
 
