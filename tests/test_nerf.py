@@ -56,8 +56,9 @@ def scene_of(field, c2w):
     with torch.no_grad():
         images = torch.stack([render_image(field, K, each, H, W).color.permute(1, 2, 0) for each in c2w])
     n = len(c2w)
-    return Scene((images * 255).round().to(torch.uint8), torch.from_numpy(c2w), torch.from_numpy(K).repeat(n, 1, 1),
-                 [f"{i:02d}.png" for i in range(n)])
+    images = (images * 255).round().to(torch.uint8)
+    return Scene(images, torch.full(images.shape[:3], 255, dtype=torch.uint8), torch.from_numpy(c2w),
+                 torch.from_numpy(K).repeat(n, 1, 1), [f"{i:02d}.png" for i in range(n)])
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +106,20 @@ def test_batch_pairs_rays_with_their_pixels(scene):
     n = len(scene.images)
     frame, y, x = torch.meshgrid(torch.arange(n), torch.arange(H), torch.arange(W), indexing="ij")
     nerf = NeRF(cfg_of(), scene._replace(images=torch.stack([frame, y, x], dim=-1).to(torch.uint8)))
-    rays_o, rays_d, colors = nerf.draw_batch(3)
+    rays_o, rays_d, colors, bg = nerf.draw_batch(3)
     where = (colors * 255).round().long().unbind(-1)
     want_o, want_d = nerf.cameras.rays(*where)
     assert torch.equal(rays_o, want_o) and torch.equal(rays_d, want_d)
     assert all(len(i.unique()) == size for i, size in zip(where, (n, H, W)))  # from all over
+    assert (bg == 1).all()
+
+
+def test_transparent_pixels_stand_before_random_colours(scene):
+    """Of a pixel that is 0.6 on white at alpha 0.6, 0.4 is white: 0.2 + 0.4 bg on any other."""
+    images, alpha = torch.full_like(scene.images, 51 * 3), torch.full_like(scene.alpha, 51 * 3)
+    _, _, colors, bg = NeRF(cfg_of(), scene._replace(images=images, alpha=alpha)).draw_batch(3)
+    torch.testing.assert_close(colors, 0.2 + 0.4 * bg)
+    assert bg.min() < 0.1 and bg.max() > 0.9 and not torch.equal(bg[:, 0], bg[:, 1])
 
 
 def test_draws_depend_on_seed_and_step_alone(scene):

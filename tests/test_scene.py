@@ -148,18 +148,26 @@ def test_a_longer_split_is_read_in_order(tmp_path, capsys):
 
 def test_alpha_is_composited_onto_white(tmp_path):
     iio.imwrite(tmp_path / "a.png", np.array([[[255, 0, 0, 128], [9, 9, 9, 0], [10, 20, 30, 255]]], np.uint8))
-    assert read_image(tmp_path / "a.png").tolist() == [[[255, 127, 127], [255, 255, 255], [10, 20, 30]]]
+    assert read_image(tmp_path / "a.png").tolist() == [
+        [[255, 127, 127, 128], [255, 255, 255, 0], [10, 20, 30, 255]]]
+
+
+def test_scene_keeps_alpha(tmp_path):
+    image = np.dstack([picture(), np.full((H, W, 1), 51, np.uint8)])
+    scene = load_scene(blender(tmp_path, image=image), "train")
+    assert scene.alpha.shape == (2, H, W) and (scene.alpha == 51).all()
+    assert (scene.images == 244).all()  # 0.2 * 200 + 0.8 * 255
 
 
 def test_what_is_transparent_has_no_colour_when_averaged(tmp_path):
     """Black beside transparent green: the average of black and white."""
     iio.imwrite(tmp_path / "a.png", np.array([[[0, 0, 0, 255], [0, 255, 0, 0]]] * 2, np.uint8))
-    assert read_image(tmp_path / "a.png", 2).tolist() == [[[128, 128, 128]]]
+    assert read_image(tmp_path / "a.png", 2).tolist() == [[[128, 128, 128, 128]]]
 
 
 def test_grey_images_are_colours(tmp_path):
     iio.imwrite(tmp_path / "a.png", np.array([[0, 100]], np.uint8))
-    assert read_image(tmp_path / "a.png").tolist() == [[[0, 0, 0], [100, 100, 100]]]
+    assert read_image(tmp_path / "a.png").tolist() == [[[0, 0, 0, 255], [100, 100, 100, 255]]]
 
 
 # ---------------------------------------------------------------- where scenes are

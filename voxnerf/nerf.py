@@ -54,7 +54,9 @@ class NeRF:
 
     def __init__(self, cfg, scene, device="cpu", clock=time.monotonic):
         self.cfg, self.device, self.clock = cfg, torch.device(device), clock
-        self.pixels = scene.images.flatten(0, 2).to(self.device)  # (n*H*W, 3) uint8
+        self.pixels = scene.images.flatten(0, 2).to(self.device)  # (n*H*W, 3) uint8, on white
+        self.alpha = scene.alpha.flatten().to(self.device)  # (n*H*W,) uint8
+        self.opaque = bool((scene.alpha == 255).all())
         self.hw = scene.hw
         self.cameras = PixelCameras(scene.K, scene.c2w, self.device)
         self.n_steps = math.ceil(cfg.n_epoch * len(self.pixels) / cfg.bs)
@@ -118,18 +120,26 @@ class NeRF:
     # ------------------------------------------------------------------ training
 
     def draw_batch(self, step):
-        """Return this step's rays and their colours: rays_o, rays_d, colours, (bs, 3) each."""
+        """Return this step's rays, their colours, and what is behind them: rays_o, rays_d, colours, bg, (bs, 3) each.
+
+        Images with alpha stand before another random colour at every pixel: fog that hides before white does not there.
+        """
         pixel = torch.randint(len(self.pixels), (self.cfg.bs,), generator=torch_rng(self.cfg.seed, step, "pixels"))
         pixel = pixel.to(self.device, non_blocking=True)
         H, W = self.hw
         rays_o, rays_d = self.cameras.rays(pixel // (H * W), pixel // W % H, pixel % W)
-        return rays_o, rays_d, self.pixels[pixel].float() / 255
+        colors = self.pixels[pixel].float() / 255
+        if self.opaque:
+            return rays_o, rays_d, colors, torch.ones_like(colors)
+        bg = torch.rand(colors.shape, generator=torch_rng(self.cfg.seed, step, "background"))
+        bg = bg.to(self.device, non_blocking=True)
+        return rays_o, rays_d, colors + (bg - 1) * (1 - self.alpha[pixel, None].float() / 255), bg
 
     def step(self, step, progress):
         """Take one step; return {loss, psnr (dB, of the batch)}, tensors on the device."""
         self.keep_to_schedule(step, progress)
-        rays_o, rays_d, colors = self.draw_batch(step)
-        r = render_rays(self.field, rays_o, rays_d, emptiness_scale=EMPTINESS_SCALE, renderer=self.cfg.renderer)
+        rays_o, rays_d, colors, bg = self.draw_batch(step)
+        r = render_rays(self.field, rays_o, rays_d, bg, EMPTINESS_SCALE, self.cfg.renderer)
         loss = F.mse_loss(r.color, colors)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + EMPTINESS_WEIGHT * r.emptiness.mean()).backward()

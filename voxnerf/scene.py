@@ -35,6 +35,7 @@ class Scene(NamedTuple):
     """n posed images of one size."""
 
     images: torch.Tensor  # (n, H, W, 3) uint8, on white
+    alpha: torch.Tensor  # (n, H, W) uint8, 255 where an image is opaque
     c2w: torch.Tensor  # (n, 4, 4) float64, camera to world
     K: torch.Tensor  # (n, 3, 3) float64, as in `pose.intrinsics`
     names: list  # n file paths, as in the transforms file
@@ -89,11 +90,10 @@ def load_scene(folder, split, downscale=1):
     frames = read_frames(folder, split)
     paths = [find_image(folder, frame) for frame in frames]
     c2w = np.stack([pose_of(frame) for frame in frames])
-    images = read_images(paths, downscale)
+    images, alpha = read_images(paths, downscale)
     size = images.shape[2] * downscale, images.shape[1] * downscale
     K = np.stack([intrinsics_of(frame, *size, downscale) for frame in frames])
-    return Scene(torch.from_numpy(images), torch.from_numpy(c2w), torch.from_numpy(K),
-                 [frame.values["file_path"] for frame in frames])
+    return Scene(*map(torch.from_numpy, (images, alpha, c2w, K)), [frame.values["file_path"] for frame in frames])
 
 
 def orbit(c2w, n):
@@ -254,7 +254,10 @@ def find_image(folder, frame):
 
 
 def read_images(paths, downscale):
-    """Return the images (n, H, W, 3) uint8 at `paths`, on white; raises UserError if they differ in size."""
+    """Return the images (n, H, W, 3) at `paths`, on white, and their alpha (n, H, W), both uint8.
+
+    Raises UserError if they differ in size.
+    """
     from tqdm import tqdm
 
     with ThreadPoolExecutor() as pool:
@@ -265,11 +268,12 @@ def read_images(paths, downscale):
             sizes = (f"{x.shape[1] * downscale}x{x.shape[0] * downscale}" for x in (images[0], image))
             raise UserError(f"images of one split must have one size: {paths[0]} is {next(sizes)}, {path} is "
                             f"{next(sizes)}")
-    return np.stack(images)
+    images = np.stack(images)
+    return images[..., :3], images[..., 3]
 
 
 def read_image(path, downscale=1):
-    """Return the image (H, W, 3) uint8 at `path`, on white, averaged over squares of `downscale` pixels.
+    """Return the image (H, W, 4) uint8 at `path`: RGB on white, and alpha, averaged over squares of `downscale` pixels.
 
     Raises UserError where it cannot be read, and where the squares do not fill it.
     """
@@ -287,4 +291,5 @@ def read_image(path, downscale=1):
         raise UserError(f"--downscale {downscale}: {path} is {width}x{height}, which only these divide: {fit}")
     rgb, alpha = rgba[..., :3], rgba[..., 3:] / 255
     on_white = rgb * alpha + 255 * (1 - alpha)  # before averaging: an edge's pixels count by what they cover
-    return np.rint(reduce(on_white, "(h a) (w b) c -> h w c", "mean", a=downscale, b=downscale)).astype(np.uint8)
+    image = np.concatenate([on_white, rgba[..., 3:]], axis=-1)
+    return np.rint(reduce(image, "(h a) (w b) c -> h w c", "mean", a=downscale, b=downscale)).astype(np.uint8)
