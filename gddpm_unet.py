@@ -33,7 +33,7 @@ def build_unet(options):
             sample_size=options["image_size"], in_channels=3, out_channels=6, block_out_channels=tuple(widths),
             layers_per_block=options["num_res_blocks"], down_block_types=down, up_block_types=up,
             downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
-            attention_head_dim=HEAD_WIDTH, norm_num_groups=GROUPS, attn_norm_num_groups=GROUPS,
+            attention_head_dim=options["num_head_channels"], norm_num_groups=GROUPS, attn_norm_num_groups=GROUPS,
             num_class_embeds=1000 if options["class_cond"] else None,
             time_embedding_dim=4 * options["num_channels"])
         unet.time_proj = Timesteps(options["num_channels"], flip_sin_to_cos=True, downscale_freq_shift=0)
