@@ -9,8 +9,6 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from my.errors import UserError
-
 FAMILIES = {"sd": "adapt_sd", "gddpm": "adapt_gddpm", "ddpm": "adapt_ddpm",
             "ideal": "adapt_ideal"}  # family -> module with make(cfg, device)
 
@@ -70,6 +68,12 @@ class ScoreAdapter(ABC):
         d_cond, d_uncond = both.chunk(2)
         return d_uncond + scale * (d_cond - d_uncond)
 
+    def denoiser(self, prompts, scale=1.0):
+        """Return D(x, sigma) for a sampler: x (B, C, H, W) of any float type, at the table's level nearest to sigma."""
+        cond = self.embed(prompts)
+        uncond = self.embed([""]).expand_as(cond)
+        return lambda x, sigma: self.denoise(x.float(), self.round_sigma(sigma), cond, uncond, scale)
+
     def round_sigma(self, sigma):
         """Return the entry of `sigmas` nearest to `sigma`, a float."""
         return self.sigmas[(self.sigmas - sigma).abs().argmin()].item()
@@ -113,7 +117,5 @@ def denoised(x, sigma, out, prediction_type="epsilon"):
 
 
 def make_adapter(cfg, device):
-    """Return the adapter of `cfg.family`; raises UserError for a family that is not available."""
-    if cfg.family not in FAMILIES:
-        raise UserError(f"--family {cfg.family}: not available yet; use one of {', '.join(FAMILIES)}")
+    """Return the adapter of `cfg.family`; raises UserError for a model that cannot be had."""
     return importlib.import_module(FAMILIES[cfg.family]).make(cfg, device)

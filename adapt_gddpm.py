@@ -91,7 +91,7 @@ def make(cfg, device):
     """Return the guided-DDPM adapter of a run's configuration."""
     g = cfg.gddpm
     options, classifier = pixel_folder.PUBLISHED[g.model], None
-    if pixel_folder.needs_classifier(g, cfg.cls_scaling, cfg.classes):
+    if pixel_folder.needs_classifier(g, cfg.cls_scaling, cfg.drawn_classes()):
         theirs = pixel_folder.classifier_options(g.model)
         classifier = load(NoisyClassifier(theirs), pixel_folder.find_classifier(g), theirs)
     amp = torch.float16 if g.precision == "autocast" and torch.device(device).type == "cuda" else None

@@ -93,7 +93,8 @@ def test_churn_keeps_the_distribution():
         g = torch.Generator().manual_seed(seed)
         x = torch.randn(20000, generator=g, dtype=torch.float64) * sigmas[0]
         *_, x = karras.karras_sampler(lambda x, s: x * 0.25 / (0.25 + s * s), x, sigmas,
-                                      generator=g, **churn)
+                                      randn=lambda x: torch.randn(x.shape, generator=g, dtype=x.dtype),
+                                      **churn)
         return x
 
     churned = draw(0, S_churn=20)
