@@ -21,7 +21,7 @@ PUBLISHED = {
     "m_imgnet_256_uncond": OPTIONS | AT_256 | {"class_cond": False},
     "m_imgnet_512": OPTIONS | {"image_size": 512, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4)},
     "m_lsun_256": OPTIONS | AT_256 | {"class_cond": False},
-}  # the options of the published sampling commands (arXiv 2105.05233); all learn sigma, scale-shift and resample in blocks
+}  # of the published sampling commands (arXiv 2105.05233); all learn sigma, scale and shift, and resample in blocks
 FILES = {"m_imgnet_64": ("64x64_diffusion.pt", "64x64_classifier.pt"),
          "m_imgnet_128": ("128x128_diffusion.pt", "128x128_classifier.pt"),
          "m_imgnet_256": ("256x256_diffusion.pt", "256x256_classifier.pt"),
@@ -43,7 +43,8 @@ def find_unet(gddpm):
         path = Path(gddpm.checkpoint).expanduser()
         if not path.is_file():
             why = "that is a folder" if path.is_dir() else "no such file"
-            raise UserError(f"--gddpm.checkpoint {gddpm.checkpoint}: {why}; give a guided-diffusion .pt file, or {WITHOUT}")
+            raise UserError(f"--gddpm.checkpoint {gddpm.checkpoint}: {why}; give a guided-diffusion .pt file, or "
+                            f"{WITHOUT}")
         return path
     if gddpm.model in FILES:
         return find_published(gddpm.model, FILES[gddpm.model][0], f"--gddpm.model {gddpm.model}")
@@ -69,10 +70,10 @@ def find_published(model, name, flags, instead="--gddpm.checkpoint FILE takes it
 
 
 def needs_classifier(gddpm, cls_scaling, classes):
-    """Return whether drawing `classes`, -1 for none, takes a classifier; raises UserError for classes that cannot be."""
+    """Return whether drawing `classes`, -1 for none, takes a classifier; raises UserError for what cannot be drawn."""
     named = [c for c in classes if c >= 0]
     if named and gddpm.model not in FILES:
-        raise UserError(f"--gddpm.imgnet_cat {named[0]}: --gddpm.model {gddpm.model} knows no ImageNet classes; use one of "
+        raise UserError(f"ImageNet class {named[0]}: --gddpm.model {gddpm.model} knows none; use one of "
                         f"{', '.join(FILES)}")
     if not named and PUBLISHED[gddpm.model]["class_cond"]:
         raise UserError(f"--gddpm.model {gddpm.model} draws one class out of {N_CLASSES}: say which with "
@@ -88,8 +89,8 @@ def find_pipeline(checkpoint):
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise UserError(f"--ddpm.checkpoint {checkpoint}: that folder has no model_index.json; give the folder of a "
-                            f"diffusers pipeline, or {WITHOUT}")
+            raise UserError(f"--ddpm.checkpoint {checkpoint}: that folder has no model_index.json; give the folder of "
+                            f"a diffusers pipeline, or {WITHOUT}")
         return str(folder)
     if folder.exists() or folder.is_absolute() or str(checkpoint).startswith((".", "~")) or checkpoint.count("/") != 1:
         why = "that is a file" if folder.exists() else "no such folder"

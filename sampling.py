@@ -15,7 +15,8 @@ def noise_levels(cfg, adapter):
     low, high = cfg.sigma_min or least, cfg.sigma_max or min(SIGMA_MAX, most)
     if low >= high:
         name, value = ("sigma_max", high) if cfg.sigma_max else ("sigma_min", low)
-        raise UserError(f"--{name} {value:g}: sigma_max must be above sigma_min; this model knows {least:.4g} to {most:.4g}")
+        raise UserError(f"--{name} {value:g}: sigma_max must be above sigma_min; this model knows {least:.4g} to "
+                        f"{most:.4g}")
     schedule = geometric_sigmas if cfg.sampler == "smld" else karras_sigmas
     return schedule(cfg.num_t, low, high, round_sigma=adapter.round_sigma)
 

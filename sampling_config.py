@@ -26,8 +26,8 @@ class SamplingConfig(FamilyConfig):
                                                             "most 80")
     sigma_min: float | None = Field(None, gt=0, description="last level; default the model's smallest")
     heun: bool = Field(True, description="karras: second order, two evaluations a level; False is Euler")
-    langevin: bool = Field(False, description="karras: add noise and remove it on the way, by the four S_ options (EDM, "
-                                              "Algorithm 2)")
+    langevin: bool = Field(False, description="karras: add noise and remove it on the way, by the four S_ options "
+                                              "(EDM, Algorithm 2)")
     S_churn: float = Field(80.0, ge=0, description="langevin: how much noise over all levels (EDM, Table 5: ImageNet)")
     S_min: float = Field(0.05, ge=0, description="langevin: least level that gets it")
     S_max: float = Field(50.0, ge=0, description="langevin: largest level that gets it")

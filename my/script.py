@@ -14,8 +14,8 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     """Return the run's configuration, an instance of `cls`; with --resume, the one saved in the folder.
 
     `root` is the project's folder, `settle` makes its paths hold in any folder, `leaves` names what
-    a run is known by, `spec` goes to `config.load`. Raises UserError in the project's folder, where a new run would meet an old one,
-    and where a resumed run is to change more than FREE_ON_RESUME.
+    a run is known by, `spec` goes to `config.load`. Raises UserError in the project's folder, where a
+    new run would meet an old one, and where a resumed run is to change more than FREE_ON_RESUME.
     """
     cfg = settle(config.load(cls, argv, **spec))
     run_dir.refuse_project_dir(root)

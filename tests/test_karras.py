@@ -112,7 +112,7 @@ def test_churn_visits_only_known_levels():
         seen.append(sigma)
         return 0 * x
 
-    list(karras.karras_sampler(D, torch.ones(1), table[::100], S_churn=5,
+    list(karras.karras_sampler(D, torch.ones(1), table[::100], S_churn=5, randn=torch.randn_like,
                                round_sigma=lambda s: karras.nearest_sigma(s, table)))
     assert set(seen) <= set(table) and set(seen) - set(table[::100])
 
