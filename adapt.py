@@ -9,8 +9,12 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from my.errors import UserError
+
 FAMILIES = {"sd": "adapt_sd", "gddpm": "adapt_gddpm", "ddpm": "adapt_ddpm",
             "ideal": "adapt_ideal"}  # family -> module with make(cfg, device)
+
+SIGMA_MAX = 80.0  # largest level of noise of a schedule, unless asked for (EDM, arXiv 2206.00364, Table 1)
 
 PLAIN_BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (1.0, 0.85, 0.80), (0.80, 0.90, 1.0),
                      (0.85, 1.0, 0.85), (1.0, 1.0, 0.80), (0.90, 0.82, 1.0), (0.80, 0.98, 0.98))  # RGB in [0, 1]
@@ -77,6 +81,19 @@ class ScoreAdapter(ABC):
     def round_sigma(self, sigma):
         """Return the entry of `sigmas` nearest to `sigma`, a float."""
         return self.sigmas[(self.sigmas - sigma).abs().argmin()].item()
+
+    def sigma_range(self, sigma_min=None, sigma_max=None):
+        """Return the least and largest level of a schedule, by default all that the model knows up to SIGMA_MAX.
+
+        Raises UserError where these are no range, or not of the model.
+        """
+        least, most = self.sigmas[-1].item(), self.sigmas[0].item()
+        low, high = sigma_min or least, sigma_max or min(SIGMA_MAX, most)
+        if self.round_sigma(low) >= self.round_sigma(high):
+            name, value = ("sigma_max", high) if sigma_max else ("sigma_min", low)
+            raise UserError(f"--{name} {value:g}: sigma_max must be above sigma_min; this model knows {least:.4g} to "
+                            f"{most:.4g}")
+        return low, high
 
     def timestep(self, sigma):
         """Return the index of the entry nearest to `sigma`, counted from the smallest: what networks are told."""

@@ -3,20 +3,12 @@
 import torch
 
 from karras import geometric_sigmas, karras_sampler, karras_sigmas, smld_sampler
-from my.errors import UserError
 from my.seeds import torch_noise
-
-SIGMA_MAX = 80.0  # of EDM, arXiv 2206.00364, Table 1
 
 
 def noise_levels(cfg, adapter):
     """Return the sampler's noise levels (num_t,), entries of the model's table; UserError for a range that is none."""
-    least, most = adapter.sigmas[-1].item(), adapter.sigmas[0].item()
-    low, high = cfg.sigma_min or least, cfg.sigma_max or min(SIGMA_MAX, most)
-    if low >= high:
-        name, value = ("sigma_max", high) if cfg.sigma_max else ("sigma_min", low)
-        raise UserError(f"--{name} {value:g}: sigma_max must be above sigma_min; this model knows {least:.4g} to "
-                        f"{most:.4g}")
+    low, high = adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)
     schedule = geometric_sigmas if cfg.sampler == "smld" else karras_sigmas
     return schedule(cfg.num_t, low, high, round_sigma=adapter.round_sigma)
 

@@ -56,7 +56,6 @@ class SamplingConfig(FamilyConfig):
         return [int(numpy_rng(self.seed, i, "class").integers(pixel_folder.N_CLASSES)) for i in range(self.num_images)]
 
     def subjects(self):
-        """Return what is asked of the model for each of the pictures, as a prompt or the number of a class."""
-        asked = {"gddpm": [str(c) if c >= 0 else "" for c in self.drawn_classes()], "ddpm": [""]}
-        asked = asked.get(self.family, self.drawn_prompts())
+        """Return what the model is asked for at each of the pictures: of `asked`, in turn."""
+        asked = self.asked()
         return [asked[i % len(asked)] for i in range(self.num_images)]

@@ -103,6 +103,12 @@ class FamilyConfig(Config):
         """Return the ImageNet classes that the run will ask its model for, -1 for none."""
         return [self.gddpm.imgnet_cat]
 
+    def asked(self):
+        """Return what the run will ask its model for, as prompts or numbers of classes, "" for neither."""
+        if self.family == "gddpm":
+            return [str(c) if c >= 0 else "" for c in self.drawn_classes()]
+        return [""] if self.family == "ddpm" else self.drawn_prompts()
+
     def absolute(self):
         """Return the configuration, its paths such that they hold in any folder."""
         for group in (self.sd, self.gddpm, self.ddpm):
