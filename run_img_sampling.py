@@ -40,6 +40,7 @@ def sample(cfg, adapter):
     from sampling import draw, noise_levels
 
     subjects, levels = cfg.subjects(), noise_levels(cfg, adapter)
+    IMAGES.mkdir(exist_ok=True)
     missing = [images for images in batches(cfg) if not batch_file(images).exists()]
     with tqdm(total=len(missing) * len(levels), desc="sampling", unit="step") as bar:
         for images in missing:
@@ -92,7 +93,6 @@ def run(cfg):
     cfg.check_files()
     from adapt import make_adapter
 
-    IMAGES.mkdir(exist_ok=True)
     sample(cfg, make_adapter(cfg, script.pick_device(cfg.device)))
     preview(cfg)
     print(f"done: {IMAGES} has {cfg.num_images} pictures, preview.png shows "

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from einops import rearrange
 
 import pixel_folder
+import run_sjc
 from adapt import make_adapter
 from adapt_gddpm import GuidedDDPMAdapter, read_state_dict
 from gddpm_unet import NoisyClassifier, build_unet, convert, published_shapes
@@ -268,3 +270,19 @@ def test_classes_are_taken_in_turn():
     drawn = SamplingConfig(family="gddpm", gddpm={"model": "m_imgnet_64"}, num_images=30).drawn_classes()
     assert len(set(drawn)) > 20 and drawn[:9] == SamplingConfig(
         family="gddpm", gddpm={"model": "m_imgnet_64"}, num_images=9).drawn_classes()
+
+
+# ---------------------------------------------------------------- 3D
+
+
+@pytest.mark.parametrize("options", [["--gddpm.lsun_cat", "ffhq"],
+                                     ["--gddpm.model", "m_imgnet_64", "--gddpm.imgnet_cat", "4"]])
+def test_a_whole_run(models, tmp_path, monkeypatch, options):
+    """run_sjc.py with an unconditional model, and with a class and its classifier, rendered smaller than the model."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    run_sjc.main(["--family", "gddpm", *options, "--n_steps", "2", "--vox.grid_size", "6", "--pose.rend_hw", "8",
+                  "--sigma_anneal", "200", "--device", "cpu"])
+    assert len(list(Path("test_2/view").iterdir())) == 100
+    saved = yaml.safe_load(Path("full_config.yml").read_text())
+    assert (saved["vox"]["model_type"], saved["vox"]["c"]) == ("V_SJC", 3)

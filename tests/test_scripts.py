@@ -194,10 +194,11 @@ def test_run_longer_than_its_hundred_pictures(here):
 # ---------------------------------------------------------------- what starts nothing
 
 
-@pytest.mark.parametrize("argv, status", [(["-h"], 0), (["--dry_run", "True"], 0), (["--lr", "fast"], 2)])
-def test_light_commands_import_nothing_heavy(here, argv, status):
-    code = ("import sys; import run_sjc; from my.errors import run_main\n"
-            "try: run_main(run_sjc.main, sys.argv[1:])\n"
+@pytest.mark.parametrize("argv, status", [(["-h"], 0), (["--dry_run", "True"], 0), (["--seed", "one"], 2)])
+@pytest.mark.parametrize("script", ["run_sjc", "run_img_sampling", "run_2d_sjc"])
+def test_light_commands_import_nothing_heavy(here, script, argv, status):
+    code = (f"import sys; import {script}; from my.errors import run_main\n"
+            f"try: run_main({script}.main, sys.argv[1:])\n"
             "except SystemExit as e: status = e.code or 0\n"
             "else: status = 0\n"
             "print('MODULES', status, *sys.modules)")
