@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 import pixel_folder
 from my.seeds import numpy_rng
-from sjc_config import FamilyConfig
+from sjc_config import FamilyConfig, SDConfig
 
 ImageClass = Annotated[int, Field(ge=0, lt=pixel_folder.N_CLASSES)]
 
@@ -14,6 +14,7 @@ ImageClass = Annotated[int, Field(ge=0, lt=pixel_folder.N_CLASSES)]
 class SamplingConfig(FamilyConfig):
     """Every option of run_img_sampling.py."""
 
+    sd: SDConfig = SDConfig(scale=7.5)  # the usual one of Stable Diffusion
     prompts: list[str] = Field([], description="several prompts, taken in turn, instead of --sd.prompt; with commas "
                                                "between, or [\"...\", \"...\"]")
     classes: list[ImageClass] = Field([], description="several ImageNet classes, taken in turn, instead of "
