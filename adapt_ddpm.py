@@ -36,6 +36,7 @@ def load(checkpoint):
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below; old weights without safetensors are fine
     where = pixel_folder.find_pipeline(checkpoint)
     try:
         pipe = DiffusionPipeline.from_pretrained(where)

@@ -1,5 +1,6 @@
 """The DDPM family: its denoiser against diffusers' own, pipelines that it takes and that it refuses in one line."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_folder_is_loaded(folder):
     adapter = make_adapter(cfg, "cpu")
     assert adapter.data_shape == (3, 8, 8) and adapter.embed(["", "a duck"]).shape == (2, 0)
     assert adapter.sigmas[0].item() == pytest.approx(157.4, abs=0.1)  # betas 1e-4 to 0.02
+
+
+def test_layout_of_the_first_pipelines(unet, tmp_path, capfd):
+    """As the ones of 2022 are on the hub: all in one folder, weights in .bin, read as tensors only."""
+    unet.save_pretrained(tmp_path, safe_serialization=False)
+    DDPMScheduler(beta_end=0.01).save_pretrained(tmp_path)
+    index = {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1", "unet": ["diffusers", "UNet2DModel"],
+             "scheduler": ["diffusers", "DDPMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    capfd.readouterr()
+    loaded, scheduler = load(str(tmp_path))
+    assert capfd.readouterr() == ("", "") and scheduler.config.beta_end == 0.01
+    assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
 
 
 def refused(checkpoint, *words):
