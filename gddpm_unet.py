@@ -56,7 +56,7 @@ def attention_levels(options):
 
 
 class NoisyClassifier(nn.Module):
-    """log-probabilities' logits (B, 1000) of noisy pictures x (B, 3, H, W) at timesteps t (B,): half a UNet, pooled."""
+    """Half a UNet, pooled: logits (B, 1000) of noisy pictures x (B, 3, H, W) at timesteps t (B,)."""
 
     def __init__(self, options):
         super().__init__()

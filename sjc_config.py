@@ -123,9 +123,10 @@ class FamilyConfig(Config):
             for prompt in self.drawn_prompts():
                 sd_folder.check(self.sd.model_copy(update={"prompt": prompt}))
         if self.family == "gddpm":
-            if pixel_folder.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes()):
-                pixel_folder.find_classifier(self.gddpm)
+            classifier = pixel_folder.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
             pixel_folder.find_unet(self.gddpm)
+            if classifier:
+                pixel_folder.find_classifier(self.gddpm)
         if self.family == "ddpm":
             pixel_folder.find_pipeline(self.ddpm.checkpoint)
         if self.family == "ideal":
