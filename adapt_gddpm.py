@@ -49,7 +49,7 @@ class GuidedDDPMAdapter(PixelAdapter):
         t = torch.full((len(x),), self.timestep(sigma), device=x.device)
         x_in = (1 + sigma**2) ** -0.5 * x
         with torch.autocast(self.device.type, self.amp) if self.amp else nullcontext():
-            out = self.unet(x_in, t, class_labels=cond if self.unet.class_embedding else None).sample.float()
+            out = self.unet(x_in, t, class_labels=None if self.unet.class_embedding is None else cond).sample.float()
         D = denoised(x, sigma, out[:, :3])
         if self.classifier is None or not self.cls_scaling:
             return D

@@ -130,7 +130,8 @@ def flags(tiny_sd):
 def test_the_figure_has_every_cell(here, flags, tiny_sd):
     run_2d_sjc.main(flags)
     cells = sorted(p.stem for p in (here / "cells").iterdir())
-    assert len(cells) == 8 and "sigma_annealed_eq15_copies_2_seed_0" in cells and "sigma_1.5_eq16_copies_1_seed_0" in cells
+    assert len(cells) == 8
+    assert {"sigma_annealed_eq15_copies_2_seed_0", "sigma_1.5_eq16_copies_1_seed_0"} <= set(cells)
     grid = iio.imread(here / "grid.png")
     assert grid.shape == (4 * (14 + 112 + 14 + 4) + 4, 2 * (112 + 4) + 4, 3)  # pictures of 16, enlarged 7 times
     first = iio.imread(here / "cells" / "sigma_1.5_eq16_copies_1_seed_0.png")

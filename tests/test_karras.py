@@ -233,7 +233,7 @@ def test_langevin_by_hand():
 
 
 def test_langevin_keeps_the_level_of_noise():
-    """At one level sigma, steps of size a on N(0, v), v = s^2 + sigma^2, settle at variance v / (1 - a sigma^2 / 4 v)."""
+    """At one sigma, steps of size a on N(0, v), v = s^2 + sigma^2, settle at variance v / (1 - a sigma^2 / 4 v)."""
     s, sigma, a, randn = 1.0, 2.0, 0.5, noise()
     v, seen = s**2 + sigma**2, []
 

@@ -116,7 +116,7 @@ def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path):
 
 
 def test_labelled_grid():
-    """Pictures of 60 x 100, enlarged twice, each over a line of text; titles above rows; short rows filled with white."""
+    """Pictures of 60 x 100, enlarged twice, each over a line of text; titles above rows; short rows end in white."""
     red, blue = (np.full((60, 100, 3), color, np.uint8) for color in ((255, 0, 0), (0, 0, 255)))
     grid = media.labelled_grid([("first", [(red, "a"), (blue, "b" * 500)]), (None, [(blue, "c")])])
     cell = 120 + media.LABEL + media.GAP
