@@ -1,5 +1,7 @@
 """The DDPM family: unconditional pixel-space pipelines of diffusers, such as those of CIFAR-10, LSUN and CelebA-HQ."""
 
+from pathlib import Path
+
 import torch
 
 import pixel_folder
@@ -42,14 +44,15 @@ def load(checkpoint):
         pipe = DiffusionPipeline.from_pretrained(where)
     except Exception as error:  # whatever a damaged folder, or the lack of a network, makes of the library
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        if not Path(where).is_dir():
+            why = "not in the local cache, and not to be had from the hub: look at the name, and at the network"
         raise UserError(f"--ddpm.checkpoint {checkpoint}: cannot be read as a diffusers pipeline: {why}; "
                         f"{pixel_folder.WITHOUT}") from None
     parts = pipe.components
     if set(parts) != {"unet", "scheduler"} or parts["unet"].config.in_channels != 3 or not hasattr(
             parts["scheduler"], "betas"):
-        raise UserError(f"--ddpm.checkpoint {checkpoint}: a {type(pipe).__name__} of {', '.join(sorted(parts))}; this "
-                        "family takes pixel-space pipelines of a unet and a discrete scheduler, such as "
-                        "google/ddpm-cifar10-32")
+        raise UserError(f"--ddpm.checkpoint {checkpoint}: a {type(pipe).__name__} of {', '.join(sorted(parts))}; "
+                        f"{pixel_folder.TAKES}")
     return parts["unet"], parts["scheduler"]
 
 

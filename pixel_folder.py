@@ -8,6 +8,8 @@ from my.errors import UserError
 ROOT = Path(__file__).parent
 MODELS = "diffusion_ckpts/guided_ddpm/models"  # below the data root of env.json
 N_CLASSES = 1000  # of ImageNet
+TAKES = ("this family takes pixel-space pipelines of a unet and a discrete scheduler, such as "
+         "google/ddpm-cifar10-32")
 WITHOUT = "get going without one: --preset mini or --preset ideal"
 
 OPTIONS = {"num_channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8), "num_head_channels": 64,
@@ -88,12 +90,22 @@ def find_pipeline(checkpoint):
                         "pipeline, such as google/ddpm-cifar10-32")
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise UserError(f"--ddpm.checkpoint {checkpoint}: that folder has no model_index.json; give the folder of "
-                            f"a diffusers pipeline, or {WITHOUT}")
+        check_index(folder, f"--ddpm.checkpoint {checkpoint}")
         return str(folder)
     if folder.exists() or folder.is_absolute() or str(checkpoint).startswith((".", "~")) or checkpoint.count("/") != 1:
         why = "that is a file" if folder.exists() else "no such folder"
         raise UserError(f"--ddpm.checkpoint {checkpoint}: {why}; give the folder of a diffusers pipeline or a hub id, "
                         f"such as google/ddpm-cifar10-32, or {WITHOUT}")
     return checkpoint
+
+
+def check_index(folder, flag):
+    """Raise UserError unless the folder's model_index.json lists a UNet and a scheduler, and nothing else."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{flag}: that folder has no model_index.json that can be read; give the folder of a diffusers "
+                        f"pipeline, or {WITHOUT}") from None
+    parts = sorted(k for k, v in index.items() if isinstance(v, list) and v[0] is not None)
+    if parts != ["scheduler", "unet"]:
+        raise UserError(f"{flag}: a {index.get('_class_name')} of {', '.join(parts)}; {TAKES}")

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+)
 
 import run_sjc
 from adapt import make_adapter
@@ -78,12 +85,15 @@ def refused(checkpoint, *words):
     assert "\n" not in message and all(word in message for word in words), message
 
 
-def test_what_is_no_such_pipeline_is_refused(folder, tmp_path):
+def test_what_is_no_such_pipeline_is_refused(folder, unet, tmp_path):
     refused(None, "--family ddpm needs --ddpm.checkpoint")
     refused(tmp_path / "nosuch", "no such folder", "hub id")
     refused(tmp_path, "has no model_index.json")
     refused(Path(run_sjc.__file__).parent / "mini_sd", "a StableDiffusionPipeline of", "pixel-space")
-    refused("nobody/no-such-model", "--ddpm.checkpoint nobody/no-such-model: cannot be read")  # no network in tests
+    no_betas = tmp_path / "no_betas"
+    ScoreSdeVePipeline(unet, ScoreSdeVeScheduler()).save_pretrained(no_betas)
+    refused(no_betas, "a ScoreSdeVePipeline of scheduler, unet", "discrete scheduler")
+    refused("nobody/no-such-model", "--ddpm.checkpoint nobody/no-such-model: cannot be read", "hub")  # none in tests
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"junk")
     refused(broken, "cannot be read as a diffusers pipeline")
