@@ -11,7 +11,10 @@ import torch
 
 from my.errors import UserError
 
-FAMILIES = {"sd": "adapt_sd", "ideal": "adapt_ideal"}  # family -> module with make(cfg, device)
+FAMILIES = {"sd": "adapt_sd", "gddpm": "adapt_gddpm", "ddpm": "adapt_ddpm",
+            "ideal": "adapt_ideal"}  # family -> module with make(cfg, device)
+
+SIGMA_MAX = 80.0  # largest level of noise of a schedule, unless asked for (EDM, arXiv 2206.00364, Table 1)
 
 PLAIN_BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (1.0, 0.85, 0.80), (0.80, 0.90, 1.0),
                      (0.85, 1.0, 0.85), (1.0, 1.0, 0.80), (0.90, 0.82, 1.0), (0.80, 0.98, 0.98))  # RGB in [0, 1]
@@ -26,13 +29,15 @@ class ScoreAdapter(ABC):
     Noise: `sigmas` (n,) float64, largest first, are the levels the model was trained at; `denoise`
     takes one of them, and `round_sigma` finds the nearest.
     Text: `embed` turns prompts into a batch of conditions (B, ...), rows that can be gathered and
-    concatenated; the condition of "" is the unconditional one.
+    concatenated; the condition of "" is the unconditional one, unless not `free_guidance`: then
+    there is none, and `denoise` does not guide.
     Score: grad_x log p(x; sigma) = (D(x, sigma) - x) / sigma^2 (EDM, arXiv 2206.00364, Eq. 3).
     """
 
     sigmas: torch.Tensor
     data_shape: tuple[int, int, int]
     device: torch.device
+    free_guidance = True
 
     @abstractmethod
     def _denoise(self, x, sigma, cond):
@@ -61,15 +66,38 @@ class ScoreAdapter(ABC):
         `x` (B, C, H, W); `sigma` a float out of `sigmas`; `cond` (B, ...); `uncond` likewise or
         None for no guidance.
         """
-        if uncond is None or scale == 1:
+        if uncond is None or scale == 1 or not self.free_guidance:
             return self._denoise(x, sigma, cond)
         both = self._denoise(torch.cat([x, x]), sigma, torch.cat([cond, uncond]))
         d_cond, d_uncond = both.chunk(2)
         return d_uncond + scale * (d_cond - d_uncond)
 
+    def denoiser(self, prompts, scale=1.0):
+        """Return D(x, sigma) for a sampler: x (B, C, H, W) of any float type, at the table's level nearest to sigma."""
+        cond = self.embed(prompts)
+        uncond = self.embed([""]).expand_as(cond)
+        return lambda x, sigma: self.denoise(x.float(), self.round_sigma(sigma), cond, uncond, scale)
+
     def round_sigma(self, sigma):
         """Return the entry of `sigmas` nearest to `sigma`, a float."""
         return self.sigmas[(self.sigmas - sigma).abs().argmin()].item()
+
+    def sigma_range(self, sigma_min=None, sigma_max=None):
+        """Return the least and largest level of a schedule, by default all that the model knows up to SIGMA_MAX.
+
+        Raises UserError where these are no range, or not of the model.
+        """
+        least, most = self.sigmas[-1].item(), self.sigmas[0].item()
+        low, high = sigma_min or least, sigma_max or min(SIGMA_MAX, most)
+        if self.round_sigma(low) >= self.round_sigma(high):
+            name, value = ("sigma_max", high) if sigma_max else ("sigma_min", low)
+            raise UserError(f"--{name} {value:g}: sigma_max must be above sigma_min; this model knows {least:.4g} to "
+                            f"{most:.4g}")
+        return low, high
+
+    def timestep(self, sigma):
+        """Return the index of the entry nearest to `sigma`, counted from the smallest: what networks are told."""
+        return len(self.sigmas) - 1 - int((self.sigmas - sigma).abs().argmin())
 
     @torch.no_grad()
     def plain_backgrounds(self):
@@ -78,8 +106,33 @@ class ScoreAdapter(ABC):
         return self.encode(rgb.expand(-1, 3, self.picture_size, self.picture_size))
 
 
+class PixelAdapter(ScoreAdapter):
+    """A family whose x are pictures: RGB in [-1, 1], at the model's own resolution."""
+
+    @property
+    def picture_size(self):
+        return self.data_shape[1]
+
+    def encode(self, pictures):
+        return 2 * pictures - 1
+
+    def decode(self, x):
+        return ((x + 1) / 2).clamp(0, 1)
+
+
+def denoised(x, sigma, out, prediction_type="epsilon"):
+    """Return D of a network's answer `out` at x / sqrt(1 + sigma^2), by what it predicts: epsilon, v or the sample.
+
+    Source: EDM, arXiv 2206.00364, Table 1, VP; for v, arXiv 2202.00512, appendix D.
+    """
+    if prediction_type == "sample":
+        return out
+    if prediction_type == "v_prediction":
+        c_in = (1 + sigma**2) ** -0.5
+        return c_in**2 * x - sigma * c_in * out
+    return x - sigma * out
+
+
 def make_adapter(cfg, device):
-    """Return the adapter of `cfg.family`; raises UserError for a family that is not available."""
-    if cfg.family not in FAMILIES:
-        raise UserError(f"--family {cfg.family}: not available yet; use one of {', '.join(FAMILIES)}")
+    """Return the adapter of `cfg.family`; raises UserError for a model that cannot be had."""
     return importlib.import_module(FAMILIES[cfg.family]).make(cfg, device)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import pose
-from adapt import PLAIN_BACKGROUNDS, ScoreAdapter
+from adapt import PLAIN_BACKGROUNDS, PixelAdapter
 from karras import scaled_linear_betas, sigmas_from_betas
 from my.errors import UserError
 from my.seeds import numpy_rng
@@ -23,7 +23,7 @@ RENDER_BATCH = 16
 ANY_VIEW = -1  # the condition of a prompt without view words, and of ""
 
 
-class IdealAdapter(ScoreAdapter):
+class IdealAdapter(PixelAdapter):
     """D(x, sigma) = sum_i y_i N(x; y_i, sigma^2 I) / sum_i N(x; y_i, sigma^2 I) over pictures y_i.
 
     `names` are the view prompts; `paint()` returns {view prompt: the pictures (n_v, 3, size, size),
@@ -35,10 +35,6 @@ class IdealAdapter(ScoreAdapter):
         self.device = torch.device(device)
         self.names, self.data_shape, self._paint = list(names), (3, size, size), paint
         self.sigmas = torch.as_tensor(sigmas_from_betas(scaled_linear_betas(0.00085, 0.012, 1000)))
-
-    @property
-    def picture_size(self):
-        return self.data_shape[1]
 
     @cached_property
     def views(self):
@@ -72,12 +68,6 @@ class IdealAdapter(ScoreAdapter):
     def _posterior_mean(x, sigma, y):
         log_w = -(y - x).square().flatten(1).sum(1) / (2 * sigma**2)
         return torch.einsum("n,nchw->chw", log_w.softmax(0), y)
-
-    def encode(self, pictures):
-        return 2 * pictures - 1
-
-    def decode(self, x):
-        return ((x + 1) / 2).clamp(0, 1)
 
 
 def paint(color, obj, cameras, size):

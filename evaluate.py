@@ -32,7 +32,7 @@ BACK_DEG = 45.0  # views this near to the back count for the Janus score
 MAX_PSNR = 100.0  # dB, of equal pictures
 N_BOOTSTRAP, CONFIDENCE = 10000, 0.95
 FIGURE_VIEWS = {"front": (0, 82), "left side": (90, 82), "back": (180, 82), "overhead": (0, 20)}  # azimuth, v
-ZOOM, LABEL = 2, 14  # of the figure: magnification, and height of a row's label in pixels
+ZOOM = 2  # magnification of the figure
 METRICS = {"iou": "IoU", "psnr": "PSNR", "gain": "gain over blank", "r_object": "R-prec object",
            "r_pair": "R-prec object+colour", "janus": "Janus"}
 
@@ -205,21 +205,18 @@ def measure(folder, cfg, judge):
 
 def strip(sjc, color, obj):
     """Return one row of the figure (H, W, 3) uint8: FIGURE_VIEWS, front first, each result beside its truth."""
-    from PIL import Image, ImageDraw
-
-    from my.media import side_by_side, to_uint8
+    from my.media import label, side_by_side, to_uint8
 
     cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), sjc.cfg.pose)
     pairs = zip(result_views(sjc, cameras)[0], true_views(color, obj, cameras)[0])
     row = side_by_side(*(to_uint8(picture) for pair in pairs for picture in pair))
     row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    label = Image.new("RGB", (row.shape[1], LABEL), "white")
     cfg = sjc.cfg
     texts = [f"{cfg.preset or cfg.family}: {cfg.sd.prompt}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
-    for i, text in enumerate(texts):
-        ImageDraw.Draw(label).text((2 * i * ZOOM * SIZE + 4, 1), text, fill="black")
-        ImageDraw.Draw(label).text(((2 * i + 1) * ZOOM * SIZE + 80, 1), "truth", fill="gray")
-    return np.concatenate([np.asarray(label), row])
+    edge = ZOOM * SIZE
+    names = [(2 * i * edge + 4, text, "black") for i, text in enumerate(texts)]
+    truths = [((2 * i + 1) * edge + 80, "truth", "gray") for i in range(len(texts))]
+    return np.concatenate([label(row.shape[1], *names, *truths), row])
 
 
 def judge_lines(accuracy, rows):

@@ -1,4 +1,4 @@
-"""Noise schedules and samplers of Karras et al. 2022 (EDM, arXiv 2206.00364).
+"""Noise schedules and samplers: Karras et al. 2022 (EDM, arXiv 2206.00364), annealed Langevin dynamics.
 
 Knows nothing of model families. A noise level is sigma, a table of them is float64 and largest
 first, and the sampler's state is float64.
@@ -59,8 +59,19 @@ def karras_sigmas(n, sigma_min, sigma_max, rho=7, round_sigma=None):
     return sigmas if round_sigma is None else np.array([float(round_sigma(s)) for s in sigmas])
 
 
+def geometric_sigmas(n, sigma_min, sigma_max, round_sigma=None):
+    """Return n >= 2 noise levels (n,) from sigma_max down to sigma_min, each the same share of the last.
+
+    Arguments and errors as in `karras_sigmas`, whose limit for a large rho it is. Source: arXiv
+    1907.05600, section 4.2.
+    """
+    karras_sigmas(n, sigma_min, sigma_max)  # refuses what is not legal
+    sigmas = np.geomspace(sigma_max, sigma_min, n)
+    return sigmas if round_sigma is None else np.array([float(round_sigma(s)) for s in sigmas])
+
+
 def karras_sampler(D, x, sigmas, heun=True, S_churn=0.0, S_min=0.0, S_max=float("inf"),
-                   S_noise=1.0, round_sigma=None, generator=None):
+                   S_noise=1.0, round_sigma=None, randn=None):
     """Yield the state after each of n steps through `sigmas`, the last one to sigma 0.
 
     EDM Algorithm 1 (`heun`, or its Euler variant); with S_churn > 0 Algorithm 2.
@@ -72,7 +83,7 @@ def karras_sampler(D, x, sigmas, heun=True, S_churn=0.0, S_min=0.0, S_max=float(
         sigmas: (n,) decreasing noise levels, the final 0 left out.
         S_churn, S_min, S_max, S_noise: churn strength, its range of sigma, its noise's scale.
         round_sigma: as in `karras_sigmas`, for the levels that churn raises.
-        generator: `torch.Generator` of the churn's noise, on x's device.
+        randn: returns unit noise like x for the churn, which needs it: randn(x).
     Yields:
         float64 tensors of x's shape, n in all.
     """
@@ -81,7 +92,7 @@ def karras_sampler(D, x, sigmas, heun=True, S_churn=0.0, S_min=0.0, S_max=float(
     for sigma, sigma_next in zip(sigmas, sigmas[1:] + [0.0]):
         if S_churn > 0 and S_min <= sigma <= S_max:
             gamma = min(S_churn / len(sigmas), 2 ** 0.5 - 1)
-            x, sigma = _raise_noise(x, sigma, (1 + gamma) * sigma, S_noise, round_sigma, generator)
+            x, sigma = _raise_noise(x, sigma, (1 + gamma) * sigma, S_noise, round_sigma, randn)
         d = (x - D(x, sigma)) / sigma  # dx/dsigma
         x_next = x + (sigma_next - sigma) * d  # Euler
         if heun and sigma_next > 0:
@@ -91,9 +102,26 @@ def karras_sampler(D, x, sigmas, heun=True, S_churn=0.0, S_min=0.0, S_max=float(
         yield x
 
 
-def _raise_noise(x, sigma, sigma_hat, S_noise, round_sigma, generator):
+def _raise_noise(x, sigma, sigma_hat, S_noise, round_sigma, randn):
     """Return x at the higher level sigma_hat, and that level (EDM Algorithm 2, lines 5 and 6)."""
     if round_sigma is not None:
         sigma_hat = max(sigma, float(round_sigma(sigma_hat)))
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    return x + (sigma_hat ** 2 - sigma ** 2) ** 0.5 * S_noise * noise, sigma_hat
+    return x + (sigma_hat ** 2 - sigma ** 2) ** 0.5 * S_noise * randn(x), sigma_hat
+
+
+def smld_sampler(D, x, sigmas, randn, n_inner=5, step_size=0.2):
+    """Yield the state after each of n noise levels of annealed Langevin dynamics, the last one denoised.
+
+    At each level, `n_inner` times: x += alpha / 2 score(x) + sqrt(alpha) z, alpha = step_size sigma^2,
+    score = (D(x, sigma) - x) / sigma^2. Source: SMLD, arXiv 1907.05600, Algorithm 1, whose epsilon
+    is step_size sigma_n^2 (0.2 there, with 100 inner steps); the last state is D at the lowest
+    level, which takes the noise off that the algorithm leaves (arXiv 2009.05475, section 3.1).
+
+    Args, Yields: as in `karras_sampler`.
+    """
+    x = x.to(torch.float64)
+    sigmas = [float(sigma) for sigma in sigmas]
+    for i, sigma in enumerate(sigmas):
+        for _ in range(n_inner):
+            x = x + step_size / 2 * (D(x, sigma) - x) + step_size ** 0.5 * sigma * randn(x)
+        yield x if i + 1 < len(sigmas) else D(x, sigma).to(torch.float64)

@@ -18,15 +18,8 @@ LOG_EVERY = 10  # steps between lines of history.json
 
 def read_config(argv):
     """Return the run's configuration; with --resume, the one saved in the folder."""
-    return script.read_config(SJCConfig, argv, root=ROOT, settle=absolute, prog="run_sjc.py", doc=__doc__,
+    return script.read_config(SJCConfig, argv, root=ROOT, settle=SJCConfig.absolute, prog="run_sjc.py", doc=__doc__,
                               presets_dir=ROOT / "presets")
-
-
-def absolute(cfg):
-    """Return the configuration with a path in it that holds in any folder."""
-    if cfg.sd.checkpoint is not None:
-        cfg.sd.checkpoint = str(Path(cfg.sd.checkpoint).expanduser().resolve())
-    return cfg
 
 
 def train(sjc, first_step):

@@ -1,9 +1,11 @@
-"""The typed configuration of a text-to-3D run. Imports nothing heavy: `-h` must answer at once."""
+"""The typed configuration of a text-to-3D run, and of its model. Imports nothing heavy: `-h` must answer at once."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+import pixel_folder
 import sd_folder
 from my.config import Config
 from toyworld.captions import read_prompt
@@ -25,11 +27,22 @@ class SDConfig(Config):
 
 
 class GDDPMConfig(Config):
-    """Guided DDPM (pixel space)."""
+    """Guided DDPM: OpenAI's models in pixel space."""
 
-    model: str = Field("m_lsun_256", description="published model name (the family is not available yet)")
-    lsun_cat: str = Field("bedroom", description="LSUN category")
-    imgnet_cat: int = Field(-1, ge=-1, lt=1000, description="ImageNet class, -1 for none")
+    model: Literal["m_imgnet_64", "m_imgnet_128", "m_imgnet_256", "m_imgnet_256_uncond", "m_imgnet_512",
+                   "m_lsun_256"] = Field("m_lsun_256", description="published model")
+    lsun_cat: Literal["bedroom", "cat", "horse", "horse_nodropout", "ffhq"] = Field(
+        "bedroom", description="which m_lsun_256; ffhq draws faces")
+    imgnet_cat: int = Field(-1, ge=-1, lt=pixel_folder.N_CLASSES, description="ImageNet class, -1 for none")
+    checkpoint: str | None = Field(None, description=".pt file of the model's architecture to load instead of its own")
+    precision: Literal["autocast", "fp32"] = Field(
+        "autocast", description="of the UNet; autocast is fp16 on CUDA and fp32 on CPU")
+
+
+class DDPMConfig(Config):
+    """An unconditional diffusers pipeline in pixel space."""
+
+    checkpoint: str | None = Field(None, description="its folder or hub id, such as google/ddpm-cifar10-32")
 
 
 class IdealConfig(Config):
@@ -65,20 +78,69 @@ class PoseConfig(Config):
                            "with elevation")
 
 
-class SJCConfig(Config):
-    """Every option of run_sjc.py."""
+class FamilyConfig(Config):
+    """The diffusion model that gives the score, and what every script that asks one needs."""
 
-    preset: str | None = Field(None, description="named settings out of presets/, below config.yml and flags")
-    family: Literal["sd", "gddpm", "ideal"] = Field("sd", description="diffusion family that gives the score")
+    preset: str | None = Field(None, description="named settings out of the presets, below config.yml and flags")
+    family: Literal["sd", "gddpm", "ddpm", "ideal"] = Field("sd", description="diffusion family that gives the score")
     sd: SDConfig = SDConfig()
     gddpm: GDDPMConfig = GDDPMConfig()
+    ddpm: DDPMConfig = DDPMConfig()
     ideal: IdealConfig = IdealConfig()
+    cls_scaling: float = Field(1.0, ge=0, description="classifier guidance of --gddpm.imgnet_cat: factor of grad log "
+                                                      "p(y | x); 0 needs no classifier")
+    pose: PoseConfig = PoseConfig()
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+    resume: bool = Field(False, description="continue the run in this folder")
+    dry_run: bool = Field(False, description="stop after writing full_config.yml")
+
+    def drawn_prompts(self):
+        """Return the prompts that the run will ask its model for, without view words."""
+        return [self.sd.prompt]
+
+    def drawn_classes(self):
+        """Return the ImageNet classes that the run will ask its model for, -1 for none."""
+        return [self.gddpm.imgnet_cat]
+
+    def asked(self):
+        """Return what the run will ask its model for, as prompts or numbers of classes, "" for neither."""
+        if self.family == "gddpm":
+            return [str(c) if c >= 0 else "" for c in self.drawn_classes()]
+        return [""] if self.family == "ddpm" else self.drawn_prompts()
+
+    def absolute(self):
+        """Return the configuration, its paths such that they hold in any folder."""
+        for group in (self.sd, self.gddpm, self.ddpm):
+            path = group.checkpoint and Path(group.checkpoint).expanduser()
+            if path and (group is not self.ddpm or path.exists()):  # else it is a hub id
+                group.checkpoint = str(path.resolve())
+        return self
+
+    def check_files(self):
+        """Raise UserError, before heavy imports, for a model that is not there or cannot know what is asked for."""
+        if self.family == "sd":
+            for prompt in self.drawn_prompts():
+                sd_folder.check(self.sd.model_copy(update={"prompt": prompt}))
+        if self.family == "gddpm":
+            classifier = pixel_folder.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
+            pixel_folder.find_unet(self.gddpm)
+            if classifier:
+                pixel_folder.find_classifier(self.gddpm)
+        if self.family == "ddpm":
+            pixel_folder.find_pipeline(self.ddpm.checkpoint)
+        if self.family == "ideal":
+            read_prompt(self.sd.prompt, "--sd.prompt with --family ideal")
+
+
+class SJCConfig(FamilyConfig):
+    """Every option of run_sjc.py."""
+
     lr: float = Field(0.05, gt=0, description="learning rate of the field (Adamax)")
     bg_lr: float = Field(1e-4, ge=0, description="learning rate of the background texture")
     n_steps: int = Field(10000, gt=0, description="optimisation steps")
     batch_views: int = Field(1, gt=0, description="cameras a step, whose gradients are averaged")
     vox: VoxConfig = VoxConfig()
-    pose: PoseConfig = PoseConfig()
     renderer: Literal["auto", "fused", "reference"] = Field(
         "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU")
     plain_bg: bool = Field(False, description="random plain light backgrounds, a new one each step, "
@@ -93,10 +155,6 @@ class SJCConfig(Config):
     emptiness_multiplier: float = Field(20.0, ge=0, description="factor of the emptiness loss from there on")
     depth_weight: float = Field(0.0, ge=0, description="weight of the centre-depth loss")
     var_red: bool = Field(True, description="subtract the render, not its perturbation (Eq. 16, not 15)")
-    seed: int = Field(0, ge=0, description="seed of every random draw")
-    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
-    resume: bool = Field(False, description="continue the run in this folder")
-    dry_run: bool = Field(False, description="stop after writing full_config.yml")
 
     @model_validator(mode="after")
     def _by_family(self):
@@ -115,10 +173,3 @@ class SJCConfig(Config):
             raise ValueError(f"--sigma_anneal must lie above the first of --sigma_range, "
                              f"{self.sigma_range[0]}, got {self.sigma_anneal}")
         return self
-
-    def check_files(self):
-        """Raise UserError, before heavy imports, for a model that is not there or cannot know the prompt."""
-        if self.family == "sd":
-            sd_folder.check(self.sd)
-        if self.family == "ideal":
-            read_prompt(self.sd.prompt, "--sd.prompt with --family ideal")

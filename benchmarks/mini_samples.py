@@ -46,15 +46,10 @@ class SamplesConfig(Config):
 @torch.no_grad()
 def draw(adapter, prompts, cfg, stream):
     """Return pictures (n, 3, H, W), RGB in [0, 1], one of each prompt."""
-    cond, uncond = adapter.embed(prompts), adapter.embed([""]).expand(len(prompts), -1, -1)
     sigma_min, sigma_max = adapter.sigmas[-1].item(), adapter.sigmas[0].item()
     levels = karras_sigmas(cfg.n_steps, sigma_min, sigma_max, round_sigma=adapter.round_sigma)
     x = levels[0] * torch.randn((len(prompts), *adapter.data_shape), generator=torch_rng(cfg.seed, 0, stream))
-
-    def D(x, sigma):
-        return adapter.denoise(x.float(), adapter.round_sigma(sigma), cond, uncond, cfg.scale)
-
-    *_, x0 = karras_sampler(D, x, levels)
+    *_, x0 = karras_sampler(adapter.denoiser(prompts, cfg.scale), x, levels)
     return adapter.decode(x0.float())
 
 

@@ -197,6 +197,7 @@ def split_argv(argv, options, positional):
             bare.append(word)
             continue
         name, equals, text = word[2:].partition("=")
+        name = name.replace("σ", "sigma")  # as some published flags are spelled
         if name not in options:
             raise UserError(f"--{name}: {unknown(name, options, '--')}")
         if name in found:

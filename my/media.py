@@ -11,6 +11,9 @@ import numpy as np
 from my.errors import RunError
 from my.run_dir import write_atomic
 
+LABEL = 14  # height of a line of text, pixels
+MIN_CELL = 112  # least width of a labelled grid's cells, pixels: room for a caption
+GAP = 4  # between them
 MIN_VIDEO_SIDE = 256  # pixels; players show smaller videos badly or not at all
 
 
@@ -72,6 +75,38 @@ def beside(picture, depth):
     """A picture and its depth image (H, W, 3), side by side, depth enlarged by a whole factor to match."""
     factor = len(picture) // len(depth)
     return side_by_side(picture, depth.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+def label(width, *texts):
+    """A white strip (LABEL, width, 3) uint8 on which each text (x, words, colour) stands, cut where it ends."""
+    from PIL import Image, ImageDraw
+
+    strip = Image.new("RGB", (width, LABEL), "white")
+    for x, words, color in texts:
+        ImageDraw.Draw(strip).text((x, 1), words, fill=color)
+    return np.asarray(strip)
+
+
+def labelled_grid(rows):
+    """Images in rows, each over its caption, below the row's title if it has one, on white: (H, W, 3) uint8.
+
+    rows: [(title or None, [(image (h, w, 3), caption), ...]), ...], images of one size, which are
+    enlarged by a whole factor to make room for captions; longer ones are cut.
+    """
+    width = max(len(cells) for _, cells in rows)
+    grid = []
+    for title, cells in rows:
+        shown = []
+        for image, caption in cells:
+            image = to_uint8(image)
+            factor = math.ceil(MIN_CELL / image.shape[1])
+            image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+            cell = np.concatenate([image, label(image.shape[1], (1, caption, "black"))])
+            shown.append(np.pad(cell, [(0, GAP), (0, GAP), (0, 0)], constant_values=255))
+        shown += [np.full_like(shown[0], 255)] * (width - len(shown))
+        row = np.concatenate(shown, axis=1)
+        grid += [row] if title is None else [label(row.shape[1], (1, title, "black")), row]
+    return np.pad(np.concatenate(grid), [(GAP, 0), (GAP, 0), (0, 0)], constant_values=255)
 
 
 class VideoWriter:

@@ -10,17 +10,17 @@ OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kep
 FREE_ON_RESUME = {*OF_ONE_COMMAND, "device"}  # options that a resumed run may change
 
 
-def read_config(cls, argv, *, root, settle=lambda cfg: cfg, **spec):
+def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spec):
     """Return the run's configuration, an instance of `cls`; with --resume, the one saved in the folder.
 
-    `root` is the project's folder, `settle` makes its paths hold in any folder, `spec` goes to
-    `config.load`. Raises UserError in the project's folder, where a new run would meet an old one,
-    and where a resumed run is to change more than FREE_ON_RESUME.
+    `root` is the project's folder, `settle` makes its paths hold in any folder, `leaves` names what
+    a run is known by, `spec` goes to `config.load`. Raises UserError in the project's folder, where a
+    new run would meet an old one, and where a resumed run is to change more than FREE_ON_RESUME.
     """
     cfg = settle(config.load(cls, argv, **spec))
     run_dir.refuse_project_dir(root)
     if not cfg.resume:
-        if Path("ckpt").exists():
+        if Path(leaves).exists():
             raise UserError("this folder already holds a run: continue it with --resume True, or start in an "
                             "empty folder")
         return cfg

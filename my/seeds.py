@@ -26,3 +26,14 @@ def torch_rng(seed, step, stream):
     import torch
 
     return torch.Generator().manual_seed(mix(seed, step, stream))
+
+
+def torch_noise(seed, items, stream):
+    """A function x (B, ...) -> unit noise like x, of which each of B `items` gets its own, whatever the others are.
+
+    items: integers, one a row of x; a row's next noise depends on (seed, item, stream) and how often it was asked for.
+    """
+    import torch
+
+    rngs = [torch_rng(seed, item, stream) for item in items]
+    return lambda x: torch.stack([torch.randn(x.shape[1:], generator=rng, dtype=x.dtype) for rng in rngs]).to(x.device)

@@ -81,11 +81,6 @@ def test_plain_backgrounds_are_encoded_pictures():
     torch.testing.assert_close(x[1], torch.full((3, 4, 4), 2 * 0.85 - 1))
 
 
-def test_unavailable_family():
-    with pytest.raises(UserError, match="--family gddpm: not available yet; use one of sd, ideal"):
-        make_adapter(SJCConfig(family="gddpm"), "cpu")
-
-
 # ---------------------------------------------------------------- the ideal family
 
 

@@ -113,3 +113,25 @@ def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path):
         close = video.writer.close
         video.writer.close = lambda: (close(), video.scratch.write_bytes(b"cut"))
     assert os.listdir(tmp_path) == []
+
+
+def test_labelled_grid():
+    """Pictures of 60 x 100, enlarged twice, each over a line of text; titles above rows; short rows end in white."""
+    red, blue = (np.full((60, 100, 3), color, np.uint8) for color in ((255, 0, 0), (0, 0, 255)))
+    grid = media.labelled_grid([("first", [(red, "a"), (blue, "b" * 500)]), (None, [(blue, "c")])])
+    cell = 120 + media.LABEL + media.GAP
+    assert grid.shape == (media.GAP + media.LABEL + 2 * cell, media.GAP + 2 * (200 + media.GAP), 3)
+    top, left, right = media.GAP + media.LABEL, media.GAP, 2 * media.GAP + 200
+    assert (grid[top:top + 120, left:left + 200] == (255, 0, 0)).all()
+    assert (grid[top:top + 120, right:right + 200] == (0, 0, 255)).all()
+    assert (grid[top + cell:, right:] == 255).all()  # no second picture in the second row
+    assert (grid[:, right - media.GAP:right] == 255).all()  # nor does a long caption leave its cell
+    for words in (grid[media.GAP:top, left:], grid[top + 120:top + 120 + media.LABEL, left:left + 200]):
+        assert words.min() < 128 and words.max() == 255
+
+
+def test_label_has_each_text_at_its_place():
+    strip = media.label(300, (10, "one", "black"), (150, "two", "gray"))
+    assert strip.shape == (media.LABEL, 300, 3)
+    dark = np.flatnonzero(strip.min(axis=(0, 2)) < 200)
+    assert dark.min() >= 10 and not ((dark > 60) & (dark < 150)).any() and dark.max() < 200

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from my.seeds import mix, numpy_rng, torch_rng
+from my.seeds import mix, numpy_rng, torch_noise, torch_rng
 
 TRIPLES = [(0, 0, "camera"), (1, 0, "camera"), (0, 1, "camera"), (0, 0, "noise"), (10, 1, "noise"),
            (1, 10, "noise"), (-1, 0, "camera")]  # fmt: skip
@@ -42,3 +42,14 @@ def test_global_state_is_untouched_and_the_generator_is_on_the_cpu():
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert str(np.random.get_state()) == before[1]
     assert torch_rng(*TRIPLES[0]).device.type == "cpu"
+
+
+def test_noise_of_an_item_does_not_depend_on_the_others():
+    x = torch.empty(3, 2, 4, dtype=torch.float64)
+    three, one = torch_noise(5, [0, 1, 2], "image"), torch_noise(5, [2], "image")
+    for _ in range(2):  # and goes on
+        batch = three(x)
+        assert batch.shape == x.shape and batch.dtype == x.dtype
+        assert torch.equal(batch[2:], one(x[2:])) and not torch.equal(batch[0], batch[1])
+    assert torch.equal(torch_noise(5, [2], "image")(x[2:])[0],
+                       torch.randn(2, 4, generator=torch_rng(5, 2, "image"), dtype=torch.float64))

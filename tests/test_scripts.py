@@ -194,10 +194,11 @@ def test_run_longer_than_its_hundred_pictures(here):
 # ---------------------------------------------------------------- what starts nothing
 
 
-@pytest.mark.parametrize("argv, status", [(["-h"], 0), (["--dry_run", "True"], 0), (["--lr", "fast"], 2)])
-def test_light_commands_import_nothing_heavy(here, argv, status):
-    code = ("import sys; import run_sjc; from my.errors import run_main\n"
-            "try: run_main(run_sjc.main, sys.argv[1:])\n"
+@pytest.mark.parametrize("argv, status", [(["-h"], 0), (["--dry_run", "True"], 0), (["--seed", "one"], 2)])
+@pytest.mark.parametrize("script", ["run_sjc", "run_img_sampling", "run_2d_sjc"])
+def test_light_commands_import_nothing_heavy(here, script, argv, status):
+    code = (f"import sys; import {script}; from my.errors import run_main\n"
+            f"try: run_main({script}.main, sys.argv[1:])\n"
             "except SystemExit as e: status = e.code or 0\n"
             "else: status = 0\n"
             "print('MODULES', status, *sys.modules)")
@@ -303,7 +304,7 @@ def test_all_published_commands_have_a_preset():
     (["--lr"], ["--lr needs a value: a finite number"]),
     (["--lr", "--n_steps", "5"], ["--lr needs a value"]),
     (["--var_red", "maybe"], ["--var_red: expected True or False"]),
-    (["--family", "idael"], ["--family: expected one of sd, gddpm, ideal", "perhaps you meant ideal"]),
+    (["--family", "idael"], ["--family: expected one of sd, gddpm, ddpm, ideal", "perhaps you meant ideal"]),
     (["--preset", "burgr"], ["no preset 'burgr'; perhaps you meant burger"]),
     (["--sigma_range", "970,10"], ["--sigma_range must go up", "970, 10"]),
     (["--sigma_range", "5,5"], ["--sigma_range must go up"]),
@@ -315,7 +316,7 @@ def test_all_published_commands_have_a_preset():
     (["--preset", "ideal", "--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
     (["--preset", "ideal", "--sd.prompt", "a delicious burger", "--device", "cpu"],
      ["--sd.prompt with --family ideal", "colours: red", "objects: duck"]),
-    (["--family", "gddpm", "--device", "cpu"], ["--family gddpm: not available yet; use one of sd, ideal"]),
+    (["--family", "gddpm", "--device", "cpu"], ["--gddpm.lsun_cat bedroom: no file", "lsun_bedroom.pt"]),
     (["--sd.checkpoint", "nosuch", "--device", "cpu"], ["nosuch: looked for", "--preset ideal"]),
     (["--preset", "ideal", "--vox.c", "4", "--ideal.n_cameras", "150"], ["--vox.c 4: this model's space has 3"]),
     (["--preset", "ideal", "--ideal.n_cameras", "2"], ["no picture has the view", "--ideal.n_cameras"]),

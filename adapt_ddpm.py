@@ -1,0 +1,61 @@
+"""The DDPM family: unconditional pixel-space pipelines of diffusers, such as those of CIFAR-10, LSUN and CelebA-HQ."""
+
+from pathlib import Path
+
+import torch
+
+import pixel_folder
+from adapt import PixelAdapter, denoised
+from my.errors import UserError
+
+
+class DDPMAdapter(PixelAdapter):
+    """Score of an unconditional UNet and its scheduler's noise levels; every prompt has the same, empty, condition."""
+
+    free_guidance = False
+
+    def __init__(self, unet, scheduler, device="cpu"):
+        self.device = torch.device(device)
+        self.unet = unet.to(self.device).eval().requires_grad_(False)
+        abar = (1 - scheduler.betas.double()).cumprod(0)
+        self.sigmas = ((1 - abar) / abar).sqrt().flip(0)
+        self.prediction_type = scheduler.config.prediction_type
+        size = unet.config.sample_size
+        self.data_shape = (unet.config.in_channels, size, size)
+
+    def embed(self, prompts):
+        """Return one empty condition (B, 0) a prompt."""
+        return torch.empty(len(prompts), 0, device=self.device)
+
+    def _denoise(self, x, sigma, cond):
+        out = self.unet((1 + sigma**2) ** -0.5 * x, self.timestep(sigma)).sample[:, :x.shape[1]]
+        return denoised(x, sigma, out, self.prediction_type)
+
+
+def load(checkpoint):
+    """Return the (unet, scheduler) of a diffusers folder or hub id; raises UserError where that is no such pipeline."""
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below; old weights without safetensors are fine
+    where = pixel_folder.find_pipeline(checkpoint)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(where)
+    except Exception as error:  # whatever a damaged folder, or the lack of a network, makes of the library
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        if not Path(where).is_dir():
+            why = "not in the local cache, and not to be had from the hub: look at the name, and at the network"
+        raise UserError(f"--ddpm.checkpoint {checkpoint}: cannot be read as a diffusers pipeline: {why}; "
+                        f"{pixel_folder.WITHOUT}") from None
+    parts = pipe.components
+    if set(parts) != {"unet", "scheduler"} or parts["unet"].config.in_channels != 3 or not hasattr(
+            parts["scheduler"], "betas"):
+        raise UserError(f"--ddpm.checkpoint {checkpoint}: a {type(pipe).__name__} of {', '.join(sorted(parts))}; "
+                        f"{pixel_folder.TAKES}")
+    return parts["unet"], parts["scheduler"]
+
+
+def make(cfg, device):
+    """Return the DDPM adapter of a run's configuration."""
+    return DDPMAdapter(*load(cfg.ddpm.checkpoint), device)

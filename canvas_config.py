@@ -1,0 +1,79 @@
+"""The typed configuration of the 2D experiments. Imports nothing heavy: `-h` must answer at once."""
+
+from itertools import product
+from typing import NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from sjc_config import FamilyConfig
+
+ANNEALED, UNIFORM = "annealed", "uniform"
+
+
+class Setting(NamedTuple):
+    """What one canvas is optimised under: a cell of the figure."""
+
+    schedule: str  # ANNEALED, UNIFORM or a number, the single level of noise
+    var_red: bool
+    copies: int
+    seed: int
+
+    @property
+    def row(self):
+        """The title of its row in the figure."""
+        noise = self.schedule if self.schedule in (ANNEALED, UNIFORM) else f"single, {self.schedule}"
+        return f"sigma: {noise}; Eq. {16 if self.var_red else 15}"
+
+    @property
+    def caption(self):
+        """Its caption in the row."""
+        return f"{self.copies} {'copy' if self.copies == 1 else 'copies'}, seed {self.seed}"
+
+
+class CanvasConfig(FamilyConfig):
+    """Every option of run_2d_sjc.py; lists are compared, each value with all others."""
+
+    schedules: list[str] = Field(["1.5", ANNEALED], min_length=1, description=(
+        f"levels of noise: a number is a single one, {ANNEALED} goes from sigma_max to sigma_min, {UNIFORM} draws any "
+        "of the model's each step"))
+    var_red: list[bool] = Field([True, False], min_length=1, description="subtract the canvas (Eq. 16) or its "
+                                                                         "perturbation (Eq. 15)")
+    copies: list[int] = Field([1, 8], min_length=1, description="perturbed copies whose scores are averaged, each step")
+    n_seeds: int = Field(2, gt=0, description="seeds, from --seed on")
+    n_steps: int = Field(200, gt=1, description="steps of each canvas")
+    lr: float = Field(0.1, gt=0, le=1, description="step, as a share of the way to the denoised canvas")
+    init_std: float = Field(0.0, ge=0, description="noise on the plain grey, or zero latents, that a canvas "
+                                                       "starts as")
+    sigma_max: float | None = Field(None, gt=0, description=f"where {ANNEALED} begins; default the model's largest, at "
+                                                            "most 80")
+    sigma_min: float | None = Field(None, gt=0, description="where it ends; default the model's smallest")
+
+    @field_validator("schedules")
+    @classmethod
+    def _known(cls, schedules):
+        for name in schedules:
+            try:
+                legal = name in (ANNEALED, UNIFORM) or 0 < float(name) < float("inf")
+            except ValueError:
+                legal = False
+            if not legal:
+                raise ValueError(f"each must be {ANNEALED}, {UNIFORM} or a number above 0, not {name!r}")
+        return schedules
+
+    @model_validator(mode="after")
+    def _differ(self):
+        for name in ("schedules", "var_red", "copies"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name}: a value is given twice")
+        if min(self.copies) < 1:
+            raise ValueError(f"--copies must be at least 1, got {min(self.copies)}")
+        if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
+            raise ValueError(f"--sigma_max {self.sigma_max:g} must be above --sigma_min {self.sigma_min:g}")
+        return self
+
+    def rows(self):
+        """Return the settings that are compared, row by row of the figure."""
+        return [[Setting(schedule, var_red, copies, seed)
+                 for copies, seed in product(self.copies, range(self.seed, self.seed + self.n_seeds))]
+                for schedule, var_red in product(self.schedules, self.var_red)]

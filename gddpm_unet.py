@@ -1,0 +1,158 @@
+"""OpenAI's guided-diffusion UNet and noisy classifier, as diffusers' UNet2DModel under other names.
+
+Architecture: Dhariwal and Nichol 2021, arXiv 2105.05233. `options` are the published ones, as in
+`pixel_folder.PUBLISHED`; weights go by the parameter names of the published checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from einops import rearrange
+from torch import nn
+
+GROUPS = 32  # of every group normalisation
+HEAD_WIDTH = 64  # channels of a head of the classifier's pooling
+QKV = ("to_q", "to_k", "to_v")
+RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # diffusers' name -> the published one
+ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out.0": "proj_out"}
+ENDS = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2", "class_embedding": "label_emb", "conv_norm_out": "out.0",
+        "conv_out": "out.2", "pool": "out.2"}
+
+
+def build_unet(options):
+    """Return the UNet of `options` on the meta device, its weights yet to come."""
+    attends = attention_levels(options)
+    widths = [int(options["num_channels"] * m) for m in options["channel_mult"]]
+    down, up = (tuple(f"Attn{way}Block2D" if here else f"Resnet{way}sampleBlock2D" for here in order)
+                for way, order in (("Down", attends), ("Up", attends[::-1])))
+    with torch.device("meta"):
+        unet = UNet2DModel(
+            sample_size=options["image_size"], in_channels=3, out_channels=6, block_out_channels=tuple(widths),
+            layers_per_block=options["num_res_blocks"], down_block_types=down, up_block_types=up,
+            downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
+            attention_head_dim=options["num_head_channels"], norm_num_groups=GROUPS, attn_norm_num_groups=GROUPS,
+            num_class_embeds=1000 if options["class_cond"] else None,
+            time_embedding_dim=4 * options["num_channels"])
+        unet.time_proj = Timesteps(options["num_channels"], flip_sin_to_cos=True, downscale_freq_shift=0)
+        unet.time_embedding = TimestepEmbedding(options["num_channels"], 4 * options["num_channels"])
+    for attention in (m for m in unet.modules() if hasattr(m, "to_q")):
+        attention.heads = n_heads(options, attention.inner_dim)  # the same number at every width, in one of the models
+        attention.scale = (attention.inner_dim // attention.heads) ** -0.5
+    return unet.eval()
+
+
+def n_heads(options, width):
+    """Return the number of heads of an attention over `width` channels."""
+    return options["num_heads"] or width // options["num_head_channels"]
+
+
+def attention_levels(options):
+    """Return, for each level of resolution from the finest on, whether it attends."""
+    edges = [options["image_size"] // 2**i for i in range(len(options["channel_mult"]))]
+    return [edge in options["attention_resolutions"] for edge in edges]
+
+
+class NoisyClassifier(nn.Module):
+    """Half a UNet, pooled: logits (B, 1000) of noisy pictures x (B, 3, H, W) at timesteps t (B,)."""
+
+    def __init__(self, options):
+        super().__init__()
+        whole = build_unet(options)
+        for name in ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block", "conv_norm_out"):
+            setattr(self, name, getattr(whole, name))
+        width = int(options["num_channels"] * options["channel_mult"][-1])
+        edge = options["image_size"] // 2 ** (len(options["channel_mult"]) - 1)
+        with torch.device("meta"):
+            self.conv_norm_out = nn.GroupNorm(GROUPS, width)
+            self.pool = AttentionPool(edge, width)
+
+    def forward(self, x, t):
+        time = self.time_embedding(self.time_proj(t).to(x.dtype))
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x, _ = block(x, time)
+        return self.pool(F.silu(self.conv_norm_out(self.mid_block(x, time))))
+
+
+class AttentionPool(nn.Module):
+    """Logits (B, 1000) of features (B, C, edge, edge): attention from their mean to all of them and itself.
+
+    Source: the attention pooling of CLIP, arXiv 2103.00020, section 2.4.
+    """
+
+    def __init__(self, edge, width):
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.empty(width, edge**2 + 1))
+        self.qkv_proj = nn.Conv1d(width, 3 * width, 1)
+        self.c_proj = nn.Conv1d(width, 1000, 1)
+
+    def forward(self, x):
+        x = x.flatten(2)
+        x = torch.cat([x.mean(2, keepdim=True), x], dim=2) + self.positional_embedding
+        q, k, v = rearrange(self.qkv_proj(x), "b (three h c) n -> three b h n c", three=3, c=HEAD_WIDTH)
+        pooled = rearrange(F.scaled_dot_product_attention(q[:, :, :1], k, v), "b h n c -> b (h c) n")
+        return self.c_proj(pooled)[:, :, 0]
+
+
+# ---------------------------------------------------------------- weights
+
+
+def blocks(options):
+    """Return {diffusers' name of a residual or attention block: the published one}, down, middle and up."""
+    attends, n = attention_levels(options), options["num_res_blocks"]
+    last = len(attends) - 1
+    names = {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
+             "mid_block.resnets.1": "middle_block.2"}
+    for level in range(last + 1):
+        first = 1 + level * (n + 1)  # n blocks, then one that halves the resolution
+        for i in range(n):
+            names[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{first + i}.0"
+            names[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{first + i}.1"
+        names[f"down_blocks.{level}.downsamplers.0"] = f"input_blocks.{first + n}.0"
+        up = last - level  # these are numbered from the coarsest on
+        for i in range(n + 1):
+            names[f"up_blocks.{up}.resnets.{i}"] = f"output_blocks.{up * (n + 1) + i}.0"
+            names[f"up_blocks.{up}.attentions.{i}"] = f"output_blocks.{up * (n + 1) + i}.1"
+        names[f"up_blocks.{up}.upsamplers.0"] = f"output_blocks.{up * (n + 1) + n}.{1 + attends[level]}"
+    return names
+
+
+def published_name(name, block_names):
+    """Return the published name of a parameter of diffusers' network."""
+    module, _, leaf = name.rpartition(".")
+    if module in ENDS:
+        return f"{ENDS[module]}.{leaf}"
+    if module.startswith("pool."):
+        return f"{ENDS['pool']}.{module.removeprefix('pool.')}.{leaf}"
+    block = next(b for b in block_names if module.startswith(f"{b}."))
+    inner = module.removeprefix(f"{block}.")
+    return f"{block_names[block]}.{(RESNET | ATTENTION)[inner]}.{leaf}"
+
+
+def published_shapes(net, options):
+    """Return {published name: shape} of every parameter of a network of `options`."""
+    names, shapes = blocks(options), {}
+    for name, p in net.state_dict().items():
+        rows = 3 if name.split(".")[-2] in QKV else 1  # published in one
+        convolution = (1,) if ".attentions." in name and p.ndim == 2 else ()  # of width 1
+        shapes[published_name(name, names)] = (rows * p.shape[0], *p.shape[1:], *convolution)
+    return shapes
+
+
+def convert(published, net, options):
+    """Return the state of a network of `options` from one by published names, in float32.
+
+    The rows of a published attention are (q or k or v, head, channel), or (head, q or k or v,
+    channel) in its older order.
+    """
+    order = "(three h c)" if options["use_new_attention_order"] else "(h three c)"
+    names, state = blocks(options), {}
+    for name, p in net.state_dict().items():
+        w, part = published[published_name(name, names)].float(), name.split(".")[-2]
+        if part in QKV:
+            w = rearrange(w, f"{order} ... -> three (h c) ...", three=3, h=n_heads(options, len(p)))[QKV.index(part)]
+        state[name] = w.reshape(p.shape)
+    return state

@@ -1,0 +1,91 @@
+"""The paper's 2D experiments: optimise a plain canvas with the chained score, and compare settings in a figure.
+
+    python run_2d_sjc.py --preset mini
+    python run_2d_sjc.py --family gddpm --gddpm.lsun_cat ffhq --schedules 1.5,annealed --copies 1
+
+Rows are the level of noise and the equation, columns the number of noise copies and the seed. Every
+cell depends on its own settings and seed only.
+"""
+
+from pathlib import Path
+
+from canvas_config import CanvasConfig
+from my import script
+from my.errors import run_main
+
+ROOT = Path(__file__).resolve().parent
+CHECK_EVERY = 50  # steps
+
+
+def read_config(argv):
+    """Return the configuration of a command line; with --resume, the one saved in the folder."""
+    return script.read_config(CanvasConfig, argv, root=ROOT, settle=CanvasConfig.absolute, prog="run_2d_sjc.py",
+                              doc=__doc__, presets_dir=ROOT / "presets" / "2d")
+
+
+def cell_name(setting):
+    """Return the file name, without its ending, of a cell."""
+    equation = 16 if setting.var_red else 15
+    return f"sigma_{setting.schedule}_eq{equation}_copies_{setting.copies}_seed_{setting.seed}"
+
+
+def compute(cfg, adapter):
+    """Return {cell name: canvas (C, H, W)} of all cells; those in the newest checkpoint are not computed again."""
+    from tqdm import tqdm
+
+    from canvas import optimise
+    from my import checkpoint
+
+    adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)  # refuses what only later cells would
+    newest = checkpoint.latest("ckpt")
+    canvases = checkpoint.load(newest)[0] if newest else {}
+    missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
+    with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar:
+        for setting in missing:
+            bar.set_postfix_str(f"{setting.row}, {setting.caption}")
+            for step, x in enumerate(optimise(cfg, adapter, setting, cfg.asked()[0]), 1):
+                if step % CHECK_EVERY == 0 or step == cfg.n_steps:
+                    script.check_finite({"the canvas": x.sum()}, step, "try a smaller --lr or --sd.precision fp32")
+                bar.update()
+            canvases[cell_name(setting)] = x[0].cpu()
+            checkpoint.save("ckpt", len(canvases), canvases, {})
+    return canvases
+
+
+def draw_figure(cfg, adapter, canvases):
+    """Write each cell's picture to cells/, and all of them to grid.png, labelled."""
+    import torch
+
+    from my.media import labelled_grid, write_png
+
+    Path("cells").mkdir(exist_ok=True)
+    grid = []
+    for row in cfg.rows():
+        cells = []
+        for setting in row:
+            with torch.no_grad():
+                picture = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
+            picture = picture.permute(1, 2, 0).cpu().numpy()
+            write_png(Path("cells") / f"{cell_name(setting)}.png", picture)
+            cells.append((picture, setting.caption))
+        grid.append((row[0].row, cells))
+    write_png("grid.png", labelled_grid(grid))
+
+
+def run(cfg):
+    """Optimise every canvas that is missing in the current folder, and draw the figure."""
+    cfg.check_files()
+    from adapt import make_adapter
+
+    adapter = make_adapter(cfg, script.pick_device(cfg.device))
+    draw_figure(cfg, adapter, compute(cfg, adapter))
+    print(f"done: grid.png compares {sum(map(len, cfg.rows()))} canvases, cells has each of them")
+
+
+def main(argv=None):
+    """Run the 2D experiments in the current folder."""
+    script.begin(read_config(argv), run)
+
+
+if __name__ == "__main__":
+    run_main(main, go_on="continue with --resume True")

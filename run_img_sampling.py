@@ -1,0 +1,108 @@
+"""Pictures out of a diffusion model: 2D samples, in the current folder.
+
+    python run_img_sampling.py --preset mini --sd.prompt "a red house"
+    python run_img_sampling.py --family gddpm --gddpm.model m_imgnet_64 --classes 1,207,281
+"""
+
+from pathlib import Path
+
+from my import run_dir, script
+from my.errors import run_main
+from sampling_config import SamplingConfig
+
+ROOT = Path(__file__).resolve().parent
+IMAGES = Path("imgs")
+PREVIEW_COLUMNS, MAX_PREVIEW = 8, 64  # pictures in the contact sheet
+
+
+def read_config(argv):
+    """Return the configuration of a command line; with --resume, the one saved in the folder."""
+    return script.read_config(SamplingConfig, argv, root=ROOT, settle=SamplingConfig.absolute, leaves=IMAGES,
+                              prog="run_img_sampling.py", doc=__doc__, presets_dir=ROOT / "presets" / "2d")
+
+
+def batches(cfg):
+    """Return the numbers of the pictures of each batch, the last one as long as what is left."""
+    return [range(i, min(i + cfg.batch_size, cfg.num_images)) for i in range(0, cfg.num_images, cfg.batch_size)]
+
+
+def batch_file(images):
+    """Return the path of a batch's pictures, named by its first."""
+    return IMAGES / f"step_{images[0]:07d}.npy"
+
+
+def sample(cfg, adapter):
+    """Draw every batch that is not there yet: its .npy, and a PNG a picture."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from my.media import to_uint8, write_png
+    from sampling import draw, noise_levels
+
+    subjects, levels = cfg.subjects(), noise_levels(cfg, adapter)
+    IMAGES.mkdir(exist_ok=True)
+    missing = [images for images in batches(cfg) if not batch_file(images).exists()]
+    with tqdm(total=len(missing) * len(levels), desc="sampling", unit="step") as bar:
+        for images in missing:
+            bar.set_postfix_str(f"pictures {images[0]} to {images[-1]}, of {cfg.num_images}")
+            for x in draw(cfg, adapter, levels, [subjects[i] for i in images], images):
+                bar.update()
+            script.check_finite({"the picture": x.sum()}, images[0], "try --sd.precision fp32, --gddpm.precision fp32")
+            pictures = decode(adapter, x)
+            for i, picture in zip(images, pictures):
+                write_png(IMAGES / f"{i:07d}.png", picture)
+            write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
+
+
+def decode(adapter, x):
+    """Return pictures (B, H, W, 3) in [0, 1] of states x (B, C, h, w), one at a time: decoders take memory."""
+    import numpy as np
+    import torch
+
+    with torch.no_grad():
+        return np.concatenate([adapter.decode(row.float()[None]).permute(0, 2, 3, 1).cpu().numpy() for row in x])
+
+
+def write_npy(path, array):
+    """Write an array in numpy's format, atomically."""
+    import io
+
+    import numpy as np
+
+    data = io.BytesIO()
+    np.save(data, array)
+    run_dir.write_atomic(path, data.getvalue())
+
+
+def preview(cfg):
+    """Write the contact sheet of the first pictures, each with its number and what it was asked to show."""
+    import numpy as np
+
+    from my.media import labelled_grid, write_png
+
+    n = min(cfg.num_images, MAX_PREVIEW)
+    pictures = np.concatenate([np.load(batch_file(images)) for images in batches(cfg) if images[0] < n])[:n]
+    named = [f"{i}: {'class ' if s.isdecimal() else ''}{s}".rstrip(": ") for i, s in enumerate(cfg.subjects()[:n])]
+    cells = list(zip(pictures, named))
+    write_png("preview.png", labelled_grid([(None, cells[i:i + PREVIEW_COLUMNS])
+                                            for i in range(0, n, PREVIEW_COLUMNS)]))
+
+
+def run(cfg):
+    """Draw all that is missing in the current folder, and its contact sheet."""
+    cfg.check_files()
+    from adapt import make_adapter
+
+    sample(cfg, make_adapter(cfg, script.pick_device(cfg.device)))
+    preview(cfg)
+    print(f"done: {IMAGES} has {cfg.num_images} pictures, preview.png shows "
+          f"{'them' if cfg.num_images <= MAX_PREVIEW else f'the first {MAX_PREVIEW}'}")
+
+
+def main(argv=None):
+    """Sample pictures in the current folder."""
+    script.begin(read_config(argv), run)
+
+
+if __name__ == "__main__":
+    run_main(main, go_on="continue with --resume True")

@@ -1,0 +1,62 @@
+"""The typed configuration of 2D sampling. Imports nothing heavy: `-h` must answer at once."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+import pixel_folder
+from my.seeds import numpy_rng
+from sjc_config import FamilyConfig, SDConfig
+
+ImageClass = Annotated[int, Field(ge=0, lt=pixel_folder.N_CLASSES)]
+
+
+class SamplingConfig(FamilyConfig):
+    """Every option of run_img_sampling.py."""
+
+    sd: SDConfig = SDConfig(scale=7.5)  # the usual one of Stable Diffusion
+    prompts: list[str] = Field([], description="several prompts, taken in turn, instead of --sd.prompt; with commas "
+                                               "between, or [\"...\", \"...\"]")
+    classes: list[ImageClass] = Field([], description="several ImageNet classes, taken in turn, instead of "
+                                                      "--gddpm.imgnet_cat")
+    num_images: int = Field(16, gt=0, description="pictures to draw")
+    batch_size: int = Field(16, gt=0, description="pictures at a time; what they show does not depend on it")
+    num_t: int = Field(40, gt=1, description="levels of noise")
+    sampler: Literal["karras", "smld"] = Field("karras", description="EDM's, or annealed Langevin dynamics")
+    sigma_max: float | None = Field(None, gt=0, description="first level of noise; default the model's largest, at "
+                                                            "most 80")
+    sigma_min: float | None = Field(None, gt=0, description="last level; default the model's smallest")
+    heun: bool = Field(True, description="karras: second order, two evaluations a level; False is Euler")
+    langevin: bool = Field(False, description="karras: add noise and remove it on the way, by the four S_ options "
+                                              "(EDM, Algorithm 2)")
+    S_churn: float = Field(80.0, ge=0, description="langevin: how much noise over all levels (EDM, Table 5: ImageNet)")
+    S_min: float = Field(0.05, ge=0, description="langevin: least level that gets it")
+    S_max: float = Field(50.0, ge=0, description="langevin: largest level that gets it")
+    S_noise: float = Field(1.003, gt=0, description="langevin: its standard deviation")
+    smld_steps: int = Field(5, gt=0, description="smld: Langevin steps a level")
+    smld_step_size: float = Field(0.2, gt=0, lt=2, description="smld: a step's variance over sigma^2")
+
+    @model_validator(mode="after")
+    def _fits_the_family(self):
+        for name, given, family in (("prompts", self.prompts, "sd"), ("classes", self.classes, "gddpm")):
+            if given and self.family != family:
+                raise ValueError(f"--{name} is for --family {family}, not {self.family}")
+        if "" in (p.strip() for p in self.prompts):
+            raise ValueError("--prompts: one of them is empty")
+        if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
+            raise ValueError(f"--sigma_max {self.sigma_max:g} must be above --sigma_min {self.sigma_min:g}")
+        return self
+
+    def drawn_prompts(self):
+        return self.prompts or super().drawn_prompts()
+
+    def drawn_classes(self):
+        """Return the classes that are taken in turn; drawn at random where a model needs one and none is given."""
+        if self.classes or self.gddpm.imgnet_cat >= 0 or not pixel_folder.PUBLISHED[self.gddpm.model]["class_cond"]:
+            return self.classes or super().drawn_classes()
+        return [int(numpy_rng(self.seed, i, "class").integers(pixel_folder.N_CLASSES)) for i in range(self.num_images)]
+
+    def subjects(self):
+        """Return what the model is asked for at each of the pictures: of `asked`, in turn."""
+        asked = self.asked()
+        return [asked[i % len(asked)] for i in range(self.num_images)]

@@ -1,0 +1,119 @@
+"""The DDPM family: its denoiser against diffusers' own, pipelines that it takes and that it refuses in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+)
+
+import run_sjc
+from adapt import make_adapter
+from adapt_ddpm import DDPMAdapter, load
+from my.errors import UserError
+from sjc import SJC
+from sjc_config import SJCConfig
+
+
+@pytest.fixture(scope="module")
+def unet():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet2DModel(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+                           down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                           up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+
+
+@pytest.fixture(scope="module")
+def folder(unet, tmp_path_factory):
+    """A tiny unconditional pipeline, as diffusers saves one."""
+    path = tmp_path_factory.mktemp("ddpm")
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("t", [0, 300, 999])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@torch.no_grad()
+def test_denoised_equals_the_schedulers(unet, kind, t):
+    scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
+    scheduler.set_timesteps(1000)
+    adapter, rng = DDPMAdapter(unet, scheduler), torch.Generator().manual_seed(0)
+    x_t = torch.randn(2, 3, 8, 8, generator=rng)
+    want = scheduler.step(unet(x_t, t).sample, t, x_t).pred_original_sample
+    sigma = adapter.sigmas[999 - t].item()
+    cond = adapter.embed(["front view of a duck", ""])
+    got = adapter.denoise((1 + sigma**2) ** 0.5 * x_t, sigma, cond, cond, 100.0)  # nothing to guide by
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
+
+
+def test_folder_is_loaded(folder):
+    cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": str(folder)})
+    cfg.check_files()
+    adapter = make_adapter(cfg, "cpu")
+    assert adapter.data_shape == (3, 8, 8) and adapter.embed(["", "a duck"]).shape == (2, 0)
+    assert adapter.sigmas[0].item() == pytest.approx(157.4, abs=0.1)  # betas 1e-4 to 0.02
+
+
+def test_layout_of_the_first_pipelines(unet, tmp_path, capfd):
+    """As the ones of 2022 are on the hub: all in one folder, weights in .bin, read as tensors only."""
+    unet.save_pretrained(tmp_path, safe_serialization=False)
+    DDPMScheduler(beta_end=0.01).save_pretrained(tmp_path)
+    index = {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1", "unet": ["diffusers", "UNet2DModel"],
+             "scheduler": ["diffusers", "DDPMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    capfd.readouterr()
+    loaded, scheduler = load(str(tmp_path))
+    assert capfd.readouterr() == ("", "") and scheduler.config.beta_end == 0.01
+    assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
+
+
+def refused(checkpoint, *words):
+    with pytest.raises(UserError) as caught:
+        cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": checkpoint and str(checkpoint)})
+        cfg.check_files()
+        load(cfg.ddpm.checkpoint)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_what_is_no_such_pipeline_is_refused(folder, unet, tmp_path):
+    refused(None, "--family ddpm needs --ddpm.checkpoint")
+    refused(tmp_path / "nosuch", "no such folder", "hub id")
+    refused(tmp_path, "has no model_index.json")
+    refused(Path(run_sjc.__file__).parent / "mini_sd", "a StableDiffusionPipeline of", "pixel-space")
+    no_betas = tmp_path / "no_betas"
+    ScoreSdeVePipeline(unet, ScoreSdeVeScheduler()).save_pretrained(no_betas)
+    refused(no_betas, "a ScoreSdeVePipeline of scheduler, unet", "discrete scheduler")
+    refused("nobody/no-such-model", "--ddpm.checkpoint nobody/no-such-model: cannot be read", "hub")  # none in tests
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"junk")
+    refused(broken, "cannot be read as a diffusers pipeline")
+
+
+@pytest.mark.parametrize("rend_hw", [8, 12])
+def test_text_to_3d_without_text(folder, rend_hw):
+    """Colours in [-1, 1], 3 channels, rendered at the model's resolution or resized to it."""
+    cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": str(folder)}, vox={"grid_size": 6}, pose={"rend_hw": rend_hw},
+                    n_steps=10)
+    assert (cfg.vox.model_type, cfg.vox.c) == ("V_SJC", 3)
+    sjc = SJC(cfg, make_adapter(cfg, "cpu"))
+    before = sjc.field.color.detach().clone()
+    stats = sjc.step(0)
+    assert all(torch.isfinite(torch.as_tensor(v)) for v in stats.values())
+    assert not torch.equal(sjc.field.color, before)
+
+
+def test_a_whole_run(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_sjc.main(["--family", "ddpm", "--ddpm.checkpoint", str(folder), "--n_steps", "2", "--vox.grid_size", "6",
+                  "--pose.rend_hw", "8", "--device", "cpu"])
+    assert len(list((tmp_path / "test_2" / "view").iterdir())) == 100
