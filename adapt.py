@@ -55,17 +55,26 @@ class ScoreAdapter(ABC):
     def picture_size(self):
         """Edge in pixels of the square pictures that the model was trained on."""
 
-    def denoise(self, x, sigma, cond, uncond=None, scale=1.0):
+    def denoise(self, x, sigma, cond, uncond=None, scale=1.0, negatives=None):
         """Return the guided denoised x: D_u + scale (D_c - D_u) (arXiv 2207.12598, Eq. 6, in D).
 
         `x` (B, C, H, W); `sigma` a float out of `sigmas`; `cond` (B, ...); `uncond` likewise or
-        None for no guidance.
+        None for no guidance. `negatives` is None or (conditions (B, n, ...), weights (B, n)) by which
+        `perp_neg` changes D_c - D_u.
         """
-        if uncond is None or scale == 1:
+        if uncond is None or (scale == 1 and negatives is None):
             return self._denoise(x, sigma, cond)
-        both = self._denoise(torch.cat([x, x]), sigma, torch.cat([cond, uncond]))
-        d_cond, d_uncond = both.chunk(2)
-        return d_uncond + scale * (d_cond - d_uncond)
+        others, weights = negatives if negatives is not None else (cond[:, None][:, :0], None)
+        n = others.shape[1]
+        conds = torch.cat([cond, uncond, *others.unbind(1)])
+        d_cond, d_uncond, *d_others = self._denoise(x.repeat(2 + n, 1, 1, 1), sigma, conds).chunk(2 + n)
+        toward = d_cond - d_uncond
+        if n:
+            toward = perp_neg(toward, torch.stack(d_others, 1) - d_uncond[:, None], weights)
+        return d_uncond + scale * toward
+
+    def text_done(self):
+        """Free what only `embed` needs, if anything; called once the conditions of a run are known."""
 
     def round_sigma(self, sigma):
         """Return the entry of `sigmas` nearest to `sigma`, a float."""
@@ -76,6 +85,19 @@ class ScoreAdapter(ABC):
         """Return x (n, C, H, W) of the plain light pictures PLAIN_BACKGROUNDS."""
         rgb = torch.tensor(PLAIN_BACKGROUNDS, device=self.device)[:, :, None, None]
         return self.encode(rgb.expand(-1, 3, self.picture_size, self.picture_size))
+
+
+def perp_neg(toward, away, weights):
+    """Return toward - sum_i w_i (away_i - <away_i, toward> / |toward|^2 toward), (B, C, H, W).
+
+    `toward` (B, C, H, W) and `away` (B, n, C, H, W) are denoised pictures less the unconditional one, and
+    `weights` (B, n): of each negative prompt, only what is perpendicular to the positive one is taken away.
+    Source: Perp-Neg, arXiv 2304.04968, whose noise predictions are these up to the common factor -1 / sigma.
+    """
+    dot = (away * toward[:, None]).sum((2, 3, 4), keepdim=True)  # (B, n, 1, 1, 1)
+    square = toward.square().sum((1, 2, 3))[:, None, None, None, None].clamp(min=torch.finfo(toward.dtype).tiny)
+    perpendicular = away - dot / square * toward[:, None]
+    return toward - (weights[:, :, None, None, None] * perpendicular).sum(1)
 
 
 def make_adapter(cfg, device):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from my import run_dir, script
 from my.errors import run_main
+from sd import find
 from sjc_config import SJCConfig
 
 ROOT = Path(__file__).resolve().parent
@@ -23,9 +24,8 @@ def read_config(argv):
 
 
 def absolute(cfg):
-    """Return the configuration with a path in it that holds in any folder."""
-    if cfg.sd.checkpoint is not None:
-        cfg.sd.checkpoint = str(Path(cfg.sd.checkpoint).expanduser().resolve())
+    """Return the configuration with paths in it that hold in any folder."""
+    find.absolute(cfg.sd)
     return cfg
 
 

@@ -91,7 +91,7 @@ class TensorFile:
                 content = archive.read(pickled)
         except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError):
             raise UserError(f"{self.path}: not a whole PyTorch archive; {AGAIN}") from None
-        tensors = tensors_of(unpickled.read(io.BytesIO(content), self.path))
+        tensors = tensors_of(unpickled.read(io.BytesIO(content), self.path)[0])
         for storage in {stored.storage for stored in tensors.values()}:
             member = members.get(f"{pickled.removesuffix('data.pkl')}data/{storage.key}")
             if member is None or member.compress_type != zipfile.ZIP_STORED:
@@ -105,12 +105,10 @@ class TensorFile:
 
     def _index_stream(self, file):
         file.seek(0)
-        if unpickled.read(file, self.path) != STREAM_MAGIC:
+        if unpickled.read(file, self.path)[0] != STREAM_MAGIC:
             raise UserError(f"{self.path}: a pickle, but no PyTorch checkpoint; nothing in it was executed; give "
                             "another file")
-        _protocol, _system, value, keys = [unpickled.read(file, self.path) for _ in range(4)]
-        tensors = tensors_of(value)
-        storages = {stored.storage.key: stored.storage for stored in found(value)}
+        _protocol, _system, (value, storages), (keys, _) = [unpickled.read(file, self.path) for _ in range(4)]
         at = file.tell()
         for key in keys if isinstance(keys, list) else []:  # each: its number of elements in 8 bytes, then those
             if key not in storages or int.from_bytes(self.memory[at:at + 8], "little") != storages[key].numel:
@@ -119,7 +117,7 @@ class TensorFile:
             at += 8 + storages[key].numel * ITEMSIZE.get(storages[key].dtype, 1)
         if not set(storages) <= set(self.starts):
             raise UserError(f"{self.path}: lacks data of its tensors; {AGAIN}")
-        return tensors
+        return tensors_of(value)
 
 
 def tensors_of(value):
@@ -128,15 +126,3 @@ def tensors_of(value):
     inner = value.get("state_dict")
     return {k: v for k, v in (inner if isinstance(inner, dict) else value).items()
             if isinstance(k, str) and isinstance(v, unpickled.Stored)}
-
-
-def found(value):
-    """Yield every Stored anywhere in a checkpoint's value, optimizers' included."""
-    seen, todo = set(), [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, unpickled.Stored):
-            yield item
-        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
-            seen.add(id(item))  # a list can hold itself
-            todo.extend(item.values() if isinstance(item, dict) else item)

@@ -81,6 +81,7 @@ class Machine:
 
     def __init__(self):
         self.stack, self.marks, self.memo = [], [], {}
+        self.storages = {}  # all that it names, {key: Storage}
 
     def run(self, file):
         """Return the value of the pickle at the position of the binary `file`, which is left behind its end.
@@ -208,11 +209,14 @@ class Machine:
     def op_build(self, _):
         self.pop(1)  # the state that an object would be given
 
-    def op_persid(self, arg):
-        self.stack.append(storage_of(arg))
+    def op_persid(self, _):  # in text, and torch's are tuples
+        self.stack.append(Inert("persistent id"))
 
     def op_binpersid(self, _):
-        self.stack.append(storage_of(*self.pop(1)))
+        storage = storage_of(*self.pop(1))
+        if isinstance(storage, Storage):
+            self.storages[storage.key] = storage
+        self.stack.append(storage)
 
     def op_unknown(self, _):  # a registered extension, or memory from outside the pickle
         self.stack.append(Inert("extension"))
@@ -230,9 +234,13 @@ ALIAS = {"BINPUT": "put", "LONG_BINPUT": "put", "MEMOIZE": "put", "BINGET": "get
 
 
 def read(file, label):
-    """Return the value of the pickle at the position of the binary `file`; UserError, naming `label`, if damaged."""
+    """Return (value, {key: Storage}) of the pickle at the position of the binary `file`, which is left behind its end.
+
+    Raises UserError, naming `label`, where it is damaged.
+    """
+    machine = Machine()
     try:
-        return Machine().run(file)
+        return machine.run(file), machine.storages
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{label}: damaged, or no PyTorch checkpoint: {why[:120]}; get the file again") from None

@@ -11,10 +11,11 @@ from torch import nn
 
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter
 from adapt_ideal import ANY_VIEW, IdealAdapter
-from adapt_sd import StableDiffusionAdapter, load_parts, precision_dtypes
+from adapt_sd import StableDiffusionAdapter, precision_dtypes
 from my.errors import UserError
 from pose import all_view_prompts
-from sd_folder import find_checkpoint
+from sd.find import fetch, find_checkpoint
+from sd.load import load_parts
 from sjc_config import SDConfig, SJCConfig
 from toyworld import COLORS, OBJECTS
 
@@ -178,9 +179,15 @@ def test_noise_levels_are_stable_diffusions(adapter, request):
 # ---------------------------------------------------------------- Stable Diffusion
 
 
+def load(checkpoint, **options):
+    """The parts of a checkpoint, in float32."""
+    sd = SDConfig(checkpoint=str(checkpoint), **options)
+    return load_parts(fetch(find_checkpoint(sd)), sd, torch.float32)
+
+
 @pytest.fixture(scope="module")
 def parts(tiny_sd):
-    return load_parts(find_checkpoint(SDConfig(checkpoint=str(tiny_sd))), torch.float32)
+    return load(tiny_sd)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +275,7 @@ def test_unknown_words_are_refused_with_the_vocabulary(sd):
     with pytest.raises(UserError) as caught:
         sd.embed(["front view of a delicious burger on mars"])
     message = str(caught.value)
-    assert "no word for 'delicious', 'mars', 'on';" in message and "--sd.checkpoint FOLDER" in message
+    assert "no word for 'delicious', 'mars', 'on';" in message and "--sd.checkpoint PATH" in message
     assert set(COLORS) | set(OBJECTS) | {"overhead", "backside"} <= set(message.replace(";", " ").split())
 
 
@@ -298,7 +305,7 @@ def test_half_precision_networks_give_float32(tiny_sd):
 def assert_refused(checkpoint, *words):
     """Loading ends in a UserError of one line that holds `words` and says how to do without."""
     with pytest.raises(UserError) as caught:
-        load_parts(find_checkpoint(SDConfig(checkpoint=str(checkpoint))), torch.float32)
+        load(checkpoint)
     message = str(caught.value)
     for word in (*words, "--preset mini", "--preset ideal"):
         assert word in message
@@ -311,12 +318,7 @@ def broken(tiny_sd, tmp_path):
 
 
 def test_missing_folder(tmp_path):
-    assert_refused(tmp_path / "nosuch", f"--sd.checkpoint {tmp_path / 'nosuch'}", "no such folder")
-
-
-def test_file_instead_of_a_folder(tmp_path):
-    (tmp_path / "model.ckpt").write_bytes(b"")
-    assert_refused(tmp_path / "model.ckpt", "model.ckpt: that is a file")
+    assert_refused(tmp_path / "nosuch", f"--sd.checkpoint {tmp_path / 'nosuch'}", "no such file or folder")
 
 
 def test_schedule_is_not_guessed(broken):
@@ -327,20 +329,6 @@ def test_schedule_is_not_guessed(broken):
 def test_folder_without_unet(broken):
     shutil.rmtree(broken / "unet")
     assert_refused(broken, str(broken), "has no unet")
-
-
-@pytest.mark.parametrize("options, folder", [
-    ({"variant": "v1"}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),
-    ({"variant": "v2"}, "diffusion_ckpts/sd2/512-base-ema"),
-    ({"variant": "v2", "v2_highres": True}, "diffusion_ckpts/sd2/768-v-ema")])
-def test_published_variant_without_weights(options, folder, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))  # the data root of env.json is below it
-    with pytest.raises(UserError) as caught:
-        find_checkpoint(SDConfig(**options))
-    message = str(caught.value)
-    for word in (f"--sd.variant {options['variant']}", str(tmp_path), folder, "env.json", "--sd.checkpoint FOLDER",
-                 "--preset mini", "--preset ideal"):
-        assert word in message
 
 
 @pytest.mark.parametrize("file", [f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {"run_sjc", "highres_final_vis", "evaluate", "run_nerf", "run_img_sampling"}
+SCRIPTS = {"run_sjc", "highres_final_vis", "evaluate", "run_nerf", "run_img_sampling", "doctor"}
 METHOD = {"sjc", "sjc_config", "nerf_config"}
-DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "mini_sd", "sd_folder"}  # and adapt*
+DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "mini_sd", "sd"}  # and adapt*
 MY, DOMAIN_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(5)
 
 
@@ -91,9 +91,12 @@ def test_only_make_adapter_knows_the_families():
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_nothing_executes_what_it_reads(path):
-    for name in ("eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load"):
+    writes = path == Path("tests/crafted.py")  # the files that the readers are tried on
+    for name in ("exec", "torch.load", "yaml.unsafe_load", "pickle.load", "pickle.Unpickler"):
         assert not calls(path, name), f"{path} uses {name}"
-    assert not imports(path) & {"pickle", "dill", "cloudpickle", "joblib"}
+    for name in ("eval", "torch.save", "pickle.loads"):  # pickle.loads and eval are named there, inside an attack
+        assert not calls(path, name) or writes or (name == "torch.save" and path.parts[0] == "tests"), f"{path}: {name}"
+    assert writes or not imports(path) & {"pickle", "dill", "cloudpickle", "joblib"}
 
 
 @pytest.mark.parametrize("path", CODE, ids=str)
