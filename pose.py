@@ -130,11 +130,10 @@ def perp_neg_views(camera):
     Between two of front, side and back, r falls from 1 at the first to 0 at the second. The positive
     condition is r of the first and 1 - r of the second; both also push away, with weights
     a exp(-b u) + c that vanish, but for the back's constant push off the front, where they would push
-    off the view itself. From overhead, and with other words than "front", "side" and "backside",
-    the view's own prompt is all there is.
+    off the view itself. From overhead, the view's own prompt is all there is. For the words "sjc".
     Source: Perp-Neg, arXiv 2304.04968, its interpolation of views and the constants of its released code.
     """
-    if camera.view not in ("front view of", "side view of", "backside view of"):
+    if camera.view == "overhead view of":
         return {camera.view: 1.0}, {}
     from_front = abs((np.rad2deg(camera.azimuth) + 180) % 360 - 180)
     if from_front < 90:

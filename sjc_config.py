@@ -151,3 +151,5 @@ class SJCConfig(Config):
                             "--pose.view_texts and --pose.perp_neg")
         if p.perp_neg and p.view_style == "none":
             raise UserError("--pose.perp_neg True needs view prompts: leave out --pose.view_style none")
+        if p.perp_neg and p.view_words != "sjc":
+            raise UserError("--pose.perp_neg True needs --pose.view_words sjc, whose sides are the ones it tells apart")

@@ -59,12 +59,12 @@ class TensorFile:
 
     def _index(self, file):
         """Return {name: Stored}, and fill `starts`."""
+        if self.memory[8:9] == b"{":  # behind the header's length, which can begin like anything
+            return self._index_safetensors()
         if self.memory[:4] == b"PK\x03\x04":
             return self._index_archive(file)
         if self.memory[:1] == b"\x80":
             return self._index_stream(file)
-        if self.memory[8:9] == b"{":
-            return self._index_safetensors()
         raise UserError(f"{self.path}: neither .safetensors nor a PyTorch checkpoint; get the file again")
 
     def _index_safetensors(self):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter
+from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter, perp_neg
 from adapt_ideal import ANY_VIEW, IdealAdapter
 from adapt_sd import StableDiffusionAdapter, precision_dtypes
 from my.errors import UserError
@@ -70,6 +70,38 @@ def test_guidance_keeps_the_rows_apart():
 def test_no_unconditional_no_guidance():
     adapter = Constant()
     assert (adapter.denoise(torch.zeros(1, 3, 4, 4), 1.0, adapter.embed([3]), scale=100.0) == 3).all()
+
+
+def test_perp_neg_by_hand():
+    """toward = (3, 0), away = (1, 2) and (-2, 1): perpendicular are (0, 2) and (0, 1), w = 0.5 and 2."""
+    toward = torch.tensor([[[[3.0, 0.0]]]])
+    away = torch.tensor([[[[[1.0, 2.0]]], [[[-2.0, 1.0]]]]])
+    got = perp_neg(toward, away, torch.tensor([[0.5, 2.0]]))
+    assert got.flatten().tolist() == [3, -(0.5 * 2 + 2 * 1)]
+    parallel = perp_neg(toward, -4 * toward[:, None], torch.tensor([[9.0]]))
+    assert torch.equal(parallel, toward)  # what is not perpendicular is never taken away
+    assert torch.equal(perp_neg(0 * toward, 0 * away, torch.ones(1, 2)), 0 * toward)  # no direction, no division
+
+
+class Rows(Constant):
+    """D(x, sigma | c) = c, a picture of 1 x 2 pixels."""
+
+    data_shape = (1, 1, 2)
+
+    def _denoise(self, x, sigma, cond):
+        self.batches.append(len(x))
+        return cond.view(-1, 1, 1, 2)
+
+
+def test_guidance_with_negatives_by_hand():
+    """D_u = (1, 1), D_c = (4, 1), D_n = (2, 3): toward (3, 0), away (1, 2); D = D_u + 10 ((3, 0) - 0.5 (0, 2))."""
+    adapter, x = Rows(), torch.zeros(2, 1, 1, 2)
+    cond, uncond = torch.tensor([[4.0, 1.0]] * 2), torch.tensor([[1.0, 1.0]] * 2)
+    negatives = torch.tensor([[[2.0, 3.0]]] * 2), torch.tensor([[0.5], [0.0]])
+    D = adapter.denoise(x, 1.0, cond, uncond, 10, negatives)
+    assert D.flatten(1).tolist() == [[31, -9], [31, 1]] and adapter.batches == [6]
+    one = adapter.denoise(x, 1.0, cond, uncond, 1.0, negatives)
+    assert one.flatten(1).tolist() == [[4, 0], [4, 1]]  # at scale 1, negatives still push
 
 
 def test_round_sigma_is_the_nearest_entry():
@@ -181,7 +213,7 @@ def test_noise_levels_are_stable_diffusions(adapter, request):
 
 def load(checkpoint, **options):
     """The parts of a checkpoint, in float32."""
-    sd = SDConfig(checkpoint=str(checkpoint), **options)
+    sd = SDConfig(checkpoint=str(checkpoint), prompt="a blue duck", **options)
     return load_parts(fetch(find_checkpoint(sd)), sd, torch.float32)
 
 

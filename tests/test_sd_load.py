@@ -13,7 +13,7 @@ from sjc_config import SDConfig
 
 TO_OUT = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0"
 TO_Q = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-TEXT_Q = "encoder.layers.1.self_attn.q_proj"
+TEXT_Q, TEXT_OUT = "encoder.layers.1.self_attn.q_proj", "encoder.layers.1.self_attn.out_proj"
 RANK, ALPHA = 2, 4.0
 
 
@@ -155,9 +155,9 @@ def test_averaged_weights_on_request(tmp_path):
 
 
 def matrices(parts, seed=0):
-    """{(part, layer): (A, B)}: low-rank changes of two layers of the UNet and one of the text encoder."""
+    """{(part, layer): (A, B)}: low-rank changes of two layers of the UNet and two of the text encoder."""
     rng, found = torch.Generator().manual_seed(seed), {}
-    for part, layer in (("unet", TO_OUT), ("unet", TO_Q), ("text_encoder", TEXT_Q)):
+    for part, layer in (("unet", TO_OUT), ("unet", TO_Q), ("text_encoder", TEXT_Q), ("text_encoder", TEXT_OUT)):
         out, inner = parts[part].get_submodule(layer).weight.shape
         found[part, layer] = tuple(torch.randn(shape, generator=rng) for shape in ((RANK, inner), (out, RANK)))
     return found
@@ -181,9 +181,10 @@ def kohya_lora(parts, path):
     return ALPHA / RANK
 
 
-@pytest.mark.parametrize("write", [diffusers_lora, kohya_lora])
-@pytest.mark.parametrize("weights", [[0.0], [1.0], [0.5], [1.0, -0.25]])
+@pytest.mark.parametrize("write, weights", [(diffusers_lora, [0.0]), (diffusers_lora, [1.0]), (kohya_lora, [0.5]),
+                                            (kohya_lora, [1.0, -0.25])])
 def test_lora_equals_the_fused_weights(small, tmp_path, write, weights):
+    """A weight of 0 changes nothing; any other adds weight * alpha / rank * B A, and leaves nothing else behind."""
     _, parts, _, folder = small
     scale = write(parts, tmp_path / "l.safetensors") * sum(weights)
     loaded = load(folder / "a.safetensors", lora=[f"{tmp_path / 'l.safetensors'}:{w}" for w in weights])
