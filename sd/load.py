@@ -1,6 +1,10 @@
 """The five parts of a Stable Diffusion, out of a diffusers folder or a single file, with LoRAs fused in. No network."""
 
+import contextlib
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 from my.errors import UserError
 from my.tensor_file import TensorFile
@@ -74,11 +78,31 @@ def _read_folder(folder, dtype):
 
 def _load_network(cls, folder, **dtype):
     """Return the network in `folder`; raises ValueError where weights are missing (they would be random)."""
-    net, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, use_safetensors=True, **dtype)
+    with _without_pickles(folder) as safe:
+        net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, use_safetensors=True, **dtype)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{folder.name} lacks {len(missing)} of its weights, {missing[0]} first")
     return net
+
+
+@contextlib.contextmanager
+def _without_pickles(folder):
+    """Yield `folder`, or, where its weights are in a .bin file only (a pickle), a temporary one with them made safe."""
+    from safetensors.torch import save_file
+
+    pickles = {"pytorch_model.bin": "model.safetensors",
+               "diffusion_pytorch_model.bin": "diffusion_pytorch_model.safetensors"}
+    there = [name for name in pickles if (folder / name).is_file()]
+    if not there or (folder / pickles[there[0]]).exists():
+        yield folder
+        return
+    file = TensorFile(folder / there[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copy(folder / "config.json", scratch)
+        save_file({name: file.tensor(name).contiguous() for name in file.shapes},
+                  Path(scratch) / pickles[there[0]], metadata={"format": "pt"})
+        yield Path(scratch)
 
 
 # ---------------------------------------------------------------- single files

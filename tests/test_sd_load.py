@@ -1,8 +1,10 @@
 """Loading Stable Diffusion: one model in every layout denoises the same; prediction types; LoRAs; errors in a line."""
 
+import shutil
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import crafted
 from adapt_sd import StableDiffusionAdapter
@@ -71,6 +73,22 @@ def test_half_precision_files_are_read_in_float32(small, tmp_path):
     loaded = load(tmp_path / "h.safetensors", prediction_type="epsilon")
     assert loaded["unet"].dtype == loaded["vae"].dtype == torch.float32
     torch.testing.assert_close(denoised(loaded), denoised(parts), rtol=0.1, atol=0.1)
+
+
+def test_folders_of_pickles_load_without_executing_them(small, tmp_path):
+    """Old diffusers folders hold their weights in .bin files."""
+    _, parts, _, folder = small
+    shutil.copytree(folder / "diffusers", tmp_path / "old")
+    for file, old in (("unet/diffusion_pytorch_model", None), ("text_encoder/model", "text_encoder/pytorch_model")):
+        path = tmp_path / "old" / f"{file}.safetensors"
+        torch.save(load_file(path), tmp_path / "old" / f"{old or file}.bin")
+        path.unlink()
+    torch.testing.assert_close(denoised(load(tmp_path / "old")), denoised(parts), rtol=0, atol=1e-5)
+    bite = crafted.attacks(tmp_path / "canary")["in a state_dict"][0]
+    crafted.as_archive(bite, tmp_path / "old" / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="diffusion_pytorch_model.bin: holds no tensors"):
+        load(tmp_path / "old")
+    assert not (tmp_path / "canary").exists()
 
 
 # ---------------------------------------------------------------- prediction types
