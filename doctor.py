@@ -62,11 +62,11 @@ def check_device(cfg):
         return [Finding(OK, "device", f"{device} ({torch.get_num_threads()} threads; {build})",
                         "" if cfg.family != "sd" or cfg.sd.variant == "mini" else
                         "enough to try real Stable Diffusion, half a minute a step and more: for a run use a CUDA GPU"),
-                Finding(OK, "precision", f"{cfg.sd.precision}: {'float32' if cfg.sd.precision == 'autocast' else ''}".strip(": "))]
+                Finding(OK, "precision", cfg.sd.precision + ": float32" * (cfg.sd.precision == "autocast"))]
     free, total = (n / GB for n in torch.cuda.mem_get_info(device))
     few = cfg.family == "sd" and free < MIN_GPU
     return [Finding(OK, "device", f"{device} ({torch.cuda.get_device_name(device)})"),
-            Finding(OK, "precision", cfg.sd.precision + (": float16 autocast" if cfg.sd.precision == "autocast" else "")),
+            Finding(OK, "precision", cfg.sd.precision + ": float16" * (cfg.sd.precision == "autocast")),
             Finding(NOTE if few else OK, "GPU memory", f"{free:.1f} of {total:.1f} GB free",
                     "end other programs on it, or --sd.precision fp16" if few else "")]
 
@@ -116,7 +116,7 @@ def check_data_root(sha256):
                              f"make it, or name another in {ROOT / 'env.json'}; not needed with --sd.checkpoint"))
     else:
         found.append(Finding(OK, "data root", str(root)))
-    paths = [p for base in find.PUBLISHED.values() for p in (root / (base + ending) for ending in find.ENDINGS) if p.exists()]
+    paths = [p for base in find.PUBLISHED.values() for p in find.with_endings(root / base) if p.exists()]
     paths += filter(None, map(find.cached, dict.fromkeys(r for repos in find.hub_table().values() for r in repos)))
     return found + [Finding(OK, "checkpoint", describe(path, sha256)) for path in paths]
 
@@ -139,7 +139,8 @@ def digest(path):
     from tqdm import tqdm
 
     sha = hashlib.sha256()
-    with open(path, "rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False) as bar:
+    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False)
+    with open(path, "rb") as file, bar:
         while block := file.read(2**22):
             sha.update(block)
             bar.update(len(block))
@@ -191,8 +192,8 @@ def check_download(found):
         cache = Path(constants.HF_HUB_CACHE)
         there = next(p for p in (cache, *cache.parents) if p.exists())
         if shutil.disk_usage(there).free / GB < DOWNLOAD:
-            return [Finding(BAD, "model", where, f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free some, "
-                                                 "or set HF_HOME to another disk")]
+            return [Finding(BAD, "model", where, f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free "
+                                                 "some, or set HF_HOME to another disk")]
         return [Finding(NOTE, "model", where, f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}")]
     return [Finding(BAD, "model", f"{where}; on the hub none of {', '.join(found.repos)} can be reached",
                     f"give a folder or a file with --sd.checkpoint, try again with a network, or {find.WITHOUT}")]

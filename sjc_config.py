@@ -20,15 +20,15 @@ class SDConfig(Config):
         "v1", description="which Stable Diffusion, looked for below the data root, then on the hub; mini is embedded")
     v2_highres: bool = Field(False, description="with v2: the 768-pixel, v-prediction model")
     checkpoint: str | None = Field(
-        None, description="to load instead of the variant: a diffusers folder, a .safetensors or .ckpt file, or a hub id "
-                          "ORG/NAME")
+        None, description="to load instead of the variant: a diffusers folder, a .safetensors or .ckpt file, or a hub "
+                          "id ORG/NAME")
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the UNet predicts; auto finds it from the checkpoint")
     ema: bool = Field(False, description="of a single file that also holds its UNet's running averages, use those")
     lora: list[str] = Field([], description="LoRA files, each PATH or PATH:WEIGHT")
     prompt: str = Field("A high quality photo of a delicious burger", min_length=1,
                         description="the text (families sd and ideal)")
-    negative_prompt: str = Field("", description="what not to show: its condition takes the place of the unconditional one")
+    negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
     scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
     precision: Literal["autocast", "fp32", "fp16", "bf16"] = Field(
         "autocast", description="of the networks; autocast is fp16 on CUDA and fp32 on CPU")

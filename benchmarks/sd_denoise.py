@@ -2,8 +2,8 @@
 
     python benchmarks/sd_denoise.py --checkpoint ~/models/v1-5-pruned-emaonly.safetensors
 
-Without --checkpoint, a full-size Stable Diffusion 1.5 with random weights in float32 (4.3 GB, with every published name)
-is written to a temporary folder, measured in a process of its own, and deleted: 6 GB of disk, and as much memory.
+Without --checkpoint, a full-size Stable Diffusion 1.5 with random weights in float32 (4.3 GB, under the published names)
+is written to a temporary folder, measured in a process of its own, and deleted: 5 GB of disk, 9 GB of memory.
 """
 
 import json
@@ -29,7 +29,7 @@ PROMPT = "A high quality photo of a delicious burger"
 class DenoiseConfig(config.Config):
     """Every option of benchmarks/sd_denoise.py."""
 
-    checkpoint: str | None = Field(None, description="what to load, as --sd.checkpoint takes it; default random weights")
+    checkpoint: str | None = Field(None, description="what to load, as --sd.checkpoint takes it; default random")
     precision: str = Field("autocast", description="as --sd.precision takes it")
     threads: int | None = Field(None, gt=0, description="CPU threads, default PyTorch's own")
     device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
@@ -102,7 +102,7 @@ def main(argv=None):
         path = Path(folder) / "random.safetensors"
         write_random(path)
         print(f"{path.name}: {path.stat().st_size / 1e9:.2f} GB")
-        flags = [f"--{key}={value}" for key, value in cfg.model_dump().items() if key != "checkpoint" and value is not None]
+        flags = [f"--{k}={v}" for k, v in cfg.model_dump().items() if k != "checkpoint" and v is not None]
         if subprocess.run([sys.executable, __file__, "--checkpoint", str(path), *flags]).returncode:
             raise RunError("the measurement failed; its own line says why")
 

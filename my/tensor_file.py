@@ -44,7 +44,7 @@ class TensorFile:
             storage = stored.storage
             end = self.starts[storage.key] + storage.numel * ITEMSIZE.get(storage.dtype, 1)
             if end > len(self.memory):
-                raise UserError(f"{self.path}: ends at byte {len(self.memory)}, and its tensors reach to {end}; {AGAIN}")
+                raise UserError(f"{self.path}: ends at byte {len(self.memory)}, its tensors reach to {end}; {AGAIN}")
 
     def tensor(self, name):
         """Return a tensor of the file, which shares memory with it: to be copied, not to be changed."""

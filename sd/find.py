@@ -20,8 +20,8 @@ PUBLISHED = {
 }  # (sd.variant, sd.v2_highres) -> published file under the data root of env.json, without its ending
 ENDINGS = (".ckpt", ".safetensors", "")  # "" is a diffusers folder
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_FILES = ["model_index.json", "tokenizer/*", "scheduler/*.json", "*/config.json", "unet/diffusion_pytorch_model.safetensors",
-             "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+HUB_FILES = ["model_index.json", "tokenizer/*", "scheduler/*.json", "*/config.json", "text_encoder/model.safetensors",
+             "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
 WITHOUT = "get going without one: --preset mini or --preset ideal"
 OFFLINE = "no network, or the hub cannot be reached"
 
@@ -41,8 +41,9 @@ def check(sd):
         read_lora(lora)
     path = find_checkpoint(sd).path
     if path is not None and path.is_dir():
+        tokenizer = path / "tokenizer" / "tokenizer_config.json"
         try:
-            refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(path / "tokenizer" / "tokenizer_config.json"))
+            refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(tokenizer))
         except (OSError, ValueError):
             pass  # loading it says what is wrong
 
@@ -56,11 +57,16 @@ def find_checkpoint(sd):
     highres = sd.v2_highres and sd.variant == "v2"
     flag = f"--sd.variant {sd.variant}" + " --sd.v2_highres True" * highres
     base = data_root() / PUBLISHED[sd.variant, highres]
-    for path in (base.with_name(base.name + ending) for ending in ENDINGS):
+    for path in with_endings(base):
         if path.exists():
             return Found(flag, _whole_folder(path, flag) if path.is_dir() else path)
     repos = hub_table()["v2_highres" if highres else sd.variant]
     return Found(flag, repos=tuple(repos), missed=f"{base}.ckpt (data root: {ROOT / 'env.json'})")
+
+
+def with_endings(base):
+    """Return the paths at which a published checkpoint may be: its two kinds of file, and a folder."""
+    return [base.with_name(base.name + ending) for ending in ENDINGS]
 
 
 def _given(text):
@@ -142,8 +148,8 @@ def fetch(found):
         if folder:
             return folder
         reasons.append(f"{repo}: {reason}")
-    raise RunError(f"{found.flag}: nothing at {found.missed}; on the hub: {'; '.join(reasons)}; give a folder or a file "
-                   f"with --sd.checkpoint, or {WITHOUT}")
+    raise RunError(f"{found.flag}: nothing at {found.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
+                   f"file with --sd.checkpoint, or {WITHOUT}")
 
 
 def cached(repo):
@@ -161,10 +167,10 @@ def cached(repo):
 
 def _download(repo):
     """Return (folder, None) or (None, reason)."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
-    print(f"note: {repo} is looked for on the hub, and downloaded (Stable Diffusion is some 3 to 6 GB)", file=sys.stderr)
+    print(f"note: {repo} is looked for on the hub, to be downloaded: some 3 to 6 GB", file=sys.stderr)
     try:
         folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES, etag_timeout=5))
     except hub.GatedRepoError:

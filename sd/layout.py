@@ -9,12 +9,12 @@ all of whose names `tests/test_sd_layout.py` accounts for.
 import re
 from typing import NamedTuple
 
-UNET, VAE, CLIP, OPEN_CLIP = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model.",
-                              "cond_stage_model.model.")
-EMA = "model_ema."
-NOT_NEEDED = re.compile(r"cond_stage_model\.(transformer\.text_model\.embeddings\.position_ids|transformer\.vision_model\..*"
-                        r"|transformer\.(text|visual)_projection\..*|(transformer|model)\.logit_scale|model\.text_projection"
-                        r"|model\.attn_mask|logit_scale)|first_stage_model\.(loss\..*|model_ema\..*)")
+UNET, VAE, EMA, TEXT = "model.diffusion_model.", "first_stage_model.", "model_ema.", "cond_stage_model."
+CLIP, OPEN_CLIP = f"{TEXT}transformer.text_model.", f"{TEXT}model."
+NOT_NEEDED = re.compile(
+    r"cond_stage_model\.(transformer\.text_model\.embeddings\.position_ids|transformer\.vision_model\..*"
+    r"|transformer\.(text|visual)_projection\..*|((transformer|model)\.)?logit_scale|model\.(text_projection|attn_mask))"
+    r"|first_stage_model\.(loss\..*|model_ema\..*)")  # of training, and of CLIP's other half
 V1_HEADS, V2_HEAD_CHANNELS, TEXT_HEAD_CHANNELS = 8, 64, 64  # of attention: not to be seen in any shape
 PIXELS = 512
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -71,8 +71,8 @@ def refuse_others(shapes):
     channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 4))[1]
     what = {9: "an inpainting model", 8: "InstructPix2Pix", 5: "a depth-to-image model", 7: "an upscaler"}.get(channels)
     if what:
-        raise NotStableDiffusion(f"it is {what}, whose UNet takes {channels} channels instead of 4; use a text-to-image "
-                                 "checkpoint")
+        raise NotStableDiffusion(f"it is {what}, whose UNet takes {channels} channels instead of 4; use a "
+                                 "text-to-image checkpoint")
 
 
 def is_v2(shapes):
@@ -139,10 +139,11 @@ def vae_configuration(s):
     """Return the options of diffusers' AutoencoderKL."""
     channels = [s[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(count(s, r"encoder\.down\.(\d+)\."))]
     return {
-        "sample_size": PIXELS, "in_channels": s["encoder.conv_in.weight"][1], "out_channels": s["decoder.conv_out.weight"][0],
-        "latent_channels": s["decoder.conv_in.weight"][1], "block_out_channels": channels,
-        "layers_per_block": count(s, r"encoder\.down\.0\.block\.(\d+)\."), "scaling_factor": 0.18215,
-        "down_block_types": ["DownEncoderBlock2D"] * len(channels), "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "sample_size": PIXELS, "scaling_factor": 0.18215, "in_channels": s["encoder.conv_in.weight"][1],
+        "out_channels": s["decoder.conv_out.weight"][0], "latent_channels": s["decoder.conv_in.weight"][1],
+        "block_out_channels": channels, "layers_per_block": count(s, r"encoder\.down\.0\.block\.(\d+)\."),
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
     }
 
 
@@ -163,8 +164,8 @@ def open_clip_configuration(s):
 
 
 def text_configuration(vocabulary, width, length, inner, layers, **options):
-    return {"vocab_size": vocabulary, "hidden_size": width, "max_position_embeddings": length, "intermediate_size": inner,
-            "num_hidden_layers": layers, "num_attention_heads": max(1, width // TEXT_HEAD_CHANNELS),
+    return {"vocab_size": vocabulary, "hidden_size": width, "max_position_embeddings": length,
+            "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": max(1, width // TEXT_HEAD_CHANNELS),
             "projection_dim": width, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, **options}
 
 
@@ -264,11 +265,12 @@ def mismatches(shapes, expected, v2):
     last = 0 if not v2 else count(shapes, re.escape(OPEN_CLIP) + r"transformer\.resblocks\.(\d+)\.") - 1
     unused = f"{OPEN_CLIP}transformer.resblocks.{last}."
     unexpected = [f"{name} {list(shape)}" for name, shape in shapes.items()
-                  if name.startswith((UNET, VAE, "cond_stage_model.")) and name not in whole
+                  if name.startswith((UNET, VAE, TEXT)) and name not in whole
                   and not NOT_NEEDED.fullmatch(name) and not (v2 and name.startswith(unused))]
     return missing, unexpected
 
 
 def same(there, here):
     """Whether shapes agree, a 1x1 convolution counting as the matrix that it is."""
-    return tuple(there) == tuple(here) or (len(there) > len(here) == 2 and tuple(there) == (*here, *[1] * (len(there) - 2)))
+    there, here = tuple(there), tuple(here)
+    return there == here or (len(here) == 2 and there in ((*here, 1), (*here, 1, 1)))

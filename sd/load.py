@@ -57,8 +57,8 @@ def _refuse_other_folders(folder):
     if (folder / "text_encoder_2").is_dir():
         raise ValueError("it is Stable Diffusion XL, which is not supported")
     if unet.get("in_channels") != vae.get("latent_channels"):
-        raise ValueError(f"its UNet takes {unet.get('in_channels')} channels and its VAE has {vae.get('latent_channels')}: "
-                         "an inpainting, depth or upscaling model, which is not supported")
+        raise ValueError(f"its UNet takes {unet.get('in_channels')} channels and its VAE has "
+                         f"{vae.get('latent_channels')}: an inpainting, depth or upscaling model, which is not supported")
 
 
 def _read_folder(folder, dtype):
@@ -79,7 +79,8 @@ def _read_folder(folder, dtype):
 def _load_network(cls, folder, **dtype):
     """Return the network in `folder`; raises ValueError where weights are missing (they would be random)."""
     with _without_pickles(folder) as safe:
-        net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, use_safetensors=True, **dtype)
+        net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, use_safetensors=True,
+                                        **dtype)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{folder.name} lacks {len(missing)} of its weights, {missing[0]} first")
@@ -125,7 +126,7 @@ def file_parts(path, sd, dtype):
         scheduler.register_to_config(prediction_type=prediction)
     if v2 and prediction == "v_prediction":  # the 768-pixel model
         nets["unet"].register_to_config(sample_size=768 // 2 ** (len(nets["vae"].config.block_out_channels) - 1))
-    others = sum(not name.startswith((layout.UNET, layout.VAE, "cond_stage_model.")) for name in file.shapes)
+    others = sum(not name.startswith((layout.UNET, layout.VAE, layout.TEXT)) for name in file.shapes)
     print(f"note: {path.name} is Stable Diffusion {'2' if v2 else '1'}.x, {prediction.replace('_', '-')}"
           f"{f'; {others} tensors of its training are not used' if others else ''}"
           f"{'; its averaged weights (--sd.ema True) are' * sd.ema}", file=sys.stderr)
@@ -155,8 +156,9 @@ def empty_networks(file):
                 for part in nets for name, source in sources[part].items()}
     for what, found in zip(("lacks", "has no place for"), layout.mismatches(file.shapes, expected, v2)):
         if found:
-            raise UserError(f"{file.path}: not a whole Stable Diffusion {'2' if v2 else '1'}.x: {what} {len(found)} tensors: "
-                            f"{', '.join(found[:FIRST])}{', ...' * (len(found) > FIRST)}; get the file again, or {WITHOUT}")
+            first = ", ".join(found[:FIRST]) + ", ..." * (len(found) > FIRST)
+            raise UserError(f"{file.path}: not a whole Stable Diffusion {'2' if v2 else '1'}.x: {what} {len(found)} "
+                            f"tensors: {first}; get the file again, or {WITHOUT}")
     return nets, sources
 
 
@@ -165,8 +167,8 @@ def averaged(file, sources):
     ema = {name: layout.Source(layout.ema_name(source.name)) for name, source in sources.items()}
     missing = [source.name for source in ema.values() if source.name not in file.shapes]
     if missing:
-        raise UserError(f"--sd.ema True: {file.path} lacks {len(missing)} averaged weights, {missing[0]} first; leave the "
-                        "option out")
+        raise UserError(f"--sd.ema True: {file.path} lacks {len(missing)} averaged weights, {missing[0]} first; leave "
+                        "the option out")
     return ema
 
 
@@ -211,7 +213,8 @@ def probe_prediction(parts):
     tokenizer, text_encoder, unet = (parts[name] for name in ("tokenizer", "text_encoder", "unet"))
     n = torch.randn(1, unet.config.in_channels, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ids = tokenizer([""], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+        length = tokenizer.model_max_length
+        ids = tokenizer([""], padding="max_length", max_length=length, return_tensors="pt").input_ids
         cond = text_encoder(ids).last_hidden_state
         out = unet(n.to(unet.dtype), len(parts["scheduler"].betas) - 1, cond.to(unet.dtype)).sample.float()
     echo = torch.corrcoef(torch.stack([n.flatten(), out.flatten()]))[0, 1]
@@ -230,8 +233,9 @@ def fuse_lora(parts, path, weight):
 
     file = TensorFile(path)
     if not any("lora" in name.lower() for name in file.shapes):
-        raise UserError(f"--sd.lora {path}: no LoRA: its tensors begin with {', '.join(list(file.shapes)[:FIRST])}; give a "
-                        "whole checkpoint as --sd.checkpoint")
+        first = ", ".join(list(file.shapes)[:FIRST])
+        raise UserError(f"--sd.lora {path}: no LoRA: its tensors begin with {first}; give a whole checkpoint as "
+                        "--sd.checkpoint")
     pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     try:
         pipe.load_lora_weights({name: file.tensor(name).float() for name in file.shapes}, adapter_name="lora")
@@ -240,5 +244,6 @@ def fuse_lora(parts, path, weight):
         pipe.fuse_lora(lora_scale=weight)
     except (ValueError, KeyError, RuntimeError, IndexError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"--sd.lora {path}: does not fit this checkpoint: {why}; use one made for its version") from None
+        raise UserError(f"--sd.lora {path}: does not fit this checkpoint: {why}; use one made for its version") \
+            from None
     pipe.unload_lora_weights()

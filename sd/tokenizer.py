@@ -26,5 +26,5 @@ def clip_tokenizer(pad=END):
     pairs = [tuple(merge.split(" ")) for merge in merges]
     characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), *map("".join, pairs), START, END]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs, unk_token=END, bos_token=START,
-                         eos_token=END, pad_token=pad, model_max_length=LENGTH)
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs, unk_token=END,
+                         bos_token=START, eos_token=END, pad_token=pad, model_max_length=LENGTH)

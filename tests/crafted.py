@@ -13,7 +13,6 @@ import torch
 from sd import layout
 from sd.tokenizer import END, clip_tokenizer
 
-
 # ---------------------------------------------------------------- small models
 
 
@@ -30,7 +29,8 @@ def small_parts(v2=False, prediction="epsilon", seed=0):
         unet = UNet2DConditionModel(
             sample_size=256, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(c, 2 * c),
             cross_attention_dim=64, attention_head_dim=[1, 2] if v2 else 8, use_linear_projection=v2,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
         vae = AutoencoderKL(
             in_channels=3, out_channels=3, latent_channels=4, sample_size=512, block_out_channels=(32, 64),
             layers_per_block=1, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2)

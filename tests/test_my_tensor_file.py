@@ -13,8 +13,8 @@ from my import unpickled
 from my.errors import UserError
 from my.tensor_file import TensorFile
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
-          torch.uint8, torch.bool)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16,
+          torch.int8, torch.uint8, torch.bool)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,8 @@ def test_cut_off_files(tmp_path, kind, keep):
 
 @pytest.mark.parametrize("content, words", [
     (b"junk" * 99, "neither .safetensors nor a PyTorch checkpoint"), (b"", "it is empty"),
-    (b"\x10\0\0\0\0\0\0\0{\"a\": {}}       ", "safetensors header"), (b"PK\x03\x04" + b"\0" * 99, "not a whole PyTorch archive"),
+    (b"\x10\0\0\0\0\0\0\0{\"a\": {}}       ", "safetensors header"),
+    (b"PK\x03\x04" + b"\0" * 99, "not a whole PyTorch archive"),
     (b"\x80\x02" + b"\xff" * 9, "damaged"), (b"<!DOCTYPE html>" * 9, "neither")])
 def test_other_files(tmp_path, content, words):
     (tmp_path / "a.ckpt").write_bytes(content)

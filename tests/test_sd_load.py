@@ -134,7 +134,7 @@ def test_v1_predicts_noise_unless_told(small, tmp_path):
 
 
 class AsV(torch.nn.Module):
-    """The v-prediction network that an epsilon-prediction one is: v = (x_t sqrt(abar) ... ) by its definition."""
+    """The v-prediction network that an epsilon-prediction one is: v = sqrt(abar) eps - sqrt(1 - abar) x0."""
 
     def __init__(self, unet, abar):
         super().__init__()
@@ -220,7 +220,8 @@ def test_lora_equals_the_fused_weights(small, tmp_path, write, weights):
 
 @pytest.mark.parametrize("content, words", [
     ({"a.weight": (3,)}, "no LoRA: its tensors begin with a.weight"),
-    ({"unet.nosuch.to_q.lora_A.weight": (2, 9), "unet.nosuch.to_q.lora_B.weight": (9, 2)}, "does not fit this checkpoint"),
+    ({"unet.nosuch.to_q.lora_A.weight": (2, 9), "unet.nosuch.to_q.lora_B.weight": (9, 2)},
+     "does not fit this checkpoint"),
     ({f"unet.{TO_Q}.lora_A.weight": (2, 9), f"unet.{TO_Q}.lora_B.weight": (9, 2)}, "does not fit this checkpoint")])
 def test_unfit_loras(small, tmp_path, content, words):
     save_file({name: torch.ones(shape) for name, shape in content.items()}, tmp_path / "l.safetensors")
