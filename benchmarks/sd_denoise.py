@@ -2,8 +2,8 @@
 
     python benchmarks/sd_denoise.py --checkpoint ~/models/v1-5-pruned-emaonly.safetensors
 
-Without --checkpoint, a full-size Stable Diffusion 1.5 with random weights in float32 (4.3 GB, under the published names)
-is written to a temporary folder, measured in a process of its own, and deleted: 5 GB of disk, 9 GB of memory.
+Without --checkpoint, a full-size Stable Diffusion 1.5 with random weights in float32 (4.3 GB, under published names) is
+written to a temporary folder, measured in a process of its own, and deleted: 5 GB of disk, 9 GB of memory.
 """
 
 import json

@@ -100,7 +100,7 @@ def absolute(sd):
     """Return the options with paths that hold in any folder; a hub id stays one."""
     if sd.checkpoint is not None and not is_hub_id(sd.checkpoint):
         sd.checkpoint = str(Path(sd.checkpoint).expanduser().resolve())
-    sd.lora = [f"{path.resolve()}:{weight:g}" for path, weight in map(split_lora, sd.lora)]
+    sd.lora = [f"{path.resolve()}:{weight:.12g}" for path, weight in map(split_lora, sd.lora)]
     return sd
 
 

@@ -13,8 +13,8 @@ UNET, VAE, EMA, TEXT = "model.diffusion_model.", "first_stage_model.", "model_em
 CLIP, OPEN_CLIP = f"{TEXT}transformer.text_model.", f"{TEXT}model."
 NOT_NEEDED = re.compile(
     r"cond_stage_model\.(transformer\.text_model\.embeddings\.position_ids|transformer\.vision_model\..*"
-    r"|transformer\.(text|visual)_projection\..*|((transformer|model)\.)?logit_scale|model\.(text_projection|attn_mask))"
-    r"|first_stage_model\.(loss\..*|model_ema\..*)")  # of training, and of CLIP's other half
+    r"|transformer\.(text|visual)_projection\..*|((transformer|model)\.)?logit_scale"
+    r"|model\.(text_projection|attn_mask))|first_stage_model\.(loss\..*|model_ema\..*)")  # CLIP's other half, training
 V1_HEADS, V2_HEAD_CHANNELS, TEXT_HEAD_CHANNELS = 8, 64, 64  # of attention: not to be seen in any shape
 PIXELS = 512
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -165,7 +165,8 @@ def open_clip_configuration(s):
 
 def text_configuration(vocabulary, width, length, inner, layers, **options):
     return {"vocab_size": vocabulary, "hidden_size": width, "max_position_embeddings": length,
-            "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": max(1, width // TEXT_HEAD_CHANNELS),
+            "intermediate_size": inner, "num_hidden_layers": layers,
+            "num_attention_heads": max(1, width // TEXT_HEAD_CHANNELS),
             "projection_dim": width, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, **options}
 
 

@@ -56,9 +56,9 @@ def _refuse_other_folders(folder):
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     if (folder / "text_encoder_2").is_dir():
         raise ValueError("it is Stable Diffusion XL, which is not supported")
-    if unet.get("in_channels") != vae.get("latent_channels"):
-        raise ValueError(f"its UNet takes {unet.get('in_channels')} channels and its VAE has "
-                         f"{vae.get('latent_channels')}: an inpainting, depth or upscaling model, which is not supported")
+    takes, has = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if takes != has:
+        raise ValueError(f"its UNet takes {takes} channels and its VAE has {has}: an inpainting, depth or upscaling model, not supported")
 
 
 def _read_folder(folder, dtype):

@@ -68,7 +68,8 @@ def test_given_paths_come_before_hub_ids(home):
 
 @pytest.mark.parametrize("text, is_id", [
     ("stable-diffusion-v1-5/stable-diffusion-v1-5", True), ("a/b", True), ("./a/b", False), ("/a/b", False),
-    ("a/b/c", False), ("name", False), ("a/b.ckpt", False), ("a/b.safetensors", False), ("~/b", False), ("../b", False)])
+    ("a/b/c", False), ("name", False), ("a/b.ckpt", False), ("a/b.safetensors", False), ("~/b", False),
+    ("../b", False)])
 def test_hub_ids(text, is_id):
     assert find.is_hub_id(text) == is_id
 

@@ -16,7 +16,8 @@ from sd import layout
 KEYS = Path(__file__).resolve().parent / "reference" / "sd_v1_checkpoint_keys.json"
 # SD 2's text encoder: OpenCLIP ViT-H/14, 24 blocks of width 1024 (arXiv 2212.07143), under its published names
 OPEN_CLIP = {"positional_embedding": (77, 1024), "token_embedding.weight": (49408, 1024),
-             "text_projection": (1024, 1024), "logit_scale": (), "ln_final.weight": (1024,), "ln_final.bias": (1024,)} | {
+             "text_projection": (1024, 1024), "logit_scale": (), "ln_final.weight": (1024,),
+             "ln_final.bias": (1024,)} | {
     f"transformer.resblocks.{i}.{name}": shape for i in range(24) for name, shape in {
         "ln_1.weight": (1024,), "ln_1.bias": (1024,), "ln_2.weight": (1024,), "ln_2.bias": (1024,),
         "attn.in_proj_weight": (3072, 1024), "attn.in_proj_bias": (3072,), "attn.out_proj.weight": (1024, 1024),
