@@ -88,6 +88,8 @@ class TensorFile:
             with zipfile.ZipFile(file) as archive:
                 members = {m.filename: m for m in archive.infolist()}
                 (pickled,) = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+                if members[pickled].compress_type != zipfile.ZIP_STORED:  # torch never compresses: a bomb
+                    raise ValueError
                 content = archive.read(pickled)
         except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError):
             raise UserError(f"{self.path}: not a whole PyTorch archive; {AGAIN}") from None

@@ -241,6 +241,6 @@ def read(file, label):
     machine = Machine()
     try:
         return machine.run(file), machine.storages
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError, MemoryError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{label}: damaged, or no PyTorch checkpoint: {why[:120]}; get the file again") from None

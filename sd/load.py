@@ -58,7 +58,8 @@ def _refuse_other_folders(folder):
         raise ValueError("it is Stable Diffusion XL, which is not supported")
     takes, has = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if takes != has:
-        raise ValueError(f"its UNet takes {takes} channels and its VAE has {has}: an inpainting, depth or upscaling model, not supported")
+        raise ValueError(f"its UNet takes {takes} channels and its VAE has {has}: an inpainting, depth or upscaling "
+                         "model, which is not supported")
 
 
 def _read_folder(folder, dtype):

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -111,6 +112,19 @@ def test_a_list_that_holds_itself(tmp_path):
     loop.append(loop)
     torch.save({"w": torch.ones(1), "loop": loop}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     assert TensorFile(tmp_path / "a.pt").shapes == {"w": (1,)}
+
+
+def test_a_compressed_pickle_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * 10**6 + b"}.")
+    with pytest.raises(UserError, match="not a whole PyTorch archive"):
+        TensorFile(tmp_path / "a.ckpt")
+
+
+def test_a_string_longer_than_the_memory(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.")
+    with pytest.raises(UserError, match="damaged"):
+        TensorFile(tmp_path / "a.ckpt")
 
 
 # ---------------------------------------------------------------- damage
