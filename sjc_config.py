@@ -136,19 +136,21 @@ class SJCConfig(Config):
 
     def check_files(self):
         """Raise UserError, before heavy imports, for a model that is not there or cannot know the prompt."""
-        self._check_views()
+        self._check_prompts()
         if self.family == "sd":
             find.check(self.sd)
         if self.family == "ideal":
             read_prompt(self.sd.prompt, "--sd.prompt with --family ideal")
 
-    def _check_views(self):
-        """Raise UserError for options of view prompts that mean nothing, or that the family cannot follow."""
+    def _check_prompts(self):
+        """Raise UserError for options of prompts that mean nothing, or that the family cannot follow."""
         p = self.pose
         texts = pose.read_view_texts(p.view_texts, p.view_words)
         if self.family == "ideal" and (texts or p.view_style == "suffix" or p.perp_neg):
             raise UserError("--family ideal knows views by their prefix only: leave out --pose.view_style suffix, "
                             "--pose.view_texts and --pose.perp_neg")
+        if self.family == "ideal" and self.sd.negative_prompt:
+            raise UserError("--family ideal has nothing to set against: leave out --sd.negative_prompt")
         if p.perp_neg and p.view_style == "none":
             raise UserError("--pose.perp_neg True needs view prompts: leave out --pose.view_style none")
         if p.perp_neg and p.view_words != "sjc":

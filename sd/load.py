@@ -243,7 +243,7 @@ def fuse_lora(parts, path, weight):
         if not pipe.get_list_adapters():
             raise ValueError("none of its layers is in this model")
         pipe.fuse_lora(lora_scale=weight)
-    except (ValueError, KeyError, RuntimeError, IndexError) as error:
+    except (ValueError, KeyError, RuntimeError, IndexError, TypeError, AttributeError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"--sd.lora {path}: does not fit this checkpoint: {why}; use one made for its version") \
             from None

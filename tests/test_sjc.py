@@ -405,6 +405,11 @@ def test_unfit_view_options(family, options, words):
         config(family=family, pose=options).check_files()
 
 
+def test_the_ideal_family_has_no_negative_prompt():
+    with pytest.raises(UserError, match="leave out --sd.negative_prompt"):
+        config(sd={"negative_prompt": "fog"}).check_files()
+
+
 # ---------------------------------------------------------------- Stable Diffusion latents
 
 
