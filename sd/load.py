@@ -153,8 +153,8 @@ def empty_networks(file):
         raise UserError(f"{file.path}: cannot be read as Stable Diffusion: {why}; {WITHOUT}") from None
     v2 = layout.is_v2(file.shapes)
     sources = {part: layout.sources(part, net.state_dict(), configs[part], v2) for part, net in nets.items()}
-    expected = {source: tuple(nets[part].state_dict()[name].shape)
-                for part in nets for name, source in sources[part].items()}
+    expected = {sources[part][name]: tuple(there.shape)
+                for part, net in nets.items() for name, there in net.state_dict().items()}
     for what, found in zip(("lacks", "has no place for"), layout.mismatches(file.shapes, expected, v2)):
         if found:
             first = ", ".join(found[:FIRST]) + ", ..." * (len(found) > FIRST)

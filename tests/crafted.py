@@ -50,9 +50,9 @@ def single_file(parts, v2=False):
     """{name: tensor} of a model in the CompVis layout, with what else published files hold of the text encoder."""
     tensors, stacked = {}, {}
     for part in ("unet", "vae", "text_encoder"):
-        net = parts[part]
-        for name, source in layout.sources(part, net.state_dict(), net.config, v2).items():
-            tensor = net.state_dict()[name].clone()
+        parameters = parts[part].state_dict()
+        for name, source in layout.sources(part, parameters, parts[part].config, v2).items():
+            tensor = parameters[name].clone()
             if source.third is not None:
                 stacked.setdefault(source.name, {})[source.third] = tensor
             elif part == "vae" and "attn" in source.name and tensor.ndim == 2:

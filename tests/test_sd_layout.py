@@ -49,13 +49,19 @@ def expected(shapes):
         nets = {"text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
                 "unet": UNet2DConditionModel(**configs["unet"]), "vae": AutoencoderKL(**configs["vae"])}
     for part, net in nets.items():
-        for name, source in layout.sources(part, net.state_dict(), configs[part], layout.is_v2(shapes)).items():
-            found[source] = tuple(net.state_dict()[name].shape)
+        parameters = net.state_dict()
+        for name, source in layout.sources(part, parameters, configs[part], layout.is_v2(shapes)).items():
+            found[source] = tuple(parameters[name].shape)
     return configs, found
 
 
-def test_every_published_name_of_v1_is_accounted_for(v1):
-    configs, found = expected(v1)
+@pytest.fixture(scope="module")
+def expected_v1(v1):
+    return expected(v1)
+
+
+def test_every_published_name_of_v1_is_accounted_for(v1, expected_v1):
+    configs, found = expected_v1
     assert layout.mismatches(v1, found, False) == ([], [])
     assert set(v1) - {source.name for source in found} == {layout.CLIP + "embeddings.position_ids"}
     assert len(found) == len({source.name for source in found}) == 1130
@@ -143,8 +149,8 @@ def test_other_checkpoints_are_named(v1, words):
         layout.configurations(OTHER_FILES[words](v1))
 
 
-def test_mismatches_are_named_with_their_shapes(v1):
-    _, found = expected(v1)
+def test_mismatches_are_named_with_their_shapes(v1, expected_v1):
+    _, found = expected_v1
     name = layout.UNET + "out.2.bias"
     broken = {k: v for k, v in v1.items() if k != name} | {layout.UNET + "extra": (3, 4)}
     broken[layout.VAE + "quant_conv.bias"] = (7,)

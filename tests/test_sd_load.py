@@ -95,6 +95,11 @@ def test_folders_of_pickles_load_without_executing_them(small, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def v1_tensors():
+    return crafted.single_file(crafted.small_parts())
+
+
+@pytest.fixture(scope="module")
 def v2_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("v2") / "a.safetensors"
     save_file(crafted.single_file(crafted.small_parts(v2=True), v2=True), path)
@@ -119,9 +124,8 @@ def test_metadata_states_the_prediction_type(tmp_path, small, stated, want):
     assert load(tmp_path / "a.safetensors")["scheduler"].config.prediction_type == want
 
 
-def test_marker_of_v_prediction(tmp_path):
-    tensors = crafted.single_file(crafted.small_parts())
-    save_file({**tensors, "v_pred": torch.zeros(0)}, tmp_path / "a.safetensors")
+def test_marker_of_v_prediction(tmp_path, v1_tensors):
+    save_file({**v1_tensors, "v_pred": torch.zeros(0)}, tmp_path / "a.safetensors")
     assert load(tmp_path / "a.safetensors")["scheduler"].config.prediction_type == "v_prediction"
 
 
@@ -245,8 +249,8 @@ def test_path_and_weight(text, want):
     (lambda t: t.update({f"{layout.UNET}new": torch.ones(3, 2)}), r"has no place for 1 tensors: .*new \[3, 2\]"),
     (lambda t: t.update({"control_model.x": torch.ones(3)}), "it is a ControlNet"),
     (lambda t: [t.pop(n) for n in list(t) if not n.startswith(layout.VAE)], "it is a VAE alone")])
-def test_unfit_files_end_in_one_line(tmp_path, change, words):
-    tensors = crafted.single_file(crafted.small_parts())
+def test_unfit_files_end_in_one_line(tmp_path, v1_tensors, change, words):
+    tensors = dict(v1_tensors)
     change(tensors)
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=words) as caught:
