@@ -60,22 +60,31 @@ class ScoreAdapter(ABC):
     def picture_size(self):
         """Edge in pixels of the square pictures that the model was trained on."""
 
-    def denoise(self, x, sigma, cond, uncond=None, scale=1.0):
+    def denoise(self, x, sigma, cond, uncond=None, scale=1.0, negatives=None):
         """Return the guided denoised x: D_u + scale (D_c - D_u) (arXiv 2207.12598, Eq. 6, in D).
 
         `x` (B, C, H, W); `sigma` a float out of `sigmas`; `cond` (B, ...); `uncond` likewise or
-        None for no guidance.
+        None for no guidance. `negatives` is None or (conditions (B, n, ...), weights (B, n)) by which
+        `perp_neg` changes D_c - D_u.
         """
-        if uncond is None or scale == 1 or not self.free_guidance:
+        if uncond is None or not self.free_guidance or (scale == 1 and negatives is None):
             return self._denoise(x, sigma, cond)
-        both = self._denoise(torch.cat([x, x]), sigma, torch.cat([cond, uncond]))
-        d_cond, d_uncond = both.chunk(2)
-        return d_uncond + scale * (d_cond - d_uncond)
+        others, weights = negatives if negatives is not None else (cond[:, None][:, :0], None)
+        n = others.shape[1]
+        conds = torch.cat([cond, uncond, *others.unbind(1)])
+        d_cond, d_uncond, *d_others = self._denoise(x.repeat(2 + n, 1, 1, 1), sigma, conds).chunk(2 + n)
+        toward = d_cond - d_uncond
+        if n:
+            toward = perp_neg(toward, torch.stack(d_others, 1) - d_uncond[:, None], weights)
+        return d_uncond + scale * toward
 
-    def denoiser(self, prompts, scale=1.0):
+    def text_done(self):
+        """Free what only `embed` needs, if anything; called once the conditions of a run are known."""
+
+    def denoiser(self, prompts, scale=1.0, negative_prompt=""):
         """Return D(x, sigma) for a sampler: x (B, C, H, W) of any float type, at the table's level nearest to sigma."""
         cond = self.embed(prompts)
-        uncond = self.embed([""]).expand_as(cond)
+        uncond = self.embed([negative_prompt]).expand_as(cond)
         return lambda x, sigma: self.denoise(x.float(), self.round_sigma(sigma), cond, uncond, scale)
 
     def round_sigma(self, sigma):
@@ -120,6 +129,12 @@ class PixelAdapter(ScoreAdapter):
         return ((x + 1) / 2).clamp(0, 1)
 
 
+def scheduler_sigmas(scheduler):
+    """Return the noise levels (n,) float64 of a diffusers scheduler, largest first: sqrt((1 - abar) / abar)."""
+    abar = (1 - scheduler.betas.double()).cumprod(0)  # its own float32 product is 1e-5 off at small sigmas
+    return ((1 - abar) / abar).sqrt().flip(0)
+
+
 def denoised(x, sigma, out, prediction_type="epsilon"):
     """Return D of a network's answer `out` at x / sqrt(1 + sigma^2), by what it predicts: epsilon, v or the sample.
 
@@ -131,6 +146,19 @@ def denoised(x, sigma, out, prediction_type="epsilon"):
         c_in = (1 + sigma**2) ** -0.5
         return c_in**2 * x - sigma * c_in * out
     return x - sigma * out
+
+
+def perp_neg(toward, away, weights):
+    """Return toward - sum_i w_i (away_i - <away_i, toward> / |toward|^2 toward), (B, C, H, W).
+
+    `toward` (B, C, H, W) and `away` (B, n, C, H, W) are denoised pictures less the unconditional one, and
+    `weights` (B, n): of each negative prompt, only what is perpendicular to the positive one is taken away.
+    Source: Perp-Neg, arXiv 2304.04968, whose noise predictions are these up to the common factor -1 / sigma.
+    """
+    dot = (away * toward[:, None]).sum((2, 3, 4), keepdim=True)  # (B, n, 1, 1, 1)
+    square = toward.square().sum((1, 2, 3))[:, None, None, None, None].clamp(min=torch.finfo(toward.dtype).tiny)
+    perpendicular = away - dot / square * toward[:, None]
+    return toward - (weights[:, :, None, None, None] * perpendicular).sum(1)
 
 
 def make_adapter(cfg, device):

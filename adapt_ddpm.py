@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import pixel_folder
-from adapt import PixelAdapter, denoised
+from adapt import PixelAdapter, denoised, scheduler_sigmas
 from my.errors import UserError
 
 
@@ -17,8 +17,7 @@ class DDPMAdapter(PixelAdapter):
     def __init__(self, unet, scheduler, device="cpu"):
         self.device = torch.device(device)
         self.unet = unet.to(self.device).eval().requires_grad_(False)
-        abar = (1 - scheduler.betas.double()).cumprod(0)
-        self.sigmas = ((1 - abar) / abar).sqrt().flip(0)
+        self.sigmas = scheduler_sigmas(scheduler)
         self.prediction_type = scheduler.config.prediction_type
         size = unet.config.sample_size
         self.data_shape = (unet.config.in_channels, size, size)

@@ -1,6 +1,5 @@
 """The guided-DDPM family: OpenAI's pixel-space models of ImageNet, LSUN and faces (arXiv 2105.05233)."""
 
-import zipfile
 from contextlib import nullcontext
 
 import torch
@@ -11,6 +10,7 @@ from gddpm_unet import NoisyClassifier, build_unet, convert, published_shapes
 from karras import iddpm_sigmas, linear_betas, sigmas_from_betas
 from my import checkpoint
 from my.errors import UserError
+from my.tensor_file import TensorFile
 
 N_LEVELS = 1000
 SCHEDULES = {"linear": lambda: sigmas_from_betas(linear_betas(1e-4, 0.02, N_LEVELS)),
@@ -64,21 +64,10 @@ class GuidedDDPMAdapter(PixelAdapter):
             return torch.autograd.grad(log_p.gather(1, y[:, None]).sum(), x)[0]
 
 
-def read_state_dict(path):
-    """Return the tensors by name of a .pt file, without running anything that is in it; UserError for another file."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # whatever a damaged file makes of the reader
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as a checkpoint: {why}; download it again") from None
-    if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
-        raise UserError(f"{path}: holds something other than a network's weights; give a guided-diffusion .pt file")
-    return state
-
-
 def load(net, path, options):
     """Return a network of `options` with the weights of a published file; raises UserError where they do not fit."""
-    state = read_state_dict(path)
+    file = TensorFile(path)
+    state = {name: file.tensor(name) for name in file.shapes}
     try:
         checkpoint.check(state, published_shapes(net, options))
     except UserError as error:

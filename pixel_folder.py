@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from my.env import ENV, data_root
 from my.errors import UserError
 
-ROOT = Path(__file__).parent
 MODELS = "diffusion_ckpts/guided_ddpm/models"  # below the data root of env.json
 N_CLASSES = 1000  # of ImageNet
 TAKES = ("this family takes pixel-space pipelines of a unet and a discrete scheduler, such as "
@@ -62,13 +62,12 @@ def find_classifier(gddpm):
 
 def find_published(model, name, flags, instead="--gddpm.checkpoint FILE takes it from elsewhere; "):
     """Return the path of a published file, in the models' folder or in its model's own there."""
-    data_root = Path(json.loads((ROOT / "env.json").read_text())["data_root"]).expanduser()
-    tried = [data_root / MODELS / name, data_root / MODELS / model / name]
+    tried = [data_root() / MODELS / name, data_root() / MODELS / model / name]
     for path in tried:
         if path.is_file():
             return path
     raise UserError(f"{flags}: no file {tried[0]}, nor {tried[1]}; download {name} of guided-diffusion to there (data "
-                    f"root: {ROOT / 'env.json'}); {instead}or {WITHOUT}")
+                    f"root: {ENV}); {instead}or {WITHOUT}")
 
 
 def needs_classifier(gddpm, cls_scaling, classes):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from my.errors import UserError
+
 OVERHEAD_DEG = 30.0  # below this elevation draw a camera counts as overhead (published)
 HIGH_DEG = 65.0  # `octants` only: below this it counts as high
 ELEVATION_SPAN_DEG = 100.0  # elevation draws reach from the pole to a little below the horizon
@@ -24,11 +26,12 @@ VIEW_WORDS = tuple(SIDES)
 
 @dataclass(frozen=True)
 class Camera:
-    """One pinhole camera: `c2w` (4, 4) pose, `fov` horizontal degrees, `view` the view prompt."""
+    """One pinhole camera: `c2w` (4, 4) pose, `fov` horizontal degrees, `view` the view prompt, `azimuth` radians."""
 
     c2w: np.ndarray
     fov: float
     view: str = ""
+    azimuth: float = 0.0
 
     def K(self, H, W):
         """Return the (3, 3) intrinsics of this camera for an H x W image."""
@@ -97,6 +100,55 @@ def all_view_prompts(words):
     return list(dict.fromkeys(view_prompt(a, v, words) for v in elevations for a in azimuths))
 
 
+def prompt_of_view(prompt, view, style="prefix", texts=None):
+    """Return the prompt as a view is told to the model; `texts` {view: words} replace those of `view_prompt`.
+
+    `style` is "prefix" (published): "front view of a duck", "suffix": "a duck, front view", or "none".
+    """
+    words = (texts or {}).get(view, view)
+    if style == "none":
+        return prompt
+    return f"{words} {prompt}" if style == "prefix" else f"{prompt}, {words.removesuffix(' of')}"
+
+
+def read_view_texts(texts, words):
+    """Return {view prompt: its text} of a list of VIEW=TEXT, VIEW such as "front" or "front view of"; or UserError."""
+    known, found = all_view_prompts(words), {}
+    for text in texts:
+        view, equals, own = (part.strip() for part in text.partition("="))
+        view = view if view in known else f"{view} view of"
+        if not equals or view not in known or not own:
+            raise UserError(f"--pose.view_texts {text!r}: expected VIEW=TEXT, VIEW one of "
+                            f"{', '.join(v.removesuffix(' view of') for v in known)}")
+        found[view] = own
+    return found
+
+
+def perp_neg_views(camera):
+    """Return ({view: share} of the positive prompt, {view: weight} of the negative ones) for Perp-Neg.
+
+    Between two of front, side and back, r falls from 1 at the first to 0 at the second. The positive
+    condition is r of the first and 1 - r of the second; both also push away, with weights
+    a exp(-b u) + c that vanish, but for the back's constant push off the front, where they would push
+    off the view itself. From overhead, the view's own prompt is all there is. For the words "sjc".
+    Source: Perp-Neg, arXiv 2304.04968, its interpolation of views and the constants of its released code.
+    """
+    if camera.view == "overhead view of":
+        return {camera.view: 1.0}, {}
+    from_front = abs((np.rad2deg(camera.azimuth) + 180) % 360 - 180)
+    if from_front < 90:
+        r = 1 - from_front / 90
+        return ({"front view of": r, "side view of": 1 - r},
+                {"front view of": decay(r, 4, 0.5, -2.426), "side view of": decay(1 - r, 4, 0.5, -2.426)})
+    r = 2 - from_front / 90
+    return ({"side view of": r, "backside view of": 1 - r},
+            {"side view of": decay(r, 1, 0.5, -0.606), "front view of": decay(r, 1, 0.5, 0.967)})
+
+
+def decay(u, a, b, c):
+    return a * float(np.exp(-b * u)) + c
+
+
 def train_camera(rng, radius=1.5, fov=(40.0, 70.0), words="sjc"):
     """Draw one training camera on the upper sphere, looking at the origin.
 
@@ -110,7 +162,7 @@ def train_camera(rng, radius=1.5, fov=(40.0, 70.0), words="sjc"):
 
 def camera_at(azimuth, v, radius=1.5, fov=60.0, words="sjc"):
     """Return the camera at `eye_on_sphere(azimuth, v, radius)` looking at the origin."""
-    return Camera(look_at(eye_on_sphere(azimuth, v, radius)), fov, view_prompt(azimuth, v, words))
+    return Camera(look_at(eye_on_sphere(azimuth, v, radius)), fov, view_prompt(azimuth, v, words), azimuth)
 
 
 def spiral(n, radius=1.5, height=1.5, rounds=3, fov=60.0):

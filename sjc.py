@@ -74,11 +74,19 @@ class SJC:
         theta = dict(self.field.named_parameters())
         self.optimizer = torch.optim.Adamax([
             {"params": [p], "lr": cfg.bg_lr if name == "bg" else cfg.lr} for name, p in theta.items()])
-        views = pose.all_view_prompts(cfg.pose.view_words)
-        with torch.no_grad():
-            self.uncond = adapter.embed([""])
-            self.cond = dict(zip(views, adapter.embed([f"{view} {cfg.sd.prompt}" for view in views]).split(1)))
+        self.uncond, self.cond = self._embed_prompts()
         self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
+
+    @torch.no_grad()
+    def _embed_prompts(self):
+        """Return the negative prompt's condition (1, ...), and {view prompt: (1, ...)}: once a run, not once a step."""
+        p, prompt = self.cfg.pose, self.cfg.sd.prompt
+        views, texts = pose.all_view_prompts(p.view_words), pose.read_view_texts(p.view_texts, p.view_words)
+        uncond = self.adapter.embed([self.cfg.sd.negative_prompt])
+        told = [pose.prompt_of_view(prompt, view, p.view_style, texts) for view in views]
+        cond = dict(zip(views, self.adapter.embed(told).split(1)))
+        self.adapter.text_done()
+        return uncond, cond
 
     def _refuse_unfit_options(self):
         """Raise UserError for options that do not fit the model or one another."""
@@ -159,13 +167,26 @@ class SJC:
         n = 1 if self.backgrounds is None else len(self.backgrounds)
         return int(numpy_rng(self.cfg.seed, step, "background").integers(n))
 
+    def conditions(self, cameras):
+        """Return the conditions (B, ...) of cameras, and None or Perp-Neg's negatives as `denoise` takes them."""
+        if not self.cfg.pose.perp_neg:
+            return torch.cat([self.cond[camera.view] for camera in cameras]), None
+        cond, away, weights = [], [], []
+        for positive, negative in map(pose.perp_neg_views, cameras):
+            cond.append(sum(share * self.cond[view] for view, share in positive.items()))
+            padded = [*negative.items(), *[(next(iter(positive)), 0.0)] * (2 - len(negative))]  # one batch for all
+            away.append(torch.cat([self.cond[view] for view, _ in padded]))
+            weights.append([weight for _, weight in padded])
+        weights = torch.tensor(weights, device=self.adapter.device)
+        return torch.cat(cond), (torch.stack(away), weights) if weights.any() else None
+
     @torch.no_grad()
     def gradient(self, x, cameras, sigma, step):
         """Return the score to be chained (B, C, H, W) at renderings x, for the mean over B cameras."""
         noise = torch.randn(x.shape, generator=torch_rng(self.cfg.seed, step, "noise")).to(x, non_blocking=True)
         x_perturbed = x + sigma * noise
-        cond = torch.cat([self.cond[camera.view] for camera in cameras])
-        D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.sd.scale)
+        cond, negatives = self.conditions(cameras)
+        D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.sd.scale, negatives)
         return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / len(cameras)
 
     def regulariser(self, renderings, step):

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 import pixel_folder
-import sd_folder
+import pose
 from my.config import Config
+from my.errors import UserError
+from sd import find
 from toyworld.captions import read_prompt
 
 Degrees = Annotated[float, Field(gt=0, lt=180)]
@@ -16,14 +18,24 @@ Degrees = Annotated[float, Field(gt=0, lt=180)]
 class SDConfig(Config):
     """Stable Diffusion, and the prompt of every text family."""
 
-    variant: Literal["v1", "v2", "mini"] = Field("v1", description="which Stable Diffusion; mini is embedded")
+    variant: Literal["v1", "v2", "mini"] = Field(
+        "v1", description="which Stable Diffusion, looked for below the data root, then on the hub; mini is embedded")
     v2_highres: bool = Field(False, description="with v2: the 768-pixel, v-prediction model")
-    checkpoint: str | None = Field(None, description="diffusers folder to load instead of the variant's")
+    checkpoint: str | None = Field(
+        None, description="to load instead of the variant: a diffusers folder, a .safetensors or .ckpt file, or a hub "
+                          "id ORG/NAME")
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto", description="what the UNet predicts; auto finds it from the checkpoint")
+    ema: bool = Field(False, description="of a single file that also holds its UNet's running averages, use those")
+    lora: list[str] = Field([], description="LoRA files, each PATH or PATH:WEIGHT")
     prompt: str = Field("A high quality photo of a delicious burger", min_length=1,
                         description="the text (families sd and ideal)")
+    negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
     scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
     precision: Literal["autocast", "fp32", "fp16", "bf16"] = Field(
         "autocast", description="of the networks; autocast is fp16 on CUDA and fp32 on CPU")
+    offload_text: bool | None = Field(
+        None, description="free the text encoder's memory once the prompts are read; default True on CUDA")
 
 
 class GDDPMConfig(Config):
@@ -76,6 +88,12 @@ class PoseConfig(Config):
     view_words: Literal["sjc", "sides", "octants"] = Field(
         "sjc", description="view prompts: the published four; left and right told apart; eight azimuths "
                            "with elevation")
+    view_style: Literal["prefix", "suffix", "none"] = Field(
+        "prefix", description="where they stand: before the prompt (published), behind it, or nowhere")
+    view_texts: list[str] = Field(
+        [], description='texts of your own for views, each VIEW=TEXT, such as "backside=the tail of"')
+    perp_neg: bool = Field(
+        False, description="Perp-Neg: other sides' prompts push away, perpendicular to the prompt's own (family sd)")
 
 
 class FamilyConfig(Config):
@@ -111,7 +129,8 @@ class FamilyConfig(Config):
 
     def absolute(self):
         """Return the configuration, its paths such that they hold in any folder."""
-        for group in (self.sd, self.gddpm, self.ddpm):
+        find.absolute(self.sd)
+        for group in (self.gddpm, self.ddpm):
             path = group.checkpoint and Path(group.checkpoint).expanduser()
             if path and (group is not self.ddpm or path.exists()):  # else it is a hub id
                 group.checkpoint = str(path.resolve())
@@ -119,9 +138,10 @@ class FamilyConfig(Config):
 
     def check_files(self):
         """Raise UserError, before heavy imports, for a model that is not there or cannot know what is asked for."""
+        self._check_views()
         if self.family == "sd":
             for prompt in self.drawn_prompts():
-                sd_folder.check(self.sd.model_copy(update={"prompt": prompt}))
+                find.check(self.sd.model_copy(update={"prompt": prompt}))
         if self.family == "gddpm":
             classifier = pixel_folder.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
             pixel_folder.find_unet(self.gddpm)
@@ -131,6 +151,20 @@ class FamilyConfig(Config):
             pixel_folder.find_pipeline(self.ddpm.checkpoint)
         if self.family == "ideal":
             read_prompt(self.sd.prompt, "--sd.prompt with --family ideal")
+
+    def _check_views(self):
+        """Raise UserError for options of prompts that mean nothing, or that the family cannot follow."""
+        p = self.pose
+        texts = pose.read_view_texts(p.view_texts, p.view_words)
+        if self.family == "ideal" and (texts or p.view_style == "suffix" or p.perp_neg):
+            raise UserError("--family ideal knows views by their prefix only: leave out --pose.view_style suffix, "
+                            "--pose.view_texts and --pose.perp_neg")
+        if self.family == "ideal" and self.sd.negative_prompt:
+            raise UserError("--family ideal has nothing to set against: leave out --sd.negative_prompt")
+        if p.perp_neg and p.view_style == "none":
+            raise UserError("--pose.perp_neg True needs view prompts: leave out --pose.view_style none")
+        if p.perp_neg and p.view_words != "sjc":
+            raise UserError("--pose.perp_neg True needs --pose.view_words sjc, whose sides are the ones it tells apart")
 
 
 class SJCConfig(FamilyConfig):

@@ -6,8 +6,8 @@ Importing it ends the process in one line where a package that the project needs
 import importlib.util
 import sys
 
-NEEDED = ("pydantic", "yaml", "numpy", "tqdm", "torch", "safetensors", "imageio", "diffusers", "transformers", "einops",
-          "torchmetrics")
+NEEDED = ("pydantic", "yaml", "numpy", "tqdm", "torch", "safetensors", "imageio", "diffusers", "transformers",
+          "accelerate", "peft", "huggingface_hub", "einops", "torchmetrics")
 
 _missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if _missing:

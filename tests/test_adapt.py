@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter
+from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter, perp_neg
 from adapt_ideal import ANY_VIEW, IdealAdapter
-from adapt_sd import StableDiffusionAdapter, load_parts, precision_dtypes
+from adapt_sd import StableDiffusionAdapter, precision_dtypes
 from my.errors import UserError
 from pose import all_view_prompts
-from sd_folder import find_checkpoint
+from sd.find import fetch, find_checkpoint
+from sd.load import load_parts
 from sjc_config import SDConfig, SJCConfig
 from toyworld import COLORS, OBJECTS
 
@@ -69,6 +70,38 @@ def test_guidance_keeps_the_rows_apart():
 def test_no_unconditional_no_guidance():
     adapter = Constant()
     assert (adapter.denoise(torch.zeros(1, 3, 4, 4), 1.0, adapter.embed([3]), scale=100.0) == 3).all()
+
+
+def test_perp_neg_by_hand():
+    """toward = (3, 0), away = (1, 2) and (-2, 1): perpendicular are (0, 2) and (0, 1), w = 0.5 and 2."""
+    toward = torch.tensor([[[[3.0, 0.0]]]])
+    away = torch.tensor([[[[[1.0, 2.0]]], [[[-2.0, 1.0]]]]])
+    got = perp_neg(toward, away, torch.tensor([[0.5, 2.0]]))
+    assert got.flatten().tolist() == [3, -(0.5 * 2 + 2 * 1)]
+    parallel = perp_neg(toward, -4 * toward[:, None], torch.tensor([[9.0]]))
+    assert torch.equal(parallel, toward)  # what is not perpendicular is never taken away
+    assert torch.equal(perp_neg(0 * toward, 0 * away, torch.ones(1, 2)), 0 * toward)  # no direction, no division
+
+
+class Rows(Constant):
+    """D(x, sigma | c) = c, a picture of 1 x 2 pixels."""
+
+    data_shape = (1, 1, 2)
+
+    def _denoise(self, x, sigma, cond):
+        self.batches.append(len(x))
+        return cond.view(-1, 1, 1, 2)
+
+
+def test_guidance_with_negatives_by_hand():
+    """D_u = (1, 1), D_c = (4, 1), D_n = (2, 3): toward (3, 0), away (1, 2); D = D_u + 10 ((3, 0) - 0.5 (0, 2))."""
+    adapter, x = Rows(), torch.zeros(2, 1, 1, 2)
+    cond, uncond = torch.tensor([[4.0, 1.0]] * 2), torch.tensor([[1.0, 1.0]] * 2)
+    negatives = torch.tensor([[[2.0, 3.0]]] * 2), torch.tensor([[0.5], [0.0]])
+    D = adapter.denoise(x, 1.0, cond, uncond, 10, negatives)
+    assert D.flatten(1).tolist() == [[31, -9], [31, 1]] and adapter.batches == [6]
+    one = adapter.denoise(x, 1.0, cond, uncond, 1.0, negatives)
+    assert one.flatten(1).tolist() == [[4, 0], [4, 1]]  # at scale 1, negatives still push
 
 
 def test_round_sigma_is_the_nearest_entry():
@@ -173,9 +206,15 @@ def test_noise_levels_are_stable_diffusions(adapter, request):
 # ---------------------------------------------------------------- Stable Diffusion
 
 
+def load(checkpoint, **options):
+    """The parts of a checkpoint, in float32."""
+    sd = SDConfig(checkpoint=str(checkpoint), prompt="a blue duck", **options)
+    return load_parts(fetch(find_checkpoint(sd)), sd, torch.float32)
+
+
 @pytest.fixture(scope="module")
 def parts(tiny_sd):
-    return load_parts(find_checkpoint(SDConfig(checkpoint=str(tiny_sd))), torch.float32)
+    return load(tiny_sd)
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +302,7 @@ def test_unknown_words_are_refused_with_the_vocabulary(sd):
     with pytest.raises(UserError) as caught:
         sd.embed(["front view of a delicious burger on mars"])
     message = str(caught.value)
-    assert "no word for 'delicious', 'mars', 'on';" in message and "--sd.checkpoint FOLDER" in message
+    assert "no word for 'delicious', 'mars', 'on';" in message and "--sd.checkpoint PATH" in message
     assert set(COLORS) | set(OBJECTS) | {"overhead", "backside"} <= set(message.replace(";", " ").split())
 
 
@@ -293,7 +332,7 @@ def test_half_precision_networks_give_float32(tiny_sd):
 def assert_refused(checkpoint, *words):
     """Loading ends in a UserError of one line that holds `words` and says how to do without."""
     with pytest.raises(UserError) as caught:
-        load_parts(find_checkpoint(SDConfig(checkpoint=str(checkpoint))), torch.float32)
+        load(checkpoint)
     message = str(caught.value)
     for word in (*words, "--preset mini", "--preset ideal"):
         assert word in message
@@ -306,12 +345,7 @@ def broken(tiny_sd, tmp_path):
 
 
 def test_missing_folder(tmp_path):
-    assert_refused(tmp_path / "nosuch", f"--sd.checkpoint {tmp_path / 'nosuch'}", "no such folder")
-
-
-def test_file_instead_of_a_folder(tmp_path):
-    (tmp_path / "model.ckpt").write_bytes(b"")
-    assert_refused(tmp_path / "model.ckpt", "model.ckpt: that is a file")
+    assert_refused(tmp_path / "nosuch", f"--sd.checkpoint {tmp_path / 'nosuch'}", "no such file or folder")
 
 
 def test_schedule_is_not_guessed(broken):
@@ -322,20 +356,6 @@ def test_schedule_is_not_guessed(broken):
 def test_folder_without_unet(broken):
     shutil.rmtree(broken / "unet")
     assert_refused(broken, str(broken), "has no unet")
-
-
-@pytest.mark.parametrize("options, folder", [
-    ({"variant": "v1"}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),
-    ({"variant": "v2"}, "diffusion_ckpts/sd2/512-base-ema"),
-    ({"variant": "v2", "v2_highres": True}, "diffusion_ckpts/sd2/768-v-ema")])
-def test_published_variant_without_weights(options, folder, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))  # the data root of env.json is below it
-    with pytest.raises(UserError) as caught:
-        find_checkpoint(SDConfig(**options))
-    message = str(caught.value)
-    for word in (f"--sd.variant {options['variant']}", str(tmp_path), folder, "env.json", "--sd.checkpoint FOLDER",
-                 "--preset mini", "--preset ideal"):
-        assert word in message
 
 
 @pytest.mark.parametrize("file", [f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"])

@@ -10,7 +10,7 @@ from adapt import make_adapter
 from benchmarks.mini_samples import SamplesConfig, draw
 from my import config
 from my.errors import UserError
-from sd_folder import ROOT
+from sd.find import ROOT
 from sjc import SJC, optimise
 from sjc_config import SJCConfig
 from toyworld import COLORS, OBJECTS, UNSEEN_PAIRS, caption

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import pose
+from my.errors import UserError
 
 LOW, HIGH, OVERHEAD = np.deg2rad([80.0, 45.0, 15.0])
 
@@ -48,3 +49,50 @@ def test_all_view_prompts_are_those_that_cameras_get(words):
     rng = np.random.default_rng(0)
     drawn = {pose.train_camera(rng, words=words).view for _ in range(2000)}
     assert drawn == set(pose.all_view_prompts(words))
+
+
+def test_where_the_words_stand():
+    view = "front view of"
+    assert pose.prompt_of_view("a duck", view) == "front view of a duck"
+    assert pose.prompt_of_view("a duck", view, "suffix") == "a duck, front view"
+    assert pose.prompt_of_view("a duck", view, "none") == "a duck"
+
+
+def test_texts_of_ones_own():
+    texts = pose.read_view_texts(["backside=the tail of", "overhead view of = a map of"], "sjc")
+    assert texts == {"backside view of": "the tail of", "overhead view of": "a map of"}
+    assert pose.prompt_of_view("a duck", "backside view of", "prefix", texts) == "the tail of a duck"
+    assert pose.prompt_of_view("a duck", "front view of", "prefix", texts) == "front view of a duck"
+    for bad in ("back=x", "front", "front=", "left side=x"):
+        with pytest.raises(UserError, match=f"--pose.view_texts {bad!r}: expected VIEW=TEXT, VIEW one of .*backside"):
+            pose.read_view_texts([bad], "sjc")
+
+
+# ---------------------------------------------------------------- Perp-Neg
+
+
+def perp_neg(azimuth, v=LOW):
+    return pose.perp_neg_views(pose.camera_at(np.deg2rad(azimuth), v))
+
+
+F, S, B = "front view of", "side view of", "backside view of"
+
+
+@pytest.mark.parametrize("azimuth, positive, negative", [
+    (0, {F: 1, S: 0}, {F: 0, S: 1.574}),  # 4 exp(-1/2) - 2.426 = 0.0001, 4 - 2.426 = 1.574
+    (90, {S: 1, B: 0}, {S: 0, F: 1.5735}),  # exp(-1/2) + 0.967
+    (180, {S: 0, B: 1}, {S: 0.394, F: 1.967}),  # 1 - 0.606, 1 + 0.967
+    (45, {F: 0.5, S: 0.5}, {F: 0.6892, S: 0.6892}),  # 4 exp(-1/4) - 2.426
+    (270, {S: 1, B: 0}, {S: 0, F: 1.5735}), (315, {F: 0.5, S: 0.5}, {F: 0.6892, S: 0.6892})])
+def test_perp_neg_by_hand(azimuth, positive, negative):
+    got, away = perp_neg(azimuth)
+    assert got == pytest.approx(positive, abs=1e-9) and away == pytest.approx(negative, abs=1e-3)
+
+
+def test_perp_neg_is_continuous_and_only_below_overhead():
+    for a in (90, 180, 270, 360):
+        (p, n), (q, m) = perp_neg(a - 1e-6), perp_neg(a + 1e-6)
+        for view in (F, S, B):
+            assert p.get(view, 0) == pytest.approx(q.get(view, 0), abs=1e-5)
+            assert n.get(view, 0) == pytest.approx(m.get(view, 0), abs=1e-3)
+    assert perp_neg(20, OVERHEAD) == ({"overhead view of": 1}, {})

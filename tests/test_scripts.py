@@ -162,7 +162,13 @@ def test_dry_run_of_a_resume_is_not_remembered(straight, monkeypatch, capsys):
 
 
 def test_checkpoint_folder_is_kept_as_an_absolute_path(here):
+    (here / "some" / "where").mkdir(parents=True)
     assert read("--sd.checkpoint", "some/where")["sd"]["checkpoint"] == str(here / "some" / "where")
+    assert read("--sd.checkpoint", "./else/where")["sd"]["checkpoint"] == str(here / "else" / "where")
+    assert read("--sd.checkpoint", "a.ckpt")["sd"]["checkpoint"] == str(here / "a.ckpt")
+    assert read("--sd.checkpoint", "org/name")["sd"]["checkpoint"] == "org/name"  # on the hub
+    assert read("--sd.lora", "a.safetensors,b.safetensors:0.5")["sd"]["lora"] == [
+        f"{here}/a.safetensors:1", f"{here}/b.safetensors:0.5"]
 
 
 def test_resume_needs_no_options_again(straight, monkeypatch):

@@ -345,6 +345,71 @@ def test_view_is_a_picture_and_a_depth():
     assert sjc.depth_range == (0.5, 2.5)  # from 1.5 away, a ball of radius 1
 
 
+# ---------------------------------------------------------------- prompts
+
+
+class Recorder(Affine):
+    """Keeps what it was asked to embed."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.done = [], 0
+
+    def embed(self, prompts):
+        self.asked.append(list(prompts))
+        return super().embed(prompts)
+
+    def text_done(self):
+        self.done += 1
+
+
+def test_prompts_are_embedded_once_a_run():
+    adapter = Recorder()
+    sjc = run(new(adapter, sd={"prompt": "a pig", "negative_prompt": "fog"}, family="sd", vox={"c": 3}))
+    assert adapter.done == 1 and adapter.asked == [
+        ["fog"], ["overhead view of a pig", "front view of a pig", "side view of a pig", "backside view of a pig"]]
+    assert torch.equal(sjc.uncond, adapter.embed(["fog"]))
+
+
+@pytest.mark.parametrize("options, told", [
+    ({"view_style": "suffix"}, "a pig, side view"), ({"view_style": "none"}, "a pig"),
+    ({"view_texts": ["side=the flank of"]}, "the flank of a pig")])
+def test_how_views_are_told(options, told):
+    sjc = new(sd={"prompt": "a pig"}, pose=options, family="sd", vox={"c": 3})
+    assert torch.equal(sjc.cond["side view of"], Affine().embed([told]))
+
+
+def test_perp_neg_mixes_conditions():
+    """At 45 degrees: half front, half side, and both push away; overhead has no negatives, and fills the batch."""
+    import pose
+
+    sjc = new(pose={"perp_neg": True}, family="sd", vox={"c": 3}, batch_views=2)
+    cameras = [pose.camera_at(np.deg2rad(45), 1.4), pose.camera_at(0, 0.1)]
+    cond, (away, weights) = sjc.conditions(cameras)
+    front, side, overhead = (sjc.cond[f"{view} view of"] for view in ("front", "side", "overhead"))
+    torch.testing.assert_close(cond, torch.cat([(front + side) / 2, overhead]))
+    assert torch.equal(away, torch.stack([torch.cat([front, side]), torch.cat([overhead, overhead])]))
+    assert weights.tolist() == [pytest.approx([0.6892, 0.6892], abs=1e-4), [0, 0]]
+    assert sjc.conditions(cameras[1:])[1] is None
+    check_finite(sjc.step(0), 1, "rest")
+
+
+@pytest.mark.parametrize("family, options, words", [
+    ("ideal", {"view_style": "suffix"}, "knows views by their prefix only"), ("ideal", {"perp_neg": True}, "leave out"),
+    ("ideal", {"view_texts": ["front=x"]}, "--pose.view_texts"),
+    ("sd", {"perp_neg": True, "view_style": "none"}, "--pose.perp_neg True needs view prompts"),
+    ("sd", {"perp_neg": True, "view_words": "octants"}, "--pose.perp_neg True needs --pose.view_words sjc"),
+    ("sd", {"view_texts": ["top=x"]}, "expected VIEW=TEXT")])
+def test_unfit_view_options(family, options, words):
+    with pytest.raises(UserError, match=words):
+        config(family=family, pose=options).check_files()
+
+
+def test_the_ideal_family_has_no_negative_prompt():
+    with pytest.raises(UserError, match="leave out --sd.negative_prompt"):
+        config(sd={"negative_prompt": "fog"}).check_files()
+
+
 # ---------------------------------------------------------------- Stable Diffusion latents
 
 

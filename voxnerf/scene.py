@@ -17,9 +17,9 @@ import torch
 from einops import reduce
 
 import pose
+from my.env import ENV, data_root
 from my.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ("train", "val", "test")
 WHOLE = "transforms.json"  # of the layout without splits
 HOLD_OUT = 8  # there, every 8th frame is a test view, from the first one on
@@ -69,14 +69,13 @@ def find_scene(name):
 
     Raises UserError saying where it looked.
     """
-    data_root = Path(json.loads((ROOT / "env.json").read_text())["data_root"]).expanduser()
-    tried = list(dict.fromkeys([Path(os.path.expanduser(name)).absolute(), data_root / "nerf_synthetic" / name,
-                                data_root / name]))
+    tried = list(dict.fromkeys([Path(os.path.expanduser(name)).absolute(), data_root() / "nerf_synthetic" / name,
+                                data_root() / name]))
     for folder in tried:
         if folder.is_dir():
             return folder
     raise UserError(f"--scene {name}: looked for a folder at {', '.join(map(str, tried))}: none is there; give the "
-                    f"path of one with --scene FOLDER (data root: {ROOT / 'env.json'})")
+                    f"path of one with --scene FOLDER (data root: {ENV})")
 
 
 def load_scene(folder, split, downscale=1):

@@ -1,0 +1,111 @@
+"""Time and peak memory of loading a Stable Diffusion checkpoint, and of one guided denoising at its own size.
+
+    python benchmarks/sd_denoise.py --checkpoint ~/models/v1-5-pruned-emaonly.safetensors
+
+Without --checkpoint, a full-size Stable Diffusion 1.5 with random weights in float32 (4.3 GB, under published names) is
+written to a temporary folder, measured in a process of its own, and deleted: 5 GB of disk, 9 GB of memory.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
+
+from my import config
+from my.errors import RunError, run_main
+
+NAMES = ROOT / "tests" / "reference" / "sd_v1_checkpoint_keys.json"
+PROMPT = "A high quality photo of a delicious burger"
+
+
+class DenoiseConfig(config.Config):
+    """Every option of benchmarks/sd_denoise.py."""
+
+    checkpoint: str | None = Field(None, description="what to load, as --sd.checkpoint takes it; default random")
+    precision: str = Field("autocast", description="as --sd.precision takes it")
+    threads: int | None = Field(None, gt=0, description="CPU threads, default PyTorch's own")
+    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+
+
+def write_random(path):
+    """Write Stable Diffusion 1.5 with random weights, under the published names, to a .safetensors file."""
+    import torch
+    from safetensors.torch import save_file
+
+    rng, tensors = torch.Generator().manual_seed(0), {}
+    for name, shape in json.loads(NAMES.read_text()).items():
+        if name.endswith("position_ids"):
+            tensors[name] = torch.arange(shape[1])[None]
+        elif len(shape) == 1:
+            tensors[name] = torch.full(shape, float(name.endswith("weight")))  # norms and biases
+        else:
+            tensors[name] = torch.randn(shape, generator=rng) * torch.tensor(shape[1:]).prod() ** -0.5
+    save_file(tensors, path)
+
+
+def measure(cfg):
+    """Print what loading, and then a guided denoising, encoding and decoding, took."""
+    import torch
+
+    from my.script import pick_device
+    from sjc_config import SJCConfig
+
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    run = SJCConfig(sd={"checkpoint": cfg.checkpoint, "precision": cfg.precision})
+    device = pick_device(cfg.device)
+    seconds = {}
+
+    def timed(what, f):
+        start = time.perf_counter()
+        result = f()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds[what] = time.perf_counter() - start
+        return result
+
+    from adapt import make_adapter
+
+    with torch.no_grad():
+        adapter = timed("load", lambda: make_adapter(run, device))
+        cond, uncond = timed("embed", lambda: adapter.embed([f"front view of {PROMPT}", ""])).split(1)
+        adapter.text_done()
+        x0 = torch.randn(1, *adapter.data_shape, generator=torch.Generator().manual_seed(0)).to(device)
+        sigma = adapter.round_sigma(1.0)
+        D = timed("denoise", lambda: adapter.denoise(x0 * (1 + sigma), sigma, cond, uncond, 100.0))
+        pictures = timed("decode", lambda: adapter.decode(x0))
+    if not (D.isfinite().all() and pictures.isfinite().all()):
+        raise RunError("the denoised picture is not finite")
+    for what, s in seconds.items():
+        print(f"{what:10} {s:8.2f} s")
+    print(f"latents {list(D.shape)}, picture {list(pictures.shape)}, {torch.get_num_threads()} threads, {device}")
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    if device.type == "cuda":
+        print(f"peak memory of the GPU: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+
+
+def main(argv=None):
+    """Measure a checkpoint, or one made for the purpose."""
+    cfg = config.load(DenoiseConfig, argv, prog="benchmarks/sd_denoise.py", doc=__doc__, config_file=None)
+    if cfg.checkpoint:
+        measure(cfg)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.safetensors"
+        write_random(path)
+        print(f"{path.name}: {path.stat().st_size / 1e9:.2f} GB")
+        flags = [f"--{k}={v}" for k, v in cfg.model_dump().items() if k != "checkpoint" and v is not None]
+        if subprocess.run([sys.executable, __file__, "--checkpoint", str(path), *flags]).returncode:
+            raise RunError("the measurement failed; its own line says why")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,230 @@
+"""Tell in a table what a run has on this machine, what it lacks, and what to do about that.
+
+    python doctor.py
+    python doctor.py --sd.checkpoint ~/models/model.safetensors
+    python doctor.py --preset ideal
+
+Takes every option of run_sjc.py. The exit status is 0 only if the run with those options could start.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field
+
+from my import config
+from my.env import ENV, data_root
+from my.errors import UserError, run_main
+from sd import find
+from sjc_config import SJCConfig
+
+ROOT = Path(__file__).resolve().parent
+HUB = "https://huggingface.co"
+HUB_TIMEOUT = 3  # seconds
+MIN_DISK = 1.0  # GB that the files of a run take at most, pictures and checkpoints
+DOWNLOAD = 6.0  # GB that a Stable Diffusion from the hub takes at most
+MIN_GPU = 6.0  # GB below which Stable Diffusion is not expected to fit; not measured
+GB = 1e9
+OK, NOTE, BAD = "ok", "note", "MISSING"
+
+
+class DoctorConfig(SJCConfig):
+    """Every option of run_sjc.py, and doctor.py's own."""
+
+    sha256: bool = Field(False, description="of every checkpoint found; reads it whole")
+
+
+class Finding(NamedTuple):
+    """A row of the table; BAD is what keeps the run from starting."""
+
+    state: str
+    what: str
+    found: str
+    to_do: str = ""
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def check_device(cfg):
+    """Return findings about the device and the precision of the run."""
+    import torch
+
+    from my.script import pick_device
+
+    try:
+        device = pick_device(cfg.device)
+    except UserError as error:
+        return [Finding(BAD, "device", str(error), "leave --device out")]
+    if device.type != "cuda":
+        build = "no CUDA GPU" if torch.version.cuda else "a PyTorch without CUDA"
+        return [Finding(OK, "device", f"{device} ({torch.get_num_threads()} threads; {build})",
+                        "" if cfg.family != "sd" or cfg.sd.variant == "mini" else
+                        "enough to try real Stable Diffusion, half a minute a step and more: for a run use a CUDA GPU"),
+                Finding(OK, "precision", cfg.sd.precision + ": float32" * (cfg.sd.precision == "autocast"))]
+    free, total = (n / GB for n in torch.cuda.mem_get_info(device))
+    few = cfg.family == "sd" and free < MIN_GPU
+    return [Finding(OK, "device", f"{device} ({torch.cuda.get_device_name(device)})"),
+            Finding(OK, "precision", cfg.sd.precision + ": float16" * (cfg.sd.precision == "autocast")),
+            Finding(NOTE if few else OK, "GPU memory", f"{free:.1f} of {total:.1f} GB free",
+                    "end other programs on it, or --sd.precision fp16" if few else "")]
+
+
+def check_disk():
+    free = shutil.disk_usage(".").free / GB
+    enough = free > MIN_DISK
+    return [Finding(OK if enough else BAD, "disk", f"{free:.1f} GB free in {Path.cwd()}",
+                    "" if enough else f"a run takes up to {MIN_DISK:g} GB: free some, or start elsewhere")]
+
+
+def check_ffmpeg():
+    import imageio_ffmpeg
+
+    try:
+        return [Finding(OK, "ffmpeg", imageio_ffmpeg.get_ffmpeg_exe())]
+    except RuntimeError:
+        return [Finding(BAD, "ffmpeg", "none", "pip install imageio-ffmpeg, or install ffmpeg: videos need it")]
+
+
+def check_hub():
+    """Return whether the hub answers at all, within HUB_TIMEOUT."""
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return [Finding(NOTE, "hub", "HF_HUB_OFFLINE is set", "only checkpoints on disk can be used")]
+    try:
+        urllib.request.urlopen(urllib.request.Request(HUB, method="HEAD"), timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        pass  # an answer, if not a kind one
+    except (OSError, ValueError):
+        return [Finding(NOTE, "hub", f"{HUB} does not answer", "only checkpoints on disk can be used")]
+    return [Finding(OK, "hub", f"{HUB} answers")]
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def check_data_root(sha256):
+    """Return findings about the data root, and about every published checkpoint below it and in the hub's cache."""
+    root, found = data_root(), []
+    if not root.is_dir():
+        found.append(Finding(NOTE, "data root", f"{root}: no such folder",
+                             f"make it, or name another in {ENV}; not needed with --sd.checkpoint"))
+    else:
+        found.append(Finding(OK, "data root", str(root)))
+    paths = [p for base in find.PUBLISHED.values() for p in find.with_endings(root / base) if p.exists()]
+    paths += filter(None, map(find.cached, dict.fromkeys(r for repos in find.hub_table().values() for r in repos)))
+    return found + [Finding(OK, "checkpoint", describe(path, sha256)) for path in paths]
+
+
+def describe(path, sha256):
+    """Return path, kind, size and, on request, SHA-256 of a checkpoint in words."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        words = f"{path}: diffusers folder, {sum(p.stat().st_size for p in files) / GB:.2f} GB"
+        weights = [p for p in files if p.suffix == ".safetensors"] if sha256 else []
+        return words + "".join(f"; {p.relative_to(path)} SHA-256 {digest(p)}" for p in weights)
+    words = f"{path}: {path.suffix or 'file'}, {path.stat().st_size / GB:.2f} GB"
+    return words + (f", SHA-256 {digest(path)}" if sha256 else "")
+
+
+def digest(path):
+    """Return the SHA-256 of a file, in hexadecimal."""
+    import hashlib
+
+    from tqdm import tqdm
+
+    sha = hashlib.sha256()
+    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False)
+    with open(path, "rb") as file, bar:
+        while block := file.read(2**22):
+            sha.update(block)
+            bar.update(len(block))
+    return sha.hexdigest()
+
+
+def check_run(cfg):
+    """Return findings about the model that the asked-for run needs: whether it is there, and what it is."""
+    try:
+        cfg.check_files()
+        if cfg.family != "sd":
+            return [Finding(OK, "model", f"family {cfg.family} needs no checkpoint")]
+        found = find.find_checkpoint(cfg.sd)
+        path = found.path or next(filter(None, map(find.cached, found.repos)), None)
+        if path is None:
+            return check_download(found)
+        inspect(path)
+        return [Finding(OK, "model", describe(path, cfg.sha256))]
+    except UserError as error:
+        return [Finding(BAD, "model", str(error))]
+
+
+def inspect(path):
+    """Raise UserError for a damaged checkpoint; a single file's names and shapes are all compared."""
+    from my.tensor_file import TensorFile
+    from sd.load import empty_networks
+
+    if path.is_file():
+        empty_networks(TensorFile(path))
+    for part in ("text_encoder", "unet", "vae") if path.is_dir() else ():
+        weights = [p for p in sorted((path / part).iterdir()) if p.suffix in (".safetensors", ".bin")]
+        if not weights:
+            raise UserError(f"{path / part}: no .safetensors or .bin file; get the folder again")
+        for p in weights:
+            TensorFile(p)
+
+
+def check_download(found):
+    """Return the finding about a checkpoint that only the hub may have."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    where = f"{found.flag}: nothing at {found.missed}, nor in the hub's cache"
+    for repo in found.repos:
+        try:
+            HfApi().model_info(repo, timeout=HUB_TIMEOUT)
+        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, RuntimeError):
+            continue
+        cache = Path(constants.HF_HUB_CACHE)
+        there = next(p for p in (cache, *cache.parents) if p.exists())
+        if shutil.disk_usage(there).free / GB < DOWNLOAD:
+            return [Finding(BAD, "model", where, f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free "
+                                                 "some, or set HF_HOME to another disk")]
+        return [Finding(NOTE, "model", where, f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}")]
+    return [Finding(BAD, "model", f"{where}; on the hub none of {', '.join(found.repos)} can be reached",
+                    f"give a folder or a file with --sd.checkpoint, try again with a network, or {find.WITHOUT}")]
+
+
+# ---------------------------------------------------------------- the table
+
+
+def examine(cfg):
+    """Yield every finding, the machine's first."""
+    yield Finding(OK, "python", f"{sys.version.split()[0]}, {sys.executable}")
+    for check in (lambda: check_device(cfg), check_disk, check_ffmpeg, check_hub, lambda: check_data_root(cfg.sha256),
+                  lambda: check_run(cfg)):
+        yield from check()
+
+
+def main(argv=None):
+    """Print the table; raise UserError if the run cannot start."""
+    cfg = config.load(DoctorConfig, argv, prog="doctor.py", doc=__doc__, presets_dir=ROOT / "presets")
+    find.absolute(cfg.sd)
+    bad = []
+    for finding in examine(cfg):
+        print(f"{finding.state:8}{finding.what:12}{finding.found}", flush=True)
+        if finding.to_do:
+            print(f"{'':20}-> {finding.to_do}")
+        bad += [finding.what] * (finding.state == BAD)
+    if bad:
+        raise UserError(f"this run cannot start; the table says what to do about: {', '.join(bad)}")
+    print("This run can start: python run_sjc.py with the same options, in a folder of its own")
+
+
+if __name__ == "__main__":
+    run_main(main)

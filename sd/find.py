@@ -1,0 +1,207 @@
+"""Where a Stable Diffusion is, on disk or on the hub, and what its files say at once. Imports nothing heavy."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from my.env import ENV, data_root
+from my.errors import RunError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI = ROOT / "mini_sd"
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+PUBLISHED = {
+    ("v1", False): "diffusion_ckpts/stable_diffusion/sd-v1-5",
+    ("v2", False): "diffusion_ckpts/sd2/512-base-ema",
+    ("v2", True): "diffusion_ckpts/sd2/768-v-ema",
+}  # (sd.variant, sd.v2_highres) -> published file under the data root of env.json, without its ending
+ENDINGS = (".ckpt", ".safetensors", "")  # "" is a diffusers folder
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILES = ["model_index.json", "tokenizer/*", "scheduler/*.json", "*/config.json", "text_encoder/model.safetensors",
+             "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+WITHOUT = "get going without one: --preset mini or --preset ideal"
+OFFLINE = "no network, or the hub cannot be reached"
+
+
+class Found(NamedTuple):
+    """Where a checkpoint is: a diffusers folder, a single file, or hub repositories to be tried in order."""
+
+    flag: str  # what the user gave
+    path: Path | None = None
+    repos: tuple[str, ...] = ()
+    missed: str = ""  # where it was looked for before
+
+
+def check(sd):
+    """Raise UserError, at once, where the options `sd` mean no checkpoint, or have words that it cannot know."""
+    for lora in sd.lora:
+        read_lora(lora)
+    path = find_checkpoint(sd).path
+    if path is not None and path.is_dir():
+        tokenizer = path / "tokenizer" / "tokenizer_config.json"
+        try:
+            refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(tokenizer))
+        except (OSError, ValueError):
+            pass  # loading it says what is wrong
+
+
+def find_checkpoint(sd):
+    """Return the Found that the options `sd` mean; raises UserError saying where it looked."""
+    if sd.checkpoint is not None:
+        return _given(sd.checkpoint)
+    if sd.variant == "mini":
+        return Found("--sd.variant mini", _whole_folder(MINI, "--sd.variant mini"))
+    highres = sd.v2_highres and sd.variant == "v2"
+    flag = f"--sd.variant {sd.variant}" + " --sd.v2_highres True" * highres
+    base = data_root() / PUBLISHED[sd.variant, highres]
+    for path in with_endings(base):
+        if path.exists():
+            return Found(flag, _whole_folder(path, flag) if path.is_dir() else path)
+    repos = hub_table()["v2_highres" if highres else sd.variant]
+    return Found(flag, repos=tuple(repos), missed=f"{base}.ckpt (data root: {ENV})")
+
+
+def with_endings(base):
+    """Return the paths at which a published checkpoint may be: its two kinds of file, and a folder."""
+    return [base.with_name(base.name + ending) for ending in ENDINGS]
+
+
+def _given(text):
+    """Return the Found of an --sd.checkpoint: what is on disk comes before the hub's id of the same name."""
+    flag, path = f"--sd.checkpoint {text}", Path(text).expanduser()
+    if path.is_file():
+        return Found(flag, path)
+    if path.is_dir():
+        return Found(flag, _whole_folder(path, flag))
+    if is_hub_id(text):
+        return Found(flag, repos=tuple(hub_table().get(text, [text])), missed=str(path.absolute()))
+    raise UserError(f"{flag}: looked for a diffusers folder or a file at {path}: no such file or folder; give one, or "
+                    f"a hub id ORG/NAME, or {WITHOUT}")
+
+
+def _whole_folder(folder, flag):
+    missing = [name for name in PARTS if not (folder / name).is_dir()]
+    if missing:
+        raise UserError(f"{flag}: {folder} is no diffusers folder of Stable Diffusion: it has no {', '.join(missing)}; "
+                        f"give such a folder, or a .safetensors or .ckpt file, or {WITHOUT}")
+    return folder
+
+
+def is_hub_id(text):
+    """Whether an --sd.checkpoint reads as ORG/NAME, and is nothing on disk nor the name of a file."""
+    return bool(HUB_ID.fullmatch(text)) and not Path(text).expanduser().exists() \
+        and Path(text).suffix not in (".ckpt", ".safetensors", ".pt", ".bin")
+
+
+def absolute(sd):
+    """Return the options with paths that hold in any folder; a hub id stays one."""
+    if sd.checkpoint is not None and not is_hub_id(sd.checkpoint):
+        sd.checkpoint = str(Path(sd.checkpoint).expanduser().resolve())
+    sd.lora = [f"{path.resolve()}:{weight:.12g}" for path, weight in map(split_lora, sd.lora)]
+    return sd
+
+
+def split_lora(text):
+    """Return (path, weight) of a PATH or PATH:WEIGHT."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return Path(path if colon else text).expanduser(), float(weight) if colon else 1.0
+    except ValueError:
+        return Path(text).expanduser(), 1.0
+
+
+def read_lora(text):
+    """Return (path, weight) of an --sd.lora; raises UserError where it is no file."""
+    path, weight = split_lora(text)
+    if not path.is_file():
+        raise UserError(f"--sd.lora {text}: no such file: {path}; give PATH or PATH:WEIGHT of a .safetensors file")
+    return path, weight
+
+
+def hub_table():
+    """Return {name: repositories in the order they are to be tried}."""
+    return yaml.safe_load((Path(__file__).parent / "hub.yml").read_text())
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def fetch(found):
+    """Return the path of a Found, downloaded first if it is on the hub only; raises RunError if none can be had."""
+    if found.path is not None:
+        return found.path
+    for repo in found.repos:
+        folder = cached(repo)
+        if folder:
+            return folder
+    reasons = []
+    for repo in found.repos:
+        folder, reason = _download(repo)
+        if folder:
+            return folder
+        reasons.append(f"{repo}: {reason}")
+    raise RunError(f"{found.flag}: nothing at {found.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
+                   f"file with --sd.checkpoint, or {WITHOUT}")
+
+
+def cached(repo):
+    """Return the folder of a repository that is whole in the hub's cache on this machine, or None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
+        return None
+    return folder if all(list((folder / part).glob("*.json")) for part in PARTS) and all(
+        list((folder / part).glob("*.safetensors")) for part in ("unet", "vae", "text_encoder")) else None
+
+
+def _download(repo):
+    """Return (folder, None) or (None, reason)."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
+
+    print(f"note: {repo} is looked for on the hub, to be downloaded: some 3 to 6 GB", file=sys.stderr)
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES, etag_timeout=5))
+    except hub.GatedRepoError:
+        return None, "gated: accept its licence on its page, then run `hf auth login`"
+    except hub.RepositoryNotFoundError:
+        return None, "gone, private, or never there"
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+        return None, OFFLINE
+    except hub.HFValidationError:
+        return None, "not a repository's id"
+    except (hub.HfHubHTTPError, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # a full disk, no permission: said as such
+        return None, str(error).splitlines()[0][:100] if str(error) else OFFLINE
+    missing = [name for name in PARTS if not (folder / name).is_dir()]
+    return (None, f"it has no {', '.join(missing)}") if missing else (folder, None)
+
+
+# ---------------------------------------------------------------- small files
+
+
+def refuse_unknown_words(prompts, tokenizer_config):
+    """Raise UserError for words of `prompts` that a tokenizer with a closed vocabulary does not have."""
+    known = tokenizer_config.get("closed_vocabulary")
+    unknown = sorted({w for p in prompts for w in p.lower().split() if w not in known}) if known else []
+    if unknown:
+        raise UserError(f"--sd.prompt: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
+                        f"{' '.join(known)}; for any other prompt give a real checkpoint: "
+                        "--sd.checkpoint PATH or --sd.variant v1")
+
+
+def read_json(path, *keys):
+    """Return the dict in a JSON file; raises ValueError where it does not have `keys`."""
+    found = json.loads(path.read_text())
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise ValueError(f"{path.name} has no {', '.join(missing)}")
+    return found

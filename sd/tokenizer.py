@@ -1,0 +1,30 @@
+"""CLIP's tokenizer, from the byte-pair merges that come with the project."""
+
+import gzip
+from pathlib import Path
+
+MERGES = Path(__file__).parent / "clip_merges.txt.gz"
+LENGTH = 77  # tokens that CLIP's text encoders read
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def byte_characters():
+    """Return the 256 printable characters that stand for bytes, in the order of CLIP's vocabulary.
+
+    Printable bytes of Latin-1 stand for themselves; the others are counted from code point 256.
+    Source: the byte-level byte-pair encoding of GPT-2, which CLIP (arXiv 2103.00020) uses.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def clip_tokenizer(pad=END):
+    """Return transformers' CLIPTokenizer; `pad` is END for Stable Diffusion 1.x and "!", token 0, for 2.x."""
+    from transformers import CLIPTokenizer
+
+    merges = gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    characters = byte_characters()
+    tokens = [*characters, *(c + "</w>" for c in characters), *map("".join, pairs), START, END]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs, unk_token=END,
+                         bos_token=START, eos_token=END, pad_token=pad, model_max_length=LENGTH)

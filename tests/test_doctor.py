@@ -1,0 +1,124 @@
+"""doctor.py: what it finds, and that its exit status says whether the run can start."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import save_file
+
+import crafted
+import doctor
+from my.errors import run_main
+from sd import find, layout
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """An empty home and current folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *argv):
+    """(exit status, {what: [states]}, everything printed) of doctor.py."""
+    status = 0
+    try:
+        run_main(doctor.main, ["--device", "cpu", *argv])
+    except SystemExit as ended:
+        status = ended.code
+    out, err = capsys.readouterr()
+    rows = [line for line in out.splitlines() if line[:8].strip() in (doctor.OK, doctor.NOTE, doctor.BAD)]
+    states = {}
+    for row in rows:
+        states.setdefault(row[8:20].strip(), []).append(row[:8].strip())
+    return status, states, out + err
+
+
+def test_an_embedded_model_can_always_start(capsys):
+    status, states, text = run(capsys, "--preset", "mini", "--sha256", "True")
+    assert status == 0 and "This run can start" in text
+    assert list(states) == ["python", "device", "precision", "disk", "ffmpeg", "hub", "data root", "model"]
+    weights = find.MINI / "vae" / "diffusion_pytorch_model.safetensors"
+    assert f"vae/{weights.name} SHA-256 {hashlib.sha256(weights.read_bytes()).hexdigest()}" in text
+    assert run(capsys, "--preset", "ideal")[0] == 0
+
+
+def test_without_weights_and_network_it_cannot(capsys):
+    status, states, text = run(capsys)
+    assert status == 2 and states["model"] == [doctor.BAD] and states["hub"] == [doctor.NOTE]
+    for words in ("sd-v1-5.ckpt", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--sd.checkpoint", "--preset mini",
+                  "cannot start; the table says what to do about: model"):
+        assert words in text
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return crafted.single_file(crafted.small_parts())
+
+
+def test_checkpoints_below_the_data_root(capsys, home, tensors):
+    path = home / "sjc_data" / "diffusion_ckpts" / "stable_diffusion" / "sd-v1-5.ckpt"
+    path.parent.mkdir(parents=True)
+    crafted.save_ckpt(tensors, path)
+    status, states, text = run(capsys, "--sha256", "True")
+    assert status == 0 and states["checkpoint"] == states["model"] == [doctor.OK]
+    assert text.count(f"{path}: .ckpt, 0.02 GB, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}") == 2
+
+
+def test_a_file_that_will_not_load(capsys, home, tensors):
+    lacking = {name: t for name, t in tensors.items() if name != f"{layout.UNET}out.2.bias"}
+    save_file(lacking, home / "a.safetensors")
+    status, states, text = run(capsys, "--sd.checkpoint", "a.safetensors")
+    assert status == 2 and states["model"] == [doctor.BAD]
+    assert "lacks 1 tensors: model.diffusion_model.out.2.bias [4]" in text
+
+
+def test_a_folder_that_will_not_load(capsys, home, tiny_sd):
+    flags = "--sd.checkpoint", str(shutil.copytree(tiny_sd, home / "a")), "--sd.prompt", "a blue duck"
+    assert run(capsys, *flags)[0] == 0
+    weights = home / "a" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-99])
+    status, _, text = run(capsys, *flags)
+    assert status == 2 and f"{weights}: ends at byte" in text
+    weights.unlink()
+    assert "unet: no .safetensors or .bin file" in run(capsys, *flags)[2]
+
+
+@pytest.mark.parametrize("free_gb, status, words", [(20, 0, "the run downloads org/b first"),
+                                                    (3, 2, "it takes up to 6 GB")])
+def test_what_the_hub_has_can_be_downloaded(capsys, monkeypatch, free_gb, status, words):
+    """A hub in which only the second repository is left, and a disk with room for it or not."""
+    def model_info(self, repo, timeout):
+        if repo != "org/b":
+            raise OSError("gone")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr(find, "hub_table", lambda: {"v1": ["org/a", "org/b"]})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free_gb * 1e9}))
+    got, states, text = run(capsys)
+    assert got == status and words in text and states["model"] == [doctor.NOTE if status == 0 else doctor.BAD]
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--sd.chekpoint", "x"], "perhaps you meant --sd.checkpoint"),
+    (["--preset", "ideal", "--device", "warp"], "device"),
+    (["--sd.lora", "nosuch.safetensors"], "no such file"),
+    (["--preset", "ideal", "--sd.prompt", "a burger on mars"], "colours")])
+def test_mistakes(capsys, argv, words):
+    argv = argv if "--device" in argv else ["--device", "cpu", *argv]
+    with pytest.raises(SystemExit) as ended:
+        run_main(doctor.main, argv)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and words in out + err and err.count("\n") == 1
+
+
+def test_help_imports_nothing_heavy():
+    code = ("import sys, doctor\ntry: doctor.main(['-h'])\nexcept SystemExit: pass\n"
+            "print('MODULES', *sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=doctor.ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "diffusers", "transformers", "huggingface_hub"} & set(done.stdout.splitlines()[-1].split())
+    assert "--sha256" in done.stdout and "--sd.checkpoint" in done.stdout

@@ -1,0 +1,165 @@
+"""Tensor files: what torch.save and safetensors wrote comes back; nothing is executed; damage is one line."""
+
+import io
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import crafted
+from my import unpickled
+from my.errors import UserError
+from my.tensor_file import TensorFile
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16,
+          torch.int8, torch.uint8, torch.bool)
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    rng = torch.Generator().manual_seed(0)
+    base = torch.randn(6, 5, generator=rng)
+    return {**{str(d): (base * 9).to(d) for d in DTYPES}, "transposed": base.t(), "slice": base[1:4, 2:], "scalar":
+            torch.tensor(3.5), "empty": torch.empty(0, 3), "parameter": torch.nn.Parameter(torch.ones(2))}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["archive", "stream"])
+def test_what_torch_wrote_comes_back(tensors, tmp_path, stream):
+    file = TensorFile(crafted.save_ckpt(tensors, tmp_path / "a.ckpt", stream))
+    assert file.shapes == {name: tuple(t.shape) for name, t in tensors.items()}  # and nothing of optimizer or callbacks
+    for name, t in tensors.items():
+        assert torch.equal(file.tensor(name), t) and file.tensor(name).dtype == t.dtype
+
+
+def test_tensors_at_the_top(tmp_path):
+    torch.save({"a": torch.arange(3), "step": 4}, tmp_path / "a.pt")
+    assert TensorFile(tmp_path / "a.pt").tensor("a").tolist() == [0, 1, 2]
+
+
+def test_safetensors_and_a_wrong_ending(tensors, tmp_path):
+    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, tmp_path / "a.ckpt", metadata={"k": "v"})
+    file = TensorFile(tmp_path / "a.ckpt")
+    assert file.metadata == {"k": "v"}
+    assert all(torch.equal(file.tensor(n), t) for n, t in tensors.items())
+
+
+def test_a_safetensors_header_as_long_as_a_pickle_begins(tmp_path):
+    for pad in range(8):  # header lengths are multiples of 8: one of these is 0x80
+        save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"k": "v" * (40 + 8 * pad)})
+        assert TensorFile(tmp_path / "a.safetensors").shapes == {"a": (2,)}
+        if (tmp_path / "a.safetensors").read_bytes()[0] == 0x80:
+            return
+    raise AssertionError("no header of that length")
+
+
+def test_a_tensor_is_ours_to_write(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    TensorFile(tmp_path / "a.pt").tensor("a").fill_(7)
+    assert TensorFile(tmp_path / "a.pt").tensor("a").tolist() == [0, 0, 0]  # the file is as it was
+
+
+# ---------------------------------------------------------------- nothing is executed
+
+NAMES = list(crafted.attacks("x"))
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["archive", "bare"])
+@pytest.mark.parametrize("name", NAMES)
+def test_crafted_pickles_do_nothing(tmp_path, name, wrapped):
+    pickled, _ = crafted.attacks(tmp_path / "canary")[name]
+    path = tmp_path / "a.ckpt"
+    crafted.as_archive(pickled, path) if wrapped else path.write_bytes(pickled)
+    with pytest.raises(UserError) as caught:
+        TensorFile(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_those_pickles_do_bite(tmp_path):
+    """Python's own reader, in a process of its own, runs them: the test above can fail."""
+    fatal = {}
+    for i, (name, (_, bites)) in enumerate(crafted.attacks("x").items()):
+        if bites:
+            fatal[name] = tmp_path / f"canary{i}"
+            (tmp_path / f"{i}.pkl").write_bytes(crafted.attacks(fatal[name])[name][0])
+    code = ("import pathlib, pickle, sys; sys.path[:0] = sys.argv[2:]\n"
+            "for p in pathlib.Path(sys.argv[1]).glob('*.pkl'):\n"
+            "    try: pickle.loads(p.read_bytes())\n"
+            "    except Exception: pass\n")
+    root = str(crafted.__file__).rpartition("/tests/")[0]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), root, root + "/tests"], check=True, capture_output=True)
+    assert len(fatal) >= 10 and {name for name, canary in fatal.items() if not canary.exists()} == set()
+
+
+def test_tensors_beside_an_attack_still_load(tmp_path):
+    bite = crafted.Reduce(__import__("os").system, (f"touch {tmp_path / 'canary'}",))
+    torch.save({"state_dict": {"w": torch.arange(4)}, "callbacks": bite}, tmp_path / "a.ckpt")
+    assert TensorFile(tmp_path / "a.ckpt").tensor("w").tolist() == [0, 1, 2, 3]
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_machine_makes_plain_values_only():
+    value = {"a": [1, 2.5, None, True, ("x", b"y")], "s": {1, 2}, "o": crafted.WithState(), 3: "three"}
+    assert unpickled.read(io.BytesIO(crafted.dumped(value, 4)), "it")[0] == {
+        "a": [1, 2.5, None, True, ("x", b"y")], "s": unpickled.Inert("set"), "o": unpickled.Inert("object"), 3: "three"}
+
+
+def test_a_list_that_holds_itself(tmp_path):
+    loop = []
+    loop.append(loop)
+    torch.save({"w": torch.ones(1), "loop": loop}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert TensorFile(tmp_path / "a.pt").shapes == {"w": (1,)}
+
+
+def test_a_compressed_pickle_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * 10**6 + b"}.")
+    with pytest.raises(UserError, match="not a whole PyTorch archive"):
+        TensorFile(tmp_path / "a.ckpt")
+
+
+def test_a_string_longer_than_the_memory(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.")
+    with pytest.raises(UserError, match="damaged"):
+        TensorFile(tmp_path / "a.ckpt")
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("kind", ["archive", "stream", "safetensors"])
+@pytest.mark.parametrize("keep", [0.0, 0.002, 0.3, 0.6, 0.99])
+def test_cut_off_files(tmp_path, kind, keep):
+    path, tensors = tmp_path / "a.ckpt", {f"layer.{i}": torch.randn(50, 40) for i in range(8)}
+    save_file(tensors, path) if kind == "safetensors" else crafted.save_ckpt(tensors, path, stream=kind == "stream")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:int(keep * len(whole))])
+    with pytest.raises(UserError) as caught:
+        TensorFile(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"junk" * 99, "neither .safetensors nor a PyTorch checkpoint"), (b"", "it is empty"),
+    (b"\x10\0\0\0\0\0\0\0{\"a\": {}}       ", "safetensors header"),
+    (b"PK\x03\x04" + b"\0" * 99, "not a whole PyTorch archive"),
+    (b"\x80\x02" + b"\xff" * 9, "damaged"), (b"<!DOCTYPE html>" * 9, "neither")])
+def test_other_files(tmp_path, content, words):
+    (tmp_path / "a.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        TensorFile(tmp_path / "a.ckpt")
+
+
+def rebuilt(offset, shape, stride, numel=4):
+    return unpickled.rebuild_tensor(unpickled.Storage("0", "float32", numel), offset, shape, stride)
+
+
+def test_tensors_stay_in_their_storage():
+    assert rebuilt(0, (2, 2), (2, 1)).shape == (2, 2) and rebuilt(4, (0, 9), (1, 1)).shape == (0, 9)
+    for offset, shape, stride in ((1, (2, 2), (2, 1)), (0, (5,), (1,)), (-1, (1,), (1,)), (0, (2,), (-1,)),
+                                  (0, (2, 2), (1,)), (0, ("2",), (1,))):
+        with pytest.raises(ValueError):
+            rebuilt(offset, shape, stride)

@@ -1,0 +1,107 @@
+"""Where a checkpoint is looked for: on disk, below the data root, on the hub; and what is said when it is nowhere."""
+
+import shutil
+
+import pytest
+
+from my.errors import RunError, UserError
+from sd import find
+from sjc_config import SDConfig
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """An empty home, with the data root of env.json and the hub's cache in it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(**options):
+    return find.find_checkpoint(SDConfig(**options))
+
+
+def as_folder(path):
+    for part in find.PARTS:
+        (path / part).mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".safetensors", ""])
+@pytest.mark.parametrize("options, name", [
+    ({"variant": "v1"}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),
+    ({"variant": "v1", "v2_highres": True}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),  # means nothing with v1
+    ({"variant": "v2"}, "diffusion_ckpts/sd2/512-base-ema"),
+    ({"variant": "v2", "v2_highres": True}, "diffusion_ckpts/sd2/768-v-ema")])
+def test_published_names_below_the_data_root(home, options, name, ending):
+    path = home / "sjc_data" / (name + ending)
+    assert found(**options).path is None
+    path.parent.mkdir(parents=True)
+    path.touch() if ending else as_folder(path)
+    assert found(**options).path == path
+
+
+@pytest.mark.parametrize("options, flag", [({"variant": "v1"}, "--sd.variant v1"),
+                                           ({"variant": "v2"}, "--sd.variant v2"),
+                                           ({"variant": "v2", "v2_highres": True}, "--sd.v2_highres True")])
+def test_nothing_anywhere_tells_every_place(home, options, flag):
+    nowhere = found(**options)
+    with pytest.raises(RunError) as caught:
+        find.fetch(nowhere)
+    message = str(caught.value)
+    name = "v2_highres" if options.get("v2_highres") else options["variant"]
+    assert len(nowhere.repos) >= 2 and nowhere.repos == tuple(find.hub_table()[name])
+    for word in (flag, str(home), "env.json", ".ckpt", "--preset mini", "--preset ideal",
+                 *(f"{repo}: {find.OFFLINE}" for repo in nowhere.repos)):
+        assert word in message
+    assert "\n" not in message
+
+
+def test_given_paths_come_before_hub_ids(home):
+    assert found(checkpoint="org/name").repos == ("org/name",)
+    assert found(checkpoint=str(as_folder(home / "org" / "name"))).path == home / "org" / "name"
+    assert found(checkpoint="org/name").path is not None  # it is on disk now
+    (home / "a.safetensors").touch()
+    assert found(checkpoint="~/a.safetensors").path == home / "a.safetensors"
+
+
+@pytest.mark.parametrize("text, is_id", [
+    ("stable-diffusion-v1-5/stable-diffusion-v1-5", True), ("a/b", True), ("./a/b", False), ("/a/b", False),
+    ("a/b/c", False), ("name", False), ("a/b.ckpt", False), ("a/b.safetensors", False), ("~/b", False),
+    ("../b", False)])
+def test_hub_ids(text, is_id):
+    assert find.is_hub_id(text) == is_id
+
+
+def test_vanished_repositories_have_mirrors():
+    repos = found(checkpoint="runwayml/stable-diffusion-v1-5").repos
+    assert repos[0] == "runwayml/stable-diffusion-v1-5" and len(repos) > 1
+    assert all(find.HUB_ID.fullmatch(repo) for repos in find.hub_table().values() for repo in repos)
+
+
+def test_what_the_cache_holds_needs_no_network(home, tiny_sd):
+    """The second mirror is in the cache: it is taken, and a half-downloaded first one is not."""
+    first, second = found(variant="v1").repos
+    for repo, whole in ((first, False), (second, True)):
+        root = home / "hub" / f"models--{repo.replace('/', '--')}"
+        shutil.copytree(tiny_sd, root / "snapshots" / "abc")
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("abc")
+        if not whole:
+            (root / "snapshots" / "abc" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert find.fetch(found(variant="v1")) == root / "snapshots" / "abc"  # of the second
+
+
+def test_a_folder_without_a_part(home):
+    shutil.rmtree(as_folder(home / "a") / "unet")
+    with pytest.raises(UserError, match=f"--sd.checkpoint {home / 'a'}: .* it has no unet; give .*--preset mini"):
+        found(checkpoint=str(home / "a"))
+
+
+def test_check_needs_no_network(home):
+    with pytest.raises(UserError, match="--sd.lora l.safetensors:0.5: no such file: l.safetensors"):
+        find.check(SDConfig(lora=["l.safetensors:0.5"]))
+    with pytest.raises(UserError, match="--sd.prompt: this model has no word for 'burger,', 'ugly'"):
+        find.check(SDConfig(variant="mini", prompt="a burger, a", negative_prompt="ugly"))
+    find.check(SDConfig(variant="v1"))  # the hub is asked later
