@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+import pixel_folder
 from my import config
 from my.env import ENV, data_root
 from my.errors import UserError, run_main
@@ -27,6 +28,8 @@ MIN_DISK = 1.0  # GB that the files of a run take at most, pictures and checkpoi
 DOWNLOAD = 6.0  # GB that a Stable Diffusion from the hub takes at most
 MIN_GPU = 6.0  # GB below which Stable Diffusion is not expected to fit; not measured
 GB = 1e9
+OTHER_FAMILIES = {"ideal": "family ideal needs no checkpoint", "gddpm": "the files of family gddpm are there",
+                  "ddpm": "family ddpm: a folder is there, a hub id is looked for when the run starts"}
 OK, NOTE, BAD = "ok", "note", "MISSING"
 
 
@@ -118,6 +121,7 @@ def check_data_root(sha256):
     else:
         found.append(Finding(OK, "data root", str(root)))
     paths = [p for base in find.PUBLISHED.values() for p in find.with_endings(root / base) if p.exists()]
+    paths += pixel_folder.published_files()
     paths += filter(None, map(find.cached, dict.fromkeys(r for repos in find.hub_table().values() for r in repos)))
     return found + [Finding(OK, "checkpoint", describe(path, sha256)) for path in paths]
 
@@ -153,7 +157,7 @@ def check_run(cfg):
     try:
         cfg.check_files()
         if cfg.family != "sd":
-            return [Finding(OK, "model", f"family {cfg.family} needs no checkpoint")]
+            return [Finding(OK, "model", OTHER_FAMILIES[cfg.family])]
         found = find.find_checkpoint(cfg.sd)
         path = found.path or next(filter(None, map(find.cached, found.repos)), None)
         if path is None:
@@ -214,7 +218,7 @@ def examine(cfg):
 def main(argv=None):
     """Print the table; raise UserError if the run cannot start."""
     cfg = config.load(DoctorConfig, argv, prog="doctor.py", doc=__doc__, presets_dir=ROOT / "presets")
-    find.absolute(cfg.sd)
+    cfg.absolute()
     bad = []
     for finding in examine(cfg):
         print(f"{finding.state:8}{finding.what:12}{finding.found}", flush=True)

@@ -70,6 +70,13 @@ def find_published(model, name, flags, instead="--gddpm.checkpoint FILE takes it
                     f"root: {ENV}); {instead}or {WITHOUT}")
 
 
+def published_files():
+    """Return the paths of the published files that are there."""
+    folder = data_root() / MODELS
+    names = {name for pair in FILES.values() for name in pair} | set(LSUN_FILES.values())
+    return sorted(path for path in folder.rglob("*.pt") if path.name in names)
+
+
 def needs_classifier(gddpm, cls_scaling, classes):
     """Return whether drawing `classes`, -1 for none, takes a classifier; raises UserError for what cannot be drawn."""
     named = [c for c in classes if c >= 0]

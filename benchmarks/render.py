@@ -3,8 +3,8 @@
     python benchmarks/render.py --out render.md
 
 Forward and backward at SJC's setting (a 100^3 grid, 64x64 rays, 4 channels), on the field that a run begins with and on
-one that run_sjc.py's miniature has trained; then the fused renderer's time over grids and images, beside the samples
-that lie in occupied space. Takes some minutes, most of them for the training.
+one that has learned an object from its pictures; then the fused renderer's time over grids and images, beside the
+samples that lie in occupied space. Takes some minutes.
 """
 
 import platform
@@ -24,6 +24,7 @@ from my.errors import RunError, UserError, run_main
 from my.run_dir import write_atomic
 
 GRID, IMAGE, CHANNELS, EMPTINESS_SCALE = 100, 64, 4, 10.0
+N_PICTURES = 60  # of the object that the trained field has learned
 RENDERERS = ("fused", "reference")
 
 
@@ -33,7 +34,7 @@ class RenderConfig(config.Config):
     out: str | None = Field(None, description="Markdown file to write")
     repeats: int = Field(9, gt=0, description="times that each renderer is timed, in turns; the median counts")
     threads: int | None = Field(None, gt=0, description="CPU threads, default PyTorch's own")
-    n_steps: int = Field(1500, gt=0, description="training steps of the trained field")
+    n_steps: int = Field(600, gt=0, description="training steps of the trained field")
     grids: list[int] = Field([50, 100, 200, 300], description="grids of the table")
     images: list[int] = Field([32, 64, 128, 256], description="images of the table")
     device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
@@ -54,22 +55,32 @@ def new_field(grid, device):
 
 
 def trained_field(n_steps, device):
-    """Return the field of a run of the miniature at SJC's grid."""
-    import yaml
-    from tqdm import tqdm
+    """Return such a field after it has learned an object of the toy world from its pictures, as run_nerf.py does."""
+    import torch
+    from tqdm import trange
 
-    from adapt import make_adapter
-    from sjc import SJC, optimise
-    from sjc_config import SJCConfig
+    import pose
+    from my.seeds import numpy_rng, torch_rng
+    from toyworld.render import compose, coverage_maps
+    from voxnerf.nerf import LR_FACTORS
+    from voxnerf.render import render_image
 
-    given = yaml.safe_load((ROOT / "presets" / "mini.yml").read_text())
-    given["vox"]["grid_size"], given["pose"]["rend_hw"], given["n_steps"] = GRID, 32, n_steps
-    given["sd"]["prompt"] = "a blue duck"
-    cfg = SJCConfig(**given)
-    sjc = SJC(cfg, make_adapter(cfg, device))
-    for _ in tqdm(optimise(sjc), total=n_steps, desc="training"):
-        pass
-    return sjc.field
+    field = new_field(GRID, device)
+    cameras = [pose.train_camera(numpy_rng(0, i, "camera"), 1.5, (40, 70), "sjc") for i in range(N_PICTURES)]
+    maps = coverage_maps("duck", cameras, IMAGE)  # (n, 5, IMAGE, IMAGE), the last one its coverage
+    optimizer = torch.optim.Adam([{"params": [p], "lr": 0.02 * LR_FACTORS.get(name, 1.0)}
+                                  for name, p in field.named_parameters()])
+    for step in trange(n_steps, desc="training"):
+        i = step % N_PICTURES
+        bg = torch.rand(CHANNELS, generator=torch_rng(0, step, "background"))  # another one each step: no fog hides
+        coverage = maps[i, 4:] / 255
+        picture = torch.cat([compose(maps[i], "blue", bg[:3]), coverage + (1 - coverage) * bg[3]]).to(device)
+        r = render_image(field, cameras[i].K(IMAGE, IMAGE), cameras[i].c2w, IMAGE, IMAGE,
+                         bg.to(device).expand(IMAGE**2, CHANNELS))
+        optimizer.zero_grad(set_to_none=True)
+        (r.color - picture).square().mean().backward()
+        optimizer.step()
+    return field
 
 
 def resized(field, grid):

@@ -6,7 +6,7 @@ Importing it ends the process in one line where a package that the project needs
 import importlib.util
 import sys
 
-NEEDED = ("pydantic", "yaml", "numpy", "tqdm", "torch", "safetensors", "imageio", "diffusers", "transformers",
+NEEDED = ("pydantic", "yaml", "numpy", "scipy", "tqdm", "torch", "safetensors", "imageio", "diffusers", "transformers",
           "accelerate", "peft", "huggingface_hub", "einops", "torchmetrics")
 
 _missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]

@@ -458,6 +458,18 @@ def test_alpha_mask_by_hand():
     assert field.alpha_mask.sum() == 27 and field.alpha_mask[0, 0, 3:6, 3:6, 3:6].all()
 
 
+def test_specks_are_masked():
+    """A solid block of 64 voxels, and two floaters of 1 and 2, which touch at a corner: 3 of 67 are 4.5%."""
+    field = VoxRF(CUBE, 20, density_shift=-10.0)
+    with torch.no_grad():
+        field.density[0, 0, 4:8, 4:8, 4:8] = 60
+        field.density[0, 0, 15, 15, 15] = field.density[0, 0, 16, 16, 16:18] = 60
+    for speck, held in ((0.0, True), (0.044, True), (0.046, False)):
+        field.update_alpha_mask(speck)
+        assert bool(field.alpha_mask[0, 0, 15, 15, 15]) == held and field.alpha_mask[0, 0, 5, 5, 5] == 1
+        assert field.alpha_mask[0, 0, 14:, 14:, 14:].any() == held
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_state_round_trip(masked):
     field = random_field("V_SJC", blend_bg_texture=True)

@@ -8,6 +8,7 @@ outside the grid the value is 0. Points are world units, xyz. Source: the voxel 
 import math
 from numbers import Integral
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -109,11 +110,16 @@ class VoxRF(nn.Module):
         return self.interpolate(self.alpha_mask, points)[:, 0] > 0
 
     @torch.no_grad()
-    def update_alpha_mask(self):
-        """Set `alpha_mask` (1, 1, Z, Y, X): 1 where a voxel or a neighbour is occupied, else 0."""
+    def update_alpha_mask(self, speck=0.0):
+        """Set `alpha_mask` (1, 1, Z, Y, X): 1 where a voxel or a neighbour is occupied, else 0.
+
+        Connected parts with less than the share `speck` of all occupied voxels are left out.
+        """
         alpha = -torch.expm1(-self._to_sigma(self.density) * self.voxel_edge)
-        alpha = F.max_pool3d(alpha, kernel_size=3, stride=1, padding=1)
-        self.alpha_mask = (alpha > OCCUPIED_ALPHA).to(alpha.dtype)
+        occupied = (alpha > OCCUPIED_ALPHA).to(alpha.dtype)
+        if speck:
+            occupied = without_specks(occupied, speck)
+        self.alpha_mask = F.max_pool3d(occupied, kernel_size=3, stride=1, padding=1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         mask = state_dict.get(prefix + "alpha_mask")  # a checkpoint may hold one or not
@@ -143,6 +149,17 @@ def make_field(model_type, *args, **kwargs):
     if model_type not in FIELDS:
         raise ValueError(f"model_type must be one of {', '.join(FIELDS)}, got {model_type!r}")
     return FIELDS[model_type](*args, **kwargs)
+
+
+def without_specks(occupied, share):
+    """Return a grid (1, 1, Z, Y, X) of 0 and 1 without those of its connected parts that have less than `share` of it."""
+    from scipy.ndimage import label
+
+    parts, _ = label(occupied[0, 0].cpu().numpy(), np.ones((3, 3, 3)))  # 0 is not occupied
+    sizes = np.bincount(parts.ravel())
+    kept = sizes >= share * sizes[1:].sum()
+    kept[0] = False
+    return torch.from_numpy(kept[parts])[None, None].to(occupied)
 
 
 def background_uv(rays_d):

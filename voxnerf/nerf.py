@@ -28,6 +28,7 @@ LR_FACTORS = {"density": 50.0, "color": 5.0}  # of the learning rate; a density 
 LR_DECAY = 0.1  # factor of the learning rate by the end, reached exponentially
 EMPTINESS_SCALE, EMPTINESS_WEIGHT = 10.0, 1e-4  # of mean over rays of sum log(1 + scale w), against fog
 BETAS = (0.9, 0.99)  # of Adam
+SPECK = 0.01  # share of what is occupied, below which a detached part is taken for a floater and masked
 CHUNK = 16384  # rays at a time where no gradient is needed
 
 
@@ -113,7 +114,7 @@ class NeRF:
 
     def find_empty_space(self):
         """Set the field's mask; a field that is empty everywhere gets none, since it could never fill."""
-        self.field.update_alpha_mask()
+        self.field.update_alpha_mask(SPECK)
         if not self.field.alpha_mask.any():
             self.field.alpha_mask = None
 
