@@ -16,7 +16,7 @@ from torch import nn
 from voxnerf.sh import N_BASIS, SH_0, sh_basis
 
 ACTIVATIONS = {"raw": lambda f: f, "sigmoid": torch.sigmoid, "signed_sigmoid": lambda f: 2 * torch.sigmoid(f) - 1}
-SH_SCALE = 0.1  # of the harmonics beyond the constant one: steps of equal size move them this much less
+SH_SCALE = 0.3  # of the harmonics beyond the constant one: steps of equal size move them this much less
 OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it, or a neighbour, is more opaque than this
 
 
