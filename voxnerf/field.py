@@ -152,7 +152,7 @@ def make_field(model_type, *args, **kwargs):
 
 
 def without_specks(occupied, share):
-    """Return a grid (1, 1, Z, Y, X) of 0 and 1 without those of its connected parts that have less than `share` of it."""
+    """Return a grid (1, 1, Z, Y, X) of 0 and 1 without its connected parts that have less than `share` of it."""
     from scipy.ndimage import label
 
     parts, _ = label(occupied[0, 0].cpu().numpy(), np.ones((3, 3, 3)))  # 0 is not occupied

@@ -238,7 +238,10 @@ def _neighbours(visits, threads):
 
 
 def launch(kernel, shares, arguments, device, of_share=None):
-    """Run `kernel` over shares (first, stride, number) side by side; share k has `of_share[k]` for its last arguments."""
+    """Run `kernel` over shares (first, stride, number) of its items side by side.
+
+    Share k has `of_share[k]` for its last arguments. The first one runs right here, since threads wake late.
+    """
     where = {"device": "cpu"}
     if device.type == "cuda":
         where = {"device": wp.device_from_torch(device), "stream": wp.stream_from_torch(device)}
