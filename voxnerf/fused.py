@@ -64,15 +64,15 @@ class _March(torch.autograd.Function):
         n, device = len(job.o), density.device
         channels = color.shape[1] // job.basis.shape[1]
         outputs = (density.new_empty(n, channels), *(density.new_empty(n) for _ in range(3)))
-        ctx.job, ctx.visits = job, _new_visits(job, keep)
+        rays, volume, (n_visits, visits) = _rays(job), volume_of(job.field), _new_visits(job, keep)
+        ctx.job, ctx.marched = job, (rays, volume, n_visits, visits)
         scale = d_scale.detach().exp().view(1)
         kernel, _ = _kernels(job, channels)
         features, colors = kernels.vector(color.shape[1]), kernels.vector(channels)
         cells, blocks = _flags(job, density)
-        arguments = [_rays(job), volume_of(job.field), array(scale), array(density.view(-1)),
-                     array(rows_of(color), features), array(job.basis), array(blocks), array(cells),
-                     job.emptiness_scale, int(keep), _visits(*ctx.visits), array(outputs[0], colors),
-                     *map(array, outputs[1:])]
+        arguments = [rays, volume, array(scale), array(density.view(-1)), array(rows_of(color), features),
+                     array(job.basis), array(blocks), array(cells), job.emptiness_scale, int(keep), visits,
+                     array(outputs[0], colors), *map(array, outputs[1:])]
         launch(kernel, interleaved(n, device), arguments, device)
         ctx.save_for_backward(density, color, d_scale)
         return outputs
@@ -85,10 +85,9 @@ class _March(torch.autograd.Function):
         scale = d_scale.exp().view(1)
         _, kernel = _kernels(job, g_color.shape[1])
         features, colors = kernels.vector(color.shape[1]), kernels.vector(g_color.shape[1])
-        volume, rows = volume_of(job.field), rows_of(color)
-        arguments = [_rays(job), volume, array(scale), array(rows, features), array(job.basis),
-                     job.emptiness_scale, _visits(*ctx.visits), array(g_color.contiguous(), colors),
-                     *(array(g.contiguous()) for g in g_sums)]
+        (rays, volume, n_visits, visits), rows = ctx.marched, rows_of(color)
+        arguments = [rays, volume, array(scale), array(rows, features), array(job.basis), job.emptiness_scale, visits,
+                     array(g_color.contiguous(), colors), *(array(g.contiguous()) for g in g_sums)]
         density_grad, color_grad = (_empty(x.numel(), device).zero_() for x in (density, rows))
         color_grad = color_grad.view_as(rows)
         grads = [[density_grad, color_grad]]
@@ -96,7 +95,7 @@ class _March(torch.autograd.Function):
             grads.append(_spare_gradient(k, density, rows))
         touched = torch.zeros(len(grads), math.prod(volume.blocks), dtype=torch.uint8, device=device)
         grads = [[array(grad[0]), array(grad[1], features), array(flags)] for grad, flags in zip(grads, touched)]
-        launch(kernel, _neighbours(ctx.visits[0][3], len(grads)), arguments, device, grads)
+        launch(kernel, _neighbours(n_visits, len(grads)), arguments, device, grads)
         merge = kernels.merge_kernel(color.shape[1])
         for *grad, flags in grads[1:]:
             launch(merge, interleaved(touched.shape[1], device), [volume, flags, *grads[0][:2], *grad], device)
@@ -145,7 +144,7 @@ def _rays(job):
 
 
 def _new_visits(job, keep):
-    """Return room for the stretches that rays visit, as `kernels.Visits` has it: (sample, T, tau, n, first), stride.
+    """Return (the number of visits of each ray (n,), `kernels.Visits` with room for all), to be filled in.
 
     On a CPU one ray lies behind another, in no more room than all samples take. On CUDA, where their sum is not known
     without waiting, entry j of all rays comes before entry j + 1, so that rays side by side write side by side.
@@ -161,17 +160,13 @@ def _new_visits(job, keep):
     else:
         ends = most.cumsum(0, dtype=torch.int32)
         room, first, stride = int(ends[-1]) if n else 0, ends - most, 1
-    sample, T = (torch.empty(room, dtype=dtype, device=device) for dtype in (torch.int32, torch.float32))
-    tau = _empty(room * lanes, device)
     n_visits = torch.empty(n if keep else 0, dtype=torch.int32, device=device)
-    return (sample, T, tau, n_visits, first), stride
-
-
-def _visits(tensors, stride):
     visits = kernels.Visits()
-    visits.sample, visits.T, visits.tau, visits.n, visits.first = map(array, tensors)
+    visits.sample, visits.T = (array(torch.empty(room, dtype=dtype, device=device))
+                               for dtype in (torch.int32, torch.float32))
+    visits.tau, visits.n, visits.first = array(_empty(room * lanes, device)), array(n_visits), array(first)
     visits.stride = stride
-    return visits
+    return n_visits, visits
 
 
 def _flags(job, density):

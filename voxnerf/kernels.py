@@ -31,10 +31,10 @@ LANES = {"cpu": 16, "cuda": 1}  # samples of a stretch: what fits into a CPU's w
 OPTIONS = {
     # sums in any order, and no fuss over -0: without these no loop becomes vector instructions
     "cpu_compiler_flags": f"{wp.config.cpu_compiler_flags} -ffp-contract=fast -mreassociate -fno-signed-zeros",
-    "max_unroll": BLOCK + 1,  # corners and rows of blocks are unrolled, lanes are not
+    "max_unroll": 8,  # corners and rows of blocks are unrolled, lanes are not
 }
 
-block_row = wp.types.vector(length=BLOCK + 1, dtype=wp.float32)
+block_row = wp.types.vector(length=BLOCK, dtype=wp.float32)
 
 
 @wp.struct
@@ -187,14 +187,22 @@ def on_border(cell: wp.vec3i, size: wp.vec3i):
 def largest(density: wp.array(dtype=float), block: wp.vec3i, size: wp.vec3i):
     """The largest voxel that a sample in a block can reach, the zeros outside the grid left out."""
     first = BLOCK * block - wp.vec3i(1, 1, 1)
-    top = block_row(-1.0e30)  # independent maxima, so that none waits for another
+    whole = first[0] >= 0 and first[0] + BLOCK < size[0]
+    top = block_row(-1.0e30)  # maxima side by side, and apart that of the voxels that do not fit into a row
+    top_last = float(-1.0e30)
     for z in range(wp.max(first[2], 0), wp.min(first[2] + BLOCK + 1, size[2])):
         for y in range(wp.max(first[1], 0), wp.min(first[1] + BLOCK + 1, size[1])):
+            start = (z * size[1] + y) * size[0]
             row = block_row()
-            for x in range(BLOCK + 1):
-                row[x] = load(density, (z * size[1] + y) * size[0] + wp.clamp(first[0] + x, 0, size[0] - 1))
+            if whole:
+                for x in range(BLOCK):
+                    row[x] = load(density, start + first[0] + x)
+            else:
+                for x in range(BLOCK):
+                    row[x] = load(density, start + wp.clamp(first[0] + x, 0, size[0] - 1))
             top = wp.max(top, row)
-    return wp.max(top)
+            top_last = wp.max(top_last, load(density, start + wp.min(first[0] + BLOCK, size[0] - 1)))
+    return wp.max(wp.max(top), top_last)
 
 
 @wp.func
