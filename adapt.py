@@ -14,6 +14,7 @@ from my.errors import UserError
 FAMILIES = {"sd": "adapt_sd", "gddpm": "adapt_gddpm", "ddpm": "adapt_ddpm",
             "ideal": "adapt_ideal"}  # family -> module with make(cfg, device)
 
+SLACK = 1e-3  # by which a level may lie outside the model's table: as much as it takes to write one in four digits
 SIGMA_MAX = 80.0  # largest level of noise of a schedule, unless asked for (EDM, arXiv 2206.00364, Table 1)
 
 PLAIN_BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (1.0, 0.85, 0.80), (0.80, 0.90, 1.0),
@@ -98,11 +99,19 @@ class ScoreAdapter(ABC):
         """
         least, most = self.sigmas[-1].item(), self.sigmas[0].item()
         low, high = sigma_min or least, sigma_max or min(SIGMA_MAX, most)
+        self.refuse_unknown_sigma("--sigma_min", low)
+        self.refuse_unknown_sigma("--sigma_max", high)
         if self.round_sigma(low) >= self.round_sigma(high):
             name, value = ("sigma_max", high) if sigma_max else ("sigma_min", low)
             raise UserError(f"--{name} {value:g}: sigma_max must be above sigma_min; this model knows {least:.4g} to "
                             f"{most:.4g}")
         return low, high
+
+    def refuse_unknown_sigma(self, flag, sigma):
+        """Raise UserError for a level beyond the model's table, which would be another one unasked."""
+        least, most = self.sigmas[-1].item(), self.sigmas[0].item()
+        if not least * (1 - SLACK) <= sigma <= most * (1 + SLACK):
+            raise UserError(f"{flag} {sigma:g}: this model knows {least:.4g} to {most:.4g}")
 
     def timestep(self, sigma):
         """Return the index of the entry nearest to `sigma`, counted from the smallest: what networks are told."""

@@ -48,10 +48,16 @@ def load(checkpoint):
         raise UserError(f"--ddpm.checkpoint {checkpoint}: cannot be read as a diffusers pipeline: {why}; "
                         f"{pixel_folder.WITHOUT}") from None
     parts = pipe.components
-    if set(parts) != {"unet", "scheduler"} or parts["unet"].config.in_channels != 3 or not hasattr(
-            parts["scheduler"], "betas"):
+    if set(parts) != {"unet", "scheduler"} or not hasattr(parts["scheduler"], "betas"):
         raise UserError(f"--ddpm.checkpoint {checkpoint}: a {type(pipe).__name__} of {', '.join(sorted(parts))}; "
                         f"{pixel_folder.TAKES}")
+    config = parts["unet"].config
+    why = ("it takes a class" if config.get("num_class_embeds") or config.get("class_embed_type")
+           else f"it takes {config.in_channels} channels" if config.in_channels != 3
+           else f"its sample_size is {config.sample_size!r}, not one number" if type(config.sample_size) is not int
+           else "some of its weights are missing" if any(p.is_meta for p in parts["unet"].parameters()) else None)
+    if why:
+        raise UserError(f"--ddpm.checkpoint {checkpoint}: {why}; {pixel_folder.TAKES}")
     return parts["unet"], parts["scheduler"]
 
 

@@ -1,4 +1,4 @@
-"""The paper's 2D experiments (arXiv 2212.00774, section 4): score chaining where the rendering is a plain canvas.
+"""The paper's 2D experiments (arXiv 2212.00774, Fig. 4): score chaining where the rendering is a plain canvas.
 
 The canvas x is its own rendering, J = dx / dx = 1: what remains is the score at non-noisy pictures,
 perturbed and averaged, and the choices that go with it.

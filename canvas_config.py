@@ -72,6 +72,10 @@ class CanvasConfig(FamilyConfig):
             raise ValueError(f"--sigma_max {self.sigma_max:g} must be above --sigma_min {self.sigma_min:g}")
         return self
 
+    def single_levels(self):
+        """Return the numbers among the schedules."""
+        return [float(name) for name in self.schedules if name not in (ANNEALED, UNIFORM)]
+
     def rows(self):
         """Return the settings that are compared, row by row of the figure."""
         return [[Setting(schedule, var_red, copies, seed)

@@ -63,7 +63,7 @@ def geometric_sigmas(n, sigma_min, sigma_max, round_sigma=None):
     """Return n >= 2 noise levels (n,) from sigma_max down to sigma_min, each the same share of the last.
 
     Arguments and errors as in `karras_sigmas`, whose limit for a large rho it is. Source: arXiv
-    1907.05600, section 4.2.
+    1907.05600, section 4.1.
     """
     karras_sigmas(n, sigma_min, sigma_max)  # refuses what is not legal
     sigmas = np.geomspace(sigma_max, sigma_min, n)
@@ -115,7 +115,7 @@ def smld_sampler(D, x, sigmas, randn, n_inner=5, step_size=0.2):
     At each level, `n_inner` times: x += alpha / 2 score(x) + sqrt(alpha) z, alpha = step_size sigma^2,
     score = (D(x, sigma) - x) / sigma^2. Source: SMLD, arXiv 1907.05600, Algorithm 1, whose epsilon
     is step_size sigma_n^2 (0.2 there, with 100 inner steps); the last state is D at the lowest
-    level, which takes the noise off that the algorithm leaves (arXiv 2009.05475, section 3.1).
+    level, which takes the noise off that the algorithm leaves (arXiv 2009.05475).
 
     Args, Yields: as in `karras_sampler`.
     """

@@ -109,9 +109,9 @@ def check_index(folder, flag):
     """Raise UserError unless the folder's model_index.json lists a UNet and a scheduler, and nothing else."""
     try:
         index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):
+        parts = sorted(k for k, v in index.items() if isinstance(v, list) and v[0] is not None)
+    except (OSError, ValueError, AttributeError, IndexError):
         raise UserError(f"{flag}: that folder has no model_index.json that can be read; give the folder of a diffusers "
                         f"pipeline, or {WITHOUT}") from None
-    parts = sorted(k for k, v in index.items() if isinstance(v, list) and v[0] is not None)
     if parts != ["scheduler", "unet"]:
         raise UserError(f"{flag}: a {index.get('_class_name')} of {', '.join(parts)}; {TAKES}")

@@ -37,6 +37,8 @@ def compute(cfg, adapter):
     from my import checkpoint
 
     adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)  # refuses what only later cells would
+    for schedule in cfg.single_levels():
+        adapter.refuse_unknown_sigma("--schedules", schedule)
     newest = checkpoint.latest("ckpt")
     canvases = checkpoint.load(newest)[0] if newest else {}
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]

@@ -31,6 +31,22 @@ def batch_file(images):
     return IMAGES / f"step_{images[0]:07d}.npy"
 
 
+def picture_file(i):
+    """Return the path of picture number `i`."""
+    return IMAGES / f"{i:07d}.png"
+
+
+def is_drawn(images):
+    """Whether a batch's file is whole, and each of its pictures is there."""
+    import numpy as np
+
+    try:
+        whole = len(np.load(batch_file(images))) == len(images)
+    except (OSError, ValueError, EOFError):
+        return False
+    return whole and all(picture_file(i).exists() for i in images)
+
+
 def sample(cfg, adapter):
     """Draw every batch that is not there yet: its .npy, and a PNG a picture."""
     import numpy as np
@@ -41,7 +57,7 @@ def sample(cfg, adapter):
 
     subjects, levels = cfg.subjects(), noise_levels(cfg, adapter)
     IMAGES.mkdir(exist_ok=True)
-    missing = [images for images in batches(cfg) if not batch_file(images).exists()]
+    missing = [images for images in batches(cfg) if not is_drawn(images)]
     with tqdm(total=len(missing) * len(levels), desc="sampling", unit="step") as bar:
         for images in missing:
             bar.set_postfix_str(f"pictures {images[0]} to {images[-1]}, of {cfg.num_images}")
@@ -50,7 +66,7 @@ def sample(cfg, adapter):
             script.check_finite({"the picture": x.sum()}, images[0], "try --sd.precision fp32, --gddpm.precision fp32")
             pictures = decode(adapter, x)
             for i, picture in zip(images, pictures):
-                write_png(IMAGES / f"{i:07d}.png", picture)
+                write_png(picture_file(i), picture)
             write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
 
 

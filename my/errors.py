@@ -59,6 +59,9 @@ def run_main(main, argv=None, go_on="start it again"):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's idle threads would spin on cores that others need
     try:
         main(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error, go_on)
         if explained is None:

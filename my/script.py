@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import yaml
+
 from my import config, run_dir
 from my.errors import RunError, UserError
 
@@ -19,6 +21,7 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     """
     cfg = settle(config.load(cls, argv, **spec))
     run_dir.refuse_project_dir(root)
+    refuse_other_run(cls)
     if not cfg.resume:
         if Path(leaves).exists():
             raise UserError("this folder already holds a run: continue it with --resume True, or start in an "
@@ -30,6 +33,19 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     cfg = settle(config.load(cls, argv, config_file=FULL_CONFIG, **spec))
     refuse_changes(config.flat(cfg), config.flat(saved))
     return cfg
+
+
+def refuse_other_run(cls):
+    """Raise UserError in the folder of another script's run, whose configuration has options that `cls` has not."""
+    if Path(FULL_CONFIG).exists():
+        try:
+            options = yaml.safe_load(Path(FULL_CONFIG).read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            return  # reading it in earnest says what is wrong
+        others = sorted(set(options if isinstance(options, dict) else ()) - set(cls.model_fields))
+        if others:
+            raise UserError(f"this folder holds a run of another script: its {FULL_CONFIG} has the option {others[0]}; "
+                            "start in an empty folder")
 
 
 def refuse_changes(now, then):

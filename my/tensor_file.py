@@ -78,8 +78,12 @@ class TensorFile:
                 stride = tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
                 storage = unpickled.Storage(name, SAFETENSORS_DTYPES[entry["dtype"]], math.prod(shape))
                 tensors[name] = unpickled.rebuild_tensor(storage, 0, shape, stride)
-                self.starts[name] = end + abs(entry["data_offsets"][0])
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+                first, last = entry["data_offsets"]
+                size = storage.numel * ITEMSIZE.get(storage.dtype, 1)
+                if type(first) is not int or first < 0 or last - first != size:
+                    raise ValueError
+                self.starts[name] = end + first
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise UserError(f"{self.path}: its safetensors header cannot be read; {AGAIN}") from None
         return tensors
 
@@ -91,7 +95,7 @@ class TensorFile:
                 if members[pickled].compress_type != zipfile.ZIP_STORED:  # torch never compresses: a bomb
                     raise ValueError
                 content = archive.read(pickled)
-        except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError):
+        except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError):
             raise UserError(f"{self.path}: not a whole PyTorch archive; {AGAIN}") from None
         tensors = tensors_of(unpickled.read(io.BytesIO(content), self.path)[0])
         for storage in {stored.storage for stored in tensors.values()}:
@@ -113,7 +117,8 @@ class TensorFile:
         _protocol, _system, (value, storages), (keys, _) = [unpickled.read(file, self.path) for _ in range(4)]
         at = file.tell()
         for key in keys if isinstance(keys, list) else []:  # each: its number of elements in 8 bytes, then those
-            if key not in storages or int.from_bytes(self.memory[at:at + 8], "little") != storages[key].numel:
+            known = storages.get(key) if isinstance(key, str) else None
+            if known is None or int.from_bytes(self.memory[at:at + 8], "little") != known.numel:
                 raise UserError(f"{self.path}: its storages do not fit its tensors; {AGAIN}")
             self.starts[key] = at + 8
             at += 8 + storages[key].numel * ITEMSIZE.get(storages[key].dtype, 1)

@@ -187,7 +187,8 @@ class Machine:
 
     def op_stack_global(self, _):
         module, name = self.pop(2)
-        self.stack.append(Inert(f"{module}.{name}"))
+        named = isinstance(module, str) and isinstance(name, str)  # the text of anything else may be endless
+        self.stack.append(Inert(f"{module}.{name}" if named else "nameless"))
 
     def op_reduce(self, _):
         function, args = self.pop(2)
@@ -241,6 +242,7 @@ def read(file, label):
     machine = Machine()
     try:
         return machine.run(file), machine.storages
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError, MemoryError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError, MemoryError, EOFError,
+            RecursionError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{label}: damaged, or no PyTorch checkpoint: {why[:120]}; get the file again") from None

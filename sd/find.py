@@ -1,6 +1,8 @@
 """Where a Stable Diffusion is, on disk or on the hub, and what its files say at once. Imports nothing heavy."""
 
 import json
+import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from my.env import ENV, data_root
-from my.errors import RunError, UserError
+from my.errors import STORAGE_HINTS, RunError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "mini_sd"
@@ -45,7 +47,7 @@ def check(sd):
         tokenizer = path / "tokenizer" / "tokenizer_config.json"
         try:
             refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(tokenizer))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, RecursionError):
             pass  # loading it says what is wrong
 
 
@@ -72,10 +74,10 @@ def with_endings(base):
 
 def _given(text):
     """Return the Found of an --sd.checkpoint: what is on disk comes before the hub's id of the same name."""
-    flag, path = f"--sd.checkpoint {text}", Path(text).expanduser()
-    if path.is_file():
+    flag, path = f"--sd.checkpoint {text}", expanded(text)
+    if os.path.isfile(path):
         return Found(flag, path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Found(flag, _whole_folder(path, flag))
     if is_hub_id(text):
         return Found(flag, repos=tuple(hub_table().get(text, [text])), missed=str(path.absolute()))
@@ -93,15 +95,20 @@ def _whole_folder(folder, flag):
 
 def is_hub_id(text):
     """Whether an --sd.checkpoint reads as ORG/NAME, and is nothing on disk nor the name of a file."""
-    return bool(HUB_ID.fullmatch(text)) and not Path(text).expanduser().exists() \
-        and Path(text).suffix not in (".ckpt", ".safetensors", ".pt", ".bin")
+    return bool(HUB_ID.fullmatch(text)) and not os.path.exists(expanded(text)) \
+        and Path(text).suffix.lower() not in (".ckpt", ".safetensors", ".pt", ".bin")
+
+
+def expanded(text):
+    """Return the path that a text means, ~ being home; it need not be one that can exist."""
+    return Path(os.path.expanduser(text))
 
 
 def absolute(sd):
     """Return the options with paths that hold in any folder; a hub id stays one."""
     if sd.checkpoint is not None and not is_hub_id(sd.checkpoint):
-        sd.checkpoint = str(Path(sd.checkpoint).expanduser().resolve())
-    sd.lora = [f"{path.resolve()}:{weight:.12g}" for path, weight in map(split_lora, sd.lora)]
+        sd.checkpoint = os.path.abspath(expanded(sd.checkpoint))
+    sd.lora = [f"{os.path.abspath(path)}:{weight:.12g}" for path, weight in map(split_lora, sd.lora)]
     return sd
 
 
@@ -109,16 +116,18 @@ def split_lora(text):
     """Return (path, weight) of a PATH or PATH:WEIGHT."""
     path, colon, weight = text.rpartition(":")
     try:
-        return Path(path if colon else text).expanduser(), float(weight) if colon else 1.0
+        return expanded(path if colon else text), float(weight) if colon else 1.0
     except ValueError:
-        return Path(text).expanduser(), 1.0
+        return expanded(text), 1.0
 
 
 def read_lora(text):
     """Return (path, weight) of an --sd.lora; raises UserError where it is no file."""
     path, weight = split_lora(text)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--sd.lora {text}: no such file: {path}; give PATH or PATH:WEIGHT of a .safetensors file")
+    if not math.isfinite(weight):
+        raise UserError(f"--sd.lora {text}: the weight must be a finite number")
     return path, weight
 
 
@@ -157,8 +166,14 @@ def cached(repo):
         folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
         return None
-    return folder if all(list((folder / part).glob("*.json")) for part in PARTS) and all(
+    whole = all(list((folder / part).glob("*.json")) for part in PARTS) and has_vocabulary(folder / "tokenizer")
+    return folder if whole and all(
         list((folder / part).glob("*.safetensors")) for part in ("unet", "vae", "text_encoder")) else None
+
+
+def has_vocabulary(tokenizer):
+    """Whether a tokenizer's folder has its words, not its settings alone."""
+    return (tokenizer / "tokenizer.json").is_file() or (tokenizer / "vocab.json").is_file()
 
 
 def _download(repo):
@@ -177,10 +192,10 @@ def _download(repo):
         return None, OFFLINE
     except hub.HFValidationError:
         return None, "not a repository's id"
-    except (hub.HfHubHTTPError, OSError) as error:
-        if getattr(error, "errno", None) is not None:
+    except Exception as error:  # a connection that breaks has many names, in libraries that change
+        if getattr(error, "errno", None) in STORAGE_HINTS:
             raise  # a full disk, no permission: said as such
-        return None, str(error).splitlines()[0][:100] if str(error) else OFFLINE
+        return None, (str(error).splitlines() or [OFFLINE])[0][:100]
     missing = [name for name in PARTS if not (folder / name).is_dir()]
     return (None, f"it has no {', '.join(missing)}") if missing else (folder, None)
 
@@ -201,6 +216,8 @@ def refuse_unknown_words(prompts, tokenizer_config):
 def read_json(path, *keys):
     """Return the dict in a JSON file; raises ValueError where it does not have `keys`."""
     found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no settings")
     missing = [key for key in keys if key not in found]
     if missing:
         raise ValueError(f"{path.name} has no {', '.join(missing)}")

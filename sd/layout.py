@@ -89,16 +89,19 @@ def configurations(shapes):
     For 512-pixel models. Raises NotStableDiffusion for a file that is something else, or lacks the tensors
     that tell.
     """
-    refuse_others(shapes)
     try:
+        refuse_others(shapes)
         vae = vae_configuration(below(shapes, VAE))
         size = PIXELS // 2 ** (len(vae["block_out_channels"]) - 1)
         text = open_clip_configuration if is_v2(shapes) else clip_configuration
         return {"unet": unet_configuration(below(shapes, UNET), is_v2(shapes), size), "vae": vae,
                 "text_encoder": text(below(shapes, OPEN_CLIP if is_v2(shapes) else CLIP))}
-    except (KeyError, IndexError, ValueError) as error:
-        raise NotStableDiffusion(f"it lacks {error.args[0] if error.args else 'tensors'}, or that is of another "
-                                 "architecture") from None
+    except NotStableDiffusion:
+        raise
+    except KeyError as error:
+        raise NotStableDiffusion(f"it lacks {error.args[0]}, or that is of another architecture") from None
+    except (IndexError, ValueError, TypeError, ZeroDivisionError):
+        raise NotStableDiffusion("some tensor has a shape of another architecture") from None
 
 
 def below(shapes, prefix):
@@ -109,9 +112,10 @@ def below(shapes, prefix):
 def count(s, pattern):
     """Return how many numbers the group of `pattern` has among the names, counting from 0; KeyError for none."""
     numbers = {int(m[1]) for m in (re.match(pattern, name) for name in s) if m}
-    if not numbers:
-        raise KeyError(pattern.replace("\\", "").replace("(d+)", "0"))
-    return max(numbers) + 1
+    missing = set(range(len(numbers))) - numbers
+    if missing or not numbers:
+        raise KeyError(pattern.replace("\\", "").replace("(d+)", str(min(missing, default=0))))
+    return len(numbers)
 
 
 def unet_configuration(s, v2, size):

@@ -9,7 +9,7 @@ from pathlib import Path
 from my.errors import UserError
 from my.tensor_file import TensorFile
 from sd import layout
-from sd.find import MINI, WITHOUT, read_json, read_lora, refuse_unknown_words
+from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora, refuse_unknown_words
 from sd.tokenizer import END, clip_tokenizer
 
 FIRST = 3  # of the missing and of the unexpected tensors that an error names
@@ -24,9 +24,26 @@ def load_parts(path, sd, dtype):
     what cannot be read as Stable Diffusion, and for words of the prompt that the model cannot know.
     """
     parts = folder_parts(path, sd, dtype) if path.is_dir() else file_parts(path, sd, dtype)
+    refuse_misfits(path, parts)
     for lora in sd.lora:
         fuse_lora(parts, *read_lora(lora))
     return parts
+
+
+def refuse_misfits(path, parts):
+    """Raise UserError for parts that are not of one another."""
+    tokenizer, text, unet, vae = parts["tokenizer"], parts["text_encoder"].config, parts["unet"].config, parts["vae"]
+    channels = vae.config.latent_channels
+    for what, here, there in (
+            ("the text encoder's width and the UNet's context", text.hidden_size, unet.cross_attention_dim),
+            ("the channels that the UNet takes and the VAE's", unet.in_channels, channels),
+            ("the channels that the UNet gives and the VAE's", unet.out_channels, channels),
+            ("the tokens that the tokenizer gives and the text encoder takes",
+             min(tokenizer.model_max_length, text.max_position_embeddings), tokenizer.model_max_length),
+            ("the words of the tokenizer and of the text encoder", max(len(tokenizer), text.vocab_size),
+             text.vocab_size)):
+        if here != there:
+            raise UserError(f"{path}: its parts are not of one model: {what} differ, {here} and {there}; {WITHOUT}")
 
 
 # ---------------------------------------------------------------- diffusers folders
@@ -34,16 +51,18 @@ def load_parts(path, sd, dtype):
 
 def folder_parts(folder, sd, dtype):
     """Return the parts of a diffusers folder."""
-    from safetensors import SafetensorError
-
     try:
+        if not has_vocabulary(folder / "tokenizer"):
+            raise ValueError("tokenizer has no tokenizer.json and no vocab.json")
         read_json(folder / "scheduler" / "scheduler_config.json", "beta_schedule")  # diffusers would guess one
         tokenizer = folder / "tokenizer" / "tokenizer_config.json"
         refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(tokenizer))
         _refuse_other_folders(folder)
         parts = _read_folder(folder, dtype)  # takes seconds
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+    except UserError:
+        raise
+    except Exception as error:  # whatever damaged settings make of the libraries
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
         hint = "get it again with git checkout mini_sd" if folder == MINI else WITHOUT
         raise UserError(f"{folder}: cannot be read as Stable Diffusion: {why}; {hint}") from None
     if sd.prediction_type != "auto":
@@ -64,10 +83,13 @@ def _refuse_other_folders(folder):
 
 def _read_folder(folder, dtype):
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers.utils import logging as diffusers_logging
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said in a line
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
     return {
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
@@ -231,7 +253,9 @@ def fuse_lora(parts, path, weight):
     Raises UserError for a file that is no LoRA, or none for this model.
     """
     from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
 
+    logging.set_verbosity(logging.CRITICAL)  # that a LoRA is of one network only, for instance
     file = TensorFile(path)
     if not any("lora" in name.lower() for name in file.shapes):
         first = ", ".join(list(file.shapes)[:FIRST])

@@ -48,6 +48,13 @@ def test_resume_of_nothing(read):
         read("--resume", "True")
 
 
+def test_another_scripts_run_is_left_alone(read):
+    Path(script.FULL_CONFIG).write_text("lr: 0.5\nschedules: [annealed]\n")
+    for argv in ([], ["--dry_run", "True"], ["--resume", "True"]):
+        with pytest.raises(UserError, match="another script: its full_config.yml has the option schedules"):
+            read(*argv)
+
+
 def test_project_folder_is_refused(read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "project")
     with pytest.raises(UserError, match="experiment directory"):

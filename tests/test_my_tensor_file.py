@@ -107,6 +107,12 @@ def test_a_machine_makes_plain_values_only():
         "a": [1, 2.5, None, True, ("x", b"y")], "s": unpickled.Inert("set"), "o": unpickled.Inert("object"), 3: "three"}
 
 
+def test_names_without_end(tmp_path):
+    """A tuple that doubles sixty times, as the name of a class: its text would not fit into any memory."""
+    doubled = b"\x80\x04" + b"(t" + b"2\x86" * 60 + b"2\x93."  # DUP TUPLE2, then STACK_GLOBAL
+    assert unpickled.read(io.BytesIO(doubled), "it")[0] == unpickled.Inert("nameless")
+
+
 def test_a_list_that_holds_itself(tmp_path):
     loop = []
     loop.append(loop)

@@ -143,7 +143,7 @@ def test_presets_of_2d(here, preset):
     (["--num_images", "0"], ["--num_images", "greater than 0", "got 0"]),
     (["--num_t", "1"], ["--num_t", "greater than 1"]),
     (["--sigma_max", "1", "--sigma_min", "2"], ["--sigma_max 1 must be above --sigma_min 2"]),
-    (["--preset", "mini", "--sigma_max", "0.01"], ["--sigma_max 0.01: sigma_max must be above sigma_min", "0.02917"]),
+    (["--preset", "mini", "--sigma_max", "0.01"], ["--sigma_max 0.01: this model knows 0.02917 to 14.61"]),
     (["--preset", "mini", "--σ_max", "0.01"], ["--sigma_max 0.01"]),
     (["--preset", "mini", "--sigma_min", "15"], ["--sigma_min 15", "14.61"]),
     (["--preset", "mini", "--prompts", "a blue duck, a zebra"], ["--sd.prompt", "'zebra'", "it knows"]),

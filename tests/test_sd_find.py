@@ -105,3 +105,11 @@ def test_check_needs_no_network(home):
     with pytest.raises(UserError, match="--sd.prompt: this model has no word for 'burger,', 'ugly'"):
         find.check(SDConfig(variant="mini", prompt="a burger, a", negative_prompt="ugly"))
     find.check(SDConfig(variant="v1"))  # the hub is asked later
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/m.ckpt", "x" * 300 + ".safetensors"])
+def test_paths_that_cannot_be(home, name):
+    with pytest.raises(UserError, match="no such file"):
+        found(checkpoint=name)
+    with pytest.raises(UserError, match="no such file"):
+        find.read_lora(name)

@@ -259,6 +259,36 @@ def test_unfit_files_end_in_one_line(tmp_path, v1_tensors, change, words):
     assert str(tmp_path / "a.safetensors") in message and "--preset mini" in message and "\n" not in message
 
 
+@pytest.mark.parametrize("change, words", [
+    (lambda t: t.update({f"{layout.UNET}input_blocks.0.0.weight": torch.ones(3)}), "a shape of another architecture"),
+    (lambda t: t.update({f"{layout.CLIP}encoder.layers.99999999.x": torch.ones(1)}), "it lacks .*encoder.layers.2"),
+    (lambda t: t.update({f"{layout.CLIP}embeddings.position_embedding.weight": torch.ones(32, 64)}),
+     "the tokens that the tokenizer gives and the text encoder takes differ, 32 and 77")])
+def test_odd_shapes_end_in_one_line(tmp_path, v1_tensors, change, words):
+    tensors = dict(v1_tensors)
+    change(tensors)
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=words):
+        load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("part, file, text, words", [
+    ("tokenizer", "tokenizer.json", None, "tokenizer has no tokenizer.json and no vocab.json"),
+    ("tokenizer", "tokenizer_config.json", "[]", "tokenizer_config.json holds no settings"),
+    ("scheduler", "scheduler_config.json", "null", "scheduler_config.json holds no settings"),
+    ("unet", "config.json", "[]", "config.json holds no settings")])
+def test_damaged_folders_end_in_one_line(small, tmp_path, part, file, text, words):
+    shutil.copytree(small[3] / "diffusers", tmp_path / "model")
+    for path in (tmp_path / "model" / part).glob("vocab.json" if text is None else "nosuch"):
+        path.unlink()
+    (tmp_path / "model" / part / file).unlink(missing_ok=True)
+    if text is not None:
+        (tmp_path / "model" / part / file).write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        load(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_text_encoder_is_freed_once_the_prompts_are_read(small):
     adapter = StableDiffusionAdapter(dict(small[1]), offload_text=True)
     adapter.embed(["a cat"])
