@@ -90,15 +90,16 @@ class _March(torch.autograd.Function):
                      array(g_color.contiguous(), colors), *(array(g.contiguous()) for g in g_sums)]
         density_grad, color_grad = (_empty(x.numel(), device).zero_() for x in (density, rows))
         color_grad = color_grad.view_as(rows)
-        grads = [[density_grad, color_grad]]
+        grads = [(density_grad, color_grad)]
         for k in range(1, n_threads(device, n, density.numel() + rows.numel())):
             grads.append(_spare_gradient(k, density, rows))
         touched = torch.zeros(len(grads), math.prod(volume.blocks), dtype=torch.uint8, device=device)
-        grads = [[array(grad[0]), array(grad[1], features), array(flags)] for grad, flags in zip(grads, touched)]
-        launch(kernel, _neighbours(n_visits, len(grads)), arguments, device, grads)
-        merge = kernels.merge_kernel(color.shape[1])
-        for *grad, flags in grads[1:]:
-            launch(merge, interleaved(touched.shape[1], device), [volume, flags, *grads[0][:2], *grad], device)
+        launch(kernel, _neighbours(n_visits, len(grads)), arguments, device,
+               [[array(d), array(c, features), array(flags)] for (d, c), flags in zip(grads, touched)])
+        blocks = interleaved(touched.shape[1], device)
+        for own, flags in zip(grads[1:], touched[1:]):
+            launch(kernels.merge, blocks, [volume, color.shape[1], array(flags),
+                                           *(array(x.view(-1)) for x in (*own, *grads[0]))], device)
         # raw = sum_k weight_k density_k, hence sum over samples of raw dL/draw = sum over voxels of density dL/ddensity
         d_scale_grad = torch.dot(density.view(-1), density_grad).view_as(d_scale)
         color_grad = color_grad.view(*color.shape[2:], -1).permute(3, 0, 1, 2)[None]

@@ -509,31 +509,33 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
     return march, march_backward
 
 
-@functools.cache
-def merge_kernel(n_features):
-    """Return the kernel that moves one thread's gradient to another's, for rows of `n_features` values."""
-    features = vector(n_features)
-    load_features, add_features = row_functions(n_features)
+@wp.func_native("""
+float* there = to.data + first;
+float* here = grad.data + first;
+for (int k = 0; k < n; ++k) {
+    there[k] += here[k];
+    here[k] = 0.0f;
+}
+""")
+def move(grad: wp.array(dtype=float), to: wp.array(dtype=float), first: int, n: int): ...
 
-    @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
-    def merge(first: int, stride: int, volume: Volume, touched: wp.array(dtype=wp.uint8),
-              density_grad: wp.array(dtype=float), color_grad: wp.array(dtype=features),
-              density_from: wp.array(dtype=float), color_from: wp.array(dtype=features)):
-        """Move the gradient of one thread to that of another, block by block, where it was touched."""
-        block = block_at(first + wp.tid() * stride, volume.blocks)
-        if not voxels_reached(touched, block, volume.blocks):
-            return
-        size = volume.size
-        for z in range(block[2] * BLOCK, wp.min((block[2] + 1) * BLOCK, size[2])):
-            for y in range(block[1] * BLOCK, wp.min((block[1] + 1) * BLOCK, size[1])):
-                row = (z * size[1] + y) * size[0]
-                for v in range(row + block[0] * BLOCK, row + wp.min((block[0] + 1) * BLOCK, size[0])):
-                    add(density_grad, v, load(density_from, v))
-                    add_features(color_grad, v, load_features(color_from, v))
-                    density_from[v] = 0.0
-                    color_from[v] = features()
 
-    return merge
+@wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
+def merge(first: int, stride: int, volume: Volume, n_features: int, touched: wp.array(dtype=wp.uint8),
+          density_from: wp.array(dtype=float), color_from: wp.array(dtype=float),
+          density_grad: wp.array(dtype=float), color_grad: wp.array(dtype=float)):
+    """Move the gradient of one thread to that of another, block by block, where it was touched; values side by side."""
+    block = block_at(first + wp.tid() * stride, volume.blocks)
+    if not voxels_reached(touched, block, volume.blocks):
+        return
+    size = volume.size
+    x = block[0] * BLOCK
+    n = wp.min(BLOCK, size[0] - x)
+    for z in range(block[2] * BLOCK, wp.min((block[2] + 1) * BLOCK, size[2])):
+        for y in range(block[1] * BLOCK, wp.min((block[1] + 1) * BLOCK, size[1])):
+            v = (z * size[1] + y) * size[0] + x
+            move(density_from, density_grad, v, n)
+            move(color_from, color_grad, v * n_features, n * n_features)
 
 
 @functools.cache
