@@ -10,6 +10,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty home and current folder, with the data root of env.json and the hub's cache in it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory):
     """A diffusers folder of Stable Diffusion's architecture with random weights: 16-pixel pictures, 4x8x8 latents."""

@@ -13,14 +13,7 @@ import doctor
 from my.errors import run_main
 from sd import find, layout
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """An empty home and current folder."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def run(capsys, *argv):

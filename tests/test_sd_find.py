@@ -8,14 +8,7 @@ from my.errors import RunError, UserError
 from sd import find
 from sjc_config import SDConfig
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """An empty home, with the data root of env.json and the hub's cache in it."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def found(**options):
