@@ -56,7 +56,7 @@ def run_main(main, argv=None, go_on="start it again"):
     `argv` defaults to the words after the program's name, `go_on` is as in `explain`; exceptions
     that are bugs pass through.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # else PyTorch's idle threads spin 5 ms on cores that others need
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     try:
         main(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough

@@ -356,6 +356,31 @@ def test_fused_skips_nothing_that_matters():
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_jumps_over_empty_space_alone(masked, monkeypatch):
+    """A few voxels far apart, and at the border: walking through the space between shows nothing else."""
+    field = random_field("VoxRF", (60, 50, 45), c=3, density_shift=-2.0, dtype=torch.float32)
+    g = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        field.density.copy_(torch.where(torch.rand(field.density.shape, generator=g) < 1e-3, 60.0, -60.0))
+        if masked:
+            field.update_alpha_mask()
+    jumped, _ = both(field, *fused_rays(3000))
+    assert 0 < (jumped[0].opacity > 1e-3).float().mean() < 0.9
+    monkeypatch.setattr("voxnerf.fused.block_flags", lambda filled: torch.full((filled.numel(),), kernels.FILLED).byte())
+    monkeypatch.setattr("voxnerf.fused._mask_flags", {})
+    walked, _ = both(field, *fused_rays(3000))
+    assert_same(field, jumped, walked)
+
+
+@pytest.mark.parametrize("renderer", ["fused", "reference"])
+def test_nan_shows(renderer):
+    field = random_field("VoxRF", (13, 10, 21), c=3, dtype=torch.float32)
+    with torch.no_grad():
+        field.density[..., 6] = math.nan
+    assert render_rays(field, *fused_rays(400), renderer=renderer).color.isnan().any()
+
+
 def test_fused_channels_first_memory():
     """A colour grid assigned from elsewhere may be laid out in any way."""
     field = random_field(c=3, dtype=torch.float32)

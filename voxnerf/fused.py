@@ -69,7 +69,7 @@ class _March(torch.autograd.Function):
         scale = d_scale.detach().exp().view(1)
         kernel, _ = _kernels(job, channels)
         features, colors = kernels.vector(color.shape[1]), kernels.vector(channels)
-        cells, blocks = _flags(job, density)
+        cells, blocks = _flags(job, scale)
         arguments = [rays, volume, array(scale), array(density.view(-1)), array(rows_of(color), features),
                      array(job.basis), array(blocks), array(cells), job.emptiness_scale, int(keep), visits,
                      array(outputs[0], colors), *map(array, outputs[1:])]
@@ -93,7 +93,7 @@ class _March(torch.autograd.Function):
         grads = [(density_grad, color_grad)]
         for k in range(1, n_threads(device, n, density.numel() + rows.numel())):
             grads.append(_spare_gradient(k, density, rows))
-        touched = torch.zeros(len(grads), math.prod(volume.blocks), dtype=torch.uint8, device=device)
+        touched = torch.full((len(grads), math.prod(volume.blocks)), kernels.EMPTY, dtype=torch.uint8, device=device)
         launch(kernel, _neighbours(n_visits, len(grads)), arguments, device,
                [[array(d), array(c, features), array(flags)] for (d, c), flags in zip(grads, touched)])
         blocks = interleaved(touched.shape[1], device)
@@ -124,14 +124,14 @@ def _kernels(job, channels):
                                  kernels.LANES[job.o.device.type])
 
 
-def _blocks(shape):
-    return tuple(n // kernels.BLOCK + 1 for n in shape)  # of n + 1 cells
+def volume_blocks(density):
+    return [n // kernels.BLOCK + 1 for n in density.shape[2:]]  # Z, Y, X, of n + 1 cells
 
 
 def volume_of(field):
     volume = kernels.Volume()
-    Z, Y, X = field.density.shape[2:]
-    volume.size, volume.blocks = wp.vec3i(X, Y, Z), wp.vec3i(*_blocks((X, Y, Z)))
+    volume.size = wp.vec3i(*field.density.shape[:1:-1])
+    volume.blocks = wp.vec3i(*reversed(volume_blocks(field.density)))
     volume.step, volume.shift = field.step_size, field.density_shift
     volume.x_min, volume.threshold = kernels.x_min(field.step_size), field.ray_march_weight_thres
     return volume
@@ -170,22 +170,53 @@ def _new_visits(job, keep):
     return n_visits, visits
 
 
-def _flags(job, density):
-    """Return uint8 flags of the cells (0 for those not worth a look; none without a mask), and of the blocks."""
+def _flags(job, scale):
+    """Return uint8 flags of the cells (0 for those not worth a look; none without a mask), and those of the blocks."""
     if job.mask is not None:
         return mask_flags(job.mask)
-    blocks = torch.zeros(math.prod(_blocks(density.shape[2:])), dtype=torch.uint8, device=density.device)
-    return blocks[:0], blocks  # the march fills them in
+    field = job.field
+    most = block_maxima(field.density.detach()[0, 0])  # of voxels
+    for axis, n in enumerate(field.density.shape[2:]):
+        for side in {0, n // kernels.BLOCK}:  # blocks whose samples read zeros outside, too: but never more than half
+            edge = most.select(axis, side)
+            edge.copy_(torch.maximum(edge, 0.49 * edge))
+    flags = block_flags(~(scale * most + field.density_shift <= kernels.x_min(field.step_size)))  # NaN is filled
+    return flags.new_empty(0), flags
 
 
 def mask_flags(mask):
     """Return uint8 flags of the cells and of the blocks that a mask (1, 1, Z, Y, X) lets rays see."""
     if mask not in _mask_flags:
         cells = F.max_pool3d(F.pad(mask.float(), (1,) * 6), 2, stride=1)  # (1, 1, Z+1, Y+1, X+1)
-        blocks = F.max_pool3d(cells, kernels.BLOCK, ceil_mode=True)
-        filled = torch.where(blocks > 0, kernels.FILLED, kernels.EMPTY)
-        _mask_flags[mask] = [x.to(torch.uint8).view(-1) for x in (cells > 0, filled)]
+        _mask_flags[mask] = (cells > 0).byte().view(-1), block_flags(block_maxima(mask[0, 0]) > 0)
     return _mask_flags[mask]
+
+
+def block_maxima(grid):
+    """Return the largest of the voxels of `grid` (Z, Y, X) that the cells of each block lie between."""
+    edge = kernels.BLOCK
+    for axis, n in enumerate(grid.shape):
+        parts = [grid.narrow(axis, 0, min(edge, n)).amax(axis, keepdim=True)]
+        last = n // edge * edge - 1  # first voxel of the last block
+        if last > edge:
+            parts.append(grid.narrow(axis, edge - 1, last - edge + 2).unfold(axis, edge + 1, edge).amax(-1))
+        if last > 0:
+            parts.append(grid.narrow(axis, last, n - last).amax(axis, keepdim=True))
+        grid = torch.cat(parts, dim=axis)
+    return grid
+
+
+def block_flags(filled):
+    """Return the uint8 flags of blocks, in a row, some of them `filled` (Z, Y, X): their distance from these."""
+    near, flags = filled.byte(), torch.zeros_like(filled, dtype=torch.uint8)
+    for _ in range(kernels.MAX_JUMP):
+        flags += 1 - near
+        for axis, n in enumerate(filled.shape):
+            before, after, beyond = near.narrow(axis, 0, n - 1), near.narrow(axis, 1, n - 1), near.clone()
+            beyond.narrow(axis, 1, n - 1).bitwise_or_(before)
+            beyond.narrow(axis, 0, n - 1).bitwise_or_(after)
+            near = beyond
+    return flags.view(-1)
 
 
 # ---------------------------------------------------------------- threads

@@ -1,6 +1,6 @@
 """The fused ray march as Warp kernels: one Python source for CPU and CUDA.
 
-`march` walks each ray once: it skips blocks of cells without density, reads the density
+`march` walks each ray once: it jumps over blocks of cells without density, reads the density
 trilinearly, composites, and reads the colour only where it shows. It lists the stretches of samples
 that mattered. `march_backward` walks that list from the far end and applies, by hand, the chain rule to
 
@@ -23,19 +23,18 @@ import math
 
 import warp as wp
 
-BLOCK = 8  # cells an edge of a block that is skipped as one
+BLOCK = 4  # cells an edge of a block that is skipped as one
 TAU_MIN = 1e-9  # thinner samples are skipped: n of them change nothing by more than n * TAU_MIN
 T_MIN = 1e-7  # transmittance at which a ray ends
 
-UNKNOWN, EMPTY, FILLED = 0, 1, 2  # flags of blocks
+FILLED, EMPTY = 0, 1  # flags of blocks; in empty space they count the blocks to the nearest that may hold density
+MAX_JUMP = 4  # largest such flag
 LANES = {"cpu": 16, "cuda": 1}  # samples of a stretch: what fits into a CPU's widest registers
 OPTIONS = {
     # sums in any order, and no fuss over -0: without these no loop becomes vector instructions
     "cpu_compiler_flags": f"{wp.config.cpu_compiler_flags} -ffp-contract=fast -mreassociate -fno-signed-zeros",
     "max_unroll": 8,  # corners and rows of blocks are unrolled, lanes are not
 }
-
-block_row = wp.types.vector(length=BLOCK, dtype=wp.float32)
 
 
 @wp.struct
@@ -118,7 +117,7 @@ def one_minus_exp(x: float):  # 1 - exp(-x) for x >= 0
 
 @wp.func
 def softplus(x: float):
-    return wp.max(x, 0.0) + log1p(exp_negative(-wp.abs(x)))
+    return wp.where(x < 0.0, 0.0, x) + log1p(exp_negative(-wp.abs(x)))
 
 
 @wp.func
@@ -156,18 +155,15 @@ def seen(cells: wp.array(dtype=wp.uint8), p: wp.vec3, size: wp.vec3i):
 
 
 @wp.func
-def leave_axis(o: float, d_inverse: float, block: int, size: int):
-    """Distance beyond the first sample at which the ray leaves a block, or enters the border cells, along one axis."""
-    side = wp.max(block * BLOCK - 1, 0)
-    if d_inverse > 0.0:
-        side = wp.min((block + 1) * BLOCK, size) - 1
-    return (float(side) - o) * d_inverse
+def leave_axis(o: float, d_inverse: float, block: int, jump: int):
+    """Distance beyond the first sample at which the ray leaves all blocks nearer than `jump` to one, along an axis."""
+    return (float(wp.where(d_inverse > 0.0, block + jump, block - jump + 1) * BLOCK - 1) - o) * d_inverse
 
 
 @wp.func
-def leave_block(o: wp.vec3, d_inverse: wp.vec3, block: wp.vec3i, size: wp.vec3i):
-    return wp.min(leave_axis(o[0], d_inverse[0], block[0], size[0]), wp.min(
-        leave_axis(o[1], d_inverse[1], block[1], size[1]), leave_axis(o[2], d_inverse[2], block[2], size[2])))
+def leave(o: wp.vec3, d_inverse: wp.vec3, block: wp.vec3i, jump: int):
+    return wp.min(leave_axis(o[0], d_inverse[0], block[0], jump), wp.min(
+        leave_axis(o[1], d_inverse[1], block[1], jump), leave_axis(o[2], d_inverse[2], block[2], jump)))
 
 
 @wp.func
@@ -175,35 +171,6 @@ def inverse(d: float):  # of a step along an axis; finite, so that 0 times it is
     if wp.abs(d) < 1.0e-20:
         return 1.0e20
     return 1.0 / d
-
-
-@wp.func
-def on_border(cell: wp.vec3i, size: wp.vec3i):
-    """Whether a cell reaches outside the grid, where the density is not that of any block."""
-    return (cell[0] == 0 or cell[1] == 0 or cell[2] == 0 or cell[0] >= size[0] or cell[1] >= size[1]
-            or cell[2] >= size[2])
-
-
-@wp.func
-def largest(density: wp.array(dtype=float), block: wp.vec3i, size: wp.vec3i):
-    """The largest voxel that a sample in a block can reach, the zeros outside the grid left out."""
-    first = BLOCK * block - wp.vec3i(1, 1, 1)
-    whole = first[0] >= 0 and first[0] + BLOCK < size[0]
-    top = block_row(-1.0e30)  # maxima side by side, and apart that of the voxels that do not fit into a row
-    top_last = float(-1.0e30)
-    for z in range(wp.max(first[2], 0), wp.min(first[2] + BLOCK + 1, size[2])):
-        for y in range(wp.max(first[1], 0), wp.min(first[1] + BLOCK + 1, size[1])):
-            start = (z * size[1] + y) * size[0]
-            row = block_row()
-            if whole:
-                for x in range(BLOCK):
-                    row[x] = load(density, start + first[0] + x)
-            else:
-                for x in range(BLOCK):
-                    row[x] = load(density, start + wp.clamp(first[0] + x, 0, size[0] - 1))
-            top = wp.max(top, row)
-            top_last = wp.max(top_last, load(density, start + wp.min(first[0] + BLOCK, size[0] - 1)))
-    return wp.max(wp.max(top), top_last)
 
 
 @wp.func
@@ -224,7 +191,7 @@ def block_at(b: int, blocks: wp.vec3i):
 
 @wp.func
 def voxels_reached(flags: wp.array(dtype=wp.uint8), block: wp.vec3i, blocks: wp.vec3i):
-    """Whether the BLOCK^3 voxels with a block's numbers are reached from a flagged block: from it or from the next."""
+    """Whether the BLOCK^3 voxels with a block's numbers are reached from a filled block: from it or from the next."""
     for dz in range(2):
         for dy in range(2):
             for dx in range(2):
@@ -233,20 +200,6 @@ def voxels_reached(flags: wp.array(dtype=wp.uint8), block: wp.vec3i, blocks: wp.
                 if load_flag(flags, block_number(near, blocks)) == wp.uint8(FILLED):
                     return True
     return False
-
-
-@wp.func
-def look_up(flags: wp.array(dtype=wp.uint8), density: wp.array(dtype=float), scale: float, block: wp.vec3i,
-            volume: Volume):
-    """Whether a block may hold a sample thicker than TAU_MIN; found out by the first ray that asks."""
-    b = block_number(block, volume.blocks)
-    flag = load_flag(flags, b)
-    if flag == wp.uint8(UNKNOWN):
-        flag = wp.uint8(EMPTY)
-        if scale * largest(density, block, volume.size) + volume.shift > volume.x_min:
-            flag = wp.uint8(FILLED)
-        flags[b] = flag
-    return flag == wp.uint8(FILLED)
 
 
 @functools.cache
@@ -394,11 +347,11 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
         while i < n:
             p = o + float(i) * volume.step * d
             block = block_of(p)
-            if not look_up(blocks, density, scale[0], block, volume):
-                if wp.static(masked) or not on_border(cell_of(p), volume.size):
-                    out = leave_block(o, d_inverse, block, volume.size)
-                    i = wp.max(i + 1, int(wp.ceil(out * step_inverse)))
-                    continue
+            jump = int(load_flag(blocks, block_number(block, volume.blocks)))
+            if jump > 0:
+                out = leave(o, d_inverse, block, jump)
+                i = wp.max(i + 1, int(wp.ceil(out * step_inverse)))
+                continue
             index, weight = place(o, d, volume.step, i, volume.size)
             tau = floats()
             for k in range(L):
@@ -413,7 +366,7 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
             total = float(0.0)
             for k in range(L):
                 total += tau[k]
-            if total > 0.0:
+            if not total <= 0.0:  # NaN counts
                 if keep != 0:
                     entry = m * visits.stride + visits.first[r]
                     visits.sample[entry] = i
@@ -504,7 +457,7 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
                 if tau[k] > 0.0:
                     for c in range(8):
                         add(density_grad, index[c, k], weight[c, k] * g_tau[k])
-                    if load_flag(touched, block[k]) == wp.uint8(0):  # rather than write to what others read
+                    if load_flag(touched, block[k]) != wp.uint8(FILLED):  # rather than write to what others read
                         touched[block[k]] = wp.uint8(FILLED)
 
     return march, march_backward

@@ -49,8 +49,7 @@ def intersect_aabb(rays_o, rays_d, aabb):
             inside has t_min 0. For a miss, t_max <= t_min.
         hits: (n,) bool, whether part of the ray ahead of its origin lies inside the box.
     """
-    tiny = torch.full_like(rays_d, PARALLEL).copysign(rays_d)
-    d = torch.where(rays_d.abs() < PARALLEL, tiny, rays_d)  # else 0 * inf = NaN on a face
+    d = torch.where(rays_d.abs() < PARALLEL, PARALLEL, rays_d)  # else 0 * inf = NaN on a face; the sign does not matter
     t_lo, t_hi = (aabb[0] - rays_o) / d, (aabb[1] - rays_o) / d  # (n, 3)
     t_min = torch.minimum(t_lo, t_hi).amax(dim=-1).clamp(min=0)  # (n,)
     t_max = torch.maximum(t_lo, t_hi).amin(dim=-1).clamp(min=0)  # (n,)
