@@ -34,7 +34,7 @@ def run(capsys, *argv):
 def test_an_embedded_model_can_always_start(capsys):
     status, states, text = run(capsys, "--preset", "mini", "--sha256", "True")
     assert status == 0 and "This run can start" in text
-    assert list(states) == ["python", "device", "precision", "disk", "ffmpeg", "hub", "data root", "model"]
+    assert list(states) == ["python", "folder", "device", "precision", "disk", "ffmpeg", "hub", "data root", "model"]
     weights = find.MINI / "vae" / "diffusion_pytorch_model.safetensors"
     assert f"vae/{weights.name} SHA-256 {hashlib.sha256(weights.read_bytes()).hexdigest()}" in text
     assert run(capsys, "--preset", "ideal")[0] == 0
@@ -78,7 +78,7 @@ def test_a_folder_that_will_not_load(capsys, home, tiny_sd):
     status, _, text = run(capsys, *flags)
     assert status == 2 and f"{weights}: ends at byte" in text
     weights.unlink()
-    assert "unet: no .safetensors or .bin file" in run(capsys, *flags)[2]
+    assert "unet has no diffusion_pytorch_model.safetensors and no diffusion_pytorch_model.bin" in run(capsys, *flags)[2]
 
 
 @pytest.mark.parametrize("free_gb, status, words", [(20, 0, "the run downloads org/b first"),
