@@ -25,7 +25,10 @@ class StableDiffusionAdapter(ScoreAdapter):
             net.to(self.device).eval().requires_grad_(False)
         self.amp, self.offload_text = amp, offload_text
         levels = scheduler_sigmas(scheduler)
-        self.sigmas = levels[levels.isfinite()]  # of a schedule that ends in pure noise, the last has none
+        self.sigmas = levels[levels.isfinite()]
+        if len(self.sigmas) < len(levels):
+            print("note: the model's schedule ends in pure noise (zero terminal SNR), which has no level sigma: that "
+                  "last step is left out", file=sys.stderr)
         self.prediction_type = scheduler.config.prediction_type
         size = self.unet.config.sample_size
         self.data_shape = (self.unet.config.in_channels, size, size)

@@ -233,7 +233,7 @@ class SJC:
 
 
 def ready(cfg, device):
-    """Return (SJC, steps taken) of the run of the current folder, all that can refuse it done; on "meta", no weights."""
+    """Return (SJC, steps taken) of the current folder's run, all that can refuse it done; on "meta" without weights."""
     sjc = SJC(cfg, make_adapter(cfg, device))
     pick_march(cfg.renderer, sjc.field.density)
     newest = checkpoint.latest("ckpt")

@@ -62,8 +62,8 @@ def own_prompts(sd):
 def find_checkpoint(sd):
     """Return the Found that the options `sd` mean; raises UserError saying where it looked, or for what it has not."""
     if sd.v2_highres and sd.variant != "v2":
-        raise UserError("--sd.v2_highres True: only --sd.variant v2 has it; of a --sd.checkpoint, say --sd.prediction_type "
-                        "v_prediction")
+        raise UserError("--sd.v2_highres True: only --sd.variant v2 has it; of a --sd.checkpoint, say "
+                        "--sd.prediction_type v_prediction")
     found = _find(sd)
     if found.path is None or found.path.is_dir():
         options = {"--sd.ema True": sd.ema, "--sd.v2_highres True": sd.v2_highres and sd.checkpoint is not None}

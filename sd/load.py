@@ -20,6 +20,7 @@ ECHO = 0.5  # correlation of output and input, above which a network predicts th
 PREDICTIONS = ("epsilon", "v_prediction", "sample")  # that `adapt.denoised` knows
 NETWORKS = {"text_encoder": ("model", "pytorch_model"), "unet": ("diffusion_pytorch_model",) * 2,
             "vae": ("diffusion_pytorch_model",) * 2}  # part of a folder -> stems of its .safetensors and its .bin
+UNUSED = re.compile(r"position_ids$|_projection\.|^vision_model\.|logit_scale$")  # of CLIP's other half
 MAX_SETTING = 1_000_000  # that a setting of a network may be, however few weights it has
 
 
@@ -84,6 +85,8 @@ def _refuse_other_folders(folder, sd):
     predicts = schedule.get("prediction_type", "epsilon")
     if predicts not in PREDICTIONS and sd.prediction_type == "auto":
         raise ValueError(f"its scheduler's prediction_type is {predicts!r}; known are {', '.join(PREDICTIONS)}")
+    if not 0 < schedule.get("num_train_timesteps", 1) <= MAX_SETTING:
+        raise ValueError(f"its scheduler has {schedule['num_train_timesteps']} steps, not 1 to {MAX_SETTING}")
     unet, vae, text = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
     for part, settings in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         if "quantization_config" in settings:
@@ -115,15 +118,19 @@ def _read_folder(folder, dtype, empty):
 
 
 def _load_network(cls, folder, empty, **dtype):
-    """Return the network in `folder`; raises ValueError where weights are missing (they would be random)."""
+    """Return the network in `folder`; raises ValueError for weights that are missing (they would be random) or over."""
     stem, variant, files = weight_files(folder)
-    refuse_endless(read_json(folder / "config.json"), files)
-    with _without_pickles(folder, files, ".".join(filter(None, (stem, variant, "safetensors")))) as safe:
-        net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, use_safetensors=True,
-                                        variant=variant, device_map="meta" if empty else None, **dtype)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(f"{folder.name} lacks {len(missing)} of its weights, {missing[0]} first")
+    try:
+        refuse_endless(read_json(folder / "config.json"), files)
+        with _without_pickles(folder, files, ".".join(filter(None, (stem, variant, "safetensors")))) as safe:
+            net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, variant=variant,
+                                            use_safetensors=True, device_map="meta" if empty else None, **dtype)
+    except Exception as error:  # whatever damaged settings make of the libraries
+        raise ValueError(f"{folder.name}: {str(error).strip() or type(error).__name__}") from None
+    for what, keys in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys")):
+        names = sorted(name for name in info[keys] if not UNUSED.search(name))
+        if names:
+            raise ValueError(f"{folder.name} {what} {len(names)} of its weights, {names[0]} first")
     return net
 
 
@@ -154,7 +161,7 @@ def refuse_endless(settings, files):
         values = value if isinstance(value, list) else [value]
         limit = tensors if "layers" in name else most
         if len(values) > tensors or any(type(n) in (int, float) and not n <= limit for n in values):
-            raise ValueError(f"its {name}, {str(value)[:40]}, is beyond what weights of {tensors} tensors can be of")
+            raise ValueError(f"{name}, {str(value)[:40]}, is beyond what weights of {tensors} tensors can be of")
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from my.errors import UserError
 from my.tensor_file import TensorFile
 
 FIRST = 3  # of the tensors or layers that an error names
-TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.lora_(down|up|A|B)(?:\.default)?|(?:[._]lora|\.lora_linear_layer)"
-                    r"\.(down|up))\.weight")
+TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.lora_(down|up|A|B)(?:\.default)?"
+                    r"|(?:[._]lora|\.lora_linear_layer)\.(down|up))\.weight")
 ALPHA = re.compile(r"(?:base_model\.model\.)?(.+?)(?:[._]lora)?\.alpha")
 PREFIXES = {"unet": ("lora_unet_", "unet_", ""),
             "text_encoder": tuple(f"{prefix}{inner}" for prefix in ("lora_te_", "lora_te1_", "text_encoder_")
@@ -63,7 +63,7 @@ def read(file):
         raise UserError(f"--sd.lora {file.path}: no LoRA: its tensors begin with {some(file.shapes)}; give a whole "
                         "checkpoint as --sd.checkpoint")
     if others:
-        raise UserError(f"--sd.lora {file.path}: {len(others)} of its tensors are of no plain LoRA: {some(others)}; its "
+        raise UserError(f"--sd.lora {file.path}: {len(others)} of its tensors are of no plain LoRA: {some(others)}; "
                         "other kinds (DoRA, LoHa, LoKr) are not supported: use a plain one")
     return layers
 
