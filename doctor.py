@@ -165,7 +165,7 @@ def check_run(cfg):
         found = meant(cfg)
         path = found and (found.path or next(filter(None, map(find.cached, found.repos)), None))
         if found and path is None:
-            return check_download(found)
+            return check_download(found, cfg.family)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a checkpoint cannot be copied to the meta device
             ready(cfg, "meta")
@@ -191,7 +191,7 @@ def in_cache(repo):
     return isinstance(try_to_load_from_cache(repo, "model_index.json"), str)
 
 
-def check_download(found):
+def check_download(found, family):
     """Return the finding about a checkpoint that only the hub may have."""
     from huggingface_hub import HfApi, constants
 
@@ -211,7 +211,7 @@ def check_download(found):
         return [Finding(NOTE, "model", where, f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}; "
                                               "whether it fits the options is seen then")]
     return [Finding(BAD, "model", f"{where}; on the hub: {'; '.join(reasons)}",
-                    f"give a folder or a file with --sd.checkpoint, try again with a network, or {find.WITHOUT}")]
+                    f"give what is on disk with --{family}.checkpoint, try again with a network, or {find.WITHOUT}")]
 
 
 # ---------------------------------------------------------------- the table

@@ -205,9 +205,10 @@ def has_vocabulary(tokenizer):
 
 def _download(repo):
     """Return (folder, None) or (None, reason)."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
-    print(f"note: {repo} is looked for on the hub, to be downloaded: some 3 to 6 GB", file=sys.stderr)
+    if not constants.HF_HUB_OFFLINE:
+        print(f"note: {repo} is looked for on the hub, to be downloaded: some 3 to 6 GB", file=sys.stderr)
     try:
         folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES, etag_timeout=5))
     except Exception as error:  # a connection that breaks has many names, in libraries that change

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
 
 import crafted
@@ -113,6 +114,16 @@ def test_what_only_the_model_can_tell_is_told(capsys, home, tensors):
                                  ("pose.view_texts", "front=the face of", "--pose.view_texts .*: this model has no")):
         status, _, text = run(capsys, "--preset", "mini", f"--{option}", value)
         assert status == 2 and re.search(words, text), text
+
+
+def test_a_pipeline_of_family_ddpm(capsys, home):
+    unet = UNet2DModel(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+                       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=500)).save_pretrained(home / "a")
+    flags = "--family", "ddpm", "--ddpm.checkpoint"
+    assert run(capsys, *flags, "a", "--sigma_range", "10,480")[0] == 0
+    assert "this model's table has 500 entries" in run(capsys, *flags, "a")[2]
+    assert "org/name: no network" in run(capsys, *flags, "org/name")[2]
 
 
 # ---------------------------------------------------------------- the folder of the run
