@@ -119,13 +119,13 @@ def _read_folder(folder, dtype, empty):
 
 def _load_network(cls, folder, empty, **dtype):
     """Return the network in `folder`; raises ValueError for weights that are missing (they would be random) or over."""
-    stem, variant, files = weight_files(folder)
     try:
+        stem, variant, files = weight_files(folder)
         refuse_endless(read_json(folder / "config.json"), files)
         with _without_pickles(folder, files, ".".join(filter(None, (stem, variant, "safetensors")))) as safe:
             net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, variant=variant,
                                             use_safetensors=True, device_map="meta" if empty else None, **dtype)
-    except Exception as error:  # whatever damaged settings make of the libraries
+    except Exception as error:  # whatever damaged files and settings make of the libraries
         raise ValueError(f"{folder.name}: {str(error).strip() or type(error).__name__}") from None
     for what, keys in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys")):
         names = sorted(name for name in info[keys] if not UNUSED.search(name))
@@ -147,8 +147,7 @@ def weight_files(folder):
         if m:
             found.setdefault((m[1] is not None, path.suffix == ".bin", m[1]), []).append(path)
     if not found:
-        raise ValueError(f"{folder.name} has no {stems['.safetensors']}.safetensors and no {stems['.bin']}.bin; get "
-                         "the folder again")
+        raise ValueError(f"no {stems['.safetensors']}.safetensors and no {stems['.bin']}.bin; get the folder again")
     first = min(found, key=lambda key: (key[0], key[1], key[2] or ""))
     return stems[".safetensors"], first[2], [TensorFile(path) for path in found[first]]
 

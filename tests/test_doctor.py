@@ -86,7 +86,7 @@ def test_a_folder_that_will_not_load(capsys, home, tiny_sd):
     status, _, text = run(capsys, *flags)
     assert status == 2 and f"{weights}: ends at byte" in text
     weights.unlink()
-    assert "unet has no diffusion_pytorch_model.safetensors and no diffusion" in run(capsys, *flags)[2]
+    assert "unet: no diffusion_pytorch_model.safetensors and no diffusion" in run(capsys, *flags)[2]
 
 
 def test_a_folder_whose_settings_do_not_fit_its_weights(capsys, home, tiny_sd):
