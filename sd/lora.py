@@ -70,12 +70,15 @@ def read(file):
 
 def alphas_of(file):
     """Return {flat name of a layer: alpha}, and under a part's name, where its metadata tell, that of its layers."""
-    found = {}
     try:
-        stated = json.loads(file.metadata.get(METADATA, "{}"))
+        stated = dict(json.loads(file.metadata.get(METADATA, "{}")))
         found = {part: float(stated[f"{part}.lora_alpha"]) for part in PREFIXES if f"{part}.lora_alpha" in stated}
     except (ValueError, TypeError):
-        pass  # what only some files state
+        stated, found = {}, {}  # only some files state anything
+    other = [key for key in stated if key.endswith((".use_rslora", ".alpha_pattern")) and stated[key]]
+    if other:
+        raise UserError(f"--sd.lora {file.path}: its metadata ask for {some(other)}, which is not supported: use a "
+                        "plain one")
     return found | {flat(m[1]): float(file.tensor(m[0])) for m in map(ALPHA.fullmatch, file.shapes) if m}
 
 

@@ -274,6 +274,14 @@ def test_a_lora_of_a_convolution(small, tmp_path, names, metadata, scale):
     torch.testing.assert_close(loaded["unet"].get_submodule(CONV).weight, want, rtol=0, atol=1e-4)
 
 
+def test_a_scale_of_another_kind_is_refused(small, tmp_path):
+    diffusers_lora(small[1], tmp_path / "l.safetensors")
+    save_file(load_file(tmp_path / "l.safetensors"), tmp_path / "rs.safetensors",
+              metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.use_rslora": true}'})
+    with pytest.raises(UserError, match="its metadata ask for unet.use_rslora, which is not supported"):
+        load(small[3] / "a.safetensors", lora=[str(tmp_path / "rs.safetensors")])
+
+
 def test_the_attention_processors_of_old_diffusers(small, tmp_path):
     A, B = matrices(small[1])["unet", TO_OUT]
     stem = TO_OUT.replace("attn2.to_out.0", "attn2.processor.to_out_lora")
