@@ -24,7 +24,11 @@ class StableDiffusionAdapter(ScoreAdapter):
         for net in (self.text_encoder, self.unet, self.vae):
             net.to(self.device).eval().requires_grad_(False)
         self.amp, self.offload_text = amp, offload_text
-        self.sigmas = scheduler_sigmas(scheduler)
+        levels = scheduler_sigmas(scheduler)
+        self.sigmas = levels[levels.isfinite()]
+        if len(self.sigmas) < len(levels):
+            print("note: the model's schedule ends in pure noise (zero terminal SNR), which has no level sigma: that "
+                  "last step is left out", file=sys.stderr)
         self.prediction_type = scheduler.config.prediction_type
         size = self.unet.config.sample_size
         self.data_shape = (self.unet.config.in_channels, size, size)
@@ -48,7 +52,7 @@ class StableDiffusionAdapter(ScoreAdapter):
         """Return the text encoder's last hidden state (B, L, D) of each prompt; RunError after `text_done` freed it."""
         if self.text_encoder is None:
             raise RunError("the text encoder has been freed; start with --sd.offload_text False")
-        refuse_unknown_words(prompts, self.tokenizer.init_kwargs)
+        refuse_unknown_words({f"the prompt {p!r}": p for p in prompts}, self.tokenizer.init_kwargs)
         length = self.tokenizer.model_max_length
         longest = max(len(self.tokenizer(p).input_ids) for p in prompts)
         if longest > length:
@@ -81,8 +85,12 @@ def precision_dtypes(precision, device):
 
 
 def make(cfg, device):
-    """Return the Stable Diffusion adapter of a run's configuration."""
+    """Return the Stable Diffusion adapter of a run's configuration; on the device "meta", one without weights."""
     device = torch.device(device)
     dtype, amp = precision_dtypes(cfg.sd.precision, device.type)
+    if dtype == torch.float16 and device.type == "cpu":
+        print("note: --sd.precision fp16 is very slow on a CPU; autocast, the default, is float32 there",
+              file=sys.stderr)
     offload = device.type == "cuda" if cfg.sd.offload_text is None else cfg.sd.offload_text
-    return StableDiffusionAdapter(load_parts(fetch(find_checkpoint(cfg.sd)), cfg.sd, dtype), device, amp, offload)
+    parts = load_parts(fetch(find_checkpoint(cfg.sd)), cfg.sd, dtype, empty=device.type == "meta")
+    return StableDiffusionAdapter(parts, device, amp, offload)

@@ -4,9 +4,10 @@
     python doctor.py --sd.checkpoint ~/models/model.safetensors
     python doctor.py --preset ideal
 
-Takes every option of run_sjc.py. The exit status is 0 only if the run with those options could start.
+Takes every option of run_sjc.py, in the folder of the run. The exit status is 0 only if that run could start there.
 """
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,21 +16,20 @@ from typing import NamedTuple
 from pydantic import Field
 
 import pixel_folder
-from my import config
+from my import config, run_dir, script
 from my.env import ENV, data_root
 from my.errors import UserError, run_main
 from sd import find
 from sjc_config import SJCConfig
 
 ROOT = Path(__file__).resolve().parent
-HUB = "https://huggingface.co"
 HUB_TIMEOUT = 3  # seconds
 MIN_DISK = 1.0  # GB that the files of a run take at most, pictures and checkpoints
 DOWNLOAD = 6.0  # GB that a Stable Diffusion from the hub takes at most
 MIN_GPU = 6.0  # GB below which Stable Diffusion is not expected to fit; not measured
 GB = 1e9
-OTHER_FAMILIES = {"ideal": "family ideal needs no checkpoint", "gddpm": "the files of family gddpm are there",
-                  "ddpm": "family ddpm: a folder is there, a hub id is looked for when the run starts"}
+OTHER_FAMILIES = {"ideal": "family ideal needs no checkpoint", "gddpm": "the files of family gddpm load",
+                  "ddpm": "the pipeline of family ddpm loads"}
 OK, NOTE, BAD = "ok", "note", "MISSING"
 
 
@@ -55,10 +55,8 @@ def check_device(cfg):
     """Return findings about the device and the precision of the run."""
     import torch
 
-    from my.script import pick_device
-
     try:
-        device = pick_device(cfg.device)
+        device = script.pick_device(cfg.device)
     except UserError as error:
         return [Finding(BAD, "device", str(error), "leave --device out")]
     if device.type != "cuda":
@@ -96,6 +94,7 @@ def check_hub():
     import urllib.error
     import urllib.request
 
+    from huggingface_hub.constants import ENDPOINT as HUB
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
@@ -153,62 +152,90 @@ def digest(path):
 
 
 def check_run(cfg):
-    """Return findings about the model that the asked-for run needs: whether it is there, and what it is."""
+    """Return findings about the model of the asked-for run, out of all that run_sjc.py itself does before step 1.
+
+    Of the files, only names and shapes are read where their family can: the model is on the meta device.
+    """
+    import warnings
+
+    from sjc import ready
+
     try:
         cfg.check_files()
-        if cfg.family != "sd":
-            return [Finding(OK, "model", OTHER_FAMILIES[cfg.family])]
-        found = find.find_checkpoint(cfg.sd)
-        path = found.path or next(filter(None, map(find.cached, found.repos)), None)
-        if path is None:
-            return check_download(found)
-        inspect(path)
-        return [Finding(OK, "model", describe(path, cfg.sha256))]
+        found = meant(cfg)
+        path = found and (found.path or next(filter(None, map(find.cached, found.repos)), None))
+        if found and path is None:
+            return check_download(found, cfg.family)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a checkpoint cannot be copied to the meta device
+            ready(cfg, "meta")
+        return [Finding(OK, "model", describe(path, cfg.sha256) if cfg.family == "sd" else OTHER_FAMILIES[cfg.family])]
     except UserError as error:
         return [Finding(BAD, "model", str(error))]
 
 
-def inspect(path):
-    """Raise UserError for a damaged checkpoint; a single file's names and shapes are all compared."""
-    from my.tensor_file import TensorFile
-    from sd.load import empty_networks
-
-    if path.is_file():
-        empty_networks(TensorFile(path))
-    for part in ("text_encoder", "unet", "vae") if path.is_dir() else ():
-        weights = [p for p in sorted((path / part).iterdir()) if p.suffix in (".safetensors", ".bin")]
-        if not weights:
-            raise UserError(f"{path / part}: no .safetensors or .bin file; get the folder again")
-        for p in weights:
-            TensorFile(p)
+def meant(cfg):
+    """Return the Found of a run's checkpoint, or None where it has none, or its family only looks on this disk."""
+    if cfg.family == "sd":
+        return find.find_checkpoint(cfg.sd)
+    given = pixel_folder.find_pipeline(cfg.ddpm.checkpoint) if cfg.family == "ddpm" else None
+    if given is None or Path(given).is_dir() or in_cache(given):
+        return None
+    return find.Found(f"--ddpm.checkpoint {given}", repos=(given,), missed=str(Path(given).absolute()))
 
 
-def check_download(found):
+def in_cache(repo):
+    """Whether the hub's cache on this machine has a pipeline, as far as its index tells."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "model_index.json"), str)
+
+
+def check_download(found, family):
     """Return the finding about a checkpoint that only the hub may have."""
     from huggingface_hub import HfApi, constants
 
-    where = f"{found.flag}: nothing at {found.missed}, nor in the hub's cache"
+    where, reasons = f"{found.flag}: nothing at {found.missed}, nor in the hub's cache", []
     for repo in found.repos:
         try:
-            HfApi().model_info(repo, timeout=HUB_TIMEOUT)
-        except Exception:  # gone, private, no network: which of them, the run would say
+            if getattr(HfApi().model_info(repo, timeout=HUB_TIMEOUT), "gated", False):
+                HfApi().auth_check(repo)  # its description is for everybody, its files are not
+        except Exception as error:  # as many kinds as there are ways to break a connection
+            reasons.append(f"{repo}: {find.hub_reason(error)}")
             continue
         cache = Path(constants.HF_HUB_CACHE)
         there = next(p for p in (cache, *cache.parents) if p.exists())
         if shutil.disk_usage(there).free / GB < DOWNLOAD:
             return [Finding(BAD, "model", where, f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free "
                                                  "some, or set HF_HOME to another disk")]
-        return [Finding(NOTE, "model", where, f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}")]
-    return [Finding(BAD, "model", f"{where}; on the hub none of {', '.join(found.repos)} can be reached",
-                    f"give a folder or a file with --sd.checkpoint, try again with a network, or {find.WITHOUT}")]
+        return [Finding(NOTE, "model", where, f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}; "
+                                              "whether it fits the options is seen then")]
+    return [Finding(BAD, "model", f"{where}; on the hub: {'; '.join(reasons)}",
+                    f"give what is on disk with --{family}.checkpoint, try again with a network, or {find.WITHOUT}")]
 
 
 # ---------------------------------------------------------------- the table
 
 
-def examine(cfg):
-    """Yield every finding, the machine's first."""
+def read_config(argv):
+    """Return (configuration, [finding about the current folder]); with --resume, of the run that it holds."""
+    spec = {"prog": "doctor.py", "doc": __doc__, "presets_dir": ROOT / "presets"}
+    cfg = config.load(DoctorConfig, argv, **spec)
+    try:
+        cfg = script.read_config(DoctorConfig, argv, root=ROOT, settle=DoctorConfig.absolute, **spec)
+        with run_dir.alone():
+            if not os.access(".", os.W_OK):
+                raise UserError(f"{Path.cwd()}: nothing can be written here; go to another folder")
+    except UserError as error:
+        return cfg.absolute(), [Finding(BAD, "folder", str(error))]
+    return cfg, [Finding(OK, "folder", str(Path.cwd()))]
+
+
+def examine(argv):
+    """Yield every finding, the machine's first; a mistake in the options raises UserError before any."""
+    cfg, folder = read_config(argv)
     yield Finding(OK, "python", f"{sys.version.split()[0]}, {sys.executable}")
+    yield from folder
     for check in (lambda: check_device(cfg), check_disk, check_ffmpeg, check_hub, lambda: check_data_root(cfg.sha256),
                   lambda: check_run(cfg)):
         yield from check()
@@ -216,17 +243,15 @@ def examine(cfg):
 
 def main(argv=None):
     """Print the table; raise UserError if the run cannot start."""
-    cfg = config.load(DoctorConfig, argv, prog="doctor.py", doc=__doc__, presets_dir=ROOT / "presets")
-    cfg.absolute()
     bad = []
-    for finding in examine(cfg):
+    for finding in examine(argv):
         print(f"{finding.state:8}{finding.what:12}{finding.found}", flush=True)
         if finding.to_do:
             print(f"{'':20}-> {finding.to_do}")
         bad += [finding.what] * (finding.state == BAD)
     if bad:
         raise UserError(f"this run cannot start; the table says what to do about: {', '.join(bad)}")
-    print("This run can start: python run_sjc.py with the same options, in a folder of its own")
+    print(f"This run can start here: python {ROOT / 'run_sjc.py'} with the same options")
 
 
 if __name__ == "__main__":

@@ -120,6 +120,8 @@ def read_view_texts(texts, words):
         if not equals or view not in known or not own:
             raise UserError(f"--pose.view_texts {text!r}: expected VIEW=TEXT, VIEW one of "
                             f"{', '.join(v.removesuffix(' view of') for v in known)}")
+        if view in found:
+            raise UserError(f"--pose.view_texts {text!r}: this view has the text {found[view]!r} already; give one")
         found[view] = own
     return found
 

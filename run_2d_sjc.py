@@ -36,9 +36,6 @@ def compute(cfg, adapter):
     from canvas import optimise
     from my import checkpoint
 
-    adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)  # refuses what only later cells would
-    for schedule in cfg.single_levels():
-        adapter.refuse_unknown_sigma("--schedules", schedule)
     newest = checkpoint.latest("ckpt")
     canvases = checkpoint.load(newest)[0] if newest else {}
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
@@ -74,19 +71,26 @@ def draw_figure(cfg, adapter, canvases):
     write_png("grid.png", labelled_grid(grid))
 
 
-def run(cfg):
-    """Optimise every canvas that is missing in the current folder, and draw the figure."""
+def prepare(cfg):
+    """Return what optimises every missing canvas and draws the figure; UserError where a cell could not start."""
     cfg.check_files()
     from adapt import make_adapter
 
     adapter = make_adapter(cfg, script.pick_device(cfg.device))
-    draw_figure(cfg, adapter, compute(cfg, adapter))
-    print(f"done: grid.png compares {sum(map(len, cfg.rows()))} canvases, cells has each of them")
+    adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)
+    for schedule in cfg.single_levels():
+        adapter.refuse_unknown_sigma("--schedules", schedule)
+
+    def run():
+        draw_figure(cfg, adapter, compute(cfg, adapter))
+        print(f"done: grid.png compares {sum(map(len, cfg.rows()))} canvases, cells has each of them")
+
+    return run
 
 
 def main(argv=None):
     """Run the 2D experiments in the current folder."""
-    script.begin(read_config(argv), run)
+    script.begin(read_config(argv), prepare)
 
 
 if __name__ == "__main__":

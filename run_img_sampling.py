@@ -47,15 +47,15 @@ def is_drawn(images):
     return whole and all(picture_file(i).exists() for i in images)
 
 
-def sample(cfg, adapter):
+def sample(cfg, adapter, levels):
     """Draw every batch that is not there yet: its .npy, and a PNG a picture."""
     import numpy as np
     from tqdm import tqdm
 
     from my.media import to_uint8, write_png
-    from sampling import draw, noise_levels
+    from sampling import draw
 
-    subjects, levels = cfg.subjects(), noise_levels(cfg, adapter)
+    subjects = cfg.subjects()
     IMAGES.mkdir(exist_ok=True)
     missing = [images for images in batches(cfg) if not is_drawn(images)]
     with tqdm(total=len(missing) * len(levels), desc="sampling", unit="step") as bar:
@@ -104,20 +104,27 @@ def preview(cfg):
                                             for i in range(0, n, PREVIEW_COLUMNS)]))
 
 
-def run(cfg):
-    """Draw all that is missing in the current folder, and its contact sheet."""
+def prepare(cfg):
+    """Return what draws all that is missing in the current folder, and its contact sheet; UserError if it cannot."""
     cfg.check_files()
     from adapt import make_adapter
+    from sampling import noise_levels
 
-    sample(cfg, make_adapter(cfg, script.pick_device(cfg.device)))
-    preview(cfg)
-    print(f"done: {IMAGES} has {cfg.num_images} pictures, preview.png shows "
-          f"{'them' if cfg.num_images <= MAX_PREVIEW else f'the first {MAX_PREVIEW}'}")
+    adapter = make_adapter(cfg, script.pick_device(cfg.device))
+    levels = noise_levels(cfg, adapter)
+
+    def run():
+        sample(cfg, adapter, levels)
+        preview(cfg)
+        print(f"done: {IMAGES} has {cfg.num_images} pictures, preview.png shows "
+              f"{'them' if cfg.num_images <= MAX_PREVIEW else f'the first {MAX_PREVIEW}'}")
+
+    return run
 
 
 def main(argv=None):
     """Sample pictures in the current folder."""
-    script.begin(read_config(argv), run)
+    script.begin(read_config(argv), prepare)
 
 
 if __name__ == "__main__":

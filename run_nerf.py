@@ -158,8 +158,8 @@ def table(rows):
 # ---------------------------------------------------------------- the command
 
 
-def run(cfg):
-    """Begin or continue the run of the current folder, to its end."""
+def prepare(cfg):
+    """Return the run of the current folder, from its last checkpoint or its beginning; UserError if it cannot start."""
     device = script.pick_device(cfg.device)
     from my import checkpoint
     from voxnerf.nerf import NeRF
@@ -168,15 +168,20 @@ def run(cfg):
     folder = find_scene(cfg.scene)
     scene, test_scene = (load_scene(folder, split, cfg.downscale) for split in ("train", "test"))
     H, W = scene.hw
-    print(f"{folder}: {len(scene.names)} training views of {W}x{H}, {len(test_scene.names)} test views")
     nerf = NeRF(cfg, scene, device)
     newest = checkpoint.latest("ckpt")
-    train(nerf, test_scene, nerf.load(newest) if newest else 0)
+    first_step = nerf.load(newest) if newest else 0
+
+    def run():
+        print(f"{folder}: {len(scene.names)} training views of {W}x{H}, {len(test_scene.names)} test views")
+        train(nerf, test_scene, first_step)
+
+    return run
 
 
 def main(argv=None):
     """Train a voxel NeRF in the current folder."""
-    script.begin(read_config(argv), run)
+    script.begin(read_config(argv), prepare)
 
 
 if __name__ == "__main__":

@@ -83,21 +83,18 @@ def save_test_views(sjc):
           f"final rendering: python {ROOT / 'highres_final_vis.py'}")
 
 
-def run(cfg):
-    """Begin or continue the run of the current folder, to its end."""
+def prepare(cfg):
+    """Return the run of the current folder, from its last checkpoint or its beginning; UserError if it cannot start."""
     cfg.check_files()
-    from adapt import make_adapter
-    from my import checkpoint
-    from sjc import SJC
+    from sjc import ready
 
-    sjc = SJC(cfg, make_adapter(cfg, script.pick_device(cfg.device)))
-    newest = checkpoint.latest("ckpt")
-    train(sjc, sjc.load(newest) if newest else 0)
+    sjc, first_step = ready(cfg, script.pick_device(cfg.device))
+    return lambda: train(sjc, first_step)
 
 
 def main(argv=None):
     """Run text to 3D in the current folder."""
-    script.begin(read_config(argv), run)
+    script.begin(read_config(argv), prepare)
 
 
 if __name__ == "__main__":

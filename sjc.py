@@ -19,7 +19,7 @@ from my.script import pick_device
 from my.seeds import numpy_rng, torch_rng
 from sjc_config import SJCConfig
 from voxnerf.field import make_field
-from voxnerf.render import render_image
+from voxnerf.render import pick_march, render_image
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # of the image's edge, around the centre of the centre-depth loss
@@ -230,6 +230,14 @@ class SJC:
         self.field.load_state_dict(field)
         checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
         return meta["step"]
+
+
+def ready(cfg, device):
+    """Return (SJC, steps taken) of the current folder's run, all that can refuse it done; on "meta" without weights."""
+    sjc = SJC(cfg, make_adapter(cfg, device))
+    pick_march(cfg.renderer, sjc.field.density)
+    newest = checkpoint.latest("ckpt")
+    return sjc, sjc.load(newest) if newest else 0
 
 
 def optimise(sjc, first_step=0):

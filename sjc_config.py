@@ -27,7 +27,8 @@ class SDConfig(Config):
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the UNet predicts; auto finds it from the checkpoint")
     ema: bool = Field(False, description="of a single file that also holds its UNet's running averages, use those")
-    lora: list[str] = Field([], description="LoRA files, each PATH or PATH:WEIGHT")
+    lora: list[str] = Field([], description="LoRA files, each PATH or PATH:WEIGHT; where a path has a comma: "
+                                             '["a,b.safetensors"]')
     prompt: str = Field("A high quality photo of a delicious burger", min_length=1,
                         description="the text (families sd and ideal)")
     negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
@@ -140,8 +141,7 @@ class FamilyConfig(Config):
         """Raise UserError, before heavy imports, for a model that is not there or cannot know what is asked for."""
         self._check_views()
         if self.family == "sd":
-            for prompt in self.drawn_prompts():
-                find.check(self.sd.model_copy(update={"prompt": prompt}))
+            find.check(self.sd, self._told())
         if self.family == "gddpm":
             classifier = pixel_folder.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
             pixel_folder.find_unet(self.gddpm)
@@ -152,10 +152,18 @@ class FamilyConfig(Config):
         if self.family == "ideal":
             read_prompt(self.sd.prompt, "--sd.prompt with --family ideal")
 
+    def _told(self):
+        """Return {option: text} of all that the model will be told, but for the view words that it comes with."""
+        told = {"--sd.prompt" if p == self.sd.prompt else f"the prompt {p!r}": p for p in self.drawn_prompts()}
+        return told | {"--sd.negative_prompt": self.sd.negative_prompt} | {
+            f"--pose.view_texts {text!r}": text.partition("=")[2] for text in self.pose.view_texts}
+
     def _check_views(self):
         """Raise UserError for options of prompts that mean nothing, or that the family cannot follow."""
         p = self.pose
         texts = pose.read_view_texts(p.view_texts, p.view_words)
+        if texts and p.view_style == "none":
+            raise UserError("--pose.view_texts mean nothing with --pose.view_style none: leave out one of the two")
         if self.family == "ideal" and (texts or p.view_style == "suffix" or p.perp_neg):
             raise UserError("--family ideal knows views by their prefix only: leave out --pose.view_style suffix, "
                             "--pose.view_texts and --pose.perp_neg")

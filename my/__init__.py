@@ -7,7 +7,7 @@ import importlib.util
 import sys
 
 NEEDED = ("pydantic", "yaml", "numpy", "scipy", "tqdm", "torch", "safetensors", "imageio", "diffusers", "transformers",
-          "accelerate", "peft", "huggingface_hub", "einops", "torchmetrics")
+          "accelerate", "huggingface_hub", "einops", "torchmetrics")
 
 _missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if _missing:

@@ -53,8 +53,8 @@ def alone():
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError("another process is at work in this folder (heartbeat.json has its pid); wait for its "
-                            "end, or stop it") from None
+            pid = " (heartbeat.json has its pid)" if os.path.exists("heartbeat.json") else ""
+            raise UserError(f"another process is at work in this folder{pid}; wait for its end, or stop it") from None
         except OSError:
             pass  # a file system without locks
         yield

@@ -9,7 +9,8 @@ from my.errors import RunError, UserError
 
 FULL_CONFIG = "full_config.yml"
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
-FREE_ON_RESUME = {*OF_ONE_COMMAND, "device"}  # options that a resumed run may change
+FREE_ON_RESUME = {*OF_ONE_COMMAND, "device", "sd.precision", "gddpm.precision", "sd.offload_text",
+                  "sha256"}  # options that a resumed run may change: they are of the machine, or of one command
 
 
 def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spec):
@@ -23,7 +24,7 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     run_dir.refuse_project_dir(root)
     refuse_other_run(cls)
     if not cfg.resume:
-        if Path(leaves).exists():
+        if any(Path(leaves).glob("[!.]*")):  # what begins with a dot was never whole
             raise UserError("this folder already holds a run: continue it with --resume True, or start in an "
                             "empty folder")
         return cfg
@@ -54,17 +55,22 @@ def refuse_changes(now, then):
                if name not in FREE_ON_RESUME and now[name] != then[name]]
     if changed:
         raise UserError(f"--resume True with {', '.join(changed)}: a resumed run can change only "
-                        f"{', '.join(sorted(FREE_ON_RESUME))}; for anything else start in an empty folder")
+                        f"{', '.join(sorted(FREE_ON_RESUME & set(now)))}; for anything else start in an empty folder")
 
 
-def begin(cfg, run):
-    """Print the configuration, keep it in the folder, and call `run` with it, alone there; a dry run stops before."""
+def begin(cfg, prepare):
+    """Keep and print the configuration, then call what `prepare` returned for it, alone in the folder.
+
+    `prepare` loads what the run needs, and raises UserError where it cannot start: a refused command prints
+    and leaves nothing. A dry run prepares nothing, and stops once the configuration is kept.
+    """
     kept = cfg.model_copy(update=OF_ONE_COMMAND)
-    print(config.show(kept), end="")
     with run_dir.alone():
+        run = None if cfg.dry_run else prepare(kept)
         config.write(kept, FULL_CONFIG)
-        if not cfg.dry_run:
-            run(kept)
+        print(config.show(kept), end="", flush=True)
+        if run:
+            run()
 
 
 def pick_device(name):

@@ -45,6 +45,9 @@ class TensorFile:
             end = self.starts[storage.key] + storage.numel * ITEMSIZE.get(storage.dtype, 1)
             if end > len(self.memory):
                 raise UserError(f"{self.path}: ends at byte {len(self.memory)}, its tensors reach to {end}; {AGAIN}")
+            if math.prod(stored.shape) > storage.numel:  # a few bytes that would fill any memory
+                raise UserError(f"{self.path}: a tensor of shape {list(stored.shape)} has more elements than the "
+                                f"{storage.numel} that are stored of it; get another file")
 
     def tensor(self, name):
         """Return a tensor of the file, which shares memory with it: to be copied, not to be changed."""

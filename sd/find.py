@@ -38,21 +38,42 @@ class Found(NamedTuple):
     missed: str = ""  # where it was looked for before
 
 
-def check(sd):
-    """Raise UserError, at once, where the options `sd` mean no checkpoint, or have words that it cannot know."""
+def check(sd, texts=None):
+    """Raise UserError, at once, where the options `sd` mean no checkpoint, or one that cannot do what is asked.
+
+    `texts` is {option: its text} of all that the model will be told, by default its prompts.
+    """
     for lora in sd.lora:
         read_lora(lora)
     path = find_checkpoint(sd).path
     if path is not None and path.is_dir():
         tokenizer = path / "tokenizer" / "tokenizer_config.json"
         try:
-            refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(tokenizer))
+            refuse_unknown_words(own_prompts(sd) if texts is None else texts, read_json(tokenizer))
         except (OSError, ValueError, TypeError, RecursionError):
             pass  # loading it says what is wrong
 
 
+def own_prompts(sd):
+    """Return {option: text} of the prompts among the options `sd`."""
+    return {"--sd.prompt": sd.prompt, "--sd.negative_prompt": sd.negative_prompt}
+
+
 def find_checkpoint(sd):
-    """Return the Found that the options `sd` mean; raises UserError saying where it looked."""
+    """Return the Found that the options `sd` mean; raises UserError saying where it looked, or for what it has not."""
+    if sd.v2_highres and sd.variant != "v2":
+        raise UserError("--sd.v2_highres True: only --sd.variant v2 has it; of a --sd.checkpoint, say "
+                        "--sd.prediction_type v_prediction")
+    found = _find(sd)
+    if found.path is None or found.path.is_dir():
+        options = {"--sd.ema True": sd.ema, "--sd.v2_highres True": sd.v2_highres and sd.checkpoint is not None}
+        for option in (option for option, given in options.items() if given):
+            raise UserError(f"{option}: {found.flag} is no single file, and only of one does this option say which "
+                            "weights are meant, or what they predict; leave it out")
+    return found
+
+
+def _find(sd):
     if sd.checkpoint is not None:
         return _given(sd.checkpoint)
     if sd.variant == "mini":
@@ -108,8 +129,14 @@ def absolute(sd):
     """Return the options with paths that hold in any folder; a hub id stays one."""
     if sd.checkpoint is not None and not is_hub_id(sd.checkpoint):
         sd.checkpoint = os.path.abspath(expanded(sd.checkpoint))
-    sd.lora = [f"{os.path.abspath(path)}:{weight:.12g}" for path, weight in map(split_lora, sd.lora)]
+    sd.lora = [_absolute_lora(*split_lora(text)) for text in sd.lora]
     return sd
+
+
+def _absolute_lora(path, weight):
+    """Return the text of a LoRA that holds in any folder, a weight of 1 left out where that reads as the same."""
+    path = os.path.abspath(path)
+    return path if split_lora(path) == (Path(path), weight) else f"{path}:{weight:.12g}"
 
 
 def split_lora(text):
@@ -178,39 +205,45 @@ def has_vocabulary(tokenizer):
 
 def _download(repo):
     """Return (folder, None) or (None, reason)."""
-    from huggingface_hub import errors as hub
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
-    print(f"note: {repo} is looked for on the hub, to be downloaded: some 3 to 6 GB", file=sys.stderr)
+    if not constants.HF_HUB_OFFLINE:
+        print(f"note: {repo} is looked for on the hub, to be downloaded: some 3 to 6 GB", file=sys.stderr)
     try:
         folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES, etag_timeout=5))
-    except hub.GatedRepoError:
-        return None, "gated: accept its licence on its page, then run `hf auth login`"
-    except hub.RepositoryNotFoundError:
-        return None, "gone, private, or never there"
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
-        return None, OFFLINE
-    except hub.HFValidationError:
-        return None, "not a repository's id"
     except Exception as error:  # a connection that breaks has many names, in libraries that change
         if getattr(error, "errno", None) in STORAGE_HINTS:
             raise  # a full disk, no permission: said as such
-        return None, (str(error).splitlines() or [OFFLINE])[0][:100]
+        return None, hub_reason(error)
     missing = [name for name in PARTS if not (folder / name).is_dir()]
     return (None, f"it has no {', '.join(missing)}") if missing else (folder, None)
+
+
+def hub_reason(error):
+    """Return in words why the hub did not give a repository."""
+    from huggingface_hub import errors as hub
+
+    for kinds, words in ((hub.GatedRepoError, "gated: accept its licence on its page, then run `hf auth login`"),
+                         (hub.RepositoryNotFoundError, "gone, private, or never there"),
+                         ((hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled), OFFLINE),
+                         (hub.HFValidationError, "not a repository's id")):
+        if isinstance(error, kinds):
+            return words
+    return (str(error).strip().splitlines() or [OFFLINE])[0][:100]
 
 
 # ---------------------------------------------------------------- small files
 
 
-def refuse_unknown_words(prompts, tokenizer_config):
-    """Raise UserError for words of `prompts` that a tokenizer with a closed vocabulary does not have."""
+def refuse_unknown_words(texts, tokenizer_config):
+    """Raise UserError for words of `texts` {option: text} that a tokenizer with a closed vocabulary does not have."""
     known = tokenizer_config.get("closed_vocabulary")
-    unknown = sorted({w for p in prompts for w in p.lower().split() if w not in known}) if known else []
-    if unknown:
-        raise UserError(f"--sd.prompt: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
-                        f"{' '.join(known)}; for any other prompt give a real checkpoint: "
-                        "--sd.checkpoint PATH or --sd.variant v1")
+    for option, text in texts.items() if known else ():
+        unknown = sorted({w for w in text.lower().split() if w not in known})
+        if unknown:
+            raise UserError(f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
+                            f"{' '.join(known)}; for any other give a real checkpoint: --sd.checkpoint PATH or "
+                            "--sd.variant v1")
 
 
 def read_json(path, *keys):

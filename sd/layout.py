@@ -47,8 +47,8 @@ OTHERS = (  # a pattern of names that some tensor of the file must have, what it
 ALONE = (
     (r"^input_blocks\.|^time_embed\.|^out\.2\.", "a UNet alone, or guided-diffusion (see --family gddpm)"),
     (r"^(down_blocks|up_blocks|mid_block|conv_in|time_embedding)\.", "the unet of a diffusers folder alone"),
-    (r"^(encoder|decoder)\.|^(post_)?quant_conv\.|^first_stage_model\.", "a VAE alone"),
     (r"^(text_model|transformer|token_embedding|embeddings|cond_stage_model)\b", "a text encoder alone"),
+    (r"^(encoder|decoder)\.|^(post_)?quant_conv\.|^first_stage_model\.", "a VAE alone"),
 )
 
 

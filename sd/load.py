@@ -1,6 +1,8 @@
 """The five parts of a Stable Diffusion, out of a diffusers folder or a single file, with LoRAs fused in. No network."""
 
 import contextlib
+import math
+import re
 import shutil
 import sys
 import tempfile
@@ -8,25 +10,31 @@ from pathlib import Path
 
 from my.errors import UserError
 from my.tensor_file import TensorFile
-from sd import layout
-from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora, refuse_unknown_words
+from sd import layout, lora
+from sd.find import MINI, WITHOUT, has_vocabulary, own_prompts, read_json, read_lora, refuse_unknown_words
 from sd.tokenizer import END, clip_tokenizer
 
 FIRST = 3  # of the missing and of the unexpected tensors that an error names
 PROBE_SIZE = 32  # latent pixels
 ECHO = 0.5  # correlation of output and input, above which a network predicts the noise
+PREDICTIONS = ("epsilon", "v_prediction", "sample")  # that `adapt.denoised` knows
+NETWORKS = {"text_encoder": ("model", "pytorch_model"), "unet": ("diffusion_pytorch_model",) * 2,
+            "vae": ("diffusion_pytorch_model",) * 2}  # part of a folder -> stems of its .safetensors and its .bin
+UNUSED = re.compile(r"position_ids$|_projection\.|^vision_model\.|logit_scale$")  # of CLIP's other half
+MAX_SETTING = 1_000_000  # that a setting of a network may be, however few weights it has
 
 
-def load_parts(path, sd, dtype):
+def load_parts(path, sd, dtype, empty=False):
     """Return {"tokenizer", "text_encoder", "unet", "vae", "scheduler"} of a folder or file, networks in `dtype`.
 
-    `sd` are the options that choose prediction type, averaged weights and LoRAs. Raises UserError for
-    what cannot be read as Stable Diffusion, and for words of the prompt that the model cannot know.
+    `sd` are the options that choose prediction type, averaged weights and LoRAs. `empty` networks are on the
+    meta device: all is compared, but weights are not read. Raises UserError for what cannot be read as Stable
+    Diffusion, and for words of the prompt that the model cannot know.
     """
-    parts = folder_parts(path, sd, dtype) if path.is_dir() else file_parts(path, sd, dtype)
+    parts = folder_parts(path, sd, dtype, empty) if path.is_dir() else file_parts(path, sd, dtype, empty)
     refuse_misfits(path, parts)
-    for lora in sd.lora:
-        fuse_lora(parts, *read_lora(lora))
+    for text in sd.lora:
+        lora.fuse(parts, *read_lora(text))
     return parts
 
 
@@ -34,6 +42,8 @@ def refuse_misfits(path, parts):
     """Raise UserError for parts that are not of one another."""
     tokenizer, text, unet, vae = parts["tokenizer"], parts["text_encoder"].config, parts["unet"].config, parts["vae"]
     channels = vae.config.latent_channels
+    if "model_max_length" not in tokenizer.init_kwargs:  # the library then takes it for endless
+        tokenizer.model_max_length = text.max_position_embeddings
     for what, here, there in (
             ("the text encoder's width and the UNet's context", text.hidden_size, unet.cross_attention_dim),
             ("the channels that the UNet takes and the VAE's", unet.in_channels, channels),
@@ -49,20 +59,19 @@ def refuse_misfits(path, parts):
 # ---------------------------------------------------------------- diffusers folders
 
 
-def folder_parts(folder, sd, dtype):
+def folder_parts(folder, sd, dtype, empty=False):
     """Return the parts of a diffusers folder."""
     try:
         if not has_vocabulary(folder / "tokenizer"):
             raise ValueError("tokenizer has no tokenizer.json and no vocab.json")
-        read_json(folder / "scheduler" / "scheduler_config.json", "beta_schedule")  # diffusers would guess one
         tokenizer = folder / "tokenizer" / "tokenizer_config.json"
-        refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(tokenizer))
-        _refuse_other_folders(folder)
-        parts = _read_folder(folder, dtype)  # takes seconds
+        refuse_unknown_words(own_prompts(sd), read_json(tokenizer))
+        _refuse_other_folders(folder, sd)
+        parts = _read_folder(folder, dtype, empty)  # takes seconds
     except UserError:
         raise
     except Exception as error:  # whatever damaged settings make of the libraries
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(". ")
         hint = "get it again with git checkout mini_sd" if folder == MINI else WITHOUT
         raise UserError(f"{folder}: cannot be read as Stable Diffusion: {why}; {hint}") from None
     if sd.prediction_type != "auto":
@@ -70,9 +79,18 @@ def folder_parts(folder, sd, dtype):
     return parts
 
 
-def _refuse_other_folders(folder):
-    """Raise ValueError for a folder of another model, which has the same five parts."""
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+def _refuse_other_folders(folder, sd):
+    """Raise ValueError for a folder of another model, or another kind of weights, which has the same five parts."""
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json", "beta_schedule")  # diffusers would guess one
+    predicts = schedule.get("prediction_type", "epsilon")
+    if predicts not in PREDICTIONS and sd.prediction_type == "auto":
+        raise ValueError(f"its scheduler's prediction_type is {predicts!r}; known are {', '.join(PREDICTIONS)}")
+    if not 0 < schedule.get("num_train_timesteps", 1) <= MAX_SETTING:
+        raise ValueError(f"its scheduler has {schedule['num_train_timesteps']} steps, not 1 to {MAX_SETTING}")
+    unet, vae, text = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
+    for part, settings in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+        if "quantization_config" in settings:
+            raise ValueError(f"its {part} is quantised, which is not supported: use the folder's plain weights")
     if (folder / "text_encoder_2").is_dir():
         raise ValueError("it is Stable Diffusion XL, which is not supported")
     takes, has = unet.get("in_channels", 4), vae.get("latent_channels", 4)
@@ -81,7 +99,7 @@ def _refuse_other_folders(folder):
                          "model, which is not supported")
 
 
-def _read_folder(folder, dtype):
+def _read_folder(folder, dtype, empty):
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from diffusers.utils import logging as diffusers_logging
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -92,47 +110,78 @@ def _read_folder(folder, dtype):
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
     return {
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
-        "unet": _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
-        "vae": _load_network(AutoencoderKL, folder / "vae", torch_dtype=dtype),
+        "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", empty, dtype=dtype),
+        "unet": _load_network(UNet2DConditionModel, folder / "unet", empty, torch_dtype=dtype),
+        "vae": _load_network(AutoencoderKL, folder / "vae", empty, torch_dtype=dtype),
         "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
     }
 
 
-def _load_network(cls, folder, **dtype):
-    """Return the network in `folder`; raises ValueError where weights are missing (they would be random)."""
-    with _without_pickles(folder) as safe:
-        net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, use_safetensors=True,
-                                        **dtype)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(f"{folder.name} lacks {len(missing)} of its weights, {missing[0]} first")
+def _load_network(cls, folder, empty, **dtype):
+    """Return the network in `folder`; raises ValueError for weights that are missing (they would be random) or over."""
+    try:
+        stem, variant, files = weight_files(folder)
+        refuse_endless(read_json(folder / "config.json"), files)
+        with _without_pickles(folder, files, ".".join(filter(None, (stem, variant, "safetensors")))) as safe:
+            net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, variant=variant,
+                                            use_safetensors=True, device_map="meta" if empty else None, **dtype)
+    except Exception as error:  # whatever damaged files and settings make of the libraries
+        raise ValueError(f"{folder.name}: {str(error).strip() or type(error).__name__}") from None
+    for what, keys in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys")):
+        names = sorted(name for name in info[keys] if not UNUSED.search(name))
+        if names:
+            raise ValueError(f"{folder.name} {what} {len(names)} of its weights, {names[0]} first")
     return net
 
 
+def weight_files(folder):
+    """Return (stem, variant or None, TensorFiles) of the weights of a folder's network, several files of one included.
+
+    Plain .safetensors come before plain .bin, and these before a variant such as fp16. Raises ValueError for none.
+    """
+    stems = dict(zip((".safetensors", ".bin"), NETWORKS[folder.name]))
+    found = {}  # (whether it is a variant, whether it is a pickle, variant) -> paths
+    for path in sorted(folder.iterdir()):
+        stem = stems.get(path.suffix)
+        m = stem and re.fullmatch(rf"{stem}(?:\.(\w+?))?(?:-\d+-of-\d+)?", path.stem)
+        if m:
+            found.setdefault((m[1] is not None, path.suffix == ".bin", m[1]), []).append(path)
+    if not found:
+        raise ValueError(f"no {stems['.safetensors']}.safetensors and no {stems['.bin']}.bin; get the folder again")
+    first = min(found, key=lambda key: (key[0], key[1], key[2] or ""))
+    return stems[".safetensors"], first[2], [TensorFile(path) for path in found[first]]
+
+
+def refuse_endless(settings, files):
+    """Raise ValueError for settings of a network beyond what its weights can be of: building it would not end."""
+    tensors = sum(len(file.shapes) for file in files)
+    most = max(MAX_SETTING, sum(math.prod(shape) for file in files for shape in file.shapes.values()))
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        limit = tensors if "layers" in name else most
+        if len(values) > tensors or any(type(n) in (int, float) and not n <= limit for n in values):
+            raise ValueError(f"{name}, {str(value)[:40]}, is beyond what weights of {tensors} tensors can be of")
+
+
 @contextlib.contextmanager
-def _without_pickles(folder):
-    """Yield `folder`, or, where its weights are in a .bin file only (a pickle), a temporary one with them made safe."""
+def _without_pickles(folder, files, name):
+    """Yield `folder`, or, where its weights are in a .bin file (a pickle), a temporary one with them made safe."""
     from safetensors.torch import save_file
 
-    pickles = {"pytorch_model.bin": "model.safetensors",
-               "diffusion_pytorch_model.bin": "diffusion_pytorch_model.safetensors"}
-    there = [name for name in pickles if (folder / name).is_file()]
-    if not there or (folder / pickles[there[0]]).exists():
+    if files[0].path.suffix != ".bin":
         yield folder
         return
-    file = TensorFile(folder / there[0])
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copy(folder / "config.json", scratch)
-        save_file({name: file.tensor(name).contiguous() for name in file.shapes},
-                  Path(scratch) / pickles[there[0]], metadata={"format": "pt"})
+        save_file({key: file.tensor(key).contiguous().clone() for file in files for key in file.shapes},
+                  Path(scratch) / name, metadata={"format": "pt"})
         yield Path(scratch)
 
 
 # ---------------------------------------------------------------- single files
 
 
-def file_parts(path, sd, dtype):
+def file_parts(path, sd, dtype, empty=False):
     """Return the parts of a single file in the CompVis layout."""
     from diffusers import DDIMScheduler
 
@@ -141,9 +190,12 @@ def file_parts(path, sd, dtype):
     nets, sources = empty_networks(file)
     if sd.ema:
         sources["unet"] = averaged(file, sources["unet"])
-    fill(nets, sources, file, dtype)
+    if not empty:
+        fill(nets, sources, file, dtype)
     scheduler = DDIMScheduler(**layout.SCHEDULE, prediction_type=prediction or "epsilon")
     parts = {"tokenizer": clip_tokenizer("!" if v2 else END), **nets, "scheduler": scheduler}
+    if empty:
+        return parts
     if prediction is None:
         prediction = probe_prediction(parts)
         scheduler.register_to_config(prediction_type=prediction)
@@ -242,33 +294,3 @@ def probe_prediction(parts):
         out = unet(n.to(unet.dtype), len(parts["scheduler"].betas) - 1, cond.to(unet.dtype)).sample.float()
     echo = torch.corrcoef(torch.stack([n.flatten(), out.flatten()]))[0, 1]
     return "epsilon" if echo > ECHO else "v_prediction"
-
-
-# ---------------------------------------------------------------- LoRA
-
-
-def fuse_lora(parts, path, weight):
-    """Add `weight` times a LoRA to the UNet and the text encoder, once and for all (arXiv 2106.09685).
-
-    Raises UserError for a file that is no LoRA, or none for this model.
-    """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging
-
-    logging.set_verbosity(logging.CRITICAL)  # that a LoRA is of one network only, for instance
-    file = TensorFile(path)
-    if not any("lora" in name.lower() for name in file.shapes):
-        first = ", ".join(list(file.shapes)[:FIRST])
-        raise UserError(f"--sd.lora {path}: no LoRA: its tensors begin with {first}; give a whole checkpoint as "
-                        "--sd.checkpoint")
-    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    try:
-        pipe.load_lora_weights({name: file.tensor(name).float() for name in file.shapes}, adapter_name="lora")
-        if not pipe.get_list_adapters():
-            raise ValueError("none of its layers is in this model")
-        pipe.fuse_lora(lora_scale=weight)
-    except (ValueError, KeyError, RuntimeError, IndexError, TypeError, AttributeError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"--sd.lora {path}: does not fit this checkpoint: {why}; use one made for its version") \
-            from None
-    pipe.unload_lora_weights()

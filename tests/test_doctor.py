@@ -1,17 +1,25 @@
 """doctor.py: what it finds, and that its exit status says whether the run can start."""
 
 import hashlib
+import io
+import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
 
 import crafted
 import doctor
+from my import config
 from my.errors import run_main
 from sd import find, layout
+from sjc import ready
+from sjc_config import SJCConfig
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -34,7 +42,7 @@ def run(capsys, *argv):
 def test_an_embedded_model_can_always_start(capsys):
     status, states, text = run(capsys, "--preset", "mini", "--sha256", "True")
     assert status == 0 and "This run can start" in text
-    assert list(states) == ["python", "device", "precision", "disk", "ffmpeg", "hub", "data root", "model"]
+    assert list(states) == ["python", "folder", "device", "precision", "disk", "ffmpeg", "hub", "data root", "model"]
     weights = find.MINI / "vae" / "diffusion_pytorch_model.safetensors"
     assert f"vae/{weights.name} SHA-256 {hashlib.sha256(weights.read_bytes()).hexdigest()}" in text
     assert run(capsys, "--preset", "ideal")[0] == 0
@@ -78,7 +86,71 @@ def test_a_folder_that_will_not_load(capsys, home, tiny_sd):
     status, _, text = run(capsys, *flags)
     assert status == 2 and f"{weights}: ends at byte" in text
     weights.unlink()
-    assert "unet: no .safetensors or .bin file" in run(capsys, *flags)[2]
+    assert "unet: no diffusion_pytorch_model.safetensors and no diffusion" in run(capsys, *flags)[2]
+
+
+def test_a_folder_whose_settings_do_not_fit_its_weights(capsys, home, tiny_sd):
+    path = shutil.copytree(tiny_sd, home / "a") / "unet" / "config.json"
+    path.write_text(path.read_text().replace('"cross_attention_dim": 16', '"cross_attention_dim": 8'))
+    status, _, text = run(capsys, "--sd.checkpoint", "a", "--sd.prompt", "a blue duck")
+    assert status == 2 and "attn2.to_k.weight expected shape torch.Size([16, 8]), but got torch.Size([16, 16])" in text
+
+
+def test_what_only_the_model_can_tell_is_told(capsys, home, tensors):
+    """The run's own checks before its first step, of each option that may not fit this model."""
+    save_file(tensors, home / "a.safetensors")
+    save_file({"unet.nosuch.lora_A.weight": torch.ones(2, 9), "unet.nosuch.lora_B.weight": torch.ones(9, 2)},
+              home / "l.safetensors")
+    flags = "--sd.checkpoint", "a.safetensors"
+    assert run(capsys, *flags)[0] == 0
+    for option, value, words in (
+            ("sd.ema", "True", "--sd.ema True: .* lacks .* averaged weights"),
+            ("sd.lora", "l.safetensors", "l.safetensors: does not fit this checkpoint: 1 of its 1 layers"),
+            ("sigma_range", "10,1001", "--sigma_range ends at 1001: this model's table has 1000 entries"),
+            ("vox.c", "3", "--vox.c 3: this model's space has 4 channels")):
+        status, states, text = run(capsys, *flags, f"--{option}", value)
+        assert status == 2 and states["model"] == [doctor.BAD] and re.search(words, text), text
+    for option, value, words in (("sd.negative_prompt", "ugly", "--sd.negative_prompt: this model has no word"),
+                                 ("pose.view_texts", "front=the face of", "--pose.view_texts .*: this model has no")):
+        status, _, text = run(capsys, "--preset", "mini", f"--{option}", value)
+        assert status == 2 and re.search(words, text), text
+
+
+def test_a_pipeline_of_family_ddpm(capsys, home):
+    unet = UNet2DModel(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+                       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=500)).save_pretrained(home / "a")
+    flags = "--family", "ddpm", "--ddpm.checkpoint"
+    assert run(capsys, *flags, "a", "--sigma_range", "10,480")[0] == 0
+    assert "this model's table has 500 entries" in run(capsys, *flags, "a")[2]
+    assert "org/name: no network" in run(capsys, *flags, "org/name")[2]
+
+
+# ---------------------------------------------------------------- the folder of the run
+
+
+def test_the_folder_counts_and_a_resumed_run_is_the_one_it_holds(capsys, home):
+    saved = SJCConfig(family="ideal", sd={"prompt": "a blue duck"})
+    config.write(saved, "full_config.yml")
+    assert run(capsys, "--resume", "True")[0] == 0  # not one of Stable Diffusion
+    sjc = ready(saved, "cpu")[0]
+    sjc.save("ckpt", 3)
+    assert run(capsys, "--resume", "True", "--sha256", "True")[0] == 0
+    status, states, text = run(capsys, "--preset", "ideal")
+    assert status == 2 and states["folder"] == [doctor.BAD] and "already holds a run" in text
+    assert "lr 0.5 (was 0.05)" in run(capsys, "--resume", "True", "--lr", "0.5")[2]
+    (home / "ckpt" / "step_0000003" / "tensors.safetensors").write_bytes(b"")
+    status, states, text = run(capsys, "--resume", "True")
+    assert status == 2 and states["model"] == [doctor.BAD] and "tensors.safetensors is damaged" in text
+
+
+def test_the_projects_own_folder_is_none_for_a_run(capsys, monkeypatch):
+    monkeypatch.chdir(doctor.ROOT)
+    status, states, text = run(capsys, "--preset", "mini")
+    assert status == 2 and states["folder"] == [doctor.BAD] and "go to an experiment directory" in text
+
+
+# ---------------------------------------------------------------- the hub
 
 
 @pytest.mark.parametrize("free_gb, status, words", [(20, 0, "the run downloads org/b first"),
@@ -88,12 +160,34 @@ def test_what_the_hub_has_can_be_downloaded(capsys, monkeypatch, free_gb, status
     def model_info(self, repo, timeout):
         if repo != "org/b":
             raise OSError("gone")
+        return SimpleNamespace(gated=False)
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr(find, "hub_table", lambda: {"v1": ["org/a", "org/b"]})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free_gb * 1e9}))
     got, states, text = run(capsys)
     assert got == status and words in text and states["model"] == [doctor.NOTE if status == 0 else doctor.BAD]
+
+
+def test_a_gated_repository_needs_its_licence(capsys, monkeypatch):
+    from huggingface_hub.errors import GatedRepoError
+
+    def auth_check(self, repo):
+        raise GatedRepoError.__new__(GatedRepoError)  # made of a response, whose library changes
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(gated="auto"))
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", auth_check)
+    status, states, text = run(capsys, "--sd.checkpoint", "org/a")
+    assert status == 2 and states["model"] == [doctor.BAD]
+    assert "on the hub: org/a: gated: accept its licence on its page" in text
+
+
+def test_the_hub_is_the_one_of_hf_endpoint(monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://mirror.localhost")
+    monkeypatch.setattr("urllib.request.urlopen", lambda r, timeout: asked.append(r.full_url) or io.StringIO())
+    assert doctor.check_hub()[0].found == "http://mirror.localhost answers" and asked == ["http://mirror.localhost"]
 
 
 @pytest.mark.parametrize("argv, words", [

@@ -43,8 +43,12 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path, monkeypatch):
     pytest.importorskip("fcntl")
     monkeypatch.chdir(tmp_path)
     with run_dir.alone():
-        with pytest.raises(UserError, match="another process"), run_dir.alone():
+        with pytest.raises(UserError, match="at work in this folder; wait"), run_dir.alone():
             pass
+        (tmp_path / "heartbeat.json").touch()
+        with pytest.raises(UserError, match=r"\(heartbeat.json has its pid\)"), run_dir.alone():
+            pass
+        (tmp_path / "heartbeat.json").unlink()
     with run_dir.alone():  # free again
         assert os.listdir() == []
 

@@ -28,19 +28,41 @@ def read(tmp_path, monkeypatch):
 
 def test_begin_keeps_the_configuration_and_runs(read, capsys):
     runs = []
-    script.begin(read("--lr", "0.5"), runs.append)
-    assert [cfg.lr for cfg in runs] == [0.5] and "lr: 0.5" in capsys.readouterr().out
-    script.begin(read("--dry_run", "True"), runs.append)
-    assert len(runs) == 1 and "dry_run: false" in Path(script.FULL_CONFIG).read_text()
+    script.begin(read("--lr", "0.5"), lambda cfg: lambda: runs.append((cfg.lr, Path(script.FULL_CONFIG).exists())))
+    assert runs == [(0.5, True)] and "lr: 0.5" in capsys.readouterr().out
+    script.begin(read("--dry_run", "True"), None)
+    assert "dry_run: false" in Path(script.FULL_CONFIG).read_text() and "lr: 0.1" in capsys.readouterr().out
+
+
+def test_a_refused_run_prints_and_leaves_nothing(read, capsys):
+    def refuse(cfg):
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        script.begin(read(), refuse)
+    assert capsys.readouterr() == ("", "") and not list(Path().iterdir())
 
 
 def test_resume_takes_what_was_saved(read):
-    script.begin(read("--lr", "0.5"), lambda cfg: Path("ckpt").mkdir())
+    script.begin(read("--lr", "0.5"), lambda cfg: Path("ckpt/step_0000001").mkdir(parents=True) or dict)
     assert read("--resume", "True", "--device", "cpu").lr == 0.5
     with pytest.raises(UserError, match=r"--lr 0.25 \(was 0.5\).*device, dry_run, resume"):
         read("--resume", "True", "--lr", "0.25")
     with pytest.raises(UserError, match="already holds a run"):
         read()
+
+
+def test_a_run_that_left_nothing_whole_can_be_started_again(read):
+    """As after a failure before its first checkpoint, or within it."""
+    script.begin(read("--lr", "0.5"), lambda cfg: Path("ckpt/.tmp_step_0000001_new").mkdir(parents=True) or dict)
+    assert read("--lr", "0.25").lr == 0.25 and read("--resume", "True").lr == 0.5
+
+
+def test_precision_is_of_the_machine_and_may_change():
+    then = {"sd.precision": "fp16", "device": "cuda", "lr": 1}
+    script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then)
+    with pytest.raises(UserError, match=r"with --lr 2 \(was 1\): .* can change only device, sd.precision; for"):
+        script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then)
 
 
 def test_resume_of_nothing(read):

@@ -159,6 +159,13 @@ def test_other_files(tmp_path, content, words):
         TensorFile(tmp_path / "a.ckpt")
 
 
+def test_a_tensor_of_a_few_bytes_that_would_fill_any_memory(tmp_path):
+    """An expanded one: all of its elements are the same."""
+    torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"shape \[1000000, 1000000\] has more elements than the 1 that are stored"):
+        TensorFile(tmp_path / "a.ckpt")
+
+
 def rebuilt(offset, shape, stride, numel=4):
     return unpickled.rebuild_tensor(unpickled.Storage("0", "float32", numel), offset, shape, stride)
 

@@ -66,6 +66,8 @@ def test_texts_of_ones_own():
     for bad in ("back=x", "front", "front=", "left side=x"):
         with pytest.raises(UserError, match=f"--pose.view_texts {bad!r}: expected VIEW=TEXT, VIEW one of .*backside"):
             pose.read_view_texts([bad], "sjc")
+    with pytest.raises(UserError, match="'side view of=x': this view has the text 'the flank of' already"):
+        pose.read_view_texts(["side=the flank of", "side view of=x"], "sjc")
 
 
 # ---------------------------------------------------------------- Perp-Neg

@@ -146,7 +146,7 @@ def test_presets_of_2d(here, preset):
     (["--preset", "mini", "--sigma_max", "0.01"], ["--sigma_max 0.01: this model knows 0.02917 to 14.61"]),
     (["--preset", "mini", "--σ_max", "0.01"], ["--sigma_max 0.01"]),
     (["--preset", "mini", "--sigma_min", "15"], ["--sigma_min 15", "14.61"]),
-    (["--preset", "mini", "--prompts", "a blue duck, a zebra"], ["--sd.prompt", "'zebra'", "it knows"]),
+    (["--preset", "mini", "--prompts", "a blue duck, a zebra"], ["the prompt 'a zebra': ", "'zebra'", "it knows"]),
     (["--preset", "mini", "--prompts", "a blue duck,"], ["--prompts: one of them is empty"]),
     (["--preset", "ideal", "--prompts", "a blue duck"], ["--prompts is for --family sd, not ideal"]),
     (["--family", "gddpm", "--gddpm.model", "m_imagenet_64"], ["--gddpm.model: expected one of m_imgnet_64",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import run_2d_sjc
+import run_img_sampling
 import run_sjc
 from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
@@ -168,7 +171,7 @@ def test_checkpoint_folder_is_kept_as_an_absolute_path(here):
     assert read("--sd.checkpoint", "a.ckpt")["sd"]["checkpoint"] == str(here / "a.ckpt")
     assert read("--sd.checkpoint", "org/name")["sd"]["checkpoint"] == "org/name"  # on the hub
     assert read("--sd.lora", "a.safetensors,b.safetensors:0.5")["sd"]["lora"] == [
-        f"{here}/a.safetensors:1", f"{here}/b.safetensors:0.5"]
+        f"{here}/a.safetensors", f"{here}/b.safetensors:0.5"]
 
 
 def test_resume_needs_no_options_again(straight, monkeypatch):
@@ -181,6 +184,21 @@ def test_resume_needs_no_options_again(straight, monkeypatch):
 def test_resume_without_a_run(here):
     with pytest.raises(UserError, match="--resume True: no full_config.yml here"):
         read("--resume", "True")
+
+
+@pytest.mark.parametrize("script", [run_sjc, run_2d_sjc, run_img_sampling])
+def test_a_model_that_cannot_be_read_leaves_nothing(here, monkeypatch, capsys, tiny_sd, script):
+    """Nor does the configuration hide the one line that says why."""
+    model = shutil.copytree(tiny_sd, here / "model")
+    (model / "unet" / "config.json").write_text("{")
+    work = here / "run"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    with pytest.raises(SystemExit):
+        run_main(script.main, ["--sd.checkpoint", str(model), "--sd.prompt", "a blue duck", "--device", "cpu"])
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "cannot be read as Stable Diffusion" in err
+    assert not list(work.iterdir())
 
 
 def test_broken_down_run_stops_before_it_saves(here):

@@ -24,7 +24,6 @@ def as_folder(path):
 @pytest.mark.parametrize("ending", [".ckpt", ".safetensors", ""])
 @pytest.mark.parametrize("options, name", [
     ({"variant": "v1"}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),
-    ({"variant": "v1", "v2_highres": True}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),  # means nothing with v1
     ({"variant": "v2"}, "diffusion_ckpts/sd2/512-base-ema"),
     ({"variant": "v2", "v2_highres": True}, "diffusion_ckpts/sd2/768-v-ema")])
 def test_published_names_below_the_data_root(home, options, name, ending):
@@ -92,11 +91,32 @@ def test_a_folder_without_a_part(home):
         found(checkpoint=str(home / "a"))
 
 
+@pytest.mark.parametrize("options, words", [
+    ({"v2_highres": True}, "--sd.v2_highres True: only --sd.variant v2 has it"),
+    ({"ema": True, "checkpoint": "a"}, "--sd.ema True: --sd.checkpoint a is no single file"),
+    ({"ema": True, "variant": "mini"}, "--sd.ema True: --sd.variant mini is no single file"),
+    ({"ema": True, "checkpoint": "org/name"}, "--sd.ema True: --sd.checkpoint org/name is no single file"),
+    ({"v2_highres": True, "variant": "v2", "checkpoint": "a"}, "--sd.v2_highres True: --sd.checkpoint a is no")])
+def test_options_that_would_do_nothing(home, options, words):
+    as_folder(home / "a")
+    with pytest.raises(UserError, match=words):
+        found(**options)
+
+
+@pytest.mark.parametrize("text, want", [("l.safetensors", "{}/l.safetensors"), ("l.pt:0.5", "{}/l.pt:0.5"),
+                                        ("l.pt:1", "{}/l.pt"), ("l:2.pt", "{}/l:2.pt"), ("l:2:1", "{}/l:2:1")])
+def test_a_lora_is_told_as_it_was_given(home, text, want):
+    assert find.absolute(SDConfig(lora=[text])).lora == [want.format(home)]
+    assert find.split_lora(want.format(home))[1] == find.split_lora(text)[1]
+
+
 def test_check_needs_no_network(home):
     with pytest.raises(UserError, match="--sd.lora l.safetensors:0.5: no such file: l.safetensors"):
         find.check(SDConfig(lora=["l.safetensors:0.5"]))
-    with pytest.raises(UserError, match="--sd.prompt: this model has no word for 'burger,', 'ugly'"):
+    with pytest.raises(UserError, match="--sd.prompt: this model has no word for 'burger,'; it knows"):
         find.check(SDConfig(variant="mini", prompt="a burger, a", negative_prompt="ugly"))
+    with pytest.raises(UserError, match="--sd.negative_prompt: this model has no word for 'ugly'"):
+        find.check(SDConfig(variant="mini", prompt="a burger", negative_prompt="ugly"))
     find.check(SDConfig(variant="v1"))  # the hub is asked later
 
 

@@ -135,6 +135,8 @@ OTHER_FILES = {
     "a VAE alone": without(layout.VAE),
     "VAE alone": lambda v1: only(v1, layout.VAE),
     "a text encoder alone": without("cond_stage_model.transformer."),
+    "is a text encoder alone": lambda v1: {"encoder.layers.0.mlp.fc1.bias": (3072,),
+                                           "embeddings.token_embedding.weight": (49408, 768)},  # of a diffusers folder
     "unet of a diffusers folder alone": lambda v1: {"down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3)},
     "it has no VAE, text encoder": lambda v1: only(v1, layout.UNET),
     "it has no VAE of": lambda v1: only(v1, layout.UNET, layout.CLIP),

@@ -1,5 +1,6 @@
 """Loading Stable Diffusion: one model in every layout denoises the same; prediction types; LoRAs; errors in a line."""
 
+import json
 import shutil
 
 import pytest
@@ -7,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import crafted
-from adapt_sd import StableDiffusionAdapter
+from adapt_sd import StableDiffusionAdapter, make
 from my.errors import RunError, UserError
 from sd import find, layout
 from sd.load import load_parts, probe_prediction
-from sjc_config import SDConfig
+from sjc_config import SDConfig, SJCConfig
 
 TO_OUT = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0"
 TO_Q = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -173,6 +174,23 @@ def test_averaged_weights_on_request(tmp_path):
         load(tmp_path / "b.safetensors", ema=True)
 
 
+# ---------------------------------------------------------------- without weights
+
+
+@pytest.mark.parametrize("name", ["diffusers", "a.safetensors", "a.ckpt"])
+def test_without_weights_all_is_there_but_numbers(small, tmp_path, name):
+    """As doctor.py looks at a model: LoRAs are compared, prompts are read, shapes come out."""
+    _, parts, _, folder = small
+    kohya_lora(parts, tmp_path / "l.safetensors")
+    sd = SDConfig(checkpoint=str(folder / name), lora=[str(tmp_path / "l.safetensors")])
+    adapter = StableDiffusionAdapter(load_parts(folder / name, sd, torch.float32, empty=True), "meta")
+    cond = adapter.embed(["a cat"])
+    assert cond.is_meta and cond.shape == (1, 77, 64) and torch.equal(adapter.sigmas,
+                                                                    StableDiffusionAdapter(parts).sigmas)
+    assert all(p.is_meta for net in (adapter.unet, adapter.vae, adapter.text_encoder) for p in net.parameters())
+    assert adapter.decode(torch.empty(1, 4, 8, 8, device="meta")).shape == (1, 3, 16, 16)
+
+
 # ---------------------------------------------------------------- LoRA
 
 
@@ -222,11 +240,73 @@ def test_lora_equals_the_fused_weights(small, tmp_path, write, weights):
         assert torch.equal(denoised(loaded), denoised(load(folder / "a.safetensors")))
 
 
+@pytest.mark.parametrize("keep", [TEXT_Q, TEXT_OUT, TO_Q])
+def test_a_lora_of_one_kind_of_layer_only(small, tmp_path, keep):
+    """Of kohya's trainer, whose text part may have q_proj alone."""
+    kohya_lora(small[1], tmp_path / "l.safetensors")
+    tensors = {name: t for name, t in load_file(tmp_path / "l.safetensors").items() if keep.replace(".", "_") in name}
+    assert len(tensors) == 3
+    save_file(tensors, tmp_path / "one.safetensors")
+    loaded = load(small[3] / "a.safetensors", lora=[str(tmp_path / "one.safetensors")])
+    for (part, layer), (A, B) in matrices(small[1]).items():
+        change = loaded[part].get_submodule(layer).weight - small[1][part].get_submodule(layer).weight
+        want = ALPHA / RANK * B @ A if layer == keep else torch.zeros_like(change)
+        torch.testing.assert_close(change, want, rtol=0, atol=1e-5)
+
+
+CONV = "down_blocks.0.resnets.0.conv1"
+
+
+@pytest.mark.parametrize("names, metadata, scale", [
+    ("lora_unet_{flat}.lora_down.weight lora_unet_{flat}.lora_up.weight", {}, 1),
+    ("base_model.model.unet.{layer}.lora_A.default.weight base_model.model.unet.{layer}.lora_B.default.weight", {}, 1),
+    ("{layer}.lora.down.weight {layer}.lora.up.weight", {}, 1),
+    ("unet.{layer}.lora_A.weight unet.{layer}.lora_B.weight",
+     {"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.r": 2}'}, 4)])
+def test_a_lora_of_a_convolution(small, tmp_path, names, metadata, scale):
+    """B A of convolutions: A has the kernel, B is 1x1; under every spelling, and with alpha in the metadata."""
+    weight = small[1]["unet"].get_submodule(CONV).weight
+    A, B = torch.randn(RANK, *weight.shape[1:]), torch.randn(len(weight), RANK, 1, 1)
+    down, up = names.format(layer=CONV, flat=CONV.replace(".", "_")).split()
+    save_file({down: A, up: B}, tmp_path / "l.safetensors", metadata=metadata)
+    loaded = load(small[3] / "a.safetensors", lora=[str(tmp_path / "l.safetensors")])
+    want = weight + scale * torch.einsum("or,rikl->oikl", B[:, :, 0, 0], A)
+    torch.testing.assert_close(loaded["unet"].get_submodule(CONV).weight, want, rtol=0, atol=1e-4)
+
+
+def test_a_scale_of_another_kind_is_refused(small, tmp_path):
+    diffusers_lora(small[1], tmp_path / "l.safetensors")
+    save_file(load_file(tmp_path / "l.safetensors"), tmp_path / "rs.safetensors",
+              metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.use_rslora": true}'})
+    with pytest.raises(UserError, match="its metadata ask for unet.use_rslora, which is not supported"):
+        load(small[3] / "a.safetensors", lora=[str(tmp_path / "rs.safetensors")])
+
+
+def test_the_attention_processors_of_old_diffusers(small, tmp_path):
+    A, B = matrices(small[1])["unet", TO_OUT]
+    stem = TO_OUT.replace("attn2.to_out.0", "attn2.processor.to_out_lora")
+    save_file({f"{stem}.down.weight": A, f"{stem}.up.weight": B}, tmp_path / "l.safetensors")
+    loaded = load(small[3] / "a.safetensors", lora=[f"{tmp_path / 'l.safetensors'}:2"])
+    want = small[1]["unet"].get_submodule(TO_OUT).weight + 2 * B @ A
+    torch.testing.assert_close(loaded["unet"].get_submodule(TO_OUT).weight, want, rtol=0, atol=1e-5)
+
+
+FITS = {f"unet.{TO_OUT}.lora_A.weight": (2, 32), f"unet.{TO_OUT}.lora_B.weight": (32, 2)}
+
+
 @pytest.mark.parametrize("content, words", [
     ({"a.weight": (3,)}, "no LoRA: its tensors begin with a.weight"),
     ({"unet.nosuch.to_q.lora_A.weight": (2, 9), "unet.nosuch.to_q.lora_B.weight": (9, 2)},
-     "does not fit this checkpoint"),
-    ({f"unet.{TO_Q}.lora_A.weight": (2, 9), f"unet.{TO_Q}.lora_B.weight": (9, 2)}, "does not fit this checkpoint")])
+     "does not fit this checkpoint: 1 of its 1 layers are not in this model: unet_nosuch_to_q;"),
+    ({**FITS, "lora_te2_x.lora_down.weight": (2, 9), "lora_te2_x.lora_up.weight": (9, 2)},
+     "does not fit this checkpoint: 1 of its 2 layers are not in this model: lora_te2_x;"),
+    ({**FITS, "lora_unet_x.alpha": ()}, "does not fit this checkpoint: 1 of its 2 layers .*: lora_unet_x;"),
+    ({**FITS, f"unet.{TO_OUT}.lora_magnitude_vector": (32,)}, "1 of its tensors are of no plain LoRA: unet.*DoRA"),
+    ({**FITS, "lora_unet_x.dora_scale": (32,)}, "1 of its tensors are of no plain LoRA: lora_unet_x.dora_scale;"),
+    ({"lora_unet_x.hada_w1_a": (2, 9)}, "1 of its tensors are of no plain LoRA"),
+    ({f"unet.{TO_Q}.lora_A.weight": (2, 9)}, r"does not fit .* which \[2, 9\] do not make;"),
+    ({f"unet.{TO_Q}.lora_A.weight": (2, 9), f"unet.{TO_Q}.lora_B.weight": (9, 2)},
+     r"does not fit .*to_q is \[\d+, \d+\] here, which \[2, 9\] and \[9, 2\] do not make;")])
 def test_unfit_loras(small, tmp_path, content, words):
     save_file({name: torch.ones(shape) for name, shape in content.items()}, tmp_path / "l.safetensors")
     with pytest.raises(UserError, match=f"--sd.lora .*l.safetensors: {words}"):
@@ -287,6 +367,83 @@ def test_damaged_folders_end_in_one_line(small, tmp_path, part, file, text, word
     with pytest.raises(UserError, match=words) as caught:
         load(tmp_path / "model")
     assert "\n" not in str(caught.value)
+
+
+def edited(small, path, file, **settings):
+    """A copy of the diffusers folder, with settings in one of its JSON files changed, or left out where None."""
+    shutil.copytree(small[3] / "diffusers", path)
+    old = json.loads((path / file).read_text())
+    (path / file).write_text(json.dumps({k: v for k, v in {**old, **settings}.items() if v is not None}))
+    return path
+
+
+@pytest.mark.parametrize("file, settings, words", [
+    ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"},
+     "prediction_type is 'flow_prediction'; known are epsilon, v_prediction, sample"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**11}, "scheduler has 100000000000 steps"),
+    ("unet/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "its unet is quantised"),
+    ("unet/config.json", {"cross_attention_dim": 32}, "unet: .*expected shape"),
+    ("unet/config.json", {"layers_per_block": 99999}, "unet: layers_per_block, 99999, is beyond what weights of"),
+    ("text_encoder/config.json", {"num_hidden_layers": 99999}, "text_encoder: num_hidden_layers, 99999, is beyond"),
+    ("text_encoder/config.json", {"max_position_embeddings": 10**11}, "max_position_embeddings, 1.*, is beyond"),
+    ("text_encoder/config.json", {"num_hidden_layers": 1}, "text_encoder has no place for 16 of its weights")])
+def test_settings_of_another_model_end_in_one_line(small, tmp_path, file, settings, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load(edited(small, tmp_path / "m", file, **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_level_of_pure_noise_is_left_out(small, tmp_path, capsys):
+    """A schedule with zero terminal SNR: sqrt((1 - abar) / abar) of its last step is infinite."""
+    model = edited(small, tmp_path / "m", "scheduler/scheduler_config.json", rescale_betas_zero_snr=True)
+    adapter = StableDiffusionAdapter(load(model))
+    assert len(adapter.sigmas) == 999 and adapter.sigmas.isfinite().all()
+    assert adapter.timestep(adapter.sigmas[0].item()) == 998
+    assert "ends in pure noise (zero terminal SNR)" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_does_not_say_how_much_it_takes(small, tmp_path):
+    model = edited(small, tmp_path / "m", "tokenizer/tokenizer_config.json", model_max_length=None)
+    assert load(model)["tokenizer"].model_max_length == 77
+
+
+@pytest.mark.parametrize("ending", [".fp16.safetensors", ".fp16.bin", ".bin"])
+def test_folders_of_a_variant_only_and_tensors_of_one_storage(small, tmp_path, ending):
+    shutil.copytree(small[3] / "diffusers", tmp_path / "m")
+    for path in sorted((tmp_path / "m").rglob("*.safetensors")):
+        tensors = load_file(path)
+        stem = path.stem.replace("model", "pytorch_model") if path.stem == "model" and "bin" in ending else path.stem
+        if "bin" in ending:
+            flat = torch.cat([t.flatten() for t in tensors.values()])
+            sizes = [t.numel() for t in tensors.values()]
+            tensors = {n: piece.view(t.shape) for (n, t), piece in zip(tensors.items(), flat.split(sizes))}
+            torch.save(tensors, path.with_name(stem + ending))
+        else:
+            save_file(tensors, path.with_name(stem + ending))
+        path.unlink()
+    torch.testing.assert_close(denoised(load(tmp_path / "m")), denoised(small[1]), rtol=0, atol=1e-5)
+
+
+def test_the_attention_names_of_old_vaes(small, tmp_path):
+    """As in the published folder of version 1.5."""
+    shutil.copytree(small[3] / "diffusers", tmp_path / "m")
+    path, old = tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors", {
+        "to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(path)
+    for new, name in old.items():
+        tensors = {n.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): t for n, t in tensors.items()}
+    assert sum(".query." in n for n in tensors) == 4
+    save_file(tensors, path, metadata={"format": "pt"})
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    want, got = (StableDiffusionAdapter(dict(parts)).decode(z) for parts in (small[1], load(tmp_path / "m")))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    load_parts(tmp_path / "m", SDConfig(), torch.float32, empty=True)
+
+
+def test_half_precision_on_a_cpu_is_said_to_be_slow(small, capsys):
+    cfg = SJCConfig(sd={"checkpoint": str(small[3] / "diffusers"), "precision": "fp16"})
+    make(cfg, "cpu")
+    assert capsys.readouterr().err.count("--sd.precision fp16 is very slow on a CPU") == 1
 
 
 def test_the_text_encoder_is_freed_once_the_prompts_are_read(small):

@@ -399,6 +399,7 @@ def test_perp_neg_mixes_conditions():
     ("ideal", {"view_texts": ["front=x"]}, "--pose.view_texts"),
     ("sd", {"perp_neg": True, "view_style": "none"}, "--pose.perp_neg True needs view prompts"),
     ("sd", {"perp_neg": True, "view_words": "octants"}, "--pose.perp_neg True needs --pose.view_words sjc"),
+    ("sd", {"view_texts": ["side=x"], "view_style": "none"}, "mean nothing with --pose.view_style none"),
     ("sd", {"view_texts": ["top=x"]}, "expected VIEW=TEXT")])
 def test_unfit_view_options(family, options, words):
     with pytest.raises(UserError, match=words):

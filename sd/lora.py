@@ -1,0 +1,114 @@
+"""LoRAs, fused into a model once and for all: W + weight (alpha / rank) B A (arXiv 2106.09685).
+
+A LoRA holds a layer's low-rank change as two tensors, A (rank, in) "down" and B (out, rank) "up", under
+names of kohya's trainer (`lora_unet_..._to_q.lora_down.weight`), of peft (`unet....to_q.lora_A.weight`) or of
+diffusers (`....to_q.lora.down.weight`). Every tensor of a file is accounted for, or the file refused: half
+a LoRA would be another one unasked.
+"""
+
+import json
+import re
+
+from my.errors import UserError
+from my.tensor_file import TensorFile
+
+FIRST = 3  # of the tensors or layers that an error names
+TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.lora_(down|up|A|B)(?:\.default)?"
+                    r"|(?:[._]lora|\.lora_linear_layer)\.(down|up))\.weight")
+ALPHA = re.compile(r"(?:base_model\.model\.)?(.+?)(?:[._]lora)?\.alpha")
+PREFIXES = {"unet": ("lora_unet_", "unet_", ""),
+            "text_encoder": tuple(f"{prefix}{inner}" for prefix in ("lora_te_", "lora_te1_", "text_encoder_")
+                                  for inner in ("text_model_", ""))}
+METADATA = "lora_adapter_metadata"  # under which diffusers keeps settings, as JSON
+
+
+def fuse(parts, path, weight):
+    """Add `weight` times the LoRA in a file to the UNet and the text encoder in `parts`.
+
+    Raises UserError for a file that is no LoRA, is of another kind, or does not fit this model as a whole.
+    """
+    import torch
+
+    file = TensorFile(path)
+    layers, alphas = read(file), alphas_of(file)
+    modules = named(parts)
+    asked = dict.fromkeys([*layers, *(layer for layer in alphas if layer not in PREFIXES)])
+    unknown = [layer for layer in asked if layer not in modules]
+    if unknown:
+        refuse(path, f"{len(unknown)} of its {len(asked)} layers are not in this model: {some(unknown)}")
+    changes = []
+    for layer, ab in layers.items():
+        A, B = (file.tensor(ab[x]).float() if x in ab else None for x in "AB")
+        part, module = modules[layer]
+        if not fits(A, B, module.weight.shape):
+            shapes = " and ".join(str(list(file.shapes[ab[x]])) for x in sorted(ab))
+            refuse(path, f"{layer} is {list(module.weight.shape)} here, which {shapes} do not make")
+        changes.append((module.weight, A, B, alphas.get(layer, alphas.get(part, len(A)))))
+    for there, A, B, alpha in changes:  # only once all are known to fit
+        change = weight * alpha / len(A) * B.flatten(1) @ A.flatten(1)
+        with torch.no_grad():
+            there += change.reshape(there.shape).to(there)
+
+
+def read(file):
+    """Return {flat name of a layer: {"A": name of its tensor, "B": likewise}} of a TensorFile."""
+    layers, others = {}, []
+    for name in file.shapes:
+        m = TENSOR.fullmatch(name)
+        if m:
+            layers.setdefault(flat(m[1]), {})["A" if (m[2] or m[3]) in ("down", "A") else "B"] = name
+        elif not ALPHA.fullmatch(name):
+            others.append(name)
+    if not layers and not any("lora" in name.lower() for name in file.shapes):
+        raise UserError(f"--sd.lora {file.path}: no LoRA: its tensors begin with {some(file.shapes)}; give a whole "
+                        "checkpoint as --sd.checkpoint")
+    if others:
+        raise UserError(f"--sd.lora {file.path}: {len(others)} of its tensors are of no plain LoRA: {some(others)}; "
+                        "other kinds (DoRA, LoHa, LoKr) are not supported: use a plain one")
+    return layers
+
+
+def alphas_of(file):
+    """Return {flat name of a layer: alpha}, and under a part's name, where its metadata tell, that of its layers."""
+    try:
+        stated = dict(json.loads(file.metadata.get(METADATA, "{}")))
+        found = {part: float(stated[f"{part}.lora_alpha"]) for part in PREFIXES if f"{part}.lora_alpha" in stated}
+    except (ValueError, TypeError):
+        stated, found = {}, {}  # only some files state anything
+    other = [key for key in stated if key.endswith((".use_rslora", ".alpha_pattern")) and stated[key]]
+    if other:
+        raise UserError(f"--sd.lora {file.path}: its metadata ask for {some(other)}, which is not supported: use a "
+                        "plain one")
+    return found | {flat(m[1]): float(file.tensor(m[0])) for m in map(ALPHA.fullmatch, file.shapes) if m}
+
+
+def named(parts):
+    """Return {flat name: (part, module)} of the layers that a LoRA can change, under every prefix that files use."""
+    found = {}
+    for part, prefixes in PREFIXES.items():
+        for name, module in parts[part].named_modules():
+            if getattr(module, "weight", None) is not None and module.weight.ndim > 1:
+                name = flat(name).removeprefix("text_model_")
+                for spelling in (name, name.removesuffix("_0")) if name.endswith("to_out_0") else (name,):
+                    found |= {prefix + spelling: (part, module) for prefix in prefixes}
+    return found
+
+
+def flat(name):
+    """Return the name of a layer as kohya's trainer spells it; an attention's old processors are its own layers."""
+    return name.replace(".processor.", ".").replace(".", "_")
+
+
+def fits(A, B, shape):
+    """Whether B A is a change of weights of `shape`; of convolutions, A has the kernel."""
+    return (A is not None and B is not None and A.ndim > 1 and B.ndim > 1 and 0 < len(A) == B.shape[1:].numel()
+            and len(B) == shape[0] and A.shape[1:].numel() == shape[1:].numel())
+
+
+def some(names):
+    names = list(names)
+    return ", ".join(names[:FIRST]) + ", ..." * (len(names) > FIRST)
+
+
+def refuse(path, why):
+    raise UserError(f"--sd.lora {path}: does not fit this checkpoint: {why}; use one made for its version")
