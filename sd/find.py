@@ -38,17 +38,26 @@ class Found(NamedTuple):
     missed: str = ""  # where it was looked for before
 
 
-def check(sd):
-    """Raise UserError, at once, where the options `sd` mean no checkpoint, or have words that it cannot know."""
+def check(sd, prompts=None):
+    """Raise UserError, at once, where the options `sd` mean no checkpoint, or a prompt has words that it cannot know.
+
+    `prompts` are {flag that gave them: prompts}, by default those of `sd`.
+    """
     for lora in sd.lora:
         read_lora(lora)
     path = find_checkpoint(sd).path
     if path is not None and path.is_dir():
         tokenizer = path / "tokenizer" / "tokenizer_config.json"
         try:
-            refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(tokenizer))
+            for flag, given in (prompts or prompts_of(sd)).items():
+                refuse_unknown_words(given, read_json(tokenizer), flag)
         except (OSError, ValueError, TypeError, RecursionError):
             pass  # loading it says what is wrong
+
+
+def prompts_of(sd):
+    """Return {flag: prompts} of the options `sd`."""
+    return {"--sd.prompt": [sd.prompt], "--sd.negative_prompt": [sd.negative_prompt]}
 
 
 def find_checkpoint(sd):
@@ -203,12 +212,12 @@ def _download(repo):
 # ---------------------------------------------------------------- small files
 
 
-def refuse_unknown_words(prompts, tokenizer_config):
-    """Raise UserError for words of `prompts` that a tokenizer with a closed vocabulary does not have."""
+def refuse_unknown_words(prompts, tokenizer_config, flag="--sd.prompt"):
+    """Raise UserError, naming the `flag`, for words of `prompts` that a tokenizer's closed vocabulary does not have."""
     known = tokenizer_config.get("closed_vocabulary")
     unknown = sorted({w for p in prompts for w in p.lower().split() if w not in known}) if known else []
     if unknown:
-        raise UserError(f"--sd.prompt: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
+        raise UserError(f"{flag}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
                         f"{' '.join(known)}; for any other prompt give a real checkpoint: "
                         "--sd.checkpoint PATH or --sd.variant v1")
 

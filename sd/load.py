@@ -9,7 +9,7 @@ from pathlib import Path
 from my.errors import UserError
 from my.tensor_file import TensorFile
 from sd import layout
-from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora, refuse_unknown_words
+from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora
 from sd.tokenizer import END, clip_tokenizer
 
 FIRST = 3  # of the missing and of the unexpected tensors that an error names
@@ -55,8 +55,7 @@ def folder_parts(folder, sd, dtype):
         if not has_vocabulary(folder / "tokenizer"):
             raise ValueError("tokenizer has no tokenizer.json and no vocab.json")
         read_json(folder / "scheduler" / "scheduler_config.json", "beta_schedule")  # diffusers would guess one
-        tokenizer = folder / "tokenizer" / "tokenizer_config.json"
-        refuse_unknown_words([sd.prompt, sd.negative_prompt], read_json(tokenizer))
+        read_json(folder / "tokenizer" / "tokenizer_config.json")
         _refuse_other_folders(folder)
         parts = _read_folder(folder, dtype)  # takes seconds
     except UserError:
