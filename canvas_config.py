@@ -73,8 +73,9 @@ class CanvasConfig(FamilyConfig):
     def _differ(self):
         for name in ("schedules", "var_red", "copies"):
             values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"--{name}: a value is given twice")
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise ValueError(f"--{name}: {twice[0]} is given twice; leave one out")
         if min(self.copies) < 1:
             raise ValueError(f"--copies must be at least 1, got {min(self.copies)}")
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:

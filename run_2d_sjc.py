@@ -55,7 +55,7 @@ def compute(cfg, adapter):
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
     with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar:
         for setting in missing:
-            bar.set_postfix_str(f"{setting.row}, {setting.caption}")
+            bar.set_postfix_str(f"{setting.row}, {setting.caption}", refresh=False)
             for step, x in enumerate(optimise(cfg, adapter, setting, cfg.asked()[0]), 1):
                 if step % CHECK_EVERY == 0 or step == cfg.n_steps:
                     script.check_finite({"the canvas": x.sum()}, f"{cell_name(setting)}, step {step}", cfg.remedy())

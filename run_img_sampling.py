@@ -59,7 +59,7 @@ def sample(cfg, adapter):
     missing = [images for images in batches(cfg) if not is_drawn(images)]
     with tqdm(total=len(missing) * len(levels), desc="sampling", unit="step") as bar:
         for images in missing:
-            bar.set_postfix_str(f"pictures {images[0]} to {images[-1]}, of {cfg.num_images}")
+            bar.set_postfix_str(f"pictures {images[0]} to {images[-1]}, of {cfg.num_images}", refresh=False)
             for x in draw(cfg, adapter, levels, [subjects[i] for i in images], images):
                 bar.update()
             pictures = decode(adapter, x)

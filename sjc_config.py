@@ -40,7 +40,7 @@ class SDConfig(Config):
     @classmethod
     def _has_words(cls, prompt):
         if not prompt.strip():
-            raise ValueError("needs words, such as \"a blue duck\"")
+            raise ValueError(f"needs words, such as \"a blue duck\", got {prompt!r}")
         return prompt
 
 

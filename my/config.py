@@ -488,5 +488,4 @@ def reason(first, options):
         return f"needs words; got {got!r}"
     if kind in LIMITS:
         return f"must be {LIMITS[kind].format(**first['ctx'])}, got {got!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    return message if isinstance(got, dict) else f"{message}, got {got!r}"
+    return first["msg"].removeprefix("Value error, ")  # of the configuration's own validators

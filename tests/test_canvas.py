@@ -185,7 +185,7 @@ def test_a_decoder_that_breaks_down(here):
 @pytest.mark.parametrize("argv, words", [
     (["--schedules", "1.5,anneald"], ["--schedules", "annealed, uniform or a number above 0, not 'anneald'",
                                       "perhaps you meant annealed"]),
-    (["--schedules", "1.5,1.50"], ["--schedules: a value is given twice"]),
+    (["--schedules", "1.5,1.50"], ["--schedules: 1.5 is given twice; leave one out"]),
     (["--preset", "mini", "--schedules", "1.5,1.5001"], ["--schedules 1.5,1.5001: the same of this model's levels"]),
     (["--preset", "mini", "--schedules", "1.5", "--sigma_max", "9"],
      ["--sigma_max: not read with --schedules 1.5; leave it out, or give --schedules annealed"]),
@@ -195,7 +195,7 @@ def test_a_decoder_that_breaks_down(here):
     (["--schedules", "[]"], ["--schedules: needs at least 1 value", "got ''"]),
     (["--copies", ""], ["--copies: expected a list, each an integer, got ''"]),
     (["--copies", "0"], ["--copies must be at least 1, got 0"]),
-    (["--var_red", "True,True"], ["--var_red: a value is given twice"]),
+    (["--var_red", "True,True"], ["--var_red: True is given twice"]),
     (["--var_red", "both"], ["--var_red: expected a list, each True or False"]),
     (["--n_seeds", "0"], ["--n_seeds", "greater than 0"]),
     (["--lr", "2"], ["--lr", "less than or equal to 1"]),

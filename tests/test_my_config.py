@@ -137,8 +137,8 @@ def test_a_value_that_begins_with_two_dashes_needs_the_equals_spelling(load):
         (["--sd", "1"], ["--sd is a group".replace("--sd ", "--sd: "), "--sd.variant"]),
         (["--sd.prompt", "a", "pig"], ["unexpected word 'pig'", "quotes"]),
         (["-lr", "1"], ["unexpected word '-lr'"]),
-        (["--preset", "burgr"], ["--preset: no preset 'burgr' of this script; perhaps you meant burger; its presets are "
-                                 "burger, chair"]),
+        (["--preset", "burgr"],
+         ["--preset: no preset 'burgr' of this script; perhaps you meant burger; its presets are burger, chair"]),
         (["--tags", ""], ["--tags: expected a list, each text, got ''"]),
         (["--views", " "], ["--views: expected a list"]),
         (["--preset", "../x"], ["no preset '../x'"]),
