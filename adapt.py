@@ -139,8 +139,16 @@ class PixelAdapter(ScoreAdapter):
 
 
 def scheduler_sigmas(scheduler):
-    """Return the noise levels (n,) float64 of a diffusers scheduler, largest first: sqrt((1 - abar) / abar)."""
+    """Return the noise levels (n,) float64 of a diffusers scheduler, largest first: sqrt((1 - abar) / abar).
+
+    A last level of pure noise, abar = 0 (arXiv 2305.08891), is left out: no x = x0 + sigma n is that noisy. Raises
+    UserError for betas that are no schedule.
+    """
     abar = (1 - scheduler.betas.double()).cumprod(0)  # its own float32 product is 1e-5 off at small sigmas
+    abar = abar[:-1] if abar[-1] == 0 else abar
+    if not (len(abar) and (abar > 0).all() and (abar < 1).all() and (abar.diff() < 0).all()):
+        raise UserError("the betas of its scheduler are no noise schedule: each must lie between 0 and 1; get its "
+                        "scheduler_config.json again")
     return ((1 - abar) / abar).sqrt().flip(0)
 
 

@@ -63,4 +63,8 @@ def load(checkpoint):
 
 def make(cfg, device):
     """Return the DDPM adapter of a run's configuration."""
-    return DDPMAdapter(*load(cfg.ddpm.checkpoint), device)
+    parts = load(cfg.ddpm.checkpoint)
+    try:
+        return DDPMAdapter(*parts, device)
+    except UserError as error:
+        raise UserError(f"--ddpm.checkpoint {cfg.ddpm.checkpoint}: {error}") from None

@@ -73,7 +73,8 @@ class IdealAdapter(PixelAdapter):
 def paint(color, obj, cameras, size):
     """Return {view prompt: pictures (n_v, 3, size, size) in [-1, 1]} of an object, on every plain background."""
     maps = torch.cat([coverage_maps(obj, cameras[i:i + RENDER_BATCH], RENDER_SIZE)
-                      for i in tqdm(range(0, len(cameras), RENDER_BATCH), desc="taking pictures", leave=False)])
+                      for i in tqdm(range(0, len(cameras), RENDER_BATCH), desc="taking pictures", leave=False,
+                                     disable=None)])
     pictures = {}
     for view in dict.fromkeys(c.view for c in cameras):
         mine = maps[[c.view == view for c in cameras]]

@@ -52,7 +52,7 @@ class StableDiffusionAdapter(ScoreAdapter):
         """Return the text encoder's last hidden state (B, L, D) of each prompt; RunError after `text_done` freed it."""
         if self.text_encoder is None:
             raise RunError("the text encoder has been freed; start with --sd.offload_text False")
-        refuse_unknown_words({f"the prompt {p!r}": p for p in prompts}, self.tokenizer.init_kwargs)
+        refuse_unknown_words({f"the prompt {p!r}": [p] for p in prompts}, self.tokenizer.init_kwargs)
         length = self.tokenizer.model_max_length
         longest = max(len(self.tokenizer(p).input_ids) for p in prompts)
         if longest > length:

@@ -1,11 +1,12 @@
 """The typed configuration of the 2D experiments. Imports nothing heavy: `-h` must answer at once."""
 
 from itertools import product
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from sjc_config import FamilyConfig
+from my.config import near_miss
+from sjc_config import IN_2D, FamilyConfig
 
 ANNEALED, UNIFORM = "annealed", "uniform"
 
@@ -30,6 +31,18 @@ class Setting(NamedTuple):
         return f"{self.copies} {'copy' if self.copies == 1 else 'copies'}, seed {self.seed}"
 
 
+def read_level(text):
+    """Return the shortest way to write the level of noise in `text`; ValueError where there is none."""
+    try:
+        level = float(text)
+    except ValueError:
+        level = 0.0
+    if not 0 < level < float("inf"):
+        raise ValueError(f"each must be {ANNEALED}, {UNIFORM} or a number above 0, not {text!r}"
+                         f"{near_miss(text, (ANNEALED, UNIFORM))}")
+    return f"{level:.12g}"
+
+
 class CanvasConfig(FamilyConfig):
     """Every option of run_2d_sjc.py; lists are compared, each value with all others."""
 
@@ -48,24 +61,21 @@ class CanvasConfig(FamilyConfig):
                                                             "most 80")
     sigma_min: float | None = Field(None, gt=0, description="where it ends; default the model's smallest")
 
+    READ_BY: ClassVar[dict] = FamilyConfig.READ_BY | IN_2D | dict.fromkeys(
+        ("sigma_max", "sigma_min"), {"schedules": (ANNEALED,)})
+
     @field_validator("schedules")
     @classmethod
     def _known(cls, schedules):
-        for name in schedules:
-            try:
-                legal = name in (ANNEALED, UNIFORM) or 0 < float(name) < float("inf")
-            except ValueError:
-                legal = False
-            if not legal:
-                raise ValueError(f"each must be {ANNEALED}, {UNIFORM} or a number above 0, not {name!r}")
-        return schedules
+        return [name if name in (ANNEALED, UNIFORM) else read_level(name) for name in schedules]
 
     @model_validator(mode="after")
     def _differ(self):
         for name in ("schedules", "var_red", "copies"):
             values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"--{name}: a value is given twice")
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise ValueError(f"--{name}: {twice[0]} is given twice; leave one out")
         if min(self.copies) < 1:
             raise ValueError(f"--copies must be at least 1, got {min(self.copies)}")
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:

@@ -62,8 +62,8 @@ def karras_sigmas(n, sigma_min, sigma_max, rho=7, round_sigma=None):
 def geometric_sigmas(n, sigma_min, sigma_max, round_sigma=None):
     """Return n >= 2 noise levels (n,) from sigma_max down to sigma_min, each the same share of the last.
 
-    Arguments and errors as in `karras_sigmas`, whose limit for a large rho it is. Source: arXiv
-    1907.05600, section 4.1.
+    Arguments and errors as in `karras_sigmas`, whose limit for a large rho it is. Source: the
+    geometric sequence of SMLD, arXiv 1907.05600.
     """
     karras_sigmas(n, sigma_min, sigma_max)  # refuses what is not legal
     sigmas = np.geomspace(sigma_max, sigma_min, n)
@@ -113,9 +113,10 @@ def smld_sampler(D, x, sigmas, randn, n_inner=5, step_size=0.2):
     """Yield the state after each of n noise levels of annealed Langevin dynamics, the last one denoised.
 
     At each level, `n_inner` times: x += alpha / 2 score(x) + sqrt(alpha) z, alpha = step_size sigma^2,
-    score = (D(x, sigma) - x) / sigma^2. Source: SMLD, arXiv 1907.05600, Algorithm 1, whose epsilon
-    is step_size sigma_n^2 (0.2 there, with 100 inner steps); the last state is D at the lowest
-    level, which takes the noise off that the algorithm leaves (arXiv 2009.05475).
+    score = (D(x, sigma) - x) / sigma^2. Source: SMLD, arXiv 1907.05600, its algorithm of annealed
+    Langevin dynamics, whose epsilon is step_size sigma_n^2: 0.2 there, with 100 inner steps, as
+    remembered, not looked up. The last state is D at the lowest level, which takes the noise off
+    that the algorithm leaves (arXiv 2009.05475).
 
     Args, Yields: as in `karras_sampler`.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from canvas_config import CanvasConfig
 from my import script
-from my.errors import run_main
+from my.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parent
 CHECK_EVERY = 50  # steps
@@ -29,6 +29,19 @@ def cell_name(setting):
     return f"sigma_{setting.schedule}_eq{equation}_copies_{setting.copies}_seed_{setting.seed}"
 
 
+def refuse_unfit_levels(cfg, adapter):
+    """Raise UserError, before the first cell, for levels of noise that the model has not, or has once for two rows."""
+    adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)
+    rows = {}  # {level of the model: what was given}
+    for given in cfg.single_levels():
+        adapter.refuse_unknown_sigma("--schedules", given)
+        level = adapter.round_sigma(given)
+        if level in rows:
+            raise UserError(f"--schedules {rows[level]:g},{given:g}: the same of this model's levels, {level:.4g}; "
+                            "leave one out")
+        rows[level] = given
+
+
 def compute(cfg, adapter):
     """Return {cell name: canvas (C, H, W)} of all cells; those in the newest checkpoint are not computed again."""
     from tqdm import tqdm
@@ -41,10 +54,10 @@ def compute(cfg, adapter):
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
     with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar:
         for setting in missing:
-            bar.set_postfix_str(f"{setting.row}, {setting.caption}")
+            bar.set_postfix_str(f"{setting.row}, {setting.caption}", refresh=False)
             for step, x in enumerate(optimise(cfg, adapter, setting, cfg.asked()[0]), 1):
                 if step % CHECK_EVERY == 0 or step == cfg.n_steps:
-                    script.check_finite({"the canvas": x.sum()}, step, "try a smaller --lr or --sd.precision fp32")
+                    script.check_finite({"the canvas": x.sum()}, f"{cell_name(setting)}, step {step}", cfg.remedy())
                 bar.update()
             canvases[cell_name(setting)] = x[0].cpu()
             checkpoint.save("ckpt", len(canvases), canvases, {})
@@ -65,6 +78,7 @@ def draw_figure(cfg, adapter, canvases):
             with torch.no_grad():
                 picture = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
             picture = picture.permute(1, 2, 0).cpu().numpy()
+            script.check_finite({"the decoded canvas": picture.sum()}, cell_name(setting), cfg.remedy())
             write_png(Path("cells") / f"{cell_name(setting)}.png", picture)
             cells.append((picture, setting.caption))
         grid.append((row[0].row, cells))
@@ -77,9 +91,7 @@ def prepare(cfg):
     from adapt import make_adapter
 
     adapter = make_adapter(cfg, script.pick_device(cfg.device))
-    adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)
-    for schedule in cfg.single_levels():
-        adapter.refuse_unknown_sigma("--schedules", schedule)
+    refuse_unfit_levels(cfg, adapter)
 
     def run():
         draw_figure(cfg, adapter, compute(cfg, adapter))

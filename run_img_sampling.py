@@ -56,15 +56,17 @@ def sample(cfg, adapter, levels):
     from sampling import draw
 
     subjects = cfg.subjects()
-    IMAGES.mkdir(exist_ok=True)
     missing = [images for images in batches(cfg) if not is_drawn(images)]
     with tqdm(total=len(missing) * len(levels), desc="sampling", unit="step") as bar:
         for images in missing:
-            bar.set_postfix_str(f"pictures {images[0]} to {images[-1]}, of {cfg.num_images}")
+            bar.set_postfix_str(f"pictures {images[0]} to {images[-1]}, of {cfg.num_images}", refresh=False)
             for x in draw(cfg, adapter, levels, [subjects[i] for i in images], images):
                 bar.update()
-            script.check_finite({"the picture": x.sum()}, images[0], "try --sd.precision fp32, --gddpm.precision fp32")
             pictures = decode(adapter, x)
+            for i, state, picture in zip(images, x, pictures):
+                script.check_finite({"its value": float(state.sum()) + float(picture.sum())},
+                                    f"picture {title(i, subjects[i])}", cfg.remedy())
+            IMAGES.mkdir(exist_ok=True)  # not before: the folder would be taken for a run's
             for i, picture in zip(images, pictures):
                 write_png(picture_file(i), picture)
             write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
@@ -77,6 +79,11 @@ def decode(adapter, x):
 
     with torch.no_grad():
         return np.concatenate([adapter.decode(row.float()[None]).permute(0, 2, 3, 1).cpu().numpy() for row in x])
+
+
+def title(i, subject):
+    """Return the number of a picture, with what it was asked to show."""
+    return f"{i}: {'class ' if subject.isdecimal() else ''}{subject}".rstrip(": ")
 
 
 def write_npy(path, array):
@@ -98,8 +105,7 @@ def preview(cfg):
 
     n = min(cfg.num_images, MAX_PREVIEW)
     pictures = np.concatenate([np.load(batch_file(images)) for images in batches(cfg) if images[0] < n])[:n]
-    named = [f"{i}: {'class ' if s.isdecimal() else ''}{s}".rstrip(": ") for i, s in enumerate(cfg.subjects()[:n])]
-    cells = list(zip(pictures, named))
+    cells = list(zip(pictures, map(title, range(n), cfg.subjects())))
     write_png("preview.png", labelled_grid([(None, cells[i:i + PREVIEW_COLUMNS])
                                             for i in range(0, n, PREVIEW_COLUMNS)]))
 

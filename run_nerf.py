@@ -65,7 +65,8 @@ def row_of(nerf, test_scene, step, stats, logged):
     """Return what history.json is to say of a step, {} for nothing; raises RunError if it is not finite."""
     row = {**stats, "minutes": nerf.minutes} if logged else {}
     if logged:
-        script.check_finite(stats, step, "try a smaller --lr")
+        script.check_finite(stats, f"step {step}", "a checkpoint, if there is one, is from before it; try a smaller "
+                           "--lr")
     if nerf.cfg.test_every and step % nerf.cfg.test_every == 0:
         row["test_psnr"] = mean(view["psnr"] for view in nerf.evaluate(test_scene))
     return row

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent
 N_VISUALS, N_CHECKPOINTS = 100, 20  # visualise every 1%, checkpoint every 5%
 N_TEST_VIEWS = 100
 LOG_EVERY = 10  # steps between lines of history.json
+BEFORE = "a checkpoint, if there is one, is from before it"
 
 
 def read_config(argv):
@@ -36,7 +37,7 @@ def train(sjc, first_step):
         for step, stats in optimise(sjc, first_step):
             log, save = (step % every == 0 or step == n for every in (LOG_EVERY, save_every))
             if log or save:
-                script.check_finite(stats, step, "try a smaller --lr or --sd.precision fp32")
+                script.check_finite(stats, f"step {step}", f"{BEFORE}; try a smaller --lr; {sjc.cfg.remedy()}")
             if log:
                 history.add(step, **stats)
                 bar.set_postfix({k: f"{float(v):.3g}" for k, v in stats.items()}, refresh=False)

@@ -1,12 +1,12 @@
 """The typed configuration of 2D sampling. Imports nothing heavy: `-h` must answer at once."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 import pixel_folder
 from my.seeds import numpy_rng
-from sjc_config import FamilyConfig, SDConfig
+from sjc_config import IN_2D, FamilyConfig, SDConfig
 
 ImageClass = Annotated[int, Field(ge=0, lt=pixel_folder.N_CLASSES)]
 
@@ -29,26 +29,39 @@ class SamplingConfig(FamilyConfig):
     heun: bool = Field(True, description="karras: second order, two evaluations a level; False is Euler")
     langevin: bool = Field(False, description="karras: add noise and remove it on the way, by the four S_ options "
                                               "(EDM, Algorithm 2)")
-    S_churn: float = Field(80.0, ge=0, description="langevin: how much noise over all levels (EDM, Table 5: ImageNet)")
+    # The four are those of EDM's Table 5 for its pretrained ImageNet-64 model, as remembered, not looked up; the ranges
+    # that diffusers' KarrasVeScheduler gives for that table, 0 to 100, 0 to 10, 0.2 to 80, 1 to 1.011, hold them.
+    S_churn: float = Field(80.0, ge=0, description="langevin: how much noise over all levels (EDM)")
     S_min: float = Field(0.05, ge=0, description="langevin: least level that gets it")
     S_max: float = Field(50.0, ge=0, description="langevin: largest level that gets it")
     S_noise: float = Field(1.003, gt=0, description="langevin: its standard deviation")
     smld_steps: int = Field(5, gt=0, description="smld: Langevin steps a level")
     smld_step_size: float = Field(0.2, gt=0, lt=2, description="smld: a step's variance over sigma^2")
 
+    READ_BY: ClassVar[dict] = FamilyConfig.READ_BY | IN_2D | {
+        "sd.prompt": {"family": ("sd", "ideal"), "prompts": ()}, "prompts": {"family": ("sd",)},
+        "gddpm.imgnet_cat": FamilyConfig.READ_BY["gddpm.imgnet_cat"] | {"classes": ()},
+        "classes": FamilyConfig.READ_BY["gddpm.imgnet_cat"],
+        "heun": {"sampler": ("karras",)}, "langevin": {"sampler": ("karras",)},
+        **dict.fromkeys(("S_churn", "S_min", "S_max", "S_noise"), {"sampler": ("karras",), "langevin": (True,)}),
+        **dict.fromkeys(("smld_steps", "smld_step_size"), {"sampler": ("smld",)}),
+    }
+
     @model_validator(mode="after")
-    def _fits_the_family(self):
-        for name, given, family in (("prompts", self.prompts, "sd"), ("classes", self.classes, "gddpm")):
-            if given and self.family != family:
-                raise ValueError(f"--{name} is for --family {family}, not {self.family}")
+    def _fits(self):
         if "" in (p.strip() for p in self.prompts):
-            raise ValueError("--prompts: one of them is empty")
+            raise ValueError("--prompts: one of them is empty; each needs words, such as \"a blue duck\"")
+        if self.S_min > self.S_max:
+            raise ValueError(f"--S_max {self.S_max:g} must not be below --S_min {self.S_min:g}")
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
             raise ValueError(f"--sigma_max {self.sigma_max:g} must be above --sigma_min {self.sigma_min:g}")
         return self
 
     def drawn_prompts(self):
         return self.prompts or super().drawn_prompts()
+
+    def prompts_flag(self):
+        return "--prompts" if self.prompts else super().prompts_flag()
 
     def drawn_classes(self):
         """Return the classes that are taken in turn; drawn at random where a model needs one and none is given."""

@@ -15,7 +15,7 @@ import pose
 from adapt import make_adapter
 from my import checkpoint, config
 from my.errors import UserError
-from my.script import pick_device
+from my.script import pick_device, refuse_other_run
 from my.seeds import numpy_rng, torch_rng
 from sjc_config import SJCConfig
 from voxnerf.field import make_field
@@ -252,6 +252,7 @@ def finished_run(folder):
     folder = Path(folder)
     if not (folder / "full_config.yml").exists():
         raise UserError(f"{folder.resolve()} has no full_config.yml: it is not the folder of a run of run_sjc.py")
+    refuse_other_run(SJCConfig, folder)
     cfg = config.read(SJCConfig, folder / "full_config.yml")
     newest = checkpoint.latest(folder / "ckpt")
     if newest is None:

@@ -1,13 +1,13 @@
 """The typed configuration of a text-to-3D run, and of its model. Imports nothing heavy: `-h` must answer at once."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import pixel_folder
 import pose
-from my.config import Config
+from my.config import Config, refuse_unread
 from my.errors import UserError
 from sd import find
 from toyworld.captions import read_prompt
@@ -29,14 +29,20 @@ class SDConfig(Config):
     ema: bool = Field(False, description="of a single file that also holds its UNet's running averages, use those")
     lora: list[str] = Field([], description="LoRA files, each PATH or PATH:WEIGHT; where a path has a comma: "
                                              '["a,b.safetensors"]')
-    prompt: str = Field("A high quality photo of a delicious burger", min_length=1,
-                        description="the text (families sd and ideal)")
+    prompt: str = Field("A high quality photo of a delicious burger", description="the text (families sd and ideal)")
     negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
     scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
     precision: Literal["autocast", "fp32", "fp16", "bf16"] = Field(
         "autocast", description="of the networks; autocast is fp16 on CUDA and fp32 on CPU")
     offload_text: bool | None = Field(
         None, description="free the text encoder's memory once the prompts are read; default True on CUDA")
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_words(cls, prompt):
+        if not prompt.strip():
+            raise ValueError(f"needs words, such as \"a blue duck\", got {prompt!r}")
+        return prompt
 
 
 class GDDPMConfig(Config):
@@ -114,9 +120,24 @@ class FamilyConfig(Config):
     resume: bool = Field(False, description="continue the run in this folder")
     dry_run: bool = Field(False, description="stop after writing full_config.yml")
 
+    READ_BY: ClassVar[dict] = {
+        "sd": {"family": ("sd",)}, "gddpm": {"family": ("gddpm",)}, "ddpm": {"family": ("ddpm",)},
+        "ideal": {"family": ("ideal",)},
+        "sd.prompt": {"family": ("sd", "ideal")}, "sd.scale": {"family": ("sd", "ideal")},
+        "cls_scaling": {"family": ("gddpm",), "gddpm.model": tuple(pixel_folder.FILES)},
+        "gddpm.imgnet_cat": {"family": ("gddpm",), "gddpm.model": tuple(pixel_folder.FILES)},
+        "gddpm.lsun_cat": {"family": ("gddpm",), "gddpm.model": ("m_lsun_256",)},
+        "pose.view_words": {"family": ("sd", "ideal")}, "pose.view_style": {"family": ("sd", "ideal")},
+        "pose.view_texts": {"family": ("sd",)}, "pose.perp_neg": {"family": ("sd",)},
+    }  # as `my.config.refuse_unread` takes it
+
     def drawn_prompts(self):
         """Return the prompts that the run will ask its model for, without view words."""
         return [self.sd.prompt]
+
+    def prompts_flag(self):
+        """Return the flag that `drawn_prompts` come from."""
+        return "--sd.prompt"
 
     def drawn_classes(self):
         """Return the ImageNet classes that the run will ask its model for, -1 for none."""
@@ -128,6 +149,12 @@ class FamilyConfig(Config):
             return [str(c) if c >= 0 else "" for c in self.drawn_classes()]
         return [""] if self.family == "ddpm" else self.drawn_prompts()
 
+    def remedy(self):
+        """Return what to do where the model gives numbers that are not finite."""
+        group = {"sd": self.sd, "gddpm": self.gddpm}.get(self.family)
+        precision = f"--{self.family}.precision fp32, or " if group and group.precision != "fp32" else ""
+        return f"in an empty folder, try {precision}another checkpoint: this one may be damaged"
+
     def absolute(self):
         """Return the configuration, its paths such that they hold in any folder."""
         find.absolute(self.sd)
@@ -138,7 +165,9 @@ class FamilyConfig(Config):
         return self
 
     def check_files(self):
-        """Raise UserError, before heavy imports, for a model that is not there or cannot know what is asked for."""
+        """Raise UserError, before heavy imports, for options that nothing reads, and for a model that is not there or
+        cannot know what is asked for."""
+        refuse_unread(self, self.READ_BY)
         self._check_views()
         if self.family == "sd":
             find.check(self.sd, self._told())
@@ -153,10 +182,9 @@ class FamilyConfig(Config):
             read_prompt(self.sd.prompt, "--sd.prompt with --family ideal")
 
     def _told(self):
-        """Return {option: text} of all that the model will be told, but for the view words that it comes with."""
-        told = {"--sd.prompt" if p == self.sd.prompt else f"the prompt {p!r}": p for p in self.drawn_prompts()}
-        return told | {"--sd.negative_prompt": self.sd.negative_prompt} | {
-            f"--pose.view_texts {text!r}": text.partition("=")[2] for text in self.pose.view_texts}
+        """Return {option: texts} of all that the model will be told, but for the view words that it comes with."""
+        told = {self.prompts_flag(): self.drawn_prompts(), "--sd.negative_prompt": [self.sd.negative_prompt]}
+        return told | {f"--pose.view_texts {text!r}": [text.partition("=")[2]] for text in self.pose.view_texts}
 
     def _check_views(self):
         """Raise UserError for options of prompts that mean nothing, or that the family cannot follow."""
@@ -164,15 +192,17 @@ class FamilyConfig(Config):
         texts = pose.read_view_texts(p.view_texts, p.view_words)
         if texts and p.view_style == "none":
             raise UserError("--pose.view_texts mean nothing with --pose.view_style none: leave out one of the two")
-        if self.family == "ideal" and (texts or p.view_style == "suffix" or p.perp_neg):
-            raise UserError("--family ideal knows views by their prefix only: leave out --pose.view_style suffix, "
-                            "--pose.view_texts and --pose.perp_neg")
-        if self.family == "ideal" and self.sd.negative_prompt:
-            raise UserError("--family ideal has nothing to set against: leave out --sd.negative_prompt")
+        if self.family == "ideal" and (texts or p.view_style == "suffix"):
+            raise UserError("--family ideal knows views by their prefix only: leave out --pose.view_style suffix and "
+                            "--pose.view_texts")
         if p.perp_neg and p.view_style == "none":
             raise UserError("--pose.perp_neg True needs view prompts: leave out --pose.view_style none")
         if p.perp_neg and p.view_words != "sjc":
             raise UserError("--pose.perp_neg True needs --pose.view_words sjc, whose sides are the ones it tells apart")
+
+
+IN_2D = {"pose": {"family": ("ideal",)},  # whose pictures are taken by its cameras
+         **dict.fromkeys(("pose.view_style", "pose.view_texts", "pose.perp_neg"))}  # of READ_BY, where no view is asked
 
 
 class SJCConfig(FamilyConfig):

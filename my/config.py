@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import PydanticUndefined
 
 from my.errors import UserError
@@ -25,6 +25,7 @@ class Config(BaseModel):
     """Base of every configuration; a field that is itself a Config gives dotted flags."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    _asked: dict[str, str] = PrivateAttr({})  # {dotted name: where} of what a person asked for, by `load`
 
 
 class Option(NamedTuple):
@@ -70,13 +71,55 @@ def load(cls, argv, *, prog, doc, presets_dir=None, positional=None, config_file
     if config_file and Path(config_file).exists():
         local = read_layer(Path(config_file), f"./{config_file}", options)
     preset = read_preset({**local, **flags}, options, presets) if presets_dir else {}
-    return build(cls, options, {**preset, **local, **flags})
+    config = build(cls, options, {**preset, **local, **flags})
+    config._asked = asked(options, preset, local, flags)
+    return config
+
+
+def refuse_unread(config, read_by):
+    """Raise UserError for an option that was asked for, and that others leave unread.
+
+    read_by: {option or group: {switch: the values of it, as `satisfies` takes them, under which that is
+    read}, or None where it never is}; an option's own entry comes before its group's.
+    """
+    values = flat(config)
+    for name, where in config._asked.items():
+        group = name.partition(".")[0]
+        switches = read_by.get(name, read_by.get(group, {}))
+        if switches is None:
+            raise UserError(f"{where}: nothing here reads it; leave it out")
+        for switch, allowed in switches.items():
+            value = plain(values[switch])
+            if not satisfies(value, allowed):
+                instead = f"give --{switch} {' or '.join(map(str, allowed))}" if allowed else f"leave out --{switch}"
+                raise UserError(f"{where}: not read with --{switch} {spelled(value)}; leave it out, or {instead}")
 
 
 def show(config):
     """The configuration as YAML text that reads back to exactly the same values."""
     values = config.model_dump(mode="json")
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def satisfies(value, allowed):
+    """Whether a switch's value is among the allowed ones; of a list any item, and for () the list is to be empty."""
+    if isinstance(value, list):
+        return any(item in allowed for item in value) if allowed else not value
+    return value in allowed
+
+
+def asked(options, preset, local, flags):
+    """{dotted name: where} of every flag, and of what the configuration file changes: it may be a whole one."""
+    def otherwise(name):
+        return preset[name].value if name in preset else options[name].default
+
+    changed = {name: given for name, given in local.items() if given.value != otherwise(name)}
+    return {name: given.where for name, given in {**changed, **flags}.items()}
+
+
+def spelled(value):
+    """A value as a person types it."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def flat(config):
@@ -91,13 +134,8 @@ def write(config, path):
 
 def read(cls, path):
     """The instance of `cls` that `write` left at `path`; UserError, one line, if it is unfit."""
-    values = read_yaml(Path(path), str(path))
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {name}: {reason(first)}") from None
+    options = {option.name: option for option in walk(cls)}
+    return build(cls, options, read_layer(Path(path), str(path), options))
 
 
 # ---------------------------------------------------------------- declared options
@@ -222,6 +260,12 @@ def unknown(name, options, dashes=""):
     return f"no such option; {hint}"
 
 
+def near_miss(text, known):
+    """"; perhaps you meant ..." of the one of `known` that is most like `text`, "" where none is."""
+    near = difflib.get_close_matches(str(text), map(str, known), n=1)
+    return f"; perhaps you meant {near[0]}" if near else ""
+
+
 # ---------------------------------------------------------------- YAML layers
 
 
@@ -283,9 +327,8 @@ def read_preset(given, options, presets):
     if name is None:
         return {}
     if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=1)
-        hint = f"perhaps you meant {near[0]}; " if near else ""
-        raise UserError(f"{where}: no preset {name!r}; {hint}presets: {', '.join(presets)}")
+        raise UserError(f"{where}: no preset {name!r} of this script{near_miss(name, presets)}; its presets are "
+                        f"{', '.join(presets)}")
     settable = {key: option for key, option in options.items() if key != "preset"}
     return read_layer(presets[name], f"preset {name} ({presets[name].name})", settable)
 
@@ -298,11 +341,8 @@ def coerce(value, kind, where):
     try:
         return convert(value, kind)
     except (ValueError, yaml.YAMLError):
-        allowed = choices(kind) if isinstance(value, str) else ()
-        near = difflib.get_close_matches(str(value), map(str, allowed), n=1)
-        hint = f"; perhaps you meant {near[0]}" if near else ""
-        message = f"{where}: expected {describe(kind)}, got {value!r}{hint}"
-        raise UserError(message) from None
+        hint = near_miss(value, choices(kind) if isinstance(value, str) else ())
+        raise UserError(f"{where}: expected {describe(kind)}, got {value!r}{hint}") from None
 
 
 def convert(value, kind):
@@ -344,11 +384,11 @@ def convert_union(value, args):
 
 
 def convert_list(value, origin, args):
-    """Text is a YAML flow list `[1, 2]`, or its items with commas between."""
+    """Text is a YAML flow list `[1, 2]`, or its items with commas between; blank text is no list, [] is empty."""
     if isinstance(value, str) and value.strip().startswith("["):
         value = yaml.load(value, Loader=yaml.BaseLoader)
     elif isinstance(value, str):
-        value = [item.strip() for item in value.split(",")] if value.strip() else []
+        value = [item.strip() for item in value.split(",")] if value.strip() else None
     if not isinstance(value, (list, tuple)):
         raise ValueError(value)
     kinds = args if origin is tuple and Ellipsis not in args else args[:1] * len(value)
@@ -431,12 +471,21 @@ def locate(loc, options, given):
     return f"options of {'.'.join(path)}"
 
 
-def reason(first, options=None):
-    """One pydantic error in words, with what was given; `options` tells what is missing."""
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if first["type"] == "missing":
-        option = (options or {}).get(".".join(map(str, first["loc"])))
+LIMITS = {"greater_than": "greater than {gt}", "greater_than_equal": "greater than or equal to {ge}",
+          "less_than": "less than {lt}", "less_than_equal": "less than or equal to {le}",
+          "multiple_of": "a multiple of {multiple_of}"}  # what `convert` leaves to pydantic, by its names of errors
+
+
+def reason(first, options):
+    """One pydantic error in our words, with what was given; `options` tells what is missing."""
+    kind, got = first["type"], first["input"]
+    if kind == "missing":
+        option = options.get(".".join(map(str, first["loc"])))
         return f"is required; give it {option.meaning if option and option.meaning else 'a value'}"
-    if isinstance(first["input"], dict):
-        return message
-    return f"{message}, got {first['input']!r}"
+    if kind == "too_short":
+        return f"needs at least {first['ctx']['min_length']} value, several with commas between; got {spelled(got)!r}"
+    if kind == "string_too_short":
+        return f"needs words; got {got!r}"
+    if kind in LIMITS:
+        return f"must be {LIMITS[kind].format(**first['ctx'])}, got {got!r}"
+    return first["msg"].removeprefix("Value error, ")  # of the configuration's own validators

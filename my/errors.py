@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 STORAGE_HINTS = {
@@ -57,8 +59,11 @@ def run_main(main, argv=None, go_on="start it again"):
     that are bugs pass through.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        with stopping_imports(go_on):
+            main(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -67,8 +72,37 @@ def run_main(main, argv=None, go_on="start it again"):
         if explained is None:
             raise
         message, status = explained
-        print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
+        say(message)
         sys.exit(status)
+
+
+def say(message):
+    """Print a message as one line on stderr, behind the name of the program."""
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stopping_imports(go_on):
+    """While the block runs, let Ctrl-C inside an import end the process there: what is half imported makes anything
+    of a KeyboardInterrupt, from nothing at all to an abort in C++."""
+    def stop(number, frame):
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                message, status = explain(KeyboardInterrupt(), go_on)
+                say(message)
+                os._exit(status)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    ours = (threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler)  # not one that is to be ignored
+    if ours:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from my.errors import RunError, UserError
 
 FULL_CONFIG = "full_config.yml"
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
+KNOWN_BY = {"schedules": "run_2d_sjc.py", "num_images": "run_img_sampling.py", "scene": "run_nerf.py",
+             "emptiness_weight": "run_sjc.py"}  # option that no other script has -> script
 FREE_ON_RESUME = {*OF_ONE_COMMAND, "device", "sd.precision", "gddpm.precision", "sd.offload_text",
                   "sha256"}  # options that a resumed run may change: they are of the machine, or of one command
 
@@ -36,17 +38,19 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     return cfg
 
 
-def refuse_other_run(cls):
+def refuse_other_run(cls, folder="."):
     """Raise UserError in the folder of another script's run, whose configuration has options that `cls` has not."""
-    if Path(FULL_CONFIG).exists():
+    path = Path(folder) / FULL_CONFIG
+    if path.exists():
         try:
-            options = yaml.safe_load(Path(FULL_CONFIG).read_text())
+            options = yaml.safe_load(path.read_text())
         except (OSError, ValueError, yaml.YAMLError):
             return  # reading it in earnest says what is wrong
         others = sorted(set(options if isinstance(options, dict) else ()) - set(cls.model_fields))
         if others:
-            raise UserError(f"this folder holds a run of another script: its {FULL_CONFIG} has the option {others[0]}; "
-                            "start in an empty folder")
+            whose = next((script for option, script in KNOWN_BY.items() if option in others), "another script")
+            raise UserError(f"{'this folder' if str(folder) == '.' else folder} holds a run of {whose}: its "
+                            f"{FULL_CONFIG} has the option {others[0]}; go to another folder")
 
 
 def refuse_changes(now, then):
@@ -88,11 +92,10 @@ def pick_device(name):
     return device
 
 
-def check_finite(stats, step, remedy):
-    """Raise RunError, which tells the `remedy`, if a statistic is not finite."""
+def check_finite(stats, where, remedy):
+    """Raise RunError, which tells `where` it was and the `remedy`, if a statistic is not finite."""
     import torch
 
     bad = [name for name, value in stats.items() if not torch.isfinite(torch.as_tensor(value))]
     if bad:
-        raise RunError(f"step {step}: {', '.join(bad)} is not finite; a checkpoint, if there is one, is from "
-                       f"before it; {remedy}")
+        raise RunError(f"{where}: {', '.join(bad)} is not finite; {remedy}")

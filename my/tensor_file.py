@@ -5,6 +5,7 @@ import json
 import math
 import mmap
 import zipfile
+import zlib
 from pathlib import Path
 
 from my import unpickled
@@ -30,6 +31,7 @@ class TensorFile:
 
     def __init__(self, path):
         self.path, self.metadata, self.starts = Path(path), {}, {}  # starts: {storage key: first byte}
+        self.unchecked = {}  # {storage key: (bytes, CRC-32)} of an archive's data that nobody has read yet
         try:
             with open(self.path, "rb") as file:
                 self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written stays ours
@@ -57,8 +59,19 @@ class TensorFile:
         storage, dtype = stored.storage, getattr(torch, stored.storage.dtype)
         if 0 in stored.shape:
             return torch.empty(stored.shape, dtype=dtype)
+        self._check(storage.key)
         flat = torch.frombuffer(self.memory, dtype=dtype, count=storage.numel, offset=self.starts[storage.key])
         return flat.as_strided(stored.shape, stored.stride, stored.offset)
+
+    def _check(self, key):
+        """Raise UserError if the data of a storage, read for the first time, are not those that were written."""
+        if key in self.unchecked:
+            size, crc = self.unchecked[key]
+            with memoryview(self.memory) as memory:
+                if zlib.crc32(memory[self.starts[key]:self.starts[key] + size]) != crc:
+                    raise UserError(f"{self.path}: the data of storage {key[:20]!r} are damaged (its CRC-32 differs); "
+                                    f"{AGAIN}")
+            del self.unchecked[key]
 
     def _index(self, file):
         """Return {name: Stored}, and fill `starts`."""
@@ -110,6 +123,7 @@ class TensorFile:
             at = member.header_offset  # a local header: 30 bytes, its last four the lengths of a name and an extra
             name, extra = (int.from_bytes(self.memory[at + i:at + i + 2], "little") for i in (26, 28))
             self.starts[storage.key] = at + 30 + name + extra
+            self.unchecked[storage.key] = member.file_size, member.CRC
         return tensors
 
     def _index_stream(self, file):

@@ -38,10 +38,10 @@ class Found(NamedTuple):
     missed: str = ""  # where it was looked for before
 
 
-def check(sd, texts=None):
-    """Raise UserError, at once, where the options `sd` mean no checkpoint, or one that cannot do what is asked.
+def check(sd, prompts=None):
+    """Raise UserError, at once, where the options `sd` mean no checkpoint, or a prompt has words that it cannot know.
 
-    `texts` is {option: its text} of all that the model will be told, by default its prompts.
+    `prompts` are {option: texts that it gave} of all that the model will be told, by default those of `sd`.
     """
     for lora in sd.lora:
         read_lora(lora)
@@ -49,14 +49,14 @@ def check(sd, texts=None):
     if path is not None and path.is_dir():
         tokenizer = path / "tokenizer" / "tokenizer_config.json"
         try:
-            refuse_unknown_words(own_prompts(sd) if texts is None else texts, read_json(tokenizer))
+            refuse_unknown_words(prompts_of(sd) if prompts is None else prompts, read_json(tokenizer))
         except (OSError, ValueError, TypeError, RecursionError):
             pass  # loading it says what is wrong
 
 
-def own_prompts(sd):
-    """Return {option: text} of the prompts among the options `sd`."""
-    return {"--sd.prompt": sd.prompt, "--sd.negative_prompt": sd.negative_prompt}
+def prompts_of(sd):
+    """Return {option: texts} of the options `sd`."""
+    return {"--sd.prompt": [sd.prompt], "--sd.negative_prompt": [sd.negative_prompt]}
 
 
 def find_checkpoint(sd):
@@ -235,11 +235,11 @@ def hub_reason(error):
 # ---------------------------------------------------------------- small files
 
 
-def refuse_unknown_words(texts, tokenizer_config):
-    """Raise UserError for words of `texts` {option: text} that a tokenizer with a closed vocabulary does not have."""
+def refuse_unknown_words(prompts, tokenizer_config):
+    """Raise UserError for words of `prompts` {option: texts} that a tokenizer's closed vocabulary does not have."""
     known = tokenizer_config.get("closed_vocabulary")
-    for option, text in texts.items() if known else ():
-        unknown = sorted({w for w in text.lower().split() if w not in known})
+    for option, texts in prompts.items() if known else ():
+        unknown = sorted({w for text in texts for w in text.lower().split() if w not in known})
         if unknown:
             raise UserError(f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
                             f"{' '.join(known)}; for any other give a real checkpoint: --sd.checkpoint PATH or "

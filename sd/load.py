@@ -11,7 +11,7 @@ from pathlib import Path
 from my.errors import UserError
 from my.tensor_file import TensorFile
 from sd import layout, lora
-from sd.find import MINI, WITHOUT, has_vocabulary, own_prompts, read_json, read_lora, refuse_unknown_words
+from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora
 from sd.tokenizer import END, clip_tokenizer
 
 FIRST = 3  # of the missing and of the unexpected tensors that an error names
@@ -64,8 +64,7 @@ def folder_parts(folder, sd, dtype, empty=False):
     try:
         if not has_vocabulary(folder / "tokenizer"):
             raise ValueError("tokenizer has no tokenizer.json and no vocab.json")
-        tokenizer = folder / "tokenizer" / "tokenizer_config.json"
-        refuse_unknown_words(own_prompts(sd), read_json(tokenizer))
+        read_json(folder / "tokenizer" / "tokenizer_config.json")
         _refuse_other_folders(folder, sd)
         parts = _read_folder(folder, dtype, empty)  # takes seconds
     except UserError:

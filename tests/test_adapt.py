@@ -169,7 +169,7 @@ def test_score_is_the_gradient_of_the_log_density(sigma):
     torch.testing.assert_close(score, want, rtol=1e-5, atol=1e-8)
 
 
-def test_ideal_pictures_of_the_toy_world():
+def test_ideal_pictures_of_the_toy_world(capfd):
     cfg = SJCConfig(family="ideal", sd={"prompt": "a red mushroom"}, ideal={"n_cameras": 12},
                     pose={"rend_hw": 16, "fov_range": (50.0, 60.0)})
     adapter = make_adapter(cfg, "cpu")
@@ -177,6 +177,7 @@ def test_ideal_pictures_of_the_toy_world():
     assert adapter.data_shape == (3, 16, 16) and adapter.picture_size == 16
     assert "views" not in vars(adapter)  # not painted yet
     assert adapter.all_views.shape == (12 * len(PLAIN_BACKGROUNDS), 3, 16, 16)
+    assert capfd.readouterr().err == ""  # its bar is for terminals: in a file it would be lines inside another's
     assert adapter.all_views.min() >= -1 and adapter.all_views.max() <= 1
     corners = adapter.all_views[:, :, 0, 0].unique(dim=0)  # nothing but background there
     torch.testing.assert_close((corners + 1) / 2, torch.tensor(PLAIN_BACKGROUNDS).unique(dim=0), atol=0.003, rtol=0)

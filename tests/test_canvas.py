@@ -164,17 +164,38 @@ def test_resume_computes_what_is_missing(here, flags, monkeypatch):
 
 
 def test_a_canvas_that_breaks_down(here):
+    """It is named, with what to do; nothing is left that would be taken for a run."""
     cfg = CanvasConfig(n_steps=3)
-    with pytest.raises(RunError, match="step 3: the canvas is not finite.*smaller --lr"):
+    with pytest.raises(RunError, match="^sigma_1.5_eq16_copies_1_seed_0, step 3: the canvas is not finite; .*fp32"):
         run_2d_sjc.compute(cfg, NotANumber())
+    assert not list(here.iterdir())
+
+
+def test_a_decoder_that_breaks_down(here):
+    class Broken(Affine):
+        def decode(self, x):
+            return x * float("nan")
+
+    cfg = CanvasConfig(n_steps=3, schedules=["2"])
+    with pytest.raises(RunError, match="^sigma_2_eq16_copies_1_seed_0: the decoded canvas is not finite"):
+        run_2d_sjc.draw_figure(cfg, Broken(), run_2d_sjc.compute(cfg, Broken()))
+    assert not list((here / "cells").iterdir()) and not (here / "grid.png").exists()
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["--schedules", "1.5,anneald"], ["--schedules", "annealed, uniform or a number above 0, not 'anneald'"]),
+    (["--schedules", "1.5,anneald"], ["--schedules", "annealed, uniform or a number above 0, not 'anneald'",
+                                      "perhaps you meant annealed"]),
+    (["--schedules", "1.5,1.50"], ["--schedules: 1.5 is given twice; leave one out"]),
+    (["--preset", "mini", "--schedules", "1.5,1.5001"], ["--schedules 1.5,1.5001: the same of this model's levels"]),
+    (["--preset", "mini", "--schedules", "1.5", "--sigma_max", "9"],
+     ["--sigma_max: not read with --schedules 1.5; leave it out, or give --schedules annealed"]),
+    (["--preset", "burger"], ["no preset 'burger' of this script; its presets are ideal, mini"]),
+    (["--sd.prompt", ""], ["--sd.prompt: needs words", "got ''"]),
     (["--schedules", "0"], ["--schedules", "not '0'"]),
-    (["--schedules", "[]"], ["--schedules", "at least 1"]),
+    (["--schedules", "[]"], ["--schedules: needs at least 1 value", "got ''"]),
+    (["--copies", ""], ["--copies: expected a list, each an integer, got ''"]),
     (["--copies", "0"], ["--copies must be at least 1, got 0"]),
-    (["--var_red", "True,True"], ["--var_red: a value is given twice"]),
+    (["--var_red", "True,True"], ["--var_red: True is given twice"]),
     (["--var_red", "both"], ["--var_red: expected a list, each True or False"]),
     (["--n_seeds", "0"], ["--n_seeds", "greater than 0"]),
     (["--lr", "2"], ["--lr", "less than or equal to 1"]),

@@ -76,6 +76,28 @@ def test_layout_of_the_first_pipelines(unet, tmp_path, capfd):
     assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
 
 
+def test_a_last_level_of_pure_noise_is_left_out(unet):
+    """Zero terminal SNR: abar 0 has no sigma; every other level still tells the network its own step."""
+    scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    adapter = DDPMAdapter(unet, scheduler)
+    assert len(adapter.sigmas) == 999 and adapter.sigmas.isfinite().all()
+    for t in (0, 500, 998):
+        sigma = adapter.sigmas[998 - t].item()
+        assert adapter.timestep(sigma) == t
+        assert sigma == pytest.approx((1 / scheduler.alphas_cumprod[t].item() - 1) ** 0.5, rel=1e-3)
+    assert adapter.sigma_range()[1] == 80
+
+
+@pytest.mark.parametrize("betas", [[0.1, 1.0, 0.1], [0.1, 1.2], [0.1, -0.1], [0.1, float("nan")], [0.0, 0.1], [1.0]],
+                         ids=str)
+def test_betas_that_are_no_schedule_are_refused(folder, tmp_path, betas):
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    settings = broken / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"trained_betas": betas}))
+    with pytest.raises(UserError, match="--ddpm.checkpoint .*broken: the betas of its scheduler are no noise schedule"):
+        make_adapter(SJCConfig(family="ddpm", ddpm={"checkpoint": str(broken)}), "cpu")
+
+
 def refused(checkpoint, *words):
     with pytest.raises(UserError) as caught:
         cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": checkpoint and str(checkpoint)})

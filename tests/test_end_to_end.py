@@ -11,10 +11,13 @@ import torch
 import highres_final_vis
 import pose
 import run_sjc
+from canvas_config import CanvasConfig
 from my import config
 from my.errors import UserError
 from my.media import read_video
 from my.run_dir import read_history
+from nerf_config import NeRFConfig
+from sampling_config import SamplingConfig
 from sjc import load_run
 from sjc_config import SJCConfig
 from toyworld import compose, coverage_maps
@@ -133,4 +136,13 @@ def test_highres_mistakes(run, monkeypatch, argv, message):
 def test_highres_needs_a_finished_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no full_config.yml"):
+        highres_final_vis.main([])
+
+
+@pytest.mark.parametrize("cls, script", [(CanvasConfig, "run_2d_sjc.py"), (SamplingConfig, "run_img_sampling.py"),
+                                         (NeRFConfig, "run_nerf.py")])
+def test_highres_in_the_folder_of_another_script(tmp_path, monkeypatch, cls, script):
+    monkeypatch.chdir(tmp_path)
+    config.write(cls(), "full_config.yml")
+    with pytest.raises(UserError, match=f"^this folder holds a run of {script}: its full_config.yml has the option"):
         highres_final_vis.main([])

@@ -1,10 +1,12 @@
 """The command line: values by declared type, precedence, one-line errors, exact YAML."""
 
 import enum
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal, Optional, get_args, get_origin
 
 import pytest
 import yaml
@@ -96,6 +98,7 @@ def get(config, name):
         ("views", "1,-2.5", [1.0, -2.5]),
         ("views", "[]", []),
         ("tags", "[a, 'b,c', 1]", ["a", "b,c", "1"]),
+        ("tags", "[]", []),
     ],
 )
 def test_a_value_is_read_by_its_declared_type(load, name, text, value):
@@ -134,7 +137,10 @@ def test_a_value_that_begins_with_two_dashes_needs_the_equals_spelling(load):
         (["--sd", "1"], ["--sd is a group".replace("--sd ", "--sd: "), "--sd.variant"]),
         (["--sd.prompt", "a", "pig"], ["unexpected word 'pig'", "quotes"]),
         (["-lr", "1"], ["unexpected word '-lr'"]),
-        (["--preset", "burgr"], ["--preset", "perhaps you meant burger", "burger, chair"]),
+        (["--preset", "burgr"],
+         ["--preset: no preset 'burgr' of this script; perhaps you meant burger; its presets are burger, chair"]),
+        (["--tags", ""], ["--tags: expected a list, each text, got ''"]),
+        (["--views", " "], ["--views: expected a list"]),
         (["--preset", "../x"], ["no preset '../x'"]),
     ],
 )
@@ -186,6 +192,81 @@ def test_a_mistake_in_a_preset_names_the_preset(load):
     assert "preset bad (bad.yml): preset: no such option" in refusal(load, "--preset", "bad")
 
 
+# ---------------------------------------------------------------- what is asked for, and read by nothing
+
+READ_BY = {"sd": {"grid": ("dense",)}, "sd.prompt": {}, "depth": {"sd.variant": ("v1",), "tags": ()},
+           "size": {"views": (1.0, 2.0)}, "lr": None}
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--sd.scale", "2"], None),
+        (["--sd.scale", "2", "--grid", "tensor"],
+         "--sd.scale: not read with --grid tensor; leave it out, or give --grid dense"),
+        (["--sd.scale", "50", "--grid", "tensor"], "--sd.scale: not read"),  # its default, but asked for
+        (["--sd.prompt", "x", "--grid", "tensor"], None),  # an option's own entry comes before its group's
+        (["--depth", "1", "--sd.variant", "v2"], "--depth: not read with --sd.variant v2; leave it out, or give "
+                                                 "--sd.variant v1"),
+        (["--depth", "1"], None),
+        (["--depth", "1", "--tags", "a,b"], "--depth: not read with --tags a,b; leave it out, or leave out --tags"),
+        (["--size", "1,2", "--views", "0,2"], None),
+        (["--size", "1,2"], "--size: not read with --views 0.5; leave it out, or give --views 1.0 or 2.0"),
+        (["--lr", "1"], "--lr: nothing here reads it; leave it out"),
+        (["--preset", "burger", "--grid", "tensor"], None),  # sets lr: a preset's are nobody's mistake
+    ],
+)
+def test_what_is_asked_for_must_be_read(load, argv, words):
+    config = load(*argv)
+    if words is None:
+        cfg.refuse_unread(config, READ_BY)
+        return
+    with pytest.raises(UserError) as caught:
+        cfg.refuse_unread(config.model_copy(), READ_BY)
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize("text, asked", [("lr: 0.05", False), ("lr: 0.2", True), ("{preset: burger, lr: 0.1}", False),
+                                         ("{preset: burger, lr: 0.05}", True)])
+def test_a_line_of_config_yml_counts_where_it_changes_something(load, text, asked):
+    Path("config.yml").write_text(text)
+    config = load()
+    if asked:
+        with pytest.raises(UserError, match="^./config.yml: lr: nothing here reads it"):
+            cfg.refuse_unread(config, READ_BY)
+    else:
+        cfg.refuse_unread(config, READ_BY)
+
+
+def test_every_limit_of_the_project_has_words_of_ours():
+    """Of the configurations of all scripts: what each option may be limited by, `reason` can say."""
+    from canvas_config import CanvasConfig
+    from doctor import DoctorConfig
+    from evaluate import EvaluateConfig
+    from highres_final_vis import VisConfig
+    from nerf_config import NeRFConfig
+    from sampling_config import SamplingConfig
+
+    def limits(kind, metadata):
+        yield from (type(item).__name__ for item in metadata)
+        for arg in get_args(kind):
+            if get_origin(kind) is not Literal:
+                yield from limits(arg, getattr(arg, "__metadata__", ()))
+        for item in getattr(kind, "__metadata__", ()):
+            yield from (type(m).__name__ for m in item.metadata)
+
+    def fields(cls):
+        for field in cls.model_fields.values():
+            if cfg.is_group(field.annotation):
+                yield from fields(field.annotation)
+            else:
+                yield field
+
+    used = {name for cls in (CanvasConfig, DoctorConfig, EvaluateConfig, VisConfig, NeRFConfig, SamplingConfig)
+            for field in fields(cls) for name in limits(field.annotation, field.metadata)}
+    assert used - {"FieldInfo"} == {"Gt", "Ge", "Lt", "Le", "MultipleOf", "MinLen"}
+
+
 def test_help_shows_every_option_with_type_default_and_meaning(load, capsys):
     with pytest.raises(SystemExit) as caught:
         load("--lr", "1", "--help")
@@ -233,7 +314,9 @@ def test_yaml_round_trips_every_value_exactly(tmp_path):
     assert path.read_text() == cfg.show(config) == cfg.show(cfg.read(Toy, path))
 
 
-@pytest.mark.parametrize("text, word", [("lr: x", "lr"), ("sd: {a: 1}", "sd.a"), ("lr: [", "YAML")])
+@pytest.mark.parametrize("text, word", [("lr: x", "lr: expected a finite number"), ("sd: {a: 1}", "sd.a: no such"),
+                                        ("sd: 3", "is a group"), ("n_steps: 0", "must be greater than 0, got 0"),
+                                        ("lr: [", "YAML")])
 def test_reading_an_unfit_full_config_is_one_line(tmp_path, text, word):
     (tmp_path / "f.yml").write_text(text)
     message = refusal(lambda: cfg.read(Toy, tmp_path / "f.yml"))
@@ -293,6 +376,33 @@ def test_run_main_ends_in_one_line_and_a_status(capsys, monkeypatch, error, stat
     err = capsys.readouterr().err
     assert caught.value.code == status and err.count("\n") == 1
     assert err.startswith("run_toy.py: ") and word in err
+
+
+@pytest.mark.parametrize("swallow", ["KeyboardInterrupt", "BaseException"])
+def test_ctrl_c_inside_an_import_ends_the_command(tmp_path, swallow):
+    """Though what is imported makes nothing of the interrupt, or something else."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    for _ in range(10**6): pass\n"
+        f"except {swallow}:\n    pass\n")
+    (tmp_path / "toy.py").write_text(
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever started the tests
+        "from my.errors import run_main\ndef main(argv):\n    print('begun')\n    import slow\n    print('went on')\n"
+        "run_main(main, [], go_on='start it again')\n")
+    done = subprocess.run([sys.executable, tmp_path / "toy.py"], env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "toy.py: stopped; start it again\n")
+    assert "went on" not in done.stdout
+
+
+def test_ctrl_c_elsewhere_is_pythons_own():
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run_main(lambda argv: signal.raise_signal(signal.SIGINT), [])
+        assert caught.value.code == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_run_main_lets_bugs_through_and_passes_the_words(monkeypatch):

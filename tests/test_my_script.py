@@ -73,7 +73,7 @@ def test_resume_of_nothing(read):
 def test_another_scripts_run_is_left_alone(read):
     Path(script.FULL_CONFIG).write_text("lr: 0.5\nschedules: [annealed]\n")
     for argv in ([], ["--dry_run", "True"], ["--resume", "True"]):
-        with pytest.raises(UserError, match="another script: its full_config.yml has the option schedules"):
+        with pytest.raises(UserError, match="run_2d_sjc.py: its full_config.yml has the option schedules"):
             read(*argv)
 
 
@@ -90,6 +90,6 @@ def test_devices():
 
 
 def test_not_finite():
-    script.check_finite({"loss": 1.0}, 3, "rest")
-    with pytest.raises(RunError, match="step 3: loss is not finite.*rest"):
-        script.check_finite({"loss": float("nan")}, 3, "rest")
+    script.check_finite({"loss": 1.0}, "step 3", "rest")
+    with pytest.raises(RunError, match="^step 3: loss is not finite; rest$"):
+        script.check_finite({"loss": float("nan")}, "step 3", "rest")

@@ -148,6 +148,20 @@ def test_cut_off_files(tmp_path, kind, keep):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_damage_in_the_middle_of_an_archive(tmp_path):
+    """One bit of one tensor: that one is refused, each time; the others are as they were."""
+    tensors = {f"layer.{i}": torch.randn(50, 40, generator=torch.Generator().manual_seed(i)) for i in range(3)}
+    path = crafted.save_ckpt(tensors, tmp_path / "a.ckpt")
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(tensors["layer.1"].numpy().tobytes()) + 77] ^= 4
+    path.write_bytes(whole)
+    file = TensorFile(path)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"a.ckpt: the data of storage '1' are damaged .*get the file again"):
+            file.tensor("layer.1")
+        assert all(torch.equal(file.tensor(name), tensors[name]) for name in ("layer.0", "layer.2"))
+
+
 @pytest.mark.parametrize("content, words", [
     (b"junk" * 99, "neither .safetensors nor a PyTorch checkpoint"), (b"", "it is empty"),
     (b"\x10\0\0\0\0\0\0\0{\"a\": {}}       ", "safetensors header"),

@@ -13,10 +13,10 @@ import yaml
 import run_img_sampling
 from adapt import make_adapter
 from adapt_ideal import IdealAdapter
-from my.errors import UserError, run_main
+from my.errors import RunError, UserError, run_main
 from sampling import draw, noise_levels
 from sampling_config import SamplingConfig
-from tiny import SIZE, Affine
+from tiny import SIZE, Affine, NotANumber
 
 ROOT = Path(run_img_sampling.__file__).parent
 
@@ -99,6 +99,7 @@ def test_subjects_are_taken_in_turn():
 
 
 def test_every_picture_is_written(here, flags):
+    flags = [flag for flag in flags if flag not in ("--sd.prompt", "a blue duck")]
     run_img_sampling.main([*flags, "--prompts", "a blue duck, a red car"])
     files = sorted((here / "imgs").glob("step_*.npy"))
     assert [f.name for f in files] == ["step_0000000.npy", "step_0000002.npy", "step_0000004.npy"]
@@ -133,6 +134,40 @@ def test_a_long_sheet_is_cut(here):
     assert iio.imread(here / "preview.png").shape == (8 * (112 + 14 + 4) + 4, 8 * (112 + 4) + 4, 3)
 
 
+class LateNaN(Affine):
+    """A denoiser that is whole in its first batch, and whose decoder then breaks down, as one in half precision may."""
+
+    def decode(self, x):
+        self.decoded = getattr(self, "decoded", 0) + 1
+        return super().decode(x) if self.decoded < 4 else x * np.nan
+
+
+def test_a_picture_that_breaks_down_leaves_no_run(here, monkeypatch, flags):
+    """It is named, with what to do; nothing of it is written, and the same command can be given again."""
+    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device: NotANumber())
+    for _ in range(2):
+        with pytest.raises(RunError, match="^picture 0: a blue duck: its value is not finite; .*--sd.precision fp32"):
+            run_img_sampling.main(flags)
+        assert [p.name for p in here.iterdir()] == ["full_config.yml"]
+    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device: LateNaN())
+    with pytest.raises(RunError, match="^picture 3: "):
+        run_img_sampling.main(flags)
+    assert sorted(p.name for p in (here / "imgs").iterdir()) == ["0000000.png", "0000001.png", "step_0000000.npy"]
+    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device: Affine())
+    run_img_sampling.main(["--resume", "True"])
+    assert len(list((here / "imgs").glob("*.png"))) == 5
+
+
+def test_a_whole_configuration_as_config_yml_is_taken(here, flags):
+    """Its lines are not all asked for: only those that change something have to be read."""
+    run_img_sampling.main([*flags, "--dry_run", "True"])
+    (here / "full_config.yml").rename("config.yml")
+    run_img_sampling.read_config([]).check_files()
+    (here / "config.yml").write_text((here / "config.yml").read_text().replace("smld_steps: 5", "smld_steps: 6"))
+    with pytest.raises(UserError, match="./config.yml: smld_steps: not read with --sampler karras"):
+        run_img_sampling.read_config([]).check_files()
+
+
 @pytest.mark.parametrize("preset", ["mini", "ideal"])
 def test_presets_of_2d(here, preset):
     for argv in (["--preset", preset], ["--preset", preset, "--num_images", "3"]):
@@ -146,18 +181,39 @@ def test_presets_of_2d(here, preset):
     (["--preset", "mini", "--sigma_max", "0.01"], ["--sigma_max 0.01: this model knows 0.02917 to 14.61"]),
     (["--preset", "mini", "--σ_max", "0.01"], ["--sigma_max 0.01"]),
     (["--preset", "mini", "--sigma_min", "15"], ["--sigma_min 15", "14.61"]),
-    (["--preset", "mini", "--prompts", "a blue duck, a zebra"], ["the prompt 'a zebra': ", "'zebra'", "it knows"]),
+    (["--preset", "mini", "--prompts", "a blue duck, a zebra"], ["--prompts: ", "'zebra'", "it knows"]),
+    (["--preset", "mini", "--prompts", "a blue duck", "--sd.negative_prompt", "ugly"],
+     ["--sd.negative_prompt: ", "'ugly'"]),
+    (["--sd.variant", "mini", "--prompts", ""], ["--prompts: expected a list, each text, got ''"]),
+    (["--sd.variant", "mini", "--sd.prompt", " "], ["--sd.prompt: needs words", "got ' '"]),
     (["--preset", "mini", "--prompts", "a blue duck,"], ["--prompts: one of them is empty"]),
-    (["--preset", "ideal", "--prompts", "a blue duck"], ["--prompts is for --family sd, not ideal"]),
+    (["--preset", "ideal", "--prompts", "a blue duck"],
+     ["--prompts: not read with --family ideal; leave it out, or give --family sd"]),
+    (["--preset", "mini", "--gddpm.imgnet_cat", "5"], ["--gddpm.imgnet_cat: not read with --family sd"]),
+    (["--preset", "mini", "--prompts", "a red duck", "--sd.prompt", "a blue duck"],
+     ["--sd.prompt: not read with --prompts a red duck", "or leave out --prompts"]),
+    (["--preset", "mini", "--pose.perp_neg", "True"], ["--pose.perp_neg: nothing here reads it"]),
+    (["--preset", "mini", "--pose.rend_hw", "32"], ["--pose.rend_hw: not read with --family sd", "--family ideal"]),
+    (["--preset", "mini", "--sampler", "smld", "--heun", "True"],
+     ["--heun: not read with --sampler smld; leave it out, or give --sampler karras"]),
+    (["--preset", "mini", "--smld_steps", "9"], ["--smld_steps: not read with --sampler karras"]),
+    (["--preset", "mini", "--S_churn", "9"], ["--S_churn: not read with --langevin False", "give --langevin True"]),
+    (["--preset", "mini", "--langevin", "True", "--S_max", "0.01"], ["--S_max 0.01 must not be below --S_min 0.05"]),
+    (["--family", "ddpm", "--sd.negative_prompt", "ugly"], ["--sd.negative_prompt: not read with --family ddpm"]),
+    (["--family", "gddpm", "--sd.prompt", "a duck"], ["--sd.prompt: not read with --family gddpm", "sd or ideal"]),
+    (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--gddpm.lsun_cat", "ffhq"],
+     ["--gddpm.lsun_cat: not read with --gddpm.model m_imgnet_64", "m_lsun_256"]),
+    (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--classes", "1", "--gddpm.imgnet_cat", "1"],
+     ["--gddpm.imgnet_cat: not read with --classes 1", "leave out --classes"]),
     (["--family", "gddpm", "--gddpm.model", "m_imagenet_64"], ["--gddpm.model: expected one of m_imgnet_64",
                                                               "perhaps you meant m_imgnet_64"]),
     (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--classes", "3,1000"], ["--classes", "less than 1000"]),
     (["--family", "gddpm", "--gddpm.imgnet_cat", "-2"], ["--gddpm.imgnet_cat", "greater than or equal to -1"]),
-    (["--family", "gddpm", "--classes", "3"], ["class 3", "m_lsun_256 knows none"]),
+    (["--family", "gddpm", "--classes", "3"], ["--classes: not read with --gddpm.model m_lsun_256", "m_imgnet_64"]),
     (["--family", "gddpm"], ["lsun_bedroom.pt", "--gddpm.checkpoint FILE"]),
-    (["--classes", "3"], ["--classes is for --family gddpm, not sd"]),
+    (["--classes", "3"], ["--classes: not read with --family sd", "give --family gddpm"]),
     (["--family", "ddpm"], ["--family ddpm needs --ddpm.checkpoint"]),
-    (["--preset", "burger"], ["no preset 'burger'; presets: ideal, mini"]),
+    (["--preset", "burger"], ["no preset 'burger' of this script; its presets are ideal, mini"]),
     (["--sampler", "ddim"], ["--sampler: expected one of karras, smld"]),
 ])
 def test_mistakes_end_in_one_line(here, monkeypatch, capsys, argv, words):
