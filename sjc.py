@@ -7,7 +7,9 @@ renderer, and so moves the parameters theta of a voxel field. `SJC.step` is wher
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -25,6 +27,17 @@ MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # of the image's edge, around the centre of the centre-depth loss
 TEST_BACKGROUND = 0  # index of the plain background behind test views
 CHUNK = 16384  # rays at a time where no gradient is needed
+AHEAD = 128  # steps whose cameras are copied to the device at once, so that no step waits for a copy
+
+
+class DeviceCamera(NamedTuple):
+    """A training camera on the device, for images of the size that is trained on."""
+
+    matrix: torch.Tensor  # (3, 3)
+    c2w: torch.Tensor  # (4, 4)
+
+    def K(self, H, W):
+        return self.matrix
 
 
 def chained_gradient(D, x, x_perturbed, sigma, var_red):
@@ -76,6 +89,7 @@ class SJC:
             {"params": [p], "lr": cfg.bg_lr if name == "bg" else cfg.lr} for name, p in theta.items()])
         self.uncond, self.cond = self._embed_prompts()
         self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
+        self._ahead = (None, [], [])  # number of a stretch of AHEAD steps, its cameras, the same on the device
 
     @torch.no_grad()
     def _embed_prompts(self):
@@ -162,6 +176,17 @@ class SJC:
         return [pose.train_camera(numpy_rng(self.cfg.seed, step, f"camera/{b}"), p.R, p.fov_range, p.view_words)
                 for b in range(self.cfg.batch_views)]
 
+    def cameras(self, step):
+        """Return this step's training cameras, and the same as `DeviceCamera`."""
+        part, i = divmod(step, AHEAD)
+        if part != self._ahead[0]:
+            drawn = [self.draw_cameras(part * AHEAD + k) for k in range(AHEAD)]
+            hw, device = self.cfg.pose.rend_hw, self.adapter.device
+            K, c2w = (torch.from_numpy(np.array([[of(camera) for camera in row] for row in drawn])).to(device)
+                      for of in (lambda camera: camera.K(hw, hw), lambda camera: camera.c2w))
+            self._ahead = part, drawn, [list(map(DeviceCamera, *row)) for row in zip(K, c2w)]
+        return self._ahead[1][i], self._ahead[2][i]
+
     def draw_background(self, step):
         """Return the index of this step's plain background."""
         n = 1 if self.backgrounds is None else len(self.backgrounds)
@@ -177,8 +202,9 @@ class SJC:
             padded = [*negative.items(), *[(next(iter(positive)), 0.0)] * (2 - len(negative))]  # one batch for all
             away.append(torch.cat([self.cond[view] for view, _ in padded]))
             weights.append([weight for _, weight in padded])
-        weights = torch.tensor(weights, device=self.adapter.device)
-        return torch.cat(cond), (torch.stack(away), weights) if weights.any() else None
+        if not np.any(weights):
+            return torch.cat(cond), None
+        return torch.cat(cond), (torch.stack(away), torch.tensor(weights).to(self.adapter.device, non_blocking=True))
 
     @torch.no_grad()
     def gradient(self, x, cameras, sigma, step):
@@ -201,9 +227,9 @@ class SJC:
 
     def step(self, step):
         """Take one step; return {sigma, score (RMS of the chained gradient), regulariser, opacity}."""
-        cameras, sigma = self.draw_cameras(step), self.draw_sigma(step)
+        (cameras, on_device), sigma = self.cameras(step), self.draw_sigma(step)
         bg_index = self.draw_background(step)
-        renderings = [self.render(camera, bg_index=bg_index) for camera in cameras]
+        renderings = [self.render(camera, bg_index=bg_index) for camera in on_device]
         x = resize(torch.stack([r.color for r in renderings]), self.adapter.data_shape[1:])
         g = self.gradient(x.detach(), cameras, sigma, step)
         loss = self.regulariser(renderings, step)

@@ -113,6 +113,18 @@ def test_background_keeps_its_border_and_stretches_its_middle():
     assert row(3, 2) == [0, 0, 1, 1, 4, 4]
 
 
+def test_device_cameras_are_those_drawn():
+    sjc = new(batch_views=2)
+    for step in (0, method.AHEAD - 1, method.AHEAD, 3):  # within stretches, across them, and back
+        cameras, on_device = sjc.cameras(step)
+        assert len(on_device) == 2
+        for camera, drawn, same in zip(cameras, sjc.draw_cameras(step), on_device):
+            assert (camera.c2w == drawn.c2w).all() and camera.view == drawn.view
+            assert torch.equal(same.c2w, torch.from_numpy(drawn.c2w))
+            hw = sjc.cfg.pose.rend_hw
+            assert torch.equal(same.K(hw, hw), torch.from_numpy(drawn.K(hw, hw)))
+
+
 def test_regulariser_schedule():
     """w E before the fraction emptiness_step of the run, then multiplier w E; the depth loss always."""
     sjc = new(emptiness_weight=100, emptiness_multiplier=20, emptiness_step=0.5, depth_weight=7, n_steps=10)
