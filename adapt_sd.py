@@ -24,11 +24,7 @@ class StableDiffusionAdapter(ScoreAdapter):
         for net in (self.text_encoder, self.unet, self.vae):
             net.to(self.device).eval().requires_grad_(False)
         self.amp, self.offload_text = amp, offload_text
-        levels = scheduler_sigmas(scheduler)
-        self.sigmas = levels[levels.isfinite()]
-        if len(self.sigmas) < len(levels):
-            print("note: the model's schedule ends in pure noise (zero terminal SNR), which has no level sigma: that "
-                  "last step is left out", file=sys.stderr)
+        self.sigmas = scheduler_sigmas(scheduler)
         self.prediction_type = scheduler.config.prediction_type
         size = self.unet.config.sample_size
         self.data_shape = (self.unet.config.in_channels, size, size)
