@@ -35,6 +35,7 @@ def load(checkpoint):
     """Return the (unet, scheduler) of a diffusers folder or hub id; raises UserError where that is no such pipeline."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
+    from huggingface_hub import constants
 
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below; old weights without safetensors are fine
@@ -44,9 +45,10 @@ def load(checkpoint):
     except Exception as error:  # whatever a damaged folder, or the lack of a network, makes of the library
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         if not Path(where).is_dir():
-            why = "not in the local cache, and not to be had from the hub: look at the name, and at the network"
-        raise UserError(f"--ddpm.checkpoint {checkpoint}: cannot be read as a diffusers pipeline: {why}; "
-                        f"{pixel_folder.WITHOUT}") from None
+            cause = "HF_HUB_OFFLINE, which is set" if constants.HF_HUB_OFFLINE else "the network"
+            why = f"not in the local cache, and not to be had from the hub: look at the name, and at {cause}"
+        raise UserError(f"--ddpm.checkpoint {checkpoint}: cannot be read as a diffusers pipeline: {why}; get it again, "
+                        f"or {pixel_folder.WITHOUT}") from None
     parts = pipe.components
     if set(parts) != {"unet", "scheduler"} or not hasattr(parts["scheduler"], "betas"):
         raise UserError(f"--ddpm.checkpoint {checkpoint}: a {type(pipe).__name__} of {', '.join(sorted(parts))}; "

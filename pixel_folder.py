@@ -115,3 +115,6 @@ def check_index(folder, flag):
                         f"pipeline, or {WITHOUT}") from None
     if parts != ["scheduler", "unet"]:
         raise UserError(f"{flag}: a {index.get('_class_name')} of {', '.join(parts)}; {TAKES}")
+    settings = folder / "scheduler" / "scheduler_config.json"
+    if settings.is_file() and '"_class_name"' not in settings.read_text(errors="replace"):  # diffusers would guess all
+        raise UserError(f"{flag}: {settings} is not what diffusers writes there; get that file again")

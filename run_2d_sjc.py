@@ -51,13 +51,14 @@ def compute(cfg, adapter):
 
     newest = checkpoint.latest("ckpt")
     canvases = checkpoint.load(newest)[0] if newest else {}
+    remedy = cfg.remedy(adapter.device.type)
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
     with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar:
         for setting in missing:
             bar.set_postfix_str(f"{setting.row}, {setting.caption}", refresh=False)
             for step, x in enumerate(optimise(cfg, adapter, setting, cfg.asked()[0]), 1):
                 if step % CHECK_EVERY == 0 or step == cfg.n_steps:
-                    script.check_finite({"the canvas": x.sum()}, f"{cell_name(setting)}, step {step}", cfg.remedy())
+                    script.check_finite({"the canvas": x.sum()}, f"{cell_name(setting)}, step {step}", remedy)
                 bar.update()
             canvases[cell_name(setting)] = x[0].cpu()
             checkpoint.save("ckpt", len(canvases), canvases, {})
@@ -78,7 +79,7 @@ def draw_figure(cfg, adapter, canvases):
             with torch.no_grad():
                 picture = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
             picture = picture.permute(1, 2, 0).cpu().numpy()
-            script.check_finite({"the decoded canvas": picture.sum()}, cell_name(setting), cfg.remedy())
+            script.check_finite({"the decoded canvas": picture.sum()}, cell_name(setting), cfg.remedy(adapter.device.type))
             write_png(Path("cells") / f"{cell_name(setting)}.png", picture)
             cells.append((picture, setting.caption))
         grid.append((row[0].row, cells))
@@ -87,7 +88,6 @@ def draw_figure(cfg, adapter, canvases):
 
 def prepare(cfg):
     """Return what optimises every missing canvas and draws the figure; UserError where a cell could not start."""
-    cfg.check_files()
     from adapt import make_adapter
 
     adapter = make_adapter(cfg, script.pick_device(cfg.device))

@@ -61,15 +61,24 @@ def sample(cfg, adapter, levels):
         for images in missing:
             bar.set_postfix_str(f"pictures {images[0]} to {images[-1]}, of {cfg.num_images}", refresh=False)
             for x in draw(cfg, adapter, levels, [subjects[i] for i in images], images):
+                refuse_broken(cfg, adapter, images, x)
                 bar.update()
             pictures = decode(adapter, x)
-            for i, state, picture in zip(images, x, pictures):
-                script.check_finite({"its value": float(state.sum()) + float(picture.sum())},
-                                    f"picture {title(i, subjects[i])}", cfg.remedy())
+            refuse_broken(cfg, adapter, images, pictures)
             IMAGES.mkdir(exist_ok=True)  # not before: the folder would be taken for a run's
             for i, picture in zip(images, pictures):
                 write_png(picture_file(i), picture)
             write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
+
+
+def refuse_broken(cfg, adapter, images, values):
+    """Raise RunError where one of the pictures numbered `images`, `values` (B, ...), is not finite."""
+    import torch
+
+    sums = torch.as_tensor(values).flatten(1).sum(dim=1).tolist()
+    for i, value in zip(images, sums):
+        script.check_finite({"its value": value}, f"picture {title(i, cfg.subjects()[i])}",
+                            cfg.remedy(adapter.device.type))
 
 
 def decode(adapter, x):
@@ -112,7 +121,6 @@ def preview(cfg):
 
 def prepare(cfg):
     """Return what draws all that is missing in the current folder, and its contact sheet; UserError if it cannot."""
-    cfg.check_files()
     from adapt import make_adapter
     from sampling import noise_levels
 

@@ -37,7 +37,7 @@ def train(sjc, first_step):
         for step, stats in optimise(sjc, first_step):
             log, save = (step % every == 0 or step == n for every in (LOG_EVERY, save_every))
             if log or save:
-                script.check_finite(stats, f"step {step}", f"{BEFORE}; try a smaller --lr; {sjc.cfg.remedy()}")
+                script.check_finite(stats, f"step {step}", f"{BEFORE}; try a smaller --lr; {sjc.cfg.remedy(sjc.adapter.device.type)}")
             if log:
                 history.add(step, **stats)
                 bar.set_postfix({k: f"{float(v):.3g}" for k, v in stats.items()}, refresh=False)
@@ -86,7 +86,6 @@ def save_test_views(sjc):
 
 def prepare(cfg):
     """Return the run of the current folder, from its last checkpoint or its beginning; UserError if it cannot start."""
-    cfg.check_files()
     from sjc import ready
 
     sjc, first_step = ready(cfg, script.pick_device(cfg.device))

@@ -51,6 +51,11 @@ class SamplingConfig(FamilyConfig):
     def _fits(self):
         if "" in (p.strip() for p in self.prompts):
             raise ValueError("--prompts: one of them is empty; each needs words, such as \"a blue duck\"")
+        for name in ("prompts", "classes"):
+            n = len(getattr(self, name))
+            if n > self.num_images:
+                raise ValueError(f"--num_images {self.num_images}: fewer than the {n} --{name}, some of which would "
+                                 "never be drawn")
         if self.S_min > self.S_max:
             raise ValueError(f"--S_max {self.S_max:g} must not be below --S_min {self.S_min:g}")
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:

@@ -126,7 +126,7 @@ class FamilyConfig(Config):
         "sd.prompt": {"family": ("sd", "ideal")}, "sd.scale": {"family": ("sd", "ideal")},
         "cls_scaling": {"family": ("gddpm",), "gddpm.model": tuple(pixel_folder.FILES)},
         "gddpm.imgnet_cat": {"family": ("gddpm",), "gddpm.model": tuple(pixel_folder.FILES)},
-        "gddpm.lsun_cat": {"family": ("gddpm",), "gddpm.model": ("m_lsun_256",)},
+        "gddpm.lsun_cat": {"family": ("gddpm",), "gddpm.model": ("m_lsun_256",), "gddpm.checkpoint": ()},
         "pose.view_words": {"family": ("sd", "ideal")}, "pose.view_style": {"family": ("sd", "ideal")},
         "pose.view_texts": {"family": ("sd",)}, "pose.perp_neg": {"family": ("sd",)},
     }  # as `my.config.refuse_unread` takes it
@@ -149,11 +149,12 @@ class FamilyConfig(Config):
             return [str(c) if c >= 0 else "" for c in self.drawn_classes()]
         return [""] if self.family == "ddpm" else self.drawn_prompts()
 
-    def remedy(self):
-        """Return what to do where the model gives numbers that are not finite."""
+    def remedy(self, device_type):
+        """Return what to do where the model, on such a device, gives numbers that are not finite."""
         group = {"sd": self.sd, "gddpm": self.gddpm}.get(self.family)
-        precision = f"--{self.family}.precision fp32, or " if group and group.precision != "fp32" else ""
-        return f"in an empty folder, try {precision}another checkpoint: this one may be damaged"
+        exact = group is None or group.precision == "fp32" or (group.precision, device_type) == ("autocast", "cpu")
+        precision = "" if exact else f"continue with --resume True --{self.family}.precision fp32, or "
+        return f"{precision}try another checkpoint in an empty folder: this one may be damaged"
 
     def absolute(self):
         """Return the configuration, its paths such that they hold in any folder."""
@@ -173,6 +174,9 @@ class FamilyConfig(Config):
             find.check(self.sd, self._told())
         if self.family == "gddpm":
             classifier = pixel_folder.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
+            if "cls_scaling" in self._asked and self.cls_scaling and not classifier:
+                raise UserError(f"{self._asked['cls_scaling']}: no class is asked for, and only to one does it guide; "
+                                "leave it out, or give --gddpm.imgnet_cat")
             pixel_folder.find_unet(self.gddpm)
             if classifier:
                 pixel_folder.find_classifier(self.gddpm)
@@ -202,6 +206,7 @@ class FamilyConfig(Config):
 
 
 IN_2D = {"pose": {"family": ("ideal",)},  # whose pictures are taken by its cameras
+         "pose.view_words": {"family": ("ideal",)},
          **dict.fromkeys(("pose.view_style", "pose.view_texts", "pose.perp_neg"))}  # of READ_BY, where no view is asked
 
 

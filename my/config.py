@@ -27,6 +27,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     _asked: dict[str, str] = PrivateAttr({})  # {dotted name: where} of what a person asked for, by `load`
 
+    def check_files(self):
+        """Raise UserError, at once and without heavy imports, for what cannot be: files that are not there, say."""
+
 
 class Option(NamedTuple):
     """One leaf of a configuration, under its dotted name."""
@@ -102,10 +105,10 @@ def show(config):
 
 
 def satisfies(value, allowed):
-    """Whether a switch's value is among the allowed ones; of a list any item, and for () the list is to be empty."""
-    if isinstance(value, list):
-        return any(item in allowed for item in value) if allowed else not value
-    return value in allowed
+    """Whether a switch's value, or any of a list, is among the allowed ones; for () it is to be None or empty."""
+    if not allowed:
+        return value in (None, [])
+    return any(item in allowed for item in (value if isinstance(value, list) else [value]))
 
 
 def asked(options, preset, local, flags):
@@ -136,6 +139,15 @@ def read(cls, path):
     """The instance of `cls` that `write` left at `path`; UserError, one line, if it is unfit."""
     options = {option.name: option for option in walk(cls)}
     return build(cls, options, read_layer(Path(path), str(path), options))
+
+
+def refuse_incomplete(cls, path):
+    """Raise UserError where the file that `write` left at `path` has lost options, which would get their defaults."""
+    options = {option.name: option for option in walk(cls)}
+    lost = [name for name in options if name not in read_layer(Path(path), str(path), options)]
+    if lost:
+        raise UserError(f"{path} has no {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}: it was cut off, or is of "
+                        "another version of this project; start in an empty folder")
 
 
 # ---------------------------------------------------------------- declared options

@@ -13,6 +13,9 @@ STORAGE_HINTS = {
     errno.EDQUOT: "your disk quota is used up; free some space",
     errno.EACCES: "permission denied; work in a folder that you may read and write",
     errno.EROFS: "this file system is read-only; work in a folder that you may write",
+    errno.EEXIST: "a file has the name of a folder that is to be written; move it away",
+    errno.ENOTDIR: "a file has the name of a folder that is to be written; move it away",
+    errno.EISDIR: "a folder has the name of a file that is to be written; move it away",
 }
 
 
@@ -40,7 +43,8 @@ def explain(error, go_on):
     if is_out_of_memory(error):
         return "out of memory; use a smaller grid, image or batch, or a larger device", 1
     if isinstance(error, OSError) and error.errno in STORAGE_HINTS:
-        where = f"{error.filename}: " if error.filename else ""
+        name = error.filename2 or error.filename  # the second is where it was to be moved to
+        where = f"{name}: " if name else ""
         return f"{where}{STORAGE_HINTS[error.errno]}, then {go_on}", 1
     return None
 

@@ -26,6 +26,8 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     run_dir.refuse_project_dir(root)
     refuse_other_run(cls)
     if not cfg.resume:
+        if Path(leaves).is_file():
+            raise UserError(f"{leaves}: this run would write a folder of that name, and a file has it; move it away")
         if any(Path(leaves).glob("[!.]*")):  # what begins with a dot was never whole
             raise UserError("this folder already holds a run: continue it with --resume True, or start in an "
                             "empty folder")
@@ -33,6 +35,7 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     if not Path(FULL_CONFIG).exists():
         raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
     saved = config.read(cls, FULL_CONFIG)
+    config.refuse_incomplete(cls, FULL_CONFIG)
     cfg = settle(config.load(cls, argv, config_file=FULL_CONFIG, **spec))
     refuse_changes(config.flat(cfg), config.flat(saved))
     return cfg
@@ -65,11 +68,13 @@ def refuse_changes(now, then):
 def begin(cfg, prepare):
     """Keep and print the configuration, then call what `prepare` returned for it, alone in the folder.
 
-    `prepare` loads what the run needs, and raises UserError where it cannot start: a refused command prints
-    and leaves nothing. A dry run prepares nothing, and stops once the configuration is kept.
+    The configuration's own `check_files` and `prepare`, which loads what the run needs, raise UserError where it
+    cannot start: a refused command prints and leaves nothing. A dry run prepares nothing, and stops once the
+    configuration is kept.
     """
     kept = cfg.model_copy(update=OF_ONE_COMMAND)
     with run_dir.alone():
+        kept.check_files()
         run = None if cfg.dry_run else prepare(kept)
         config.write(kept, FULL_CONFIG)
         print(config.show(kept), end="", flush=True)

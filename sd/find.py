@@ -11,7 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from my.env import ENV, data_root
-from my.errors import STORAGE_HINTS, RunError, UserError
+from my.errors import STORAGE_HINTS, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "mini_sd"
@@ -167,7 +167,7 @@ def hub_table():
 
 
 def fetch(found):
-    """Return the path of a Found, downloaded first if it is on the hub only; raises RunError if none can be had."""
+    """Return the path of a Found, downloaded first if it is on the hub only; raises UserError if none can be had."""
     if found.path is not None:
         return found.path
     for repo in found.repos:
@@ -180,7 +180,7 @@ def fetch(found):
         if folder:
             return folder
         reasons.append(f"{repo}: {reason}")
-    raise RunError(f"{found.flag}: nothing at {found.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
+    raise UserError(f"{found.flag}: nothing at {found.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
                    f"file with --sd.checkpoint, or {WITHOUT}")
 
 
@@ -221,11 +221,13 @@ def _download(repo):
 
 def hub_reason(error):
     """Return in words why the hub did not give a repository."""
+    from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
+    offline = "HF_HUB_OFFLINE is set, and it is not in the hub's cache here" if constants.HF_HUB_OFFLINE else OFFLINE
     for kinds, words in ((hub.GatedRepoError, "gated: accept its licence on its page, then run `hf auth login`"),
                          (hub.RepositoryNotFoundError, "gone, private, or never there"),
-                         ((hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled), OFFLINE),
+                         ((hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled), offline),
                          (hub.HFValidationError, "not a repository's id")):
         if isinstance(error, kinds):
             return words

@@ -115,6 +115,9 @@ def test_what_is_no_such_pipeline_is_refused(folder, unet, tmp_path):
     no_betas = tmp_path / "no_betas"
     ScoreSdeVePipeline(unet, ScoreSdeVeScheduler()).save_pretrained(no_betas)
     refused(no_betas, "a ScoreSdeVePipeline of scheduler, unet", "discrete scheduler")
+    guessed = Path(shutil.copytree(folder, tmp_path / "guessed"))
+    (guessed / "scheduler" / "scheduler_config.json").write_text("{}")
+    refused(guessed, "guessed/scheduler/scheduler_config.json is not what diffusers writes", "get that file again")
     refused("nobody/no-such-model", "--ddpm.checkpoint nobody/no-such-model: cannot be read", "hub")  # none in tests
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"junk")

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from my import script
 from my.config import Config
-from my.errors import RunError, UserError
+from my.errors import RunError, UserError, explain
+from my.run_dir import write_atomic
 
 
 class Tiny(Config):
@@ -34,13 +35,25 @@ def test_begin_keeps_the_configuration_and_runs(read, capsys):
     assert "dry_run: false" in Path(script.FULL_CONFIG).read_text() and "lr: 0.1" in capsys.readouterr().out
 
 
-def test_a_refused_run_prints_and_leaves_nothing(read, capsys):
-    def refuse(cfg):
-        raise UserError("no")
+def refuse(cfg):
+    raise UserError("no")
 
+
+@pytest.mark.parametrize("dry_run", ["False", "True"])
+def test_a_refused_run_prints_and_leaves_nothing(read, capsys, monkeypatch, dry_run):
+    if dry_run == "False":
+        with pytest.raises(UserError, match="no"):
+            script.begin(read(), refuse)
+    monkeypatch.setattr(Tiny, "check_files", refuse)
     with pytest.raises(UserError, match="no"):
-        script.begin(read(), refuse)
+        script.begin(read("--dry_run", dry_run), None)
     assert capsys.readouterr() == ("", "") and not list(Path().iterdir())
+
+
+def test_a_file_in_the_way_of_the_runs_folder(read):
+    Path("ckpt").write_text("")
+    with pytest.raises(UserError, match="ckpt: this run would write a folder of that name"):
+        read()
 
 
 def test_resume_takes_what_was_saved(read):
@@ -63,6 +76,26 @@ def test_precision_is_of_the_machine_and_may_change():
     script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then)
     with pytest.raises(UserError, match=r"with --lr 2 \(was 1\): .* can change only device, sd.precision; for"):
         script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then)
+
+
+@pytest.mark.parametrize("name, way", [("folder", lambda p: p.mkdir()), ("file", lambda p: p.write_text(""))])
+def test_a_name_that_is_taken_is_told(tmp_path, name, way):
+    """Rather than a traceback: what is written atomically is moved to its name, or its folder is made."""
+    way(tmp_path / name)
+    with pytest.raises(OSError) as caught:
+        write_atomic(tmp_path / name, "text") if name == "folder" else (tmp_path / name).mkdir()
+    message, status = explain(caught.value, "start it again")
+    assert message.startswith(f"{tmp_path / name}: a ") and "move it away, then start it again" in message
+    assert status == 1
+
+
+def test_a_saved_configuration_that_was_cut_off_is_refused(read):
+    script.begin(read("--lr", "0.5"), lambda cfg: dict)
+    saved = Path(script.FULL_CONFIG).read_text()
+    for lines, lost in ((1, "device"), (0, "lr, device")):
+        Path(script.FULL_CONFIG).write_text("".join(saved.splitlines(keepends=True)[:lines]))
+        with pytest.raises(UserError, match=f"full_config.yml has no {lost}.*: it was cut off"):
+            read("--resume", "True")
 
 
 def test_resume_of_nothing(read):

@@ -89,6 +89,15 @@ def test_levels_are_the_models():
     assert noise_levels(SamplingConfig(sampler="smld", num_t=2), adapter).tolist() == [79, 1]
 
 
+def test_precision_is_a_remedy_where_it_would_change():
+    half = "continue with --resume True --sd.precision fp32, or try another checkpoint"
+    assert SamplingConfig().remedy("cuda").startswith(half)
+    assert SamplingConfig(sd={"precision": "bf16"}).remedy("cpu").startswith(half)
+    for cfg, device in ((SamplingConfig(), "cpu"), (SamplingConfig(sd={"precision": "fp32"}), "cuda"),
+                        (SamplingConfig(family="ddpm"), "cuda")):
+        assert cfg.remedy(device).startswith("try another checkpoint")
+
+
 def test_subjects_are_taken_in_turn():
     assert SamplingConfig(num_images=3, prompts=["a", "b"]).subjects() == ["a", "b", "a"]
     assert SamplingConfig(num_images=2, sd={"prompt": "c"}).subjects() == ["c", "c"]
@@ -146,7 +155,7 @@ def test_a_picture_that_breaks_down_leaves_no_run(here, monkeypatch, flags):
     """It is named, with what to do; nothing of it is written, and the same command can be given again."""
     monkeypatch.setattr("adapt.make_adapter", lambda cfg, device: NotANumber())
     for _ in range(2):
-        with pytest.raises(RunError, match="^picture 0: a blue duck: its value is not finite; .*--sd.precision fp32"):
+        with pytest.raises(RunError, match="^picture 0: a blue duck: its value is not finite; try another checkpo"):
             run_img_sampling.main(flags)
         assert [p.name for p in here.iterdir()] == ["full_config.yml"]
     monkeypatch.setattr("adapt.make_adapter", lambda cfg, device: LateNaN())
@@ -201,6 +210,13 @@ def test_presets_of_2d(here, preset):
     (["--preset", "mini", "--langevin", "True", "--S_max", "0.01"], ["--S_max 0.01 must not be below --S_min 0.05"]),
     (["--family", "ddpm", "--sd.negative_prompt", "ugly"], ["--sd.negative_prompt: not read with --family ddpm"]),
     (["--family", "gddpm", "--sd.prompt", "a duck"], ["--sd.prompt: not read with --family gddpm", "sd or ideal"]),
+    (["--preset", "mini", "--pose.view_words", "octants"], ["--pose.view_words: not read with --family sd"]),
+    (["--preset", "mini", "--num_images", "1", "--prompts", "a duck, a car"],
+     ["--num_images 1: fewer than the 2 --prompts"]),
+    (["--family", "gddpm", "--gddpm.checkpoint", "f.pt", "--gddpm.lsun_cat", "cat"],
+     ["--gddpm.lsun_cat: not read with --gddpm.checkpoint", "or leave out --gddpm.checkpoint"]),
+    (["--family", "gddpm", "--gddpm.model", "m_imgnet_256_uncond", "--cls_scaling", "2"],
+     ["--cls_scaling: no class is asked for", "--gddpm.imgnet_cat"]),
     (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--gddpm.lsun_cat", "ffhq"],
      ["--gddpm.lsun_cat: not read with --gddpm.model m_imgnet_64", "m_lsun_256"]),
     (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--classes", "1", "--gddpm.imgnet_cat", "1"],
