@@ -72,6 +72,7 @@ def draw_figure(cfg, adapter, canvases):
     from my.media import labelled_grid, write_png
 
     Path("cells").mkdir(exist_ok=True)
+    remedy = cfg.remedy(adapter.device.type)
     grid = []
     for row in cfg.rows():
         cells = []
@@ -79,7 +80,7 @@ def draw_figure(cfg, adapter, canvases):
             with torch.no_grad():
                 picture = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
             picture = picture.permute(1, 2, 0).cpu().numpy()
-            script.check_finite({"the decoded canvas": picture.sum()}, cell_name(setting), cfg.remedy(adapter.device.type))
+            script.check_finite({"the decoded canvas": picture.sum()}, cell_name(setting), remedy)
             write_png(Path("cells") / f"{cell_name(setting)}.png", picture)
             cells.append((picture, setting.caption))
         grid.append((row[0].row, cells))

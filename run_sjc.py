@@ -37,7 +37,8 @@ def train(sjc, first_step):
         for step, stats in optimise(sjc, first_step):
             log, save = (step % every == 0 or step == n for every in (LOG_EVERY, save_every))
             if log or save:
-                script.check_finite(stats, f"step {step}", f"{BEFORE}; try a smaller --lr; {sjc.cfg.remedy(sjc.adapter.device.type)}")
+                remedy = sjc.cfg.remedy(sjc.adapter.device.type)
+                script.check_finite(stats, f"step {step}", f"{BEFORE}; try a smaller --lr; {remedy}")
             if log:
                 history.add(step, **stats)
                 bar.set_postfix({k: f"{float(v):.3g}" for k, v in stats.items()}, refresh=False)
