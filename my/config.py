@@ -141,10 +141,10 @@ def read(cls, path):
     return build(cls, options, read_layer(Path(path), str(path), options))
 
 
-def refuse_incomplete(cls, path):
-    """Raise UserError where the file that `write` left at `path` has lost options, which would get their defaults."""
+def refuse_incomplete(cls, path, besides=()):
+    """Raise UserError where the file that `write` left at `path` lacks options, but for those named in `besides`."""
     options = {option.name: option for option in walk(cls)}
-    lost = [name for name in options if name not in read_layer(Path(path), str(path), options)]
+    lost = [name for name in options if name not in {*read_layer(Path(path), str(path), options), *besides}]
     if lost:
         raise UserError(f"{path} has no {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}: it was cut off, or is of "
                         "another version of this project; start in an empty folder")

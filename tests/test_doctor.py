@@ -123,7 +123,7 @@ def test_a_pipeline_of_family_ddpm(capsys, home):
     flags = "--family", "ddpm", "--ddpm.checkpoint"
     assert run(capsys, *flags, "a", "--sigma_range", "10,480")[0] == 0
     assert "this model's table has 500 entries" in run(capsys, *flags, "a")[2]
-    assert "org/name: no network" in run(capsys, *flags, "org/name")[2]
+    assert "org/name: HF_HUB_OFFLINE is set" in run(capsys, *flags, "org/name")[2]
 
 
 # ---------------------------------------------------------------- the folder of the run

@@ -91,11 +91,9 @@ def test_a_name_that_is_taken_is_told(tmp_path, name, way):
 
 def test_a_saved_configuration_that_was_cut_off_is_refused(read):
     script.begin(read("--lr", "0.5"), lambda cfg: dict)
-    saved = Path(script.FULL_CONFIG).read_text()
-    for lines, lost in ((1, "device"), (0, "lr, device")):
-        Path(script.FULL_CONFIG).write_text("".join(saved.splitlines(keepends=True)[:lines]))
-        with pytest.raises(UserError, match=f"full_config.yml has no {lost}.*: it was cut off"):
-            read("--resume", "True")
+    Path(script.FULL_CONFIG).write_text("device: cpu\n")
+    with pytest.raises(UserError, match="full_config.yml has no lr: it was cut off"):
+        read("--resume", "True")
 
 
 def test_resume_of_nothing(read):
