@@ -148,7 +148,7 @@ def scheduler_sigmas(scheduler):
     abar = abar[:-1] if abar[-1] == 0 else abar
     if not (len(abar) and (abar > 0).all() and (abar < 1).all() and (abar.diff() < 0).all()):
         raise UserError("the betas of its scheduler are no noise schedule: each must lie between 0 and 1; get its "
-                        "scheduler_config.json again")
+                        "scheduler/scheduler_config.json again")
     return ((1 - abar) / abar).sqrt().flip(0)
 
 

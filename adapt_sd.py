@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import torch
 
 from adapt import ScoreAdapter, denoised, scheduler_sigmas
-from my.errors import RunError
+from my.errors import RunError, UserError
 from sd.find import PARTS, fetch, find_checkpoint, refuse_unknown_words
-from sd.load import load_parts
+from sd.load import load_parts, refuse_other_variant
 
 
 class StableDiffusionAdapter(ScoreAdapter):
@@ -88,5 +88,11 @@ def make(cfg, device):
         print("note: --sd.precision fp16 is very slow on a CPU; autocast, the default, is float32 there",
               file=sys.stderr)
     offload = device.type == "cuda" if cfg.sd.offload_text is None else cfg.sd.offload_text
-    parts = load_parts(fetch(find_checkpoint(cfg.sd)), cfg.sd, dtype, empty=device.type == "meta")
-    return StableDiffusionAdapter(parts, device, amp, offload)
+    path = fetch(find_checkpoint(cfg.sd))
+    parts = load_parts(path, cfg.sd, dtype, empty=device.type == "meta")
+    if cfg.sd.checkpoint is not None and "sd.variant" in cfg._asked:
+        refuse_other_variant(path, cfg.sd.variant, parts)
+    try:
+        return StableDiffusionAdapter(parts, device, amp, offload)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

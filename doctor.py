@@ -19,6 +19,7 @@ import pixel_folder
 from my import config, run_dir, script
 from my.env import ENV, data_root
 from my.errors import UserError, run_main
+from my.tensor_file import TensorFile
 from sd import find
 from sjc_config import SJCConfig
 
@@ -30,13 +31,14 @@ MIN_GPU = 6.0  # GB below which Stable Diffusion is not expected to fit; not mea
 GB = 1e9
 OTHER_FAMILIES = {"ideal": "family ideal needs no checkpoint", "gddpm": "the files of family gddpm load",
                   "ddpm": "the pipeline of family ddpm loads"}
+WEIGHTS = (".safetensors", ".bin")  # endings of a folder's files of tensors
 OK, NOTE, BAD = "ok", "note", "MISSING"
 
 
 class DoctorConfig(SJCConfig):
     """Every option of run_sjc.py, and doctor.py's own."""
 
-    sha256: bool = Field(False, description="of every checkpoint found; reads it whole")
+    sha256: bool = Field(False, description="of every checkpoint found; reads it whole, and compares its own checksums")
 
 
 class Finding(NamedTuple):
@@ -122,18 +124,31 @@ def check_data_root(sha256):
     paths = [p for base in find.PUBLISHED.values() for p in find.with_endings(root / base) if p.exists()]
     paths += pixel_folder.published_files()
     paths += filter(None, map(find.cached, dict.fromkeys(r for repos in find.hub_table().values() for r in repos)))
-    return found + [Finding(OK, "checkpoint", describe(path, sha256)) for path in paths]
+    return found + [check_checkpoint(path, sha256) for path in paths]
+
+
+def check_checkpoint(path, sha256):
+    """Return the finding about a checkpoint, which this run need not be one of."""
+    try:
+        return Finding(OK, "checkpoint", describe(path, sha256))
+    except UserError as error:
+        return Finding(NOTE, "checkpoint", str(error))
 
 
 def describe(path, sha256):
-    """Return path, kind, size and, on request, SHA-256 of a checkpoint in words."""
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        words = f"{path}: diffusers folder, {sum(p.stat().st_size for p in files) / GB:.2f} GB"
-        weights = [p for p in files if p.suffix == ".safetensors"] if sha256 else []
-        return words + "".join(f"; {p.relative_to(path)} SHA-256 {digest(p)}" for p in weights)
-    words = f"{path}: {path.suffix or 'file'}, {path.stat().st_size / GB:.2f} GB"
-    return words + (f", SHA-256 {digest(path)}" if sha256 else "")
+    """Return path, kind, size and, on request, SHA-256 of a checkpoint in words.
+
+    Then what PyTorch wrote is compared with its own checksums: raises UserError where it is damaged.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    kind = "diffusers folder" if path.is_dir() else path.suffix or "file"
+    words = f"{path}: {kind}, {sum(p.stat().st_size for p in files) / GB:.2f} GB"
+    for file in files if sha256 else ():
+        if file == path or file.suffix in WEIGHTS:
+            words += f"; {file.relative_to(path)} SHA-256 " if path.is_dir() else ", SHA-256 "
+            words += digest(file)
+            TensorFile(file).verify()
+    return words
 
 
 def digest(path):
@@ -236,9 +251,10 @@ def examine(argv):
     cfg, folder = read_config(argv)
     yield Finding(OK, "python", f"{sys.version.split()[0]}, {sys.executable}")
     yield from folder
-    for check in (lambda: check_device(cfg), check_disk, check_ffmpeg, check_hub, lambda: check_data_root(cfg.sha256),
-                  lambda: check_run(cfg)):
+    for check in (lambda: check_device(cfg), check_disk, check_ffmpeg, check_hub, lambda: check_data_root(cfg.sha256)):
         yield from check()
+    if folder[0].state == OK or not (cfg.resume or Path(script.FULL_CONFIG).exists()):
+        yield from check_run(cfg)  # else the options are not those of the folder's run, whose model is another
 
 
 def main(argv=None):

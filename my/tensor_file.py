@@ -12,6 +12,7 @@ from my import unpickled
 from my.errors import UserError
 
 AGAIN = "it is incomplete or damaged: get the file again"
+NO_FILE = {b"version https://git-lfs": "a Git LFS pointer", b"<": "a web page"}  # beginnings of what comes instead
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch < 1.6 wrote
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -25,11 +26,12 @@ class TensorFile:
 
     Takes .safetensors, and what torch.save wrote, as an archive or (torch < 1.6) as a stream, whatever
     the file is called. Tensors under "state_dict" are taken if it is there, else those at the top.
-    Nothing in the file is executed. Raises UserError for a file that cannot be read, is cut off, or
-    has no tensors.
+    Nothing in the file is executed. Raises UserError, which tells the `flag` that gave it, for a file that
+    cannot be read, is cut off, or has no tensors.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, flag=""):
+        self.label = f"{flag} {path}".strip()
         self.path, self.metadata, self.starts = Path(path), {}, {}  # starts: {storage key: first byte}
         self.unchecked = {}  # {storage key: (bytes, CRC-32)} of an archive's data that nobody has read yet
         try:
@@ -38,17 +40,17 @@ class TensorFile:
                 self.tensors = self._index(file)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is empty"
-            raise UserError(f"{self.path}: cannot be read: {why}; give another file") from None
+            raise UserError(f"{self.label}: cannot be read: {why}; give another file") from None
         self.shapes = {name: stored.shape for name, stored in self.tensors.items()}
         if not self.shapes:
-            raise UserError(f"{self.path}: holds no tensors, and is no checkpoint; give another file")
+            raise UserError(f"{self.label}: holds no tensors, and is no checkpoint; give another file")
         for stored in self.tensors.values():
             storage = stored.storage
             end = self.starts[storage.key] + storage.numel * ITEMSIZE.get(storage.dtype, 1)
             if end > len(self.memory):
-                raise UserError(f"{self.path}: ends at byte {len(self.memory)}, its tensors reach to {end}; {AGAIN}")
+                raise UserError(f"{self.label}: ends at byte {len(self.memory)}, its tensors reach to {end}; {AGAIN}")
             if math.prod(stored.shape) > storage.numel:  # a few bytes that would fill any memory
-                raise UserError(f"{self.path}: a tensor of shape {list(stored.shape)} has more elements than the "
+                raise UserError(f"{self.label}: a tensor of shape {list(stored.shape)} has more elements than the "
                                 f"{storage.numel} that are stored of it; get another file")
 
     def tensor(self, name):
@@ -63,13 +65,22 @@ class TensorFile:
         flat = torch.frombuffer(self.memory, dtype=dtype, count=storage.numel, offset=self.starts[storage.key])
         return flat.as_strided(stored.shape, stored.stride, stored.offset)
 
+    def quantised(self, names):
+        """Return those of `names` whose elements are whole numbers."""
+        return [name for name in names if "float" not in self.tensors[name].storage.dtype]
+
+    def verify(self):
+        """Read all data that have a checksum, those of an archive; raises UserError where they are damaged."""
+        for key in list(self.unchecked):
+            self._check(key)
+
     def _check(self, key):
         """Raise UserError if the data of a storage, read for the first time, are not those that were written."""
         if key in self.unchecked:
             size, crc = self.unchecked[key]
             with memoryview(self.memory) as memory:
                 if zlib.crc32(memory[self.starts[key]:self.starts[key] + size]) != crc:
-                    raise UserError(f"{self.path}: the data of storage {key[:20]!r} are damaged (its CRC-32 differs); "
+                    raise UserError(f"{self.label}: the data of storage {key[:20]!r} are damaged (its CRC-32 differs); "
                                     f"{AGAIN}")
             del self.unchecked[key]
 
@@ -81,14 +92,19 @@ class TensorFile:
             return self._index_archive(file)
         if self.memory[:1] == b"\x80":
             return self._index_stream(file)
-        raise UserError(f"{self.path}: neither .safetensors nor a PyTorch checkpoint; get the file again")
+        for first, what in NO_FILE.items():
+            if self.memory[:99].lstrip().startswith(first):
+                raise UserError(f"{self.label}: {what}, not the file itself; download that")
+        raise UserError(f"{self.label}: neither .safetensors nor a PyTorch checkpoint; get the file again")
 
     def _index_safetensors(self):
         end = 8 + int.from_bytes(self.memory[:8], "little")
         tensors = {}
         try:
             header = json.loads(self.memory[8:min(end, MAX_HEADER)])
-            self.metadata = {k: v for k, v in header.pop("__metadata__", {}).items() if isinstance(v, str)}
+            self.metadata = header.pop("__metadata__", {})
+            if not all(isinstance(v, str) for v in self.metadata.values()):
+                raise ValueError
             for name, entry in header.items():
                 shape = tuple(entry["shape"])
                 stride = tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
@@ -100,7 +116,7 @@ class TensorFile:
                     raise ValueError
                 self.starts[name] = end + first
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise UserError(f"{self.path}: its safetensors header cannot be read; {AGAIN}") from None
+            raise UserError(f"{self.label}: its safetensors header cannot be read; {AGAIN}") from None
         return tensors
 
     def _index_archive(self, file):
@@ -112,14 +128,14 @@ class TensorFile:
                     raise ValueError
                 content = archive.read(pickled)
         except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError):
-            raise UserError(f"{self.path}: not a whole PyTorch archive; {AGAIN}") from None
-        tensors = tensors_of(unpickled.read(io.BytesIO(content), self.path)[0])
+            raise UserError(f"{self.label}: not a whole PyTorch archive; {AGAIN}") from None
+        tensors = tensors_of(unpickled.read(io.BytesIO(content), self.label)[0])
         for storage in {stored.storage for stored in tensors.values()}:
             member = members.get(f"{pickled.removesuffix('data.pkl')}data/{storage.key}")
             if member is None or member.compress_type != zipfile.ZIP_STORED:
-                raise UserError(f"{self.path}: has no plain data of storage {storage.key[:20]!r}; {AGAIN}")
+                raise UserError(f"{self.label}: has no plain data of storage {storage.key[:20]!r}; {AGAIN}")
             if member.file_size < storage.numel * ITEMSIZE.get(storage.dtype, 1):
-                raise UserError(f"{self.path}: storage {storage.key[:20]!r} is shorter than its tensors; {AGAIN}")
+                raise UserError(f"{self.label}: storage {storage.key[:20]!r} is shorter than its tensors; {AGAIN}")
             at = member.header_offset  # a local header: 30 bytes, its last four the lengths of a name and an extra
             name, extra = (int.from_bytes(self.memory[at + i:at + i + 2], "little") for i in (26, 28))
             self.starts[storage.key] = at + 30 + name + extra
@@ -128,25 +144,31 @@ class TensorFile:
 
     def _index_stream(self, file):
         file.seek(0)
-        if unpickled.read(file, self.path)[0] != STREAM_MAGIC:
-            raise UserError(f"{self.path}: a pickle, but no PyTorch checkpoint; nothing in it was executed; give "
+        if unpickled.read(file, self.label)[0] != STREAM_MAGIC:
+            raise UserError(f"{self.label}: a pickle, but no PyTorch checkpoint; nothing in it was executed; give "
                             "another file")
-        _protocol, _system, (value, storages), (keys, _) = [unpickled.read(file, self.path) for _ in range(4)]
+        _protocol, _system, (value, storages), (keys, _) = [unpickled.read(file, self.label) for _ in range(4)]
         at = file.tell()
         for key in keys if isinstance(keys, list) else []:  # each: its number of elements in 8 bytes, then those
             known = storages.get(key) if isinstance(key, str) else None
             if known is None or int.from_bytes(self.memory[at:at + 8], "little") != known.numel:
-                raise UserError(f"{self.path}: its storages do not fit its tensors; {AGAIN}")
+                raise UserError(f"{self.label}: its storages do not fit its tensors; {AGAIN}")
             self.starts[key] = at + 8
             at += 8 + storages[key].numel * ITEMSIZE.get(storages[key].dtype, 1)
         if not set(storages) <= set(self.starts):
-            raise UserError(f"{self.path}: lacks data of its tensors; {AGAIN}")
+            raise UserError(f"{self.label}: lacks data of its tensors; {AGAIN}")
         return tensors_of(value)
 
 
 def tensors_of(value):
-    """Return {name: Stored} of a checkpoint's value: those in its "state_dict", else in itself."""
+    """Return {name: Stored} of a checkpoint's value: those in its "state_dict", else in itself, else a level deeper."""
     value = value if isinstance(value, dict) else {}
-    inner = value.get("state_dict")
-    return {k: v for k, v in (inner if isinstance(inner, dict) else value).items()
+    groups = {f"{k}.": v for k, v in value.items() if isinstance(v, dict)}
+    inner = groups.get("state_dict.", value)
+    return stored_in({"": inner}) or stored_in(groups)
+
+
+def stored_in(groups):
+    """Return {prefix + name: Stored} of {prefix: dict}."""
+    return {prefix + k: v for prefix, group in groups.items() for k, v in group.items()
             if isinstance(k, str) and isinstance(v, unpickled.Stored)}

@@ -22,6 +22,7 @@ PUBLISHED = {
     ("v2", True): "diffusion_ckpts/sd2/768-v-ema",
 }  # (sd.variant, sd.v2_highres) -> published file under the data root of env.json, without its ending
 ENDINGS = (".ckpt", ".safetensors", "")  # "" is a diffusers folder
+URL = re.compile(r"https?://(?:(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?$)?", re.IGNORECASE)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ["model_index.json", "tokenizer/*", "scheduler/*.json", "*/config.json", "text_encoder/model.safetensors",
              "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
@@ -95,7 +96,12 @@ def with_endings(base):
 
 def _given(text):
     """Return the Found of an --sd.checkpoint: what is on disk comes before the hub's id of the same name."""
-    flag, path = f"--sd.checkpoint {text}", expanded(text)
+    flag, path, url = f"--sd.checkpoint {text}", expanded(text), URL.match(text)
+    if not text.strip():
+        raise UserError(f"--sd.checkpoint is empty; give a folder, a file or a hub id ORG/NAME, or {WITHOUT}")
+    if url:
+        instead = f"give the hub id {url[1]}" if url[1] else "download the file, and give its path"
+        raise UserError(f"{flag}: a web address; {instead}")
     if os.path.isfile(path):
         return Found(flag, path)
     if os.path.isdir(path):
@@ -127,9 +133,10 @@ def expanded(text):
 
 def absolute(sd):
     """Return the options with paths that hold in any folder; a hub id stays one."""
-    if sd.checkpoint is not None and not is_hub_id(sd.checkpoint):
+    given = sd.checkpoint or ""
+    if given.strip() and not URL.match(given) and not is_hub_id(given):
         sd.checkpoint = os.path.abspath(expanded(sd.checkpoint))
-    sd.lora = [_absolute_lora(*split_lora(text)) for text in sd.lora]
+    sd.lora = [_absolute_lora(*split_lora(text)) if names_file(text) else text for text in sd.lora]
     return sd
 
 
@@ -148,9 +155,16 @@ def split_lora(text):
         return expanded(text), 1.0
 
 
+def names_file(text):
+    """Whether an --sd.lora is more than a weight."""
+    return split_lora(text.strip())[0] != Path()
+
+
 def read_lora(text):
     """Return (path, weight) of an --sd.lora; raises UserError where it is no file."""
     path, weight = split_lora(text)
+    if not names_file(text):
+        raise UserError(f"--sd.lora: {text!r} names no file; give PATH or PATH:WEIGHT, several with commas between")
     if not os.path.isfile(path):
         raise UserError(f"--sd.lora {text}: no such file: {path}; give PATH or PATH:WEIGHT of a .safetensors file")
     if not math.isfinite(weight):
@@ -250,10 +264,14 @@ def refuse_unknown_words(prompts, tokenizer_config):
 
 def read_json(path, *keys):
     """Return the dict in a JSON file; raises ValueError where it does not have `keys`."""
-    found = json.loads(path.read_text())
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is damaged: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path.name} holds no settings")
+        raise ValueError(f"{name} holds no settings")
     missing = [key for key in keys if key not in found]
     if missing:
-        raise ValueError(f"{path.name} has no {', '.join(missing)}")
+        raise ValueError(f"{name} has no {', '.join(missing)}")
     return found

@@ -17,6 +17,7 @@ NOT_NEEDED = re.compile(
     r"|model\.(text_projection|attn_mask))|first_stage_model\.(loss\..*|model_ema\..*)")  # CLIP's other half, training
 V1_HEADS, V2_HEAD_CHANNELS, TEXT_HEAD_CHANNELS = 8, 64, 64  # of attention: not to be seen in any shape
 PIXELS = 512
+SCALING = 0.18215  # of the VAEs of 1.x and 2.x
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
             "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}  # of every Stable Diffusion 1.x and 2.x
 
@@ -42,7 +43,7 @@ OTHERS = (  # a pattern of names that some tensor of the file must have, what it
     (r"conditioner\.embedders\.|add_embedding\.linear_1|label_emb\.0\.0\.weight", "Stable Diffusion XL", ""),
     (r"joint_blocks\.", "Stable Diffusion 3", ""),
     (r"double_blocks\.|single_blocks\.|single_transformer_blocks\.", "Flux, or a transformer like it", ""),
-    (r"^string_to_param|^emb_params$|^clip_[lg]$|^<.*>$", "a textual-inversion embedding", ""),
+    (r"^string_to_(param|token)|^emb_params$|^clip_[lg]$|^<.*>$", "a textual-inversion embedding", ""),
 )
 ALONE = (
     (r"^input_blocks\.|^time_embed\.|^out\.2\.", "a UNet alone, or guided-diffusion (see --family gddpm)"),
@@ -92,7 +93,7 @@ def configurations(shapes):
     try:
         refuse_others(shapes)
         vae = vae_configuration(below(shapes, VAE))
-        size = PIXELS // 2 ** (len(vae["block_out_channels"]) - 1)
+        size = latent_size(vae["block_out_channels"])
         text = open_clip_configuration if is_v2(shapes) else clip_configuration
         return {"unet": unet_configuration(below(shapes, UNET), is_v2(shapes), size), "vae": vae,
                 "text_encoder": text(below(shapes, OPEN_CLIP if is_v2(shapes) else CLIP))}
@@ -102,6 +103,11 @@ def configurations(shapes):
         raise NotStableDiffusion(f"it lacks {error.args[0]}, or that is of another architecture") from None
     except (IndexError, ValueError, TypeError, ZeroDivisionError):
         raise NotStableDiffusion("some tensor has a shape of another architecture") from None
+
+
+def latent_size(levels, pixels=PIXELS):
+    """Return the edge of a picture's latents, of a VAE with these levels."""
+    return pixels // 2 ** (len(levels) - 1)
 
 
 def below(shapes, prefix):
@@ -143,7 +149,7 @@ def vae_configuration(s):
     """Return the options of diffusers' AutoencoderKL."""
     channels = [s[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(count(s, r"encoder\.down\.(\d+)\."))]
     return {
-        "sample_size": PIXELS, "scaling_factor": 0.18215, "in_channels": s["encoder.conv_in.weight"][1],
+        "sample_size": PIXELS, "scaling_factor": SCALING, "in_channels": s["encoder.conv_in.weight"][1],
         "out_channels": s["decoder.conv_out.weight"][0], "latent_channels": s["decoder.conv_in.weight"][1],
         "block_out_channels": channels, "layers_per_block": count(s, r"encoder\.down\.0\.block\.(\d+)\."),
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),

@@ -21,6 +21,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")  # that `adapt.denoised` kno
 NETWORKS = {"text_encoder": ("model", "pytorch_model"), "unet": ("diffusion_pytorch_model",) * 2,
             "vae": ("diffusion_pytorch_model",) * 2}  # part of a folder -> stems of its .safetensors and its .bin
 UNUSED = re.compile(r"position_ids$|_projection\.|^vision_model\.|logit_scale$")  # of CLIP's other half
+MAX_SIZE = 1024  # latent pixels, an 8192-pixel picture: beyond it, a setting is a mistake
 MAX_SETTING = 1_000_000  # that a setting of a network may be, however few weights it has
 
 
@@ -33,6 +34,7 @@ def load_parts(path, sd, dtype, empty=False):
     """
     parts = folder_parts(path, sd, dtype, empty) if path.is_dir() else file_parts(path, sd, dtype, empty)
     refuse_misfits(path, parts)
+    settle_settings(path, parts["unet"], parts["vae"])
     for text in sd.lora:
         lora.fuse(parts, *read_lora(text))
     return parts
@@ -54,6 +56,35 @@ def refuse_misfits(path, parts):
              text.vocab_size)):
         if here != there:
             raise UserError(f"{path}: its parts are not of one model: {what} differ, {here} and {there}; {WITHOUT}")
+
+
+def settle_settings(path, unet, vae):
+    """Give settings that are null Stable Diffusion's own; raises UserError for those that no picture can be made with.
+
+    These are the ones that the shapes of no weights tell, so that loading takes them as they come.
+    """
+    size, scaling = unet.config.sample_size, vae.config.scaling_factor
+    if size is None:
+        unet.register_to_config(sample_size=layout.latent_size(vae.config.block_out_channels))
+    elif type(size) is not int or not 0 < size <= MAX_SIZE:
+        raise UserError(f"{path}: sample_size in unet/config.json is {size!r}, not one whole number from 1 to "
+                        f"{MAX_SIZE} (pictures are square); correct it, or {WITHOUT}")
+    if scaling is None:
+        vae.register_to_config(scaling_factor=layout.SCALING)
+    elif type(scaling) not in (int, float) or not 0 < scaling < math.inf:
+        raise UserError(f"{path}: scaling_factor in vae/config.json is {scaling!r}, not a number above 0, such as "
+                        f"{layout.SCALING}; correct it, or {WITHOUT}")
+
+
+def refuse_other_variant(path, variant, parts):
+    """Raise UserError where what was loaded is not of the `variant` that was asked for beside it.
+
+    Version 1 or 2 is told by the activation of the text encoder's layers: CLIP's is quick_gelu, OpenCLIP's gelu.
+    """
+    version = "v2" if parts["text_encoder"].config.hidden_act == "gelu" else "v1"
+    if variant != ("mini" if path == MINI else version):
+        raise UserError(f"--sd.variant {variant}: {path}, given as --sd.checkpoint, is {version}; leave one of the two "
+                        "out")
 
 
 # ---------------------------------------------------------------- diffusers folders
@@ -84,8 +115,9 @@ def _refuse_other_folders(folder, sd):
     predicts = schedule.get("prediction_type", "epsilon")
     if predicts not in PREDICTIONS and sd.prediction_type == "auto":
         raise ValueError(f"its scheduler's prediction_type is {predicts!r}; known are {', '.join(PREDICTIONS)}")
-    if not 0 < schedule.get("num_train_timesteps", 1) <= MAX_SETTING:
-        raise ValueError(f"its scheduler has {schedule['num_train_timesteps']} steps, not 1 to {MAX_SETTING}")
+    steps = schedule.get("num_train_timesteps", 1)
+    if type(steps) is not int or not 0 < steps <= MAX_SETTING:
+        raise ValueError(f"num_train_timesteps in scheduler/scheduler_config.json is {steps!r}, not 1 to {MAX_SETTING}")
     unet, vae, text = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
     for part, settings in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         if "quantization_config" in settings:
@@ -107,25 +139,36 @@ def _read_folder(folder, dtype, empty):
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said in a line
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
+    with _named("tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    with _named("scheduler/scheduler_config.json"):
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     return {
-        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        "tokenizer": tokenizer, "scheduler": scheduler,
         "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", empty, dtype=dtype),
         "unet": _load_network(UNet2DConditionModel, folder / "unet", empty, torch_dtype=dtype),
         "vae": _load_network(AutoencoderKL, folder / "vae", empty, torch_dtype=dtype),
-        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
     }
+
+
+@contextlib.contextmanager
+def _named(part):
+    """Put the name of a part before whatever damaged files and settings make of the libraries."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{part}: {str(error).strip() or type(error).__name__}") from None
 
 
 def _load_network(cls, folder, empty, **dtype):
     """Return the network in `folder`; raises ValueError for weights that are missing (they would be random) or over."""
-    try:
+    with _named(folder.name):
         stem, variant, files = weight_files(folder)
+        refuse_quantised(files)
         refuse_endless(read_json(folder / "config.json"), files)
         with _without_pickles(folder, files, ".".join(filter(None, (stem, variant, "safetensors")))) as safe:
             net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, variant=variant,
                                             use_safetensors=True, device_map="meta" if empty else None, **dtype)
-    except Exception as error:  # whatever damaged files and settings make of the libraries
-        raise ValueError(f"{folder.name}: {str(error).strip() or type(error).__name__}") from None
     for what, keys in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys")):
         names = sorted(name for name in info[keys] if not UNUSED.search(name))
         if names:
@@ -149,6 +192,13 @@ def weight_files(folder):
         raise ValueError(f"no {stems['.safetensors']}.safetensors and no {stems['.bin']}.bin; get the folder again")
     first = min(found, key=lambda key: (key[0], key[1], key[2] or ""))
     return stems[".safetensors"], first[2], [TensorFile(path) for path in found[first]]
+
+
+def refuse_quantised(files):
+    """Raise ValueError for weights that are whole numbers: what they stand for is told in no plain checkpoint."""
+    names = [name for file in files for name in file.quantised(file.shapes) if not UNUSED.search(name)]
+    if names:
+        raise ValueError(f"quantised, which is not supported: {names[0]}, ...: use plain weights")
 
 
 def refuse_endless(settings, files):
@@ -199,7 +249,7 @@ def file_parts(path, sd, dtype, empty=False):
         prediction = probe_prediction(parts)
         scheduler.register_to_config(prediction_type=prediction)
     if v2 and prediction == "v_prediction":  # the 768-pixel model
-        nets["unet"].register_to_config(sample_size=768 // 2 ** (len(nets["vae"].config.block_out_channels) - 1))
+        nets["unet"].register_to_config(sample_size=layout.latent_size(nets["vae"].config.block_out_channels, 768))
     others = sum(not name.startswith((layout.UNET, layout.VAE, layout.TEXT)) for name in file.shapes)
     print(f"note: {path.name} is Stable Diffusion {'2' if v2 else '1'}.x, {prediction.replace('_', '-')}"
           f"{f'; {others} tensors of its training are not used' if others else ''}"
@@ -233,6 +283,10 @@ def empty_networks(file):
             first = ", ".join(found[:FIRST]) + ", ..." * (len(found) > FIRST)
             raise UserError(f"{file.path}: not a whole Stable Diffusion {'2' if v2 else '1'}.x: {what} {len(found)} "
                             f"tensors: {first}; get the file again, or {WITHOUT}")
+    quantised = file.quantised({source.name for source in expected})
+    if quantised:
+        raise UserError(f"{file.path}: quantised, which is not supported: {min(quantised)}, ...; use plain weights, or "
+                        f"{WITHOUT}")
     return nets, sources
 
 

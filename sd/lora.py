@@ -29,7 +29,7 @@ def fuse(parts, path, weight):
     """
     import torch
 
-    file = TensorFile(path)
+    file = TensorFile(path, "--sd.lora")
     layers, alphas = read(file), alphas_of(file)
     modules = named(parts)
     asked = dict.fromkeys([*layers, *(layer for layer in alphas if layer not in PREFIXES)])
@@ -38,16 +38,19 @@ def fuse(parts, path, weight):
         refuse(path, f"{len(unknown)} of its {len(asked)} layers are not in this model: {some(unknown)}")
     changes = []
     for layer, ab in layers.items():
-        A, B = (file.tensor(ab[x]).float() if x in ab else None for x in "AB")
+        A, B = (file.tensor(ab[x]).float() for x in "AB")
         part, module = modules[layer]
         if not fits(A, B, module.weight.shape):
-            shapes = " and ".join(str(list(file.shapes[ab[x]])) for x in sorted(ab))
-            refuse(path, f"{layer} is {list(module.weight.shape)} here, which {shapes} do not make")
-        changes.append((module.weight, A, B, alphas.get(layer, alphas.get(part, len(A)))))
-    for there, A, B, alpha in changes:  # only once all are known to fit
-        change = weight * alpha / len(A) * B.flatten(1) @ A.flatten(1)
+            refuse(path, f"{layer} is {list(module.weight.shape)} here, which {list(A.shape)} and {list(B.shape)} do "
+                         "not make")
+        changes.append((layer, module.weight, A, B, alphas.get(layer, alphas.get(part, len(A)))))
+    for layer, there, A, B, alpha in changes:  # only once all are known to fit
+        change = (weight * alpha / len(A) * B.flatten(1) @ A.flatten(1)).to(there.dtype)
+        if not change.isfinite().all():
+            raise UserError(f"--sd.lora {path}: what it adds to {layer} is not finite, with weight {weight:g}, alpha "
+                            f"{alpha:g} and the numbers in the file; get the file again, or give another weight")
         with torch.no_grad():
-            there += change.reshape(there.shape).to(there)
+            there += change.reshape(there.shape).to(there.device)
 
 
 def read(file):
@@ -60,26 +63,44 @@ def read(file):
         elif not ALPHA.fullmatch(name):
             others.append(name)
     if not layers and not any("lora" in name.lower() for name in file.shapes):
-        raise UserError(f"--sd.lora {file.path}: no LoRA: its tensors begin with {some(file.shapes)}; give a whole "
+        raise UserError(f"{file.label}: no LoRA: its tensors begin with {some(file.shapes)}; give a whole "
                         "checkpoint as --sd.checkpoint")
     if others:
-        raise UserError(f"--sd.lora {file.path}: {len(others)} of its tensors are of no plain LoRA: {some(others)}; "
+        raise UserError(f"{file.label}: {len(others)} of its tensors are of no plain LoRA: {some(others)}; "
                         "other kinds (DoRA, LoHa, LoKr) are not supported: use a plain one")
+    halves = [layer for layer, ab in layers.items() if len(ab) < 2]
+    if halves or not layers:
+        raise UserError(f"{file.label}: incomplete or damaged: "
+                        + (f"{some(halves)} has one of its two tensors only" if halves else "it has no layers")
+                        + "; get the file again")
+    quantised = file.quantised(name for ab in layers.values() for name in ab.values())
+    if quantised:
+        raise UserError(f"{file.label}: quantised, which is not supported: {some(quantised)}; use a plain one")
     return layers
 
 
 def alphas_of(file):
     """Return {flat name of a layer: alpha}, and under a part's name, where its metadata tell, that of its layers."""
     try:
-        stated = dict(json.loads(file.metadata.get(METADATA, "{}")))
-        found = {part: float(stated[f"{part}.lora_alpha"]) for part in PREFIXES if f"{part}.lora_alpha" in stated}
-    except (ValueError, TypeError):
-        stated, found = {}, {}  # only some files state anything
+        stated = json.loads(file.metadata.get(METADATA, "{}"))
+        found = {part: number(stated[key]) for part in PREFIXES if (key := f"{part}.lora_alpha") in stated.keys()}
+        found |= {flat(m[1]): number(file.tensor(m[0]).tolist()) for m in map(ALPHA.fullmatch, file.shapes) if m}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise UserError(f"{file.label}: the alphas in its tensors or metadata are not one number each; get the file "
+                        "again") from None
     other = [key for key in stated if key.endswith((".use_rslora", ".alpha_pattern")) and stated[key]]
     if other:
-        raise UserError(f"--sd.lora {file.path}: its metadata ask for {some(other)}, which is not supported: use a "
-                        "plain one")
-    return found | {flat(m[1]): float(file.tensor(m[0])) for m in map(ALPHA.fullmatch, file.shapes) if m}
+        raise UserError(f"{file.label}: its metadata ask for {some(other)}, which is not supported: use a plain one")
+    return found
+
+
+def number(value):
+    """Return a number, or that in a list of one, as a float; TypeError for anything else."""
+    while isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if type(value) not in (int, float):
+        raise TypeError
+    return float(value)
 
 
 def named(parts):
@@ -101,7 +122,7 @@ def flat(name):
 
 def fits(A, B, shape):
     """Whether B A is a change of weights of `shape`; of convolutions, A has the kernel."""
-    return (A is not None and B is not None and A.ndim > 1 and B.ndim > 1 and 0 < len(A) == B.shape[1:].numel()
+    return (A.ndim > 1 and B.ndim > 1 and 0 < len(A) == B.shape[1:].numel()
             and len(B) == shape[0] and A.shape[1:].numel() == shape[1:].numel())
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import crafted
 import doctor
@@ -68,6 +68,32 @@ def test_checkpoints_below_the_data_root(capsys, home, tensors):
     status, states, text = run(capsys, "--sha256", "True")
     assert status == 0 and states["checkpoint"] == states["model"] == [doctor.OK]
     assert text.count(f"{path}: .ckpt, 0.02 GB, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}") == 2
+
+
+@pytest.mark.parametrize("meant, status, state", [("a.ckpt", 2, "MISSING"), ("b.safetensors", 0, "ok")])
+def test_checksums_of_archives(capsys, home, tensors, meant, status, state):
+    """One flipped bit of a .ckpt, which is the run's or only lies below the data root."""
+    save_file(tensors, home / "b.safetensors")
+    path = crafted.save_ckpt(tensors, home / "a.ckpt")
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(tensors[f"{layout.VAE}encoder.conv_in.weight"].numpy().tobytes()) + 7] ^= 4
+    path.write_bytes(whole)
+    published = home / "sjc_data" / "diffusion_ckpts" / "sd2" / "512-base-ema.ckpt"
+    published.parent.mkdir(parents=True)
+    shutil.copy(path, published)
+    assert run(capsys, "--sd.checkpoint", meant)[0] == 0
+    got, states, text = run(capsys, "--sd.checkpoint", meant, "--sha256", "True")
+    assert got == status and states["model"] == [state] and states["checkpoint"] == [doctor.NOTE]
+    assert re.search(f"note.*{published}: the data of storage '.*' are damaged", text)
+
+
+def test_checksums_of_folders_of_pickles(capsys, home, tiny_sd):
+    weights = shutil.copytree(tiny_sd, home / "a") / "vae" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    digest = hashlib.sha256(weights.with_suffix(".bin").read_bytes()).hexdigest()
+    status, _, text = run(capsys, "--sd.checkpoint", "a", "--sd.prompt", "a blue duck", "--sha256", "True")
+    assert status == 0 and f"vae/diffusion_pytorch_model.bin SHA-256 {digest}" in text
 
 
 def test_a_file_that_will_not_load(capsys, home, tensors):
@@ -138,7 +164,9 @@ def test_the_folder_counts_and_a_resumed_run_is_the_one_it_holds(capsys, home):
     assert run(capsys, "--resume", "True", "--sha256", "True")[0] == 0
     status, states, text = run(capsys, "--preset", "ideal")
     assert status == 2 and states["folder"] == [doctor.BAD] and "already holds a run" in text
-    assert "lr 0.5 (was 0.05)" in run(capsys, "--resume", "True", "--lr", "0.5")[2]
+    status, states, text = run(capsys, "--resume", "True", "--lr", "0.5")
+    assert status == 2 and "lr 0.5 (was 0.05)" in text and "model" not in states  # not that of the defaults
+    assert "model" not in run(capsys)[1]
     (home / "ckpt" / "step_0000003" / "tensors.safetensors").write_bytes(b"")
     status, states, text = run(capsys, "--resume", "True")
     assert status == 2 and states["model"] == [doctor.BAD] and "tensors.safetensors is damaged" in text

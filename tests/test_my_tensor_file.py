@@ -32,11 +32,19 @@ def test_what_torch_wrote_comes_back(tensors, tmp_path, stream):
     assert file.shapes == {name: tuple(t.shape) for name, t in tensors.items()}  # and nothing of optimizer or callbacks
     for name, t in tensors.items():
         assert torch.equal(file.tensor(name), t) and file.tensor(name).dtype == t.dtype
+    whole = ["torch.int64", "torch.int32", "torch.int16", "torch.int8", "torch.uint8", "torch.bool"]
+    assert file.quantised(tensors) == whole
+    file.verify()
 
 
 def test_tensors_at_the_top(tmp_path):
     torch.save({"a": torch.arange(3), "step": 4}, tmp_path / "a.pt")
     assert TensorFile(tmp_path / "a.pt").tensor("a").tolist() == [0, 1, 2]
+
+
+def test_tensors_a_level_deeper_where_there_are_no_others(tmp_path):
+    torch.save({"string_to_param": {"*": torch.ones(1, 3)}, "name": "x"}, tmp_path / "a.pt")
+    assert TensorFile(tmp_path / "a.pt").shapes == {"string_to_param.*": (1, 3)}
 
 
 def test_safetensors_and_a_wrong_ending(tensors, tmp_path):
@@ -159,6 +167,8 @@ def test_damage_in_the_middle_of_an_archive(tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match=r"a.ckpt: the data of storage '1' are damaged .*get the file again"):
             file.tensor("layer.1")
+        with pytest.raises(UserError, match="the data of storage '1' are damaged"):
+            TensorFile(path).verify()
         assert all(torch.equal(file.tensor(name), tensors[name]) for name in ("layer.0", "layer.2"))
 
 
@@ -166,11 +176,19 @@ def test_damage_in_the_middle_of_an_archive(tmp_path):
     (b"junk" * 99, "neither .safetensors nor a PyTorch checkpoint"), (b"", "it is empty"),
     (b"\x10\0\0\0\0\0\0\0{\"a\": {}}       ", "safetensors header"),
     (b"PK\x03\x04" + b"\0" * 99, "not a whole PyTorch archive"),
-    (b"\x80\x02" + b"\xff" * 9, "damaged"), (b"<!DOCTYPE html>" * 9, "neither")])
+    (b"\x80\x02" + b"\xff" * 9, "damaged"), (b"\n <!DOCTYPE html>" * 9, "a.ckpt: a web page, not the file itself"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "a Git LFS pointer, not the file itself"),
+    (b"\x28\0\0\0\0\0\0\0{\"__metadata__\": {\"a\": {}}, \"b\": null}  ", "safetensors header")])
 def test_other_files(tmp_path, content, words):
     (tmp_path / "a.ckpt").write_bytes(content)
     with pytest.raises(UserError, match=words):
         TensorFile(tmp_path / "a.ckpt")
+
+
+def test_the_flag_that_gave_a_file_is_told(tmp_path):
+    torch.save({"step": 4}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="^--sd.lora .*a.pt: holds no tensors"):
+        TensorFile(tmp_path / "a.pt", "--sd.lora")
 
 
 def test_a_tensor_of_a_few_bytes_that_would_fill_any_memory(tmp_path):

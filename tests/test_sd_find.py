@@ -122,6 +122,23 @@ def test_check_needs_no_network(home):
     find.check(SDConfig(variant="v1"))  # the hub is asked later
 
 
+@pytest.mark.parametrize("text, words", [
+    ("", "--sd.checkpoint is empty; give a folder"), (" ", "--sd.checkpoint is empty"),
+    ("https://huggingface.co/org/name", "a web address; give the hub id org/name"),
+    ("https://huggingface.co/org/name/", "a web address; give the hub id org/name"),
+    ("https://huggingface.co/org/name/blob/main/a.ckpt", "a web address; download the file, and give its path"),
+    ("http://localhost/a.safetensors", "a web address; download the file")])
+def test_what_is_no_place(home, text, words):
+    with pytest.raises(UserError, match=words):
+        find.check(find.absolute(SDConfig(checkpoint=text)))
+
+
+@pytest.mark.parametrize("text", ["", " ", ":0.5"])
+def test_a_lora_without_a_name(home, text):
+    with pytest.raises(UserError, match=f"--sd.lora: {text!r} names no file; give PATH"):
+        find.check(find.absolute(SDConfig(lora=[text])))
+
+
 @pytest.mark.parametrize("name", ["~nosuchuser/m.ckpt", "x" * 300 + ".safetensors"])
 def test_paths_that_cannot_be(home, name):
     with pytest.raises(UserError, match="no such file"):

@@ -127,6 +127,7 @@ OTHER_FILES = {
     "Stable Diffusion 3": lambda v1: {"model.diffusion_model.joint_blocks.0.x.weight": (9, 9)},
     "Flux": lambda v1: {"double_blocks.0.img_attn.norm.key_norm.scale": (128,)},
     "AnimateDiff": lambda v1: {"down_blocks.0.motion_modules.0.x": (3,)},
+    "a textual-inversion": lambda v1: {"string_to_param.*": (1, 768)},
     "textual-inversion": lambda v1: {"emb_params": (4, 768)},
     "an inpainting model, whose UNet takes 9 channels": widened(9),
     "InstructPix2Pix": widened(8),

@@ -1,5 +1,6 @@
 """Loading Stable Diffusion: one model in every layout denoises the same; prediction types; LoRAs; errors in a line."""
 
+import contextlib
 import json
 import shutil
 
@@ -9,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import crafted
 from adapt_sd import StableDiffusionAdapter, make
+from my import config
 from my.errors import RunError, UserError
-from sd import find, layout
+from sd import find, layout, lora
 from sd.load import load_parts, probe_prediction
 from sjc_config import SDConfig, SJCConfig
 
@@ -96,8 +98,13 @@ def test_folders_of_pickles_load_without_executing_them(small, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def v1_tensors():
-    return crafted.single_file(crafted.small_parts())
+def v1_parts():
+    return crafted.small_parts()
+
+
+@pytest.fixture(scope="module")
+def v1_tensors(v1_parts):
+    return crafted.single_file(v1_parts)
 
 
 @pytest.fixture(scope="module")
@@ -304,13 +311,67 @@ FITS = {f"unet.{TO_OUT}.lora_A.weight": (2, 32), f"unet.{TO_OUT}.lora_B.weight":
     ({**FITS, f"unet.{TO_OUT}.lora_magnitude_vector": (32,)}, "1 of its tensors are of no plain LoRA: unet.*DoRA"),
     ({**FITS, "lora_unet_x.dora_scale": (32,)}, "1 of its tensors are of no plain LoRA: lora_unet_x.dora_scale;"),
     ({"lora_unet_x.hada_w1_a": (2, 9)}, "1 of its tensors are of no plain LoRA"),
-    ({f"unet.{TO_Q}.lora_A.weight": (2, 9)}, r"does not fit .* which \[2, 9\] do not make;"),
+    ({**FITS, f"unet.{TO_Q}.lora_A.weight": (2, 9)},
+     "incomplete or damaged: unet_.*to_q has one of its two tensors only; get the file again"),
+    ({f"lora_unet_{TO_OUT.replace('.', '_')}.alpha": ()}, "incomplete or damaged: it has no layers;"),
+    ({**FITS, f"lora_unet_{TO_OUT.replace('.', '_')}.alpha": (3,)}, "the alphas .* are not one number each;"),
     ({f"unet.{TO_Q}.lora_A.weight": (2, 9), f"unet.{TO_Q}.lora_B.weight": (9, 2)},
      r"does not fit .*to_q is \[\d+, \d+\] here, which \[2, 9\] and \[9, 2\] do not make;")])
 def test_unfit_loras(small, tmp_path, content, words):
     save_file({name: torch.ones(shape) for name, shape in content.items()}, tmp_path / "l.safetensors")
     with pytest.raises(UserError, match=f"--sd.lora .*l.safetensors: {words}"):
         load(small[3] / "a.safetensors", lora=[str(tmp_path / "l.safetensors")])
+
+
+BAD = {"nan": float("nan"), "inf": float("inf"), "huge": 3e38}
+
+
+@pytest.mark.parametrize("where, value", [(w, v) for w in ("A", "B", "alpha") for v in BAD] + [("weight", "1e300")])
+def test_a_lora_that_adds_what_is_not_finite(v1_parts, tmp_path, where, value):
+    """3e38 is finite, but not times 4."""
+    path, layer = tmp_path / "l.safetensors", f"lora_unet_{TO_OUT.replace('.', '_')}"
+    tensors = {f"{layer}.lora_down.weight": torch.full((2, 32), 2.0), f"{layer}.lora_up.weight": torch.ones(32, 2),
+               f"{layer}.alpha": torch.tensor(4.0)}
+    if where != "weight":
+        tensors[dict(zip(("A", "B", "alpha"), tensors))[where]].view(-1)[0] = BAD[value]
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=f"--sd.lora {path}: what it adds to {layer} is not finite"):
+        lora.fuse(v1_parts, path, float(value) if where == "weight" else 1.0)
+
+
+@pytest.mark.parametrize("dtype, fine", [(torch.int8, False), (torch.uint8, False), (torch.float64, True),
+                                         (torch.float8_e4m3fn, True), (torch.bfloat16, True)])
+def test_weights_that_are_whole_numbers_are_quantised(v1_parts, tmp_path, v1_tensors, tiny_sd, dtype, fine):
+    """Of a LoRA, of a file and of a folder; CLIP's position_ids are none."""
+    model, path = shutil.copytree(tiny_sd, tmp_path / "m"), "unet/diffusion_pytorch_model.safetensors"
+    last, ids = f"{layout.UNET}out.2.weight", f"{layout.CLIP}embeddings.position_ids"
+    save_file({**v1_tensors, last: v1_tensors[last].to(dtype), ids: torch.arange(77)}, tmp_path / "a.safetensors")
+    save_file({name: torch.ones(shape).to(dtype) for name, shape in FITS.items()}, tmp_path / "l.safetensors")
+    tensors = load_file(model / path)
+    save_file({n: t.to(dtype) if n == "conv_out.weight" else t for n, t in tensors.items()}, model / path,
+              metadata={"format": "pt"})
+    for read in (lambda: load(tmp_path / "a.safetensors"), lambda: load(model),
+                 lambda: lora.fuse(dict(v1_parts), tmp_path / "l.safetensors", 0.0)):
+        if fine:
+            read()
+            continue
+        with pytest.raises(UserError, match="quantised, which is not supported: .*use .*plain"):
+            read()
+
+
+@pytest.mark.parametrize("stated", ["{", "[]", "8", '{"unet.lora_alpha": "8"}', '{"unet.lora_alpha": null}',
+                                    '{"unet.lora_alpha": true}', '{"unet.lora_alpha": [1, 2]}'])
+def test_metadata_of_a_lora_that_tell_no_alpha(v1_parts, tmp_path, stated):
+    save_file({name: torch.ones(shape) for name, shape in FITS.items()}, tmp_path / "l.safetensors",
+              metadata={"lora_adapter_metadata": stated})
+    with pytest.raises(UserError, match="--sd.lora .*l.safetensors: the alphas in its .* are not one number each"):
+        lora.fuse(v1_parts, tmp_path / "l.safetensors", 1.0)
+
+
+def test_a_lora_file_without_tensors(v1_parts, tmp_path):
+    (tmp_path / "l.safetensors").touch()
+    with pytest.raises(UserError, match="^--sd.lora .*l.safetensors: cannot be read: it is empty"):
+        lora.fuse(v1_parts, tmp_path / "l.safetensors", 1.0)
 
 
 @pytest.mark.parametrize("text, want", [("a.safetensors", ("a.safetensors", 1.0)), ("a:0.5", ("a", 0.5)),
@@ -356,7 +417,8 @@ def test_odd_shapes_end_in_one_line(tmp_path, v1_tensors, change, words):
     ("tokenizer", "tokenizer.json", None, "tokenizer has no tokenizer.json and no vocab.json"),
     ("tokenizer", "tokenizer_config.json", "[]", "tokenizer_config.json holds no settings"),
     ("scheduler", "scheduler_config.json", "null", "scheduler_config.json holds no settings"),
-    ("unet", "config.json", "[]", "config.json holds no settings")])
+    ("vae", "config.json", "{", "vae/config.json is damaged"), ("tokenizer", "tokenizer.json", "{", ": tokenizer: "),
+    ("unet", "config.json", "[]", "unet/config.json holds no settings")])
 def test_damaged_folders_end_in_one_line(small, tmp_path, part, file, text, words):
     shutil.copytree(small[3] / "diffusers", tmp_path / "model")
     for path in (tmp_path / "model" / part).glob("vocab.json" if text is None else "nosuch"):
@@ -369,9 +431,9 @@ def test_damaged_folders_end_in_one_line(small, tmp_path, part, file, text, word
     assert "\n" not in str(caught.value)
 
 
-def edited(small, path, file, **settings):
-    """A copy of the diffusers folder, with settings in one of its JSON files changed, or left out where None."""
-    shutil.copytree(small[3] / "diffusers", path)
+def edited(folder, path, file, **settings):
+    """A copy of a diffusers folder, with settings in one of its JSON files changed, or left out where None."""
+    shutil.copytree(folder, path)
     old = json.loads((path / file).read_text())
     (path / file).write_text(json.dumps({k: v for k, v in {**old, **settings}.items() if v is not None}))
     return path
@@ -380,7 +442,9 @@ def edited(small, path, file, **settings):
 @pytest.mark.parametrize("file, settings, words", [
     ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"},
      "prediction_type is 'flow_prediction'; known are epsilon, v_prediction, sample"),
-    ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**11}, "scheduler has 100000000000 steps"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**11}, "scheduler_config.json is 100000000000"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "in scheduler/scheduler_config.json is 'x'"),
+    ("scheduler/scheduler_config.json", {"beta_start": "x"}, "scheduler/scheduler_config.json: "),
     ("unet/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "its unet is quantised"),
     ("unet/config.json", {"cross_attention_dim": 32}, "unet: .*expected shape"),
     ("unet/config.json", {"layers_per_block": 99999}, "unet: layers_per_block, 99999, is beyond what weights of"),
@@ -389,20 +453,71 @@ def edited(small, path, file, **settings):
     ("text_encoder/config.json", {"num_hidden_layers": 1}, "text_encoder has no place for 16 of its weights")])
 def test_settings_of_another_model_end_in_one_line(small, tmp_path, file, settings, words):
     with pytest.raises(UserError, match=words) as caught:
-        load(edited(small, tmp_path / "m", file, **settings))
+        load(edited(small[3] / "diffusers", tmp_path / "m", file, **settings))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file, name, values", [
+    ("unet/config.json", "sample_size", [[16, 24], 0, -4, "x", 16.5, True, 10**6]),
+    ("vae/config.json", "scaling_factor", [0, -1, "a", True, [1]])])
+@pytest.mark.parametrize("empty", [False, True], ids=["run", "doctor"])
+def test_settings_that_no_picture_can_be_made_with(tiny_sd, tmp_path, file, name, values, empty):
+    for i, value in enumerate(values):
+        model = edited(tiny_sd, tmp_path / str(i), file, **{name: value})
+        with pytest.raises(UserError, match=f"{model}: {name} in {file} is .*, not .*; correct it, or get going"):
+            load_parts(model, SDConfig(prompt="a blue duck"), torch.float32, empty)
+
+
+def test_settings_that_are_null_are_stable_diffusions(tiny_sd, tmp_path):
+    """Its 512-pixel pictures, of which this VAE, of two levels, makes latents half as large."""
+    for file, name in (("unet/config.json", "sample_size"), ("vae/config.json", "scaling_factor")):
+        path = (edited(tiny_sd, tmp_path / "m", file) if name == "sample_size" else tmp_path / "m") / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: None}))
+    adapter = StableDiffusionAdapter(load(tmp_path / "m"))
+    assert adapter.data_shape == (4, 256, 256) and adapter.picture_size == 512 and adapter.scaling == 0.18215
+
+
+def test_betas_that_are_no_schedule(tiny_sd, tmp_path):
+    model = edited(tiny_sd, tmp_path / "m", "scheduler/scheduler_config.json", beta_end=-2.0, beta_schedule="linear")
+    with pytest.raises(UserError, match=f"^{model}: the betas .* get its scheduler/scheduler_config.json again"):
+        make(SJCConfig(sd={"checkpoint": str(model)}), "cpu")
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--sd.variant", "v1"], None), ([], None), (["--preset", "mini"], None),
+    (["--sd.variant", "v2"], "--sd.variant v2: .*a.safetensors, given as --sd.checkpoint, is v1; leave one of"),
+    (["--sd.variant", "v2", "--sd.v2_highres", "True"], "--sd.variant v2: .* is v1"),
+    (["--sd.variant", "mini"], "--sd.variant mini: .* is v1")])
+def test_a_variant_beside_a_checkpoint_of_another(v1_tensors, tmp_path, argv, words):
+    save_file(v1_tensors, tmp_path / "a.safetensors")
+    cfg = config.load(SJCConfig, ["--sd.checkpoint", str(tmp_path / "a.safetensors"), *argv], prog="", doc="",
+                      presets_dir=find.ROOT / "presets", config_file=None)
+    if words is None:
+        assert make(cfg, "meta").data_shape == (4, 256, 256)
+        return
+    with pytest.raises(UserError, match=words):
+        make(cfg, "meta")
+
+
+def test_a_variant_beside_a_checkpoint_of_version_2(v2_file):
+    for variant, fits in (("v2", True), ("v1", False)):
+        cfg = config.load(SJCConfig, ["--sd.checkpoint", str(v2_file), "--sd.variant", variant], prog="", doc="",
+                          config_file=None)
+        with contextlib.nullcontext() if fits else pytest.raises(UserError, match="--sd.variant v1: .* is v2"):
+            make(cfg, "meta")
 
 
 def test_the_level_of_pure_noise_is_left_out(small, tmp_path):
     """A schedule with zero terminal SNR: sqrt((1 - abar) / abar) of its last step is infinite."""
-    model = edited(small, tmp_path / "m", "scheduler/scheduler_config.json", rescale_betas_zero_snr=True)
+    model = edited(small[3] / "diffusers", tmp_path / "m", "scheduler/scheduler_config.json",
+                   rescale_betas_zero_snr=True)
     adapter = StableDiffusionAdapter(load(model))
     assert len(adapter.sigmas) == 999 and adapter.sigmas.isfinite().all()
     assert adapter.timestep(adapter.sigmas[0].item()) == 998
 
 
 def test_a_tokenizer_that_does_not_say_how_much_it_takes(small, tmp_path):
-    model = edited(small, tmp_path / "m", "tokenizer/tokenizer_config.json", model_max_length=None)
+    model = edited(small[3] / "diffusers", tmp_path / "m", "tokenizer/tokenizer_config.json", model_max_length=None)
     assert load(model)["tokenizer"].model_max_length == 77
 
 
