@@ -1,9 +1,9 @@
-"""LoRAs, fused into a model once and for all: W + weight (alpha / rank) B A (arXiv 2106.09685).
+"""LoRAs, fused into a model once and for all, by peft: W + weight (alpha / rank) B A (arXiv 2106.09685).
 
 A LoRA holds a layer's low-rank change as two tensors, A (rank, in) "down" and B (out, rank) "up", under
 names of kohya's trainer (`lora_unet_..._to_q.lora_down.weight`), of peft (`unet....to_q.lora_A.weight`) or of
 diffusers (`....to_q.lora.down.weight`). Every tensor of a file is accounted for, or the file refused: half
-a LoRA would be another one unasked.
+a LoRA would be another one unasked. The loaders of diffusers, which know fewer names, leave out what they do not know.
 """
 
 import json
@@ -27,8 +27,6 @@ def fuse(parts, path, weight):
 
     Raises UserError for a file that is no LoRA, is of another kind, or does not fit this model as a whole.
     """
-    import torch
-
     file = TensorFile(path, "--sd.lora")
     layers, alphas = read(file), alphas_of(file)
     modules = named(parts)
@@ -36,21 +34,37 @@ def fuse(parts, path, weight):
     unknown = [layer for layer in asked if layer not in modules]
     if unknown:
         refuse(path, f"{len(unknown)} of its {len(asked)} layers are not in this model: {some(unknown)}")
-    changes = []
+    changes = {part: {} for part in PREFIXES}
     for layer, ab in layers.items():
         A, B = (file.tensor(ab[x]).float() for x in "AB")
-        part, module = modules[layer]
-        if not fits(A, B, module.weight.shape):
-            refuse(path, f"{layer} is {list(module.weight.shape)} here, which {list(A.shape)} and {list(B.shape)} do "
-                         "not make")
-        changes.append((layer, module.weight, A, B, alphas.get(layer, alphas.get(part, len(A)))))
-    for layer, there, A, B, alpha in changes:  # only once all are known to fit
-        change = (weight * alpha / len(A) * B.flatten(1) @ A.flatten(1)).to(there.dtype)
-        if not change.isfinite().all():
+        part, name, shape = modules[layer]
+        if not fits(A, B, shape):
+            refuse(path, f"{layer} is {list(shape)} here, which {list(A.shape)} and {list(B.shape)} do not make")
+        alpha = alphas.get(layer, alphas.get(part, len(A)))
+        B = weight * alpha / len(A) * B
+        if not (B.flatten(1) @ A.flatten(1)).to(parts[part].dtype).isfinite().all():
             raise UserError(f"--sd.lora {path}: what it adds to {layer} is not finite, with weight {weight:g}, alpha "
                             f"{alpha:g} and the numbers in the file; get the file again, or give another weight")
-        with torch.no_grad():
-            there += change.reshape(there.shape).to(there.device)
+        changes[part][name] = A, B
+    for part, of_part in changes.items():  # only once all are known to fit
+        parts[part] = merged(parts[part], of_part)
+
+
+def merged(net, changes):
+    """Return a network with B A added to the weights of its modules, by peft; `changes` is {module name: (A, B)}."""
+    if not changes:
+        return net
+    import torch
+    from peft import LoraConfig, LoraModel
+
+    ranks = {re.escape(name): len(A) for name, (A, _) in changes.items()}
+    tuner = LoraModel(net, LoraConfig(target_modules="|".join(ranks), rank_pattern=ranks, alpha_pattern=ranks), "lora")
+    with torch.no_grad():
+        for name, pair in changes.items():
+            layer = net.get_submodule(name)
+            for ours, given in zip((layer.lora_A["lora"].weight, layer.lora_B["lora"].weight), pair):
+                ours.copy_(given.reshape(ours.shape))
+    return tuner.merge_and_unload()
 
 
 def read(file):
@@ -104,14 +118,16 @@ def number(value):
 
 
 def named(parts):
-    """Return {flat name: (part, module)} of the layers that a LoRA can change, under every prefix that files use."""
+    """Return {flat name: (part, name, shape)} of the modules that a LoRA can change, by every prefix that files use."""
+    from torch import nn
+
     found = {}
     for part, prefixes in PREFIXES.items():
         for name, module in parts[part].named_modules():
-            if getattr(module, "weight", None) is not None and module.weight.ndim > 1:
-                name = flat(name).removeprefix("text_model_")
-                for spelling in (name, name.removesuffix("_0")) if name.endswith("to_out_0") else (name,):
-                    found |= {prefix + spelling: (part, module) for prefix in prefixes}
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                short = flat(name).removeprefix("text_model_")
+                for spelling in (short, short.removesuffix("_0")) if short.endswith("to_out_0") else (short,):
+                    found |= {prefix + spelling: (part, name, module.weight.shape) for prefix in prefixes}
     return found
 
 
