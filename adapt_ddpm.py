@@ -7,6 +7,7 @@ import torch
 import pixel_folder
 from adapt import PixelAdapter, denoised, scheduler_sigmas
 from my.errors import UserError
+from sd.find import reason
 
 
 class DDPMAdapter(PixelAdapter):
@@ -43,7 +44,7 @@ def load(checkpoint):
     try:
         pipe = DiffusionPipeline.from_pretrained(where)
     except Exception as error:  # whatever a damaged folder, or the lack of a network, makes of the library
-        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        why = reason(error)
         if not Path(where).is_dir():
             cause = "HF_HUB_OFFLINE, which is set" if constants.HF_HUB_OFFLINE else "the network"
             why = f"not in the local cache, and not to be had from the hub: look at the name, and at {cause}"

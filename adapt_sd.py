@@ -8,7 +8,7 @@ import torch
 from adapt import ScoreAdapter, denoised, scheduler_sigmas
 from my.errors import RunError, UserError
 from sd.find import PARTS, fetch, find_checkpoint, refuse_unknown_words
-from sd.load import load_parts, refuse_other_variant
+from sd.load import load_parts
 
 
 class StableDiffusionAdapter(ScoreAdapter):
@@ -89,9 +89,8 @@ def make(cfg, device):
               file=sys.stderr)
     offload = device.type == "cuda" if cfg.sd.offload_text is None else cfg.sd.offload_text
     path = fetch(find_checkpoint(cfg.sd))
-    parts = load_parts(path, cfg.sd, dtype, empty=device.type == "meta")
-    if cfg.sd.checkpoint is not None and "sd.variant" in cfg._asked:
-        refuse_other_variant(path, cfg.sd.variant, parts)
+    variant = cfg.sd.variant if cfg.sd.checkpoint is not None and "sd.variant" in cfg._asked else None
+    parts = load_parts(path, cfg.sd, dtype, empty=device.type == "meta", variant=variant)
     try:
         return StableDiffusionAdapter(parts, device, amp, offload)
     except UserError as error:

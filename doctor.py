@@ -18,7 +18,7 @@ from pydantic import Field
 import pixel_folder
 from my import config, run_dir, script
 from my.env import ENV, data_root
-from my.errors import UserError, run_main
+from my.errors import UserError, is_out_of_memory, run_main
 from my.tensor_file import TensorFile
 from sd import find
 from sjc_config import SJCConfig
@@ -187,6 +187,11 @@ def check_run(cfg):
         return [Finding(OK, "model", describe(path, cfg.sha256) if cfg.family == "sd" else OTHER_FAMILIES[cfg.family])]
     except UserError as error:
         return [Finding(BAD, "model", str(error))]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return [Finding(BAD, "model", f"too large for this machine's memory, with --vox.grid_size {cfg.vox.grid_size}",
+                        "use a smaller grid, or a smaller model")]
 
 
 def meant(cfg):

@@ -27,6 +27,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ["model_index.json", "tokenizer/*", "scheduler/*.json", "*/config.json", "text_encoder/model.safetensors",
              "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
 WITHOUT = "get going without one: --preset mini or --preset ideal"
+MISFIT = re.compile(r"(\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")  # diffusers'
 OFFLINE = "no network, or the hub cannot be reached"
 
 
@@ -260,6 +261,16 @@ def refuse_unknown_words(prompts, tokenizer_config):
             raise UserError(f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
                             f"{' '.join(known)}; for any other give a real checkpoint: --sd.checkpoint PATH or "
                             "--sd.variant v1")
+
+
+def reason(error):
+    """Return in a line why a library could not read a network, free of what only its own callers could do about it."""
+    m = MISFIT.search(str(error))
+    if m:
+        return f"{m[1]} is ({m[3]}) in the weights, and ({m[2]}) by config.json"
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"no file {error.filename}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(". :")
 
 
 def read_json(path, *keys):

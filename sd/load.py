@@ -11,7 +11,7 @@ from pathlib import Path
 from my.errors import UserError
 from my.tensor_file import TensorFile
 from sd import layout, lora
-from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora
+from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora, reason
 from sd.tokenizer import END, clip_tokenizer
 
 FIRST = 3  # of the missing and of the unexpected tensors that an error names
@@ -25,14 +25,15 @@ MAX_SIZE = 1024  # latent pixels, an 8192-pixel picture: beyond it, a setting is
 MAX_SETTING = 1_000_000  # that a setting of a network may be, however few weights it has
 
 
-def load_parts(path, sd, dtype, empty=False):
+def load_parts(path, sd, dtype, empty=False, variant=None):
     """Return {"tokenizer", "text_encoder", "unet", "vae", "scheduler"} of a folder or file, networks in `dtype`.
 
     `sd` are the options that choose prediction type, averaged weights and LoRAs. `empty` networks are on the
-    meta device: all is compared, but weights are not read. Raises UserError for what cannot be read as Stable
+    meta device: all is compared, but weights are not read. `variant` is the one to insist on. Raises
+    UserError for what cannot be read as Stable
     Diffusion, and for words of the prompt that the model cannot know.
     """
-    parts = folder_parts(path, sd, dtype, empty) if path.is_dir() else file_parts(path, sd, dtype, empty)
+    parts = (folder_parts if path.is_dir() else file_parts)(path, sd, dtype, empty, variant)
     refuse_misfits(path, parts)
     settle_settings(path, parts["unet"], parts["vae"])
     for text in sd.lora:
@@ -76,13 +77,10 @@ def settle_settings(path, unet, vae):
                         f"{layout.SCALING}; correct it, or {WITHOUT}")
 
 
-def refuse_other_variant(path, variant, parts):
-    """Raise UserError where what was loaded is not of the `variant` that was asked for beside it.
-
-    Version 1 or 2 is told by the activation of the text encoder's layers: CLIP's is quick_gelu, OpenCLIP's gelu.
-    """
-    version = "v2" if parts["text_encoder"].config.hidden_act == "gelu" else "v1"
-    if variant != ("mini" if path == MINI else version):
+def refuse_other_variant(path, variant, v2):
+    """Raise UserError where the checkpoint is not of the `variant`, or None, that was asked for beside it."""
+    version = "mini" if path == MINI else "v2" if v2 else "v1"
+    if variant not in (None, version):
         raise UserError(f"--sd.variant {variant}: {path}, given as --sd.checkpoint, is {version}; leave one of the two "
                         "out")
 
@@ -90,7 +88,7 @@ def refuse_other_variant(path, variant, parts):
 # ---------------------------------------------------------------- diffusers folders
 
 
-def folder_parts(folder, sd, dtype, empty=False):
+def folder_parts(folder, sd, dtype, empty=False, variant=None):
     """Return the parts of a diffusers folder."""
     try:
         if not has_vocabulary(folder / "tokenizer"):
@@ -101,9 +99,9 @@ def folder_parts(folder, sd, dtype, empty=False):
     except UserError:
         raise
     except Exception as error:  # whatever damaged settings make of the libraries
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(". ")
-        hint = "get it again with git checkout mini_sd" if folder == MINI else WITHOUT
-        raise UserError(f"{folder}: cannot be read as Stable Diffusion: {why}; {hint}") from None
+        hint = "get it again with git checkout mini_sd" if folder == MINI else f"get the folder again, or {WITHOUT}"
+        raise UserError(f"{folder}: cannot be read as Stable Diffusion: {reason(error)}; {hint}") from None
+    refuse_other_variant(folder, variant, v2=parts["text_encoder"].config.hidden_act == "gelu")  # OpenCLIP's
     if sd.prediction_type != "auto":
         parts["scheduler"].register_to_config(prediction_type=sd.prediction_type)
     return parts
@@ -145,7 +143,8 @@ def _read_folder(folder, dtype, empty):
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     return {
         "tokenizer": tokenizer, "scheduler": scheduler,
-        "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", empty, dtype=dtype),
+        "text_encoder": _load_network(CLIPTextModel, folder / "text_encoder", empty, dtype=dtype,
+                                      ignore_mismatched_sizes=True),  # it then tells which
         "unet": _load_network(UNet2DConditionModel, folder / "unet", empty, torch_dtype=dtype),
         "vae": _load_network(AutoencoderKL, folder / "vae", empty, torch_dtype=dtype),
     }
@@ -157,10 +156,10 @@ def _named(part):
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{part}: {str(error).strip() or type(error).__name__}") from None
+        raise ValueError(f"{part}: {reason(error)}") from None
 
 
-def _load_network(cls, folder, empty, **dtype):
+def _load_network(cls, folder, empty, **options):
     """Return the network in `folder`; raises ValueError for weights that are missing (they would be random) or over."""
     with _named(folder.name):
         stem, variant, files = weight_files(folder)
@@ -168,7 +167,9 @@ def _load_network(cls, folder, empty, **dtype):
         refuse_endless(read_json(folder / "config.json"), files)
         with _without_pickles(folder, files, ".".join(filter(None, (stem, variant, "safetensors")))) as safe:
             net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, variant=variant,
-                                            use_safetensors=True, device_map="meta" if empty else None, **dtype)
+                                            use_safetensors=True, device_map="meta" if empty else None, **options)
+        for name, there, expected in sorted(info["mismatched_keys"]):
+            raise ValueError(f"{name} is {tuple(there)} in the weights, and {tuple(expected)} by config.json")
     for what, keys in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys")):
         names = sorted(name for name in info[keys] if not UNUSED.search(name))
         if names:
@@ -230,13 +231,14 @@ def _without_pickles(folder, files, name):
 # ---------------------------------------------------------------- single files
 
 
-def file_parts(path, sd, dtype, empty=False):
+def file_parts(path, sd, dtype, empty=False, variant=None):
     """Return the parts of a single file in the CompVis layout."""
     from diffusers import DDIMScheduler
 
     file = TensorFile(path)
     v2, prediction = layout.is_v2(file.shapes), stated_prediction(file, sd)
     nets, sources = empty_networks(file)
+    refuse_other_variant(path, variant, v2)
     if sd.ema:
         sources["unet"] = averaged(file, sources["unet"])
     if not empty:

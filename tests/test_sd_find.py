@@ -50,6 +50,15 @@ def test_nothing_anywhere_tells_every_place(home, options, flag):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("error, words", [
+    (ValueError("Cannot load  because a.weight expected shape torch.Size([32, 96]), but got torch.Size([32, 64]). If "
+                "you want to"), "a.weight is (32, 64) in the weights, and (32, 96) by config.json"),
+    (FileNotFoundError(2, "No such file or directory", "f/config.json"), "no file f/config.json"),
+    (RuntimeError("first. Then\nmore"), "first"), (KeyError(), "KeyError")])
+def test_reasons_of_libraries_are_shortened(error, words):
+    assert find.reason(error) == words
+
+
 def test_given_paths_come_before_hub_ids(home):
     assert found(checkpoint="org/name").repos == ("org/name",)
     assert found(checkpoint=str(as_folder(home / "org" / "name"))).path == home / "org" / "name"
