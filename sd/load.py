@@ -30,8 +30,7 @@ def load_parts(path, sd, dtype, empty=False, variant=None):
 
     `sd` are the options that choose prediction type, averaged weights and LoRAs. `empty` networks are on the
     meta device: all is compared, but weights are not read. `variant` is the one to insist on. Raises
-    UserError for what cannot be read as Stable
-    Diffusion, and for words of the prompt that the model cannot know.
+    UserError for what cannot be read as Stable Diffusion.
     """
     parts = (folder_parts if path.is_dir() else file_parts)(path, sd, dtype, empty, variant)
     refuse_misfits(path, parts)
