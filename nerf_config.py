@@ -31,8 +31,10 @@ class NeRFConfig(Config):
         "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU")
     downscale: int = Field(1, gt=0, description="images are averaged over squares of this edge, pixels")
     model: ModelConfig = ModelConfig()
-    n_epoch: int = Field(2, gt=0, description="rays drawn, as multiples of the training pixels")
-    bs: int = Field(4096, gt=0, description="rays a step")
+    n_epoch: int = Field(2, gt=0, description="pixels drawn, as multiples of those there are")
+    bs: int = Field(4096, gt=0, description="pixels a step")
+    subpixels: int = Field(1, gt=0, description="rays an edge of a pixel, which is the mean of all its rays: more than "
+                                                "one smooths jagged edges, in training and in what is rendered")
     lr: float = Field(0.02, gt=0, description="learning rate at the start (Adam); a tenth of it at the end")
     max_minutes: float | None = Field(None, gt=0, description="squeeze the training into this many minutes of wall "
                                                               "clock; such a run cannot be reproduced exactly")

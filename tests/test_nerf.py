@@ -97,8 +97,9 @@ def test_rays_of_any_pixels_are_those_of_whole_images():
     whole = [pixel_rays(H, W, *camera) for camera in zip(K, c2w)]
     cameras = PixelCameras(torch.from_numpy(K), torch.from_numpy(c2w))
     camera, y, x = torch.tensor([[2, 0, 1, 2], [0, 13, 5, 7], [15, 3, 0, 7]])
-    for rays, each in zip(cameras.rays(camera, y, x), zip(*whole)):
-        assert rays.dtype == torch.float32 and torch.allclose(rays, torch.stack(each)[camera, y * W + x], atol=1e-7)
+    for rays, each in zip(cameras.rays(camera, y[:, None], x[:, None]), zip(*whole)):
+        want = torch.stack(each)[camera, y * W + x][:, None]
+        assert rays.dtype == torch.float32 and rays.shape == want.shape and torch.allclose(rays, want, atol=1e-7)
 
 
 def test_batch_pairs_rays_with_their_pixels(scene):
@@ -108,10 +109,44 @@ def test_batch_pairs_rays_with_their_pixels(scene):
     nerf = NeRF(cfg_of(), scene._replace(images=torch.stack([frame, y, x], dim=-1).to(torch.uint8)))
     rays_o, rays_d, colors, bg = nerf.draw_batch(3)
     where = (colors * 255).round().long().unbind(-1)
-    want_o, want_d = nerf.cameras.rays(*where)
-    assert torch.equal(rays_o, want_o) and torch.equal(rays_d, want_d)
+    want_o, want_d = nerf.cameras.rays(where[0], where[1][:, None], where[2][:, None])
+    assert torch.equal(rays_o, want_o[:, 0]) and torch.equal(rays_d, want_d[:, 0])
     assert all(len(i.unique()) == size for i, size in zip(where, (n, H, W)))  # from all over
     assert (bg == 1).all()
+
+
+def test_rays_of_a_pixel_cover_it(scene):
+    """Three an edge: each within a ninth of its own, anywhere in it, and side by side in the batch."""
+    n = len(scene.images)
+    frame, y, x = torch.meshgrid(torch.arange(n), torch.arange(H), torch.arange(W), indexing="ij")
+    nerf = NeRF(cfg_of(subpixels=3), scene._replace(images=torch.stack([frame, y, x], dim=-1).to(torch.uint8)))
+    rays_o, rays_d, colors, bg = nerf.draw_batch(3)
+    assert rays_o.shape == rays_d.shape == (256 * 9, 3) and colors.shape == bg.shape == (256, 3)
+    frame, y, x = (colors * 255).round().long().unbind(-1)
+    at_camera = (scene.K[0] @ scene.c2w[frame, :3, :3].mT @ rays_d.double().view(256, 9, 3).mT).mT  # (256, 9, 3)
+    passed = at_camera[..., :2] / at_camera[..., 2:] - torch.stack([x, y], dim=-1)[:, None]  # from the pixel's centre
+    parts = (passed + 0.5) * 3 - torch.tensor([[i % 3, i // 3] for i in range(9)])
+    assert -1e-3 < parts.min() < 0.02 and 0.98 < parts.max() < 1 + 1e-3
+    assert not torch.equal(nerf.draw_batch(4)[1], rays_d)
+
+
+def test_pixels_are_the_mean_of_their_rays(scene, monkeypatch):
+    """In the loss, before backgrounds that differ from pixel to pixel, and in what is rendered."""
+    scene = scene._replace(alpha=torch.zeros_like(scene.alpha))
+    nerf = NeRF(cfg_of(subpixels=2), scene)
+    nerf.field = box_field()
+    nerf.optimizer = nerf_module.new_adam(nerf.field, 0.0, "auto")
+    rays_o, rays_d, colors, bg = nerf.draw_batch(5)
+    with torch.no_grad():
+        seen = [nerf_module.render_rays(nerf.field, rays_o[i::4], rays_d[i::4], bg).color for i in range(4)]
+    want = (sum(seen) / 4 - colors).square().mean()
+    monkeypatch.setattr(NeRF, "keep_to_schedule", lambda *args: None)
+    torch.testing.assert_close(nerf.step(5, 0.0)["loss"], want)
+    picture, depth = nerf.render(scene.K[0], scene.c2w[0], H, W)
+    fine = render_image(nerf.field, scene.K[0], scene.c2w[0], H, W, subpixels=2)
+    assert picture.shape == (H, W, 3) and depth.shape == (H, W)
+    assert picture[5, 7] == pytest.approx(fine.color[:, 10:12, 14:16].mean(dim=(1, 2)).tolist(), abs=1e-6)
+    assert depth[5, 7] == pytest.approx(fine.depth[10:12, 14:16].mean().item(), abs=1e-5)
 
 
 def test_transparent_pixels_stand_before_random_colours(scene):
@@ -192,6 +227,23 @@ def test_growth_crops_to_what_is_occupied(scene):
     assert nerf.box.tolist() == [[-1, -0.5, -1], [1, 1, 0.5]]  # and a voxel round it
     assert nerf.field.density.shape[2:] == tuple(grid_shape(nerf.box, 16)[::-1])
     assert nerf.field.alpha_mask.shape == nerf.field.density.shape and nerf.field.alpha_mask.any()
+
+
+def test_harmonics_come_with_growth(scene, monkeypatch):
+    """At the first growth that is late enough; what is seen then stays the same."""
+    monkeypatch.setattr(nerf_module, "GROWTH", ((0.0, 0.25), (0.25, 0.25), (0.5, 0.25), (0.75, 0.5)))
+    monkeypatch.setattr(nerf_module, "HARMONICS", 0.5)
+    nerf = NeRF(cfg_of(bs=672, view_dependent=True), scene)  # 4 steps
+    seen = [nerf.field.color.shape[1]]
+    for _ in optimise(nerf):
+        seen.append(nerf.field.color.shape[1])
+    assert seen == [3, 3, 3, 27, 27]
+    nerf = NeRF(cfg_of(view_dependent=True), scene)
+    points, rays_d = torch.rand(2, 50, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    before = nerf.field.features(points, rays_d)
+    nerf.grow(0.25)
+    assert nerf.field.view_dependent
+    torch.testing.assert_close(nerf.field.features(points, rays_d / rays_d.norm(dim=1, keepdim=True)), before)
 
 
 def test_empty_field_gets_no_mask(scene):
@@ -279,10 +331,11 @@ def test_psnr_and_ssim_by_hand():
 
 
 @pytest.mark.parametrize("stop", [1, 4, 9])  # the coarse grid; masked; cropped and grown
-def test_resumed_training_ends_the_same(scene, tmp_path, monkeypatch, stop):
+@pytest.mark.parametrize("options", [{}, {"view_dependent": True, "subpixels": 2}])
+def test_resumed_training_ends_the_same(scene, tmp_path, monkeypatch, stop, options):
     monkeypatch.setattr(nerf_module, "GROWTH", ((0.0, 0.5), (0.5, 1.0)))
     monkeypatch.setattr(nerf_module, "MASKS", (0.2,))
-    cfg = cfg_of(bs=269, model={"density_shift": -1.0, "grid_size": 10})  # 10 steps, opaque enough for a mask
+    cfg = cfg_of(bs=269, model={"density_shift": -1.0, "grid_size": 10}, **options)  # 10 steps, and soon a mask
     straight, stopped = NeRF(cfg, scene), NeRF(cfg, scene)
     losses = [float(stats["loss"]) for _, _, stats in train(straight)]
     train(stopped, last_step=stop)

@@ -59,9 +59,8 @@ class VoxRF(nn.Module):
         self.d_scale = nn.Parameter(torch.zeros((), **kw))
         self.density = nn.Parameter(torch.zeros(1, 1, size_z, size_y, size_x, **kw))
         color = torch.randn(1, c, size_z, size_y, size_x, generator=generator, **kw)
-        if view_dependent:  # the same from all sides at first
-            others = color.new_zeros(1, c, N_BASIS - 1, *color.shape[2:])
-            color = torch.cat([color[:, :, None] / SH_0, others], dim=2).flatten(1, 2)
+        if view_dependent:
+            color = from_all_sides(color)
         self.color = nn.Parameter(color.contiguous(memory_format=torch.channels_last_3d))
         self.c, self.view_dependent = c, view_dependent
         self.register_buffer("sh_scale", torch.tensor([1.0] + [SH_SCALE] * (N_BASIS - 1), **kw), persistent=False)
@@ -160,6 +159,12 @@ def without_specks(occupied, share):
     kept = sizes >= share * sizes[1:].sum()
     kept[0] = False
     return torch.from_numpy(kept[parts])[None, None].to(occupied)
+
+
+def from_all_sides(color):
+    """Return features (1, 9 C, Z, Y, X) of harmonics that look like those (1, C, Z, Y, X) from every direction."""
+    others = color.new_zeros(1, color.shape[1], N_BASIS - 1, *color.shape[2:])
+    return torch.cat([color[:, :, None] / SH_0, others], dim=2).flatten(1, 2)
 
 
 def background_uv(rays_d):

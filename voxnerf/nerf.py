@@ -1,10 +1,11 @@
 """Training of a voxel radiance field on posed images (NeRF, arXiv 2003.08934, Eq. 6, on voxels).
 
-    loss = mean over random pixels of |render(ray) - pixel|^2
+    loss = mean over random pixels of |mean over the pixel's rays of render(ray) - pixel|^2
 
 The grid grows from coarse to fine (as in DVGO, arXiv 2111.11215, section 4.2), is cropped to what
-is occupied, and skips empty space by a mask (as in TensoRF, arXiv 2203.09517, section 4.5). All of
-it happens at fractions of the run, given at the top: its `progress` in [0, 1].
+is occupied, and skips empty space by a mask (as in TensoRF, arXiv 2203.09517, section 4.5). Colours
+begin the same from all sides, so that highlights shape no geometry. All of it happens at fractions
+of the run, given at the top: its `progress` in [0, 1].
 """
 
 import math
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 from my import checkpoint
 from my.seeds import torch_rng
 from voxnerf import reference
-from voxnerf.field import make_field
+from voxnerf.field import from_all_sides, make_field
 from voxnerf.render import pick_march, render_image, render_rays
 
 GROWTH = ((0.0, 0.25), (0.05, 0.5), (0.15, 0.75), (0.35, 1.0))  # (progress, share of model.grid_size)
+HARMONICS = 0.15  # progress at which growth makes colours depend on the direction, if they are to
 MASKS = (0.04, 0.1, 0.2, 0.4, 0.6)  # progress at which the empty space is found anew
 WARM_UP = 100  # steps before which nothing is masked or cropped, however slow they are
 LR_FACTORS = {"density": 50.0, "color": 5.0}  # of the learning rate; a density far below its softplus has far to go
@@ -68,12 +70,12 @@ class NeRF:
         box = np.array([[-b] * 3, [b] * 3])
         self._set_field(box, grid_shape(box, cfg.model.grid_size * GROWTH[0][1]))
 
-    def _set_field(self, box, shape):
+    def _set_field(self, box, shape, view_dependent=False):
         """Make a new field in `box` (2, 3), of `shape` (X, Y, Z) voxels, and the optimizer that goes with it."""
         m = self.cfg.model
         self.box = box  # as given: in the field it is rounded
         self.field = make_field(m.model_type, box, shape, m.c, m.step_ratio, m.density_shift, m.ray_march_weight_thres,
-                                view_dependent=self.cfg.view_dependent,
+                                view_dependent=view_dependent,
                                 generator=torch_rng(self.cfg.seed, 0, "field")).to(self.device)
         self.names = [name for name, _ in self.field.named_parameters()]
         self.optimizer = new_adam(self.field, self.cfg.lr, self.cfg.renderer)
@@ -95,20 +97,25 @@ class NeRF:
         for due, share in self.schedule[self.n_events:]:
             if progress < due or step < min(due * self.n_steps, WARM_UP):
                 break
-            self.find_empty_space() if share is None else self.grow(share)
+            self.find_empty_space() if share is None else self.grow(share, due >= HARMONICS)
             self.n_events += 1
         for name, group in zip(self.names, self.optimizer.param_groups, strict=True):
             group["lr"] = self.cfg.lr * LR_FACTORS.get(name, 1.0) * LR_DECAY**progress
 
     @torch.no_grad()
-    def grow(self, share):
-        """Replace the field by itself, cropped to its mask, on a grid of (grid_size * share)^3 voxels."""
+    def grow(self, share, harmonics=True):
+        """Replace the field by itself, cropped to its mask, on a grid of (grid_size * share)^3 voxels.
+
+        With `harmonics` it becomes view-dependent, if the configuration says so.
+        """
         old, old_box = self.field, self.box
         box = old_box if old.alpha_mask is None else occupied_box(old.alpha_mask, old_box)
         shape = grid_shape(box, self.cfg.model.grid_size * share)
-        self._set_field(box, shape)
+        self._set_field(box, shape, self.cfg.view_dependent and harmonics)
         for (name, new), given in zip(self.field.named_parameters(), old.parameters()):
-            new.copy_(resample(given, old_box, box, shape) if new.ndim == 5 else given)
+            if new.ndim == 5:
+                given = resample(given, old_box, box, shape)
+            new.copy_(from_all_sides(given) if name == "color" and new.shape != given.shape else given)
         if old.alpha_mask is not None:
             self.find_empty_space()
 
@@ -121,14 +128,18 @@ class NeRF:
     # ------------------------------------------------------------------ training
 
     def draw_batch(self, step):
-        """Return this step's rays, their colours, and what is behind them: rays_o, rays_d, colours, bg, (bs, 3) each.
+        """Return this step's rays_o, rays_d (bs * n, 3), n a pixel, and the pixels' colours and backgrounds (bs, 3).
 
-        Images with alpha stand before another random colour at every pixel: fog that hides before white does not there.
+        The rays of a pixel are side by side. Images with alpha stand before another random colour at every pixel: fog
+        that hides before white does not there.
         """
         pixel = torch.randint(len(self.pixels), (self.cfg.bs,), generator=torch_rng(self.cfg.seed, step, "pixels"))
         pixel = pixel.to(self.device, non_blocking=True)
         H, W = self.hw
-        rays_o, rays_d = self.cameras.rays(pixel // (H * W), pixel // W % H, pixel % W)
+        dy, dx = self.draw_subpixels(step)
+        y, x = (pixel // W % H)[:, None] + dy, (pixel % W)[:, None] + dx
+        rays = self.cameras.rays(pixel // (H * W), y, x)
+        rays_o, rays_d = (each.flatten(0, 1) for each in rays)
         colors = self.pixels[pixel].float() / 255
         if self.opaque:
             return rays_o, rays_d, colors, torch.ones_like(colors)
@@ -136,12 +147,26 @@ class NeRF:
         bg = bg.to(self.device, non_blocking=True)
         return rays_o, rays_d, colors + (bg - 1) * (1 - self.alpha[pixel, None].float() / 255), bg
 
+    def draw_subpixels(self, step):
+        """Return where this step's rays pass their pixels: dy, dx (bs, n) or (1, 1), pixels off the centre.
+
+        A single one passes the centre; n = s^2 pass a pixel's s x s squares, each somewhere in its own.
+        """
+        s = self.cfg.subpixels
+        if s == 1:
+            return torch.zeros(2, 1, 1, device=self.device)
+        square = torch.arange(s * s)
+        corner = torch.stack([square // s, square % s])[:, None]  # (2, 1, n)
+        inside = torch.rand(2, self.cfg.bs, s * s, generator=torch_rng(self.cfg.seed, step, "subpixels"))
+        return ((corner + inside) / s - 0.5).to(self.device, non_blocking=True)
+
     def step(self, step, progress):
         """Take one step; return {loss, psnr (dB, of the batch)}, tensors on the device."""
         self.keep_to_schedule(step, progress)
         rays_o, rays_d, colors, bg = self.draw_batch(step)
-        r = render_rays(self.field, rays_o, rays_d, bg, EMPTINESS_SCALE, self.cfg.renderer)
-        loss = F.mse_loss(r.color, colors)
+        n = len(rays_o) // len(colors)
+        r = render_rays(self.field, rays_o, rays_d, bg.repeat_interleave(n, dim=0), EMPTINESS_SCALE, self.cfg.renderer)
+        loss = F.mse_loss(r.color.unflatten(0, (-1, n)).mean(dim=1), colors)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + EMPTINESS_WEIGHT * r.emptiness.mean()).backward()
         self.optimizer.step()
@@ -152,8 +177,10 @@ class NeRF:
     @torch.no_grad()
     def render(self, K, c2w, H, W):
         """Return the picture (H, W, 3) in [0, 1] and the depth (H, W) of a camera, world units, as arrays."""
-        r = render_image(self.field, K, c2w, H, W, chunk=CHUNK, renderer=self.cfg.renderer)
-        return r.color.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), r.depth.cpu().numpy()
+        s = self.cfg.subpixels
+        r = render_image(self.field, K, c2w, H, W, subpixels=s, chunk=CHUNK, renderer=self.cfg.renderer)
+        picture, depth = (F.avg_pool2d(x[None], s)[0] for x in (r.color.clamp(0, 1), r.depth[None]))
+        return picture.permute(1, 2, 0).cpu().numpy(), depth[0].cpu().numpy()
 
     def views(self, scene):
         """Yield a `View` for each image of a `Scene`."""
@@ -178,13 +205,14 @@ class NeRF:
         """Write the state after `step` steps below `root`."""
         tensors = {f"field/{k}": v for k, v in self.field.state_dict().items()}
         meta = {"box": self.box.tolist(), "shape": self.field.density.shape[:1:-1], "n_events": self.n_events,
-                "masked": self.field.alpha_mask is not None, "minutes": self.minutes}
+                "masked": self.field.alpha_mask is not None, "view_dependent": self.field.view_dependent,
+                "minutes": self.minutes}
         checkpoint.save(root, step, tensors | checkpoint.flatten_optimizer(self.optimizer, self.names), meta)
 
     def load(self, path):
         """Restore the state of checkpoint folder `path`; return the number of steps taken."""
         tensors, meta = checkpoint.load(path)
-        self._set_field(np.array(meta["box"]), meta["shape"])
+        self._set_field(np.array(meta["box"]), meta["shape"], meta["view_dependent"])
         if meta["masked"]:
             self.field.update_alpha_mask()  # a mask of the right shape, to be overwritten
         field = {k.removeprefix("field/"): v for k, v in tensors.items() if k.startswith("field/")}
@@ -230,15 +258,15 @@ class PixelCameras:
         self.eyes = c2w[:, :3, 3].to(device)  # (n, 3)
 
     def rays(self, camera, y, x, dtype=torch.float32):
-        """Return the rays through the centres of pixels `y`, `x` of cameras `camera`, (m,) integers each.
+        """Return the rays of cameras `camera` (m,) integers through `y`, `x` (m, n), pixels: integers at their centres.
 
-        They are rays_o, rays_d (m, 3), origins in world units and unit directions, computed in
+        They are rays_o, rays_d (m, n, 3), origins in world units and unit directions, computed in
         float64 and returned as `dtype`: those that `rays.pixel_rays` gives for the whole image.
         """
-        pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(self.to_world)  # (m, 3)
-        rays_d = torch.einsum("mij,mj->mi", self.to_world[camera], pixels)
+        pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(self.to_world)  # (m, n, 3)
+        rays_d = pixels @ self.to_world[camera].mT
         rays_d = rays_d / rays_d.norm(dim=-1, keepdim=True)
-        return self.eyes[camera].to(dtype), rays_d.to(dtype)
+        return self.eyes[camera][:, None].expand_as(rays_d).to(dtype), rays_d.to(dtype)
 
 
 # ---------------------------------------------------------------- grids
