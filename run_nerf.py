@@ -115,7 +115,7 @@ def write_pane(path, nerf, scene):
 
 
 def test(nerf, scene, step):
-    """Write test_<step>/: view/*.png, pane/*.png, metrics.json, video.mp4; print the metrics."""
+    """Write test_<step>/: view/*.png, pane/*.png, metrics.json, video.mp4; print the metrics before the long video."""
     from tqdm import tqdm
 
     from my.media import write_png
@@ -129,11 +129,11 @@ def test(nerf, scene, step):
         write_png(root / "pane" / f"{i:03d}.png",
                   pane_of(view.truth, view.picture, view.depth, nerf.depth_range(scene.c2w[i])))
         rows.append({"name": view.name, "psnr": view.psnr, "ssim": view.ssim})
-    save_video(root / "video.mp4", nerf, scene)
     means = {key: mean(row[key] for row in rows) for key in ("psnr", "ssim")}
     metrics = run_dir.plain({"step": step, "minutes": minutes, "mean": means, "views": rows})
     run_dir.write_atomic(root / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     print(table([*rows, {"name": "mean", **means}]))
+    save_video(root / "video.mp4", nerf, scene)
     print(f"done: {root / 'pane'} has {len(rows)} test views beside their truth, {root / 'video.mp4'} goes round")
 
 
