@@ -13,7 +13,7 @@ from my.errors import run_main
 from nerf_config import NeRFConfig
 
 ROOT = Path(__file__).resolve().parent
-N_PANES, N_CHECKPOINTS = 10, 20  # a pane every 10%, a checkpoint every 5%
+N_SAVES = 10  # a pane and a checkpoint every 10%: with harmonics one is gigabytes, and takes half a minute to write
 N_FRAMES = 120  # of the video, once round the scene
 LOG_EVERY = 10  # steps between lines of history.json
 SMOOTH = 0.9  # what a running PSNR keeps of itself a line
@@ -44,15 +44,14 @@ def train(nerf, test_scene, first_step):
           tqdm(total=nerf.n_steps, initial=first_step, desc="nerf", unit="step") as bar):
         running = RunningPSNR(bar)
         for step, progress, stats in optimise(nerf, first_step):
-            save, pane = (math.floor(progress * n) > math.floor(before * n) for n in (N_CHECKPOINTS, N_PANES))
+            save = math.floor(progress * N_SAVES) > math.floor(before * N_SAVES)
             before = progress
             row = row_of(nerf, test_scene, step, stats, logged=save or step % LOG_EVERY == 0)
             if row:
                 history.add(step, **row)
                 running.add(row)
-            if pane:
-                write_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene)
             if save:
+                write_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene)
                 nerf.save("ckpt", step)
             heartbeat.n_steps = bar.total = max(step, round(step / progress))  # under max_minutes, an estimate
             heartbeat.beat(step)

@@ -29,7 +29,7 @@ def save(root, step, tensors, meta, keep=2):
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".tmp_*"):
         shutil.rmtree(stale)
-    data = to_bytes({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    data = to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     sha256 = hashlib.sha256(data).hexdigest()
     record = {"format": FORMAT, "step": step, "sha256": sha256, "meta": meta}
     final = root / f"step_{step:07d}"

@@ -405,7 +405,7 @@ def test_what_a_run_leaves(here, folder, capsys):
     run_nerf.main(flags(folder, "--test_every", "20"))
     assert {p.name for p in here.iterdir()} == {"full_config.yml", "history.json", "heartbeat.json", "ckpt", "pane",
                                                 "test_42"}
-    assert [p.name for p in checkpoint.checkpoints("ckpt")] == ["step_0000040", "step_0000042"]
+    assert [p.name for p in checkpoint.checkpoints("ckpt")] == ["step_0000038", "step_0000042"]
     panes = sorted((here / "pane").iterdir())
     assert len(panes) == 10 and iio.imread(panes[-1]).shape == (H, 3 * W, 3)
     truth = iio.imread(folder / "test_00.png")
@@ -446,7 +446,7 @@ def test_stopped_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, folder):
         patch.setattr(run_nerf, "write_pane", stop_at(21))
         with pytest.raises(KeyboardInterrupt):
             run_nerf.main(flags(folder))
-    assert checkpoint.latest("ckpt").name == "step_0000019" and not Path("test_42").exists()
+    assert checkpoint.latest("ckpt").name == "step_0000017" and not Path("test_42").exists()
     run_nerf.main(["--resume", "True"])
     a, b = (load_file(run / "ckpt" / "step_0000042" / checkpoint.TENSORS) for run in (straight, stopped))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -472,7 +472,7 @@ def test_time_limited_run_ends_with_a_checkpoint(here, folder, capsys):
 
 def test_run_that_breaks_down_is_stopped(here, folder, monkeypatch):
     monkeypatch.setattr(NeRF, "step", lambda *_: {"loss": math.nan, "psnr": 1.0})
-    with pytest.raises(RunError, match="step 3: loss is not finite; .*try a smaller --lr"):
+    with pytest.raises(RunError, match="step 5: loss is not finite; .*try a smaller --lr"):
         run_nerf.main(flags(folder))
     assert not (here / "ckpt").exists()
 
