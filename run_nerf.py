@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from my import run_dir, script
-from my.errors import run_main
+from my.errors import UserError, run_main
 from nerf_config import NeRFConfig
 
 ROOT = Path(__file__).resolve().parent
@@ -158,9 +158,25 @@ def table(rows):
 # ---------------------------------------------------------------- the command
 
 
+def check_memory(cfg, device):
+    """Raise UserError for a grid whose training cannot fit: values, gradients and two moments of every voxel."""
+    import torch
+
+    voxel = 4 * 4 * (1 + cfg.model.c * (9 if cfg.view_dependent else 1))  # bytes
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if cfg.model.grid_size**3 * voxel > memory:
+        raise UserError(f"--model.grid_size {cfg.model.grid_size}: takes {cfg.model.grid_size**3 * voxel / 1e9:.0f} GB "
+                        f"of memory and more, there are {memory / 1e9:.0f}; it can be {int((memory / voxel)**(1 / 3))} "
+                        "at the very most")
+
+
 def prepare(cfg):
     """Return the run of the current folder, from its last checkpoint or its beginning; UserError if it cannot start."""
     device = script.pick_device(cfg.device)
+    check_memory(cfg, device)
     from my import checkpoint
     from voxnerf.nerf import NeRF
     from voxnerf.scene import find_scene, load_scene

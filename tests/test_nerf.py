@@ -520,6 +520,7 @@ def test_dry_run_writes_the_configuration_and_stops(here, folder, capsys):
     (["--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
     (["--scene", "nosuch", "--device", "cpu"], ["--scene nosuch: looked for a folder at", "none is there"]),
     (["--downscale", "5", "--device", "cpu"], ["--downscale 5", "is 16x14, which only these divide: 1, 2"]),
+    (["--model.grid_size", "20000", "--device", "cpu"], ["--model.grid_size 20000: takes 512000 GB", "it can be"]),
     (["--resume", "True"], ["no full_config.yml here"]),
 ])
 def test_mistakes_end_in_one_line(here, folder, capsys, argv, words):
