@@ -164,7 +164,7 @@ class NeRF:
         """Take one step; return {loss, psnr (dB, of the batch)}, tensors on the device."""
         self.keep_to_schedule(step, progress)
         rays_o, rays_d, colors, bg = self.draw_batch(step)
-        n = len(rays_o) // len(colors)
+        n = self.cfg.subpixels**2
         r = render_rays(self.field, rays_o, rays_d, bg.repeat_interleave(n, dim=0), EMPTINESS_SCALE, self.cfg.renderer)
         loss = F.mse_loss(r.color.unflatten(0, (-1, n)).mean(dim=1), colors)
         self.optimizer.zero_grad(set_to_none=True)
