@@ -9,7 +9,7 @@ from pathlib import Path
 
 from my.errors import RunError, UserError
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, META = "tensors.safetensors", "meta.json"
 DAMAGED = "delete {folder} and continue from the checkpoint before it, or start again"
 
@@ -23,39 +23,60 @@ def save(root, step, tensors, meta, keep=2):
     tensors: {name: Tensor}, any device.  meta: plain values (JSON).
     A process killed at any moment leaves no folder that `latest` would wrongly return.
     """
-    from safetensors.torch import save as to_bytes
-
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".tmp_*"):
         shutil.rmtree(stale)
-    data = to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    sha256 = hashlib.sha256(data).hexdigest()
-    record = {"format": FORMAT, "step": step, "sha256": sha256, "meta": meta}
     final = root / f"step_{step:07d}"
     scratch = root / f".tmp_{final.name}_new"
     scratch.mkdir()
-    write_synced(scratch / TENSORS, data)
-    write_synced(scratch / META, json.dumps(record, indent=2).encode())
-    sync_folder(scratch)
+    orders = {name: memory_order(t) for name, t in tensors.items()}
+    write_tensors(scratch / TENSORS, {name: t.detach().permute(orders[name]) for name, t in tensors.items()})
+    record = {"format": FORMAT, "step": step, "sha256": sha256_of(scratch / TENSORS), "orders": orders, "meta": meta}
+    (scratch / META).write_text(json.dumps(record, indent=2))
+    shutil.copymode(scratch / META, scratch / TENSORS)  # the library's are for their owner only
+    for path in (scratch / TENSORS, scratch / META):
+        sync(path)
+    sync(scratch)
     if final.exists():
         discard(final)
     scratch.rename(final)
-    sync_folder(root)
+    sync(root)
     for old in [path for path in checkpoints(root)[:-keep] if path != final]:
         discard(old)
     return final
 
 
-def write_synced(path, data):
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def memory_order(tensor):
+    """The dimensions of a tensor from the slowest in memory to the fastest: permuted so, most need no copy to write."""
+    return sorted(range(tensor.ndim), key=lambda dim: -tensor.stride(dim))
 
 
-def sync_folder(path):
-    """Make the names in a folder durable, as fsync does for the content of a file."""
+def write_tensors(path, tensors):
+    """Write {name: Tensor} as safetensors, from where they are; raises OSError with the system's number."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # holds the system's error in words only
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def sha256_of(path):
+    """The SHA-256 of a file in hexadecimal digits, read a part at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def sync(path):
+    """Make the content of a file, or the names in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -89,16 +110,17 @@ def latest(root):
 def load(path):
     """(tensors on the CPU, meta) of the checkpoint folder `path`; meta also holds its "step".
 
+    The tensors are laid out in memory as those that were saved, and read from the file as they are used.
     Raises UserError where a file is missing, damaged, or of another format version.
     """
-    from safetensors.torch import load as from_bytes
+    from safetensors.torch import load_file
 
     path = Path(path)
     advice = DAMAGED.format(folder=path)
     try:
         record = json.loads((path / META).read_bytes())
         version, sha256 = record["format"], record["sha256"]
-        meta = {**record["meta"], "step": record["step"]}
+        orders, meta = record.get("orders"), {**record["meta"], "step": record["step"]}
     except FileNotFoundError:
         raise RunError(f"{path / META}: no such file; {advice}") from None
     except (ValueError, TypeError, KeyError):
@@ -106,12 +128,14 @@ def load(path):
     if version != FORMAT:
         raise RunError(f"{path / META}: format {version}, this code reads {FORMAT}; start again")
     try:
-        data = (path / TENSORS).read_bytes()
+        whole = sha256_of(path / TENSORS) == sha256
     except FileNotFoundError:
         raise RunError(f"{path / TENSORS}: no such file; {advice}") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if not whole:
         raise RunError(f"{path / TENSORS} is damaged (its SHA-256 differs); {advice}")
-    return from_bytes(data), meta
+    tensors = load_file(path / TENSORS)
+    return {name: tensor.permute([orders[name].index(dim) for dim in range(tensor.ndim)])
+            for name, tensor in tensors.items()}, meta
 
 
 # ---------------------------------------------------------------- against a model

@@ -1,10 +1,14 @@
 """Checkpoints: whole or absent, verified, checked leaf by leaf against the model."""
 
+import errno
 import json
+import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from my import checkpoint as ckpt
@@ -42,6 +46,45 @@ def test_a_step_saved_again_is_replaced(tmp_path):
     got, meta = ckpt.load(path)
     assert meta["try"] == 2 and got["step"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["step_0000001"]
+
+
+def test_tensors_are_written_from_where_they_are_and_come_back_laid_out_alike(tmp_path, monkeypatch):
+    grid = torch.arange(120.0).reshape(1, 3, 2, 4, 5).to(memory_format=torch.channels_last_3d)
+    save, written = safetensors.torch.save_file, []
+    monkeypatch.setattr(safetensors.torch, "save_file", lambda ts, path: written.append(ts) or save(ts, path))
+    path = ckpt.save(tmp_path, 1, {"grid": grid, "scalar": torch.tensor(2.0)}, {})
+    assert written[0]["grid"].data_ptr() == grid.data_ptr()
+    (got, _) = ckpt.load(path)
+    assert torch.equal(got["grid"], grid) and got["grid"].stride() == grid.stride()
+
+
+def test_every_file_may_be_read_by_those_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = ckpt.save(tmp_path, 1, tensors(), {})
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o640}
+
+
+def test_what_stops_the_writing_is_told_by_the_systems_number_and_the_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=ckpt.TENSORS) as caught:
+            ckpt.save(tmp_path, 1, {"grid": torch.zeros(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG and ckpt.latest(tmp_path) is None
+
+
+def test_any_other_failure_to_write_passes_through(tmp_path, monkeypatch):
+    def broken(tensors, path):
+        raise safetensors.SafetensorError("a bug")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", broken)
+    with pytest.raises(safetensors.SafetensorError, match="a bug"):
+        ckpt.save(tmp_path, 1, tensors(), {})
 
 
 class Killed(BaseException):
