@@ -89,8 +89,10 @@ def emptied(field):
 
     import torch
 
+    from voxnerf.nerf import SPECK
+
     new = copy.deepcopy(field)
-    new.update_alpha_mask()
+    new.update_alpha_mask(SPECK)
     with torch.no_grad():
         new.density[new.alpha_mask == 0] = -1000.0
     new.alpha_mask = None

@@ -23,7 +23,7 @@ with contextlib.nullcontext() if torch.cuda.is_available() else no_stderr():  # 
     wp.init()
 
 from voxnerf import kernels  # noqa: E402  (defining kernels starts Warp)
-from voxnerf.memory import Recycler  # noqa: E402
+from voxnerf.memory import Loan, Recycler, Zeros  # noqa: E402
 
 MAX_THREADS = 8
 MIN_ITEMS = 512  # a thread; waking one costs more than fewer are worth
@@ -31,7 +31,7 @@ MAX_EXTRA_GRADIENTS = 2**30  # bytes, of threads beyond the first
 
 _mask_flags = WeakTensorKeyDictionary()  # alpha mask: flags of its cells and blocks
 _memory = Recycler()
-_spare_gradients = {}  # thread: (sizes, density gradient, colour gradient), all zero between uses
+_zeros = Zeros(2 * MAX_THREADS)
 
 
 class March(NamedTuple):
@@ -88,22 +88,50 @@ class _March(torch.autograd.Function):
         (rays, volume, n_visits, visits), rows = ctx.marched, rows_of(color)
         arguments = [rays, volume, array(scale), array(rows, features), array(job.basis), job.emptiness_scale, visits,
                      array(g_color.contiguous(), colors), *(array(g.contiguous()) for g in g_sums)]
-        density_grad, color_grad = (_empty(x.numel(), device).zero_() for x in (density, rows))
-        color_grad = color_grad.view_as(rows)
-        grads = [(density_grad, color_grad)]
-        for k in range(1, n_threads(device, n, density.numel() + rows.numel())):
-            grads.append(_spare_gradient(k, density, rows))
-        touched = torch.full((len(grads), math.prod(volume.blocks)), kernels.EMPTY, dtype=torch.uint8, device=device)
-        launch(kernel, _neighbours(n_visits, len(grads)), arguments, device,
-               [[array(d), array(c, features), array(flags)] for (d, c), flags in zip(grads, touched)])
-        blocks = interleaved(touched.shape[1], device)
-        for own, flags in zip(grads[1:], touched[1:]):
-            launch(kernels.merge, blocks, [volume, color.shape[1], array(flags),
-                                           *(array(x.view(-1)) for x in (*own, *grads[0]))], device)
+        threads = n_threads(device, n, density.numel() + rows.numel())
+        grads = [_new_gradient(volume, density, rows) for _ in range(threads)]
+        flags = torch.full((threads, math.prod(volume.blocks)), kernels.EMPTY, dtype=torch.uint8, device=device)
+        launch(kernel, _neighbours(n_visits, threads), arguments, device,
+               [[array(own.density), array(own.color, features), array(touched)] for own, touched in zip(grads, flags)])
+        first, touched = grads[0], flags.amin(dim=0)
+        first.loan.touched = touched
+        for own, own_touched in zip(grads[1:], flags[1:]):
+            sweep(kernels.move, volume, own_touched, first[:2], own[:2])
+            own.loan.touched = False
         # raw = sum_k weight_k density_k, hence sum over samples of raw dL/draw = sum over voxels of density dL/ddensity
-        d_scale_grad = torch.dot(density.view(-1), density_grad).view_as(d_scale)
-        color_grad = color_grad.view(*color.shape[2:], -1).permute(3, 0, 1, 2)[None]
-        return density_grad.view_as(density), color_grad, d_scale_grad, None
+        nothing = density.new_empty(0, 0)
+        d_scale_grad = sweep(kernels.dot, volume, touched, (first.density, nothing), (density, nothing)).sum()
+        color_grad = first.color.view(*color.shape[2:], -1).permute(3, 0, 1, 2)[None]
+        return first.density.view_as(density), color_grad, d_scale_grad.view_as(d_scale), None
+
+
+class Gradient(NamedTuple):
+    """A gradient, zero at first."""
+
+    density: torch.Tensor  # (voxels,)
+    color: torch.Tensor  # (voxels, features)
+    loan: Loan
+
+
+def _new_gradient(volume, density, rows):
+    n, n_both = density.numel(), density.numel() + rows.numel()
+
+    def clear(floats, touched):
+        grids = floats[:n], floats[n:].view_as(rows)
+        sweep(kernels.clear, volume, touched, grids, grids)
+
+    floats, loan = _zeros.take(tuple(volume.size), n_both, clear, density.device)
+    return Gradient(floats[:n], floats[n:].view_as(rows), loan)
+
+
+def sweep(run, volume, touched, a, b):
+    """Do `run`, of the kernels, to pairs of grids (voxels,) and (voxels, features) in touched blocks; return sums."""
+    device = touched.device
+    sums = torch.empty(volume.blocks[1] * volume.blocks[2], device=device)
+    grids = [array(grid.view(-1)) for pair in zip(a, b) for grid in pair]
+    launch(kernels.sweep_kernel(run), interleaved(len(sums), device),
+           [volume, a[1].shape[1], array(touched), *grids, array(sums)], device)
+    return sums
 
 
 # ---------------------------------------------------------------- Warp's view of it
@@ -124,14 +152,10 @@ def _kernels(job, channels):
                                  kernels.LANES[job.o.device.type])
 
 
-def volume_blocks(density):
-    return [n // kernels.BLOCK + 1 for n in density.shape[2:]]  # Z, Y, X, of n + 1 cells
-
-
 def volume_of(field):
     volume = kernels.Volume()
     volume.size = wp.vec3i(*field.density.shape[:1:-1])
-    volume.blocks = wp.vec3i(*reversed(volume_blocks(field.density)))
+    volume.blocks = wp.vec3i(*(n // kernels.BLOCK + 1 for n in volume.size))  # of n + 1 cells
     volume.step, volume.shift = field.step_size, field.density_shift
     volume.x_min, volume.threshold = kernels.x_min(field.step_size), field.ray_march_weight_thres
     return volume
@@ -233,15 +257,6 @@ def n_threads(device, n, n_floats=0):
         return 1
     affordable = 1 + MAX_EXTRA_GRADIENTS // (4 * n_floats) if n_floats else MAX_THREADS
     return max(1, min(torch.get_num_threads(), MAX_THREADS, affordable, n // MIN_ITEMS))
-
-
-def _spare_gradient(thread, density, rows):
-    """Return gradients like density and feature rows that are zero, and are zero again after each use."""
-    key = density.numel(), rows.shape
-    if _spare_gradients.get(thread, (None,))[0] != key:
-        _spare_gradients[thread] = key, torch.zeros(density.numel()), torch.zeros(rows.numel())
-    _, density_grad, color_grad = _spare_gradients[thread]
-    return density_grad, color_grad.view(rows.shape)
 
 
 def _empty(n, device):
