@@ -164,6 +164,26 @@ def test_draws_depend_on_seed_and_step_alone(scene):
     assert not torch.equal(colors[0], colors[2]) and not torch.equal(colors[0], colors[3])
 
 
+def test_share_of_rays_through_a_box():
+    """A camera at distance 2.5 that sees 50 degrees of height, and one that looks away."""
+    K, c2w = torch.from_numpy(pose.intrinsics(100, 100, 50)), torch.from_numpy(poses(1, lift=0.0))
+    away = c2w[0] @ torch.diag(torch.tensor([-1.0, 1, -1, 1], dtype=torch.float64))
+    one, both = (PixelCameras(K.repeat(n, 1, 1), poses_) for n, poses_ in ((1, c2w), (2, torch.stack([c2w[0], away]))))
+    box = torch.from_numpy(0.5 * CUBE)  # its front is 2 away, and covers a square of 0.5 / (2 tan 25 deg)
+    covered = (0.25 / math.tan(math.radians(25))) ** 2
+    assert one.share_through(box, 100, 100, n=100) == pytest.approx(covered, rel=0.03)
+    assert both.share_through(box, 100, 100, n=100) == pytest.approx(covered / 2, rel=0.03)
+
+
+def test_scene_in_other_units_is_refused(scene):
+    far = scene.c2w.clone()
+    far[:, :3, 3] *= 100
+    with pytest.raises(UserError, match=r"^0.0% of the training views' rays .* half edge 1 round .* 260 to 305 away .*"
+                                        r"larger --model.bbox_len$"):
+        NeRF(cfg_of(), scene._replace(c2w=far))
+    NeRF(cfg_of(model={"bbox_len": 100.0}), scene._replace(c2w=far))
+
+
 def test_number_of_steps(scene):
     """12 images of 14 x 16 are 2688 pixels: 3 epochs in batches of 1000 are 8.064 steps."""
     assert NeRF(cfg_of(n_epoch=3, bs=1000), scene).n_steps == 9

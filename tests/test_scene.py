@@ -12,7 +12,7 @@ import torch
 import pose
 from my.errors import UserError
 from voxnerf.rays import pixel_rays
-from voxnerf.scene import find_scene, load_scene, orbit, read_image, vertical
+from voxnerf.scene import MANY, find_scene, load_scene, orbit, read_image, vertical
 
 W, H = 4, 2  # not square
 POSE = pose.look_at((0.0, -3.0, 1.0), up=(0, 0, 1))
@@ -185,6 +185,9 @@ def test_find_scene(tmp_path, monkeypatch):
         assert find_scene("lego") == folder
     with pytest.raises(UserError, match="--scene ~nobody/lego: looked for"):
         find_scene("~nobody/lego")
+    (tmp_path / "transforms.json").touch()
+    with pytest.raises(UserError, match="--scene transforms.json: is a file; give the folder"):
+        find_scene("transforms.json")
     assert find_scene("~/sjc_data/lego") == find_scene(str(root / "lego")) == root / "lego"
 
 
@@ -248,7 +251,7 @@ def test_missing_split(tmp_path):
 
 
 def test_single_frame_leaves_none_to_train_with(tmp_path):
-    refused(whole(tmp_path, n=1, fl_x=3), ["its 1 frames leave none for train", "at least 2"])
+    refused(whole(tmp_path, n=1, fl_x=3), ["its only frame is a test view", "at least 2"])
 
 
 @pytest.mark.parametrize("text, words", [
@@ -283,12 +286,12 @@ def turned(**entries):
     ({"transform_matrix": [[1, 2], [3, 4]]}, [FIRST, "4x4 or 3x4", "got shape (2, 2)"]),
     ({"transform_matrix": [[1, 2], [3]]}, [FIRST, "4x4 or 3x4"]),
     ({"transform_matrix": "east"}, [FIRST, "4x4 or 3x4"]),
-    ({"transform_matrix": turned(r0c3=math.nan)}, [FIRST, "not finite"]),
+    ({"transform_matrix": turned(r0c3=math.nan)}, [FIRST, "not finite", "leave the frame out"]),
     ({"transform_matrix": (2 * POSE).tolist()}, [FIRST, "without scale or mirror", "determinant is 8"]),
     ({"transform_matrix": (POSE @ np.diag([1, 1, -1, 1])).tolist()}, [FIRST, "determinant is -1"]),
     ({"transform_matrix": turned(r0c0=1.1)}, [FIRST, "must be a rotation"]),
     ({"transform_matrix": turned(r3c0=1.0)}, [FIRST, "a row 0 0 0 1"]),
-    ({"file_path": "train/r_9"}, ["frames[1] (train/r_9)", "no image", "nor with .png, .jpg, .jpeg"]),
+    ({"file_path": "train/r_9"}, ["frames[1] (train/r_9)", "no image", ".png, .jpg, .jpeg", "leave the frame out"]),
     ({"file_path": "../train"}, ["no image"]),
     ({"camera_angle_x": 40.0}, [FIRST, "camera_angle_x must lie below pi", "in degrees?"]),
     ({"camera_angle_x": "wide"}, [FIRST, "camera_angle_x must be a finite number above 0, got 'wide'"]),
@@ -312,16 +315,17 @@ def test_unreadable_image(tmp_path):
     path = blender(tmp_path, image=noise) / "train" / "r_1.png"
     for data in (b"", b"not a picture", path.read_bytes()[:100]):
         path.write_bytes(data)
-        refused(tmp_path, [f"{path}: not a readable image"])
+        refused(tmp_path, [f"{path}: not a readable image", "get it again"])
 
 
 def test_images_of_mixed_sizes(tmp_path):
     folder = blender(tmp_path)
     iio.imwrite(folder / "train" / "r_1.png", picture(8, 2))
-    refused(folder, ["r_0.png is 4x2", "r_1.png is 8x2", "must have one size"])
+    refused(folder, ["r_0.png is 4x2", "r_1.png is 8x2", "must have one size", "resize them"])
     refused(folder, ["r_0.png is 4x2", "r_1.png is 8x2"], downscale=2)
 
 
-def test_downscale_that_does_not_divide(tmp_path):
-    folder = blender(tmp_path, image=picture(12, 18))
+def test_downscale_that_does_not_divide(tmp_path, capsys):
+    folder = blender(tmp_path, image=picture(12, 18), n=MANY)
     refused(folder, ["--downscale 4", "is 12x18", "only these divide: 1, 2, 3, 6"], downscale=4)
+    assert capsys.readouterr().err == ""  # no progress bar before the message

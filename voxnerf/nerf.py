@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from my import checkpoint
+from my.errors import UserError
 from my.seeds import torch_rng
 from voxnerf import reference
 from voxnerf.field import from_all_sides, make_field
+from voxnerf.rays import intersect_aabb
 from voxnerf.render import pick_march, render_image, render_rays
 
 GROWTH = ((0.0, 0.25), (0.05, 0.5), (0.15, 0.75), (0.35, 1.0))  # (progress, share of model.grid_size)
@@ -31,6 +33,7 @@ LR_DECAY = 0.1  # factor of the learning rate by the end, reached exponentially
 EMPTINESS_SCALE, EMPTINESS_WEIGHT = 10.0, 1e-4  # of mean over rays of sum log(1 + scale w), against fog
 BETAS = (0.9, 0.99)  # of Adam
 SPECK = 0.01  # share of what is occupied, below which a detached part is taken for a floater and masked
+MIN_SHARE = 0.01  # of the views' rays, that the field must be in the way of
 CHUNK = 16384  # rays at a time where no gradient is needed
 
 
@@ -53,6 +56,7 @@ class NeRF:
         scene: the `Scene` of training views.
         device: torch device of field, images and rays.
         clock: returns monotonic seconds, for `max_minutes`.
+    Raises UserError for a scene that is not where the field is.
     """
 
     def __init__(self, cfg, scene, device="cpu", clock=time.monotonic):
@@ -68,7 +72,18 @@ class NeRF:
         self.n_events = 0  # of the schedule's, that are over
         b = cfg.model.bbox_len
         box = np.array([[-b] * 3, [b] * 3])
+        self._refuse_elsewhere(box)
         self._set_field(box, grid_shape(box, cfg.model.grid_size * GROWTH[0][1]))
+
+    def _refuse_elsewhere(self, box):
+        """Raise UserError if next to no ray of the views passes through `box` (2, 3): a scene in other units."""
+        share = self.cameras.share_through(torch.as_tensor(box).to(self.device), *self.hw)
+        if share < MIN_SHARE:
+            distance = self.cameras.eyes.norm(dim=-1)
+            raise UserError(f"{share:.1%} of the training views' rays pass through the field, a cube of half edge "
+                            f"{self.cfg.model.bbox_len:g} round the origin, and the cameras are {distance.min():.3g} "
+                            f"to {distance.max():.3g} away from there: centre and scale the poses of the scene, or "
+                            "give a larger --model.bbox_len")
 
     def _set_field(self, box, shape, view_dependent=False):
         """Make a new field in `box` (2, 3), of `shape` (X, Y, Z) voxels, and the optimizer that goes with it."""
@@ -267,6 +282,14 @@ class PixelCameras:
         rays_d = pixels @ self.to_world[camera].mT
         rays_d = rays_d / rays_d.norm(dim=-1, keepdim=True)
         return self.eyes[camera][:, None].expand_as(rays_d).to(dtype), rays_d.to(dtype)
+
+    def share_through(self, box, H, W, n=16):
+        """Return the share of rays, n x n of each image of H x W pixels, that pass through a box (2, 3)."""
+        y, x = (torch.linspace(0, size - 1, n, device=box.device, dtype=torch.float64) for size in (H, W))
+        pixels = torch.cartesian_prod(y, x).T[:, None].expand(2, len(self.eyes), -1)
+        rays = self.rays(torch.arange(len(self.eyes), device=box.device), *pixels, dtype=torch.float64)
+        _, _, hits = intersect_aabb(*(each.flatten(0, 1) for each in rays), box)
+        return hits.double().mean().item()
 
 
 # ---------------------------------------------------------------- grids

@@ -74,6 +74,8 @@ def find_scene(name):
     for folder in tried:
         if folder.is_dir():
             return folder
+    if tried[0].is_file():
+        raise UserError(f"--scene {name}: is a file; give the folder that it is in")
     raise UserError(f"--scene {name}: looked for a folder at {', '.join(map(str, tried))}: none is there; give the "
                     f"path of one with --scene FOLDER (data root: {ENV})")
 
@@ -141,8 +143,8 @@ def read_frames(folder, split):
     frames = sorted(frames_of(whole), key=lambda frame: frame.values["file_path"])
     kept = [frame for i, frame in enumerate(frames) if (i % HOLD_OUT == 0) == (split != "train")]
     if not kept:
-        raise UserError(f"{whole}: its {len(frames)} frames leave none for {split}, since every {HOLD_OUT}th, from the "
-                        "first on, is a test view; it needs at least 2")
+        raise UserError(f"{whole}: its only frame is a test view, as every {HOLD_OUT}th is, from the first on; it "
+                        "needs at least 2")
     return kept
 
 
@@ -186,7 +188,8 @@ def pose_of(frame):
     c2w = np.eye(4)
     c2w[:len(given)] = given
     if not np.isfinite(c2w).all():
-        raise UserError(f"{frame.where}: {expected}, and has one that is not finite")
+        raise UserError(f"{frame.where}: {expected}, and has one that is not finite; put it right, or leave the frame "
+                        "out")
     R = c2w[:3, :3]
     off, det = np.abs(R @ R.T - np.eye(3)).max(), np.linalg.det(R)
     if off > RIGID or det < 0 or np.abs(c2w[3] - [0, 0, 0, 1]).max() > RIGID:
@@ -249,7 +252,8 @@ def find_image(folder, frame):
         path = folder / f"{name}{suffix}"
         if path.is_file():
             return path
-    raise UserError(f"{frame.where}: no image {folder / name}, nor with {', '.join(SUFFIXES[1:])} after it")
+    raise UserError(f"{frame.where}: no image {folder / name}, nor with {', '.join(SUFFIXES[1:])} after it; put it "
+                    "there, or leave the frame out")
 
 
 def read_images(paths, downscale):
@@ -259,6 +263,7 @@ def read_images(paths, downscale):
     """
     from tqdm import tqdm
 
+    read_image(paths[0], downscale)  # what is wrong with all of them is told before a bar begins
     with ThreadPoolExecutor() as pool:
         images = pool.map(lambda path: read_image(path, downscale), paths)
         images = list(tqdm(images, total=len(paths), desc="images", disable=len(paths) < MANY))
@@ -266,7 +271,7 @@ def read_images(paths, downscale):
         if image.shape != images[0].shape:
             sizes = (f"{x.shape[1] * downscale}x{x.shape[0] * downscale}" for x in (images[0], image))
             raise UserError(f"images of one split must have one size: {paths[0]} is {next(sizes)}, {path} is "
-                            f"{next(sizes)}")
+                            f"{next(sizes)}; resize them, or leave the frames of other sizes out")
     images = np.stack(images)
     return images[..., :3], images[..., 3]
 
@@ -282,7 +287,7 @@ def read_image(path, downscale=1):
         rgba = iio.imread(path, plugin="pillow", index=0, mode="RGBA").astype(np.float32)  # (H, W, 4)
     except (OSError, ValueError, SyntaxError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a readable image: {why}") from None
+        raise UserError(f"{path}: not a readable image: {why}; get it again, or leave its frame out") from None
     height, width = rgba.shape[:2]
     if height % downscale or width % downscale:
         common = math.gcd(height, width)
