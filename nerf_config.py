@@ -14,9 +14,9 @@ class ModelConfig(Config):
     bbox_len: float = Field(1.5, gt=0, description="half edge of the field's cube round the origin, world units")
     grid_size: int = Field(128, gt=1, description="voxels an edge of the cube that the final grid has as many voxels "
                                                   "as, wherever it then is")
-    step_ratio: float = Field(0.5, gt=0, description="marching step, in voxel edges")
+    step_ratio: float = Field(0.5, ge=0.01, le=10, description="marching step, in voxel edges")
     density_shift: float = Field(-10.0, description="offset of the density before its softplus")
-    ray_march_weight_thres: float = Field(1e-4, ge=0, description="samples at or below this weight get no colour")
+    ray_march_weight_thres: float = Field(1e-4, ge=0, lt=1, description="samples at or below this weight get no colour")
     c: Literal[3] = Field(3, description="colour channels")
 
 
@@ -31,12 +31,13 @@ class NeRFConfig(Config):
         "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU")
     downscale: int = Field(1, gt=0, description="images are averaged over squares of this edge, pixels")
     model: ModelConfig = ModelConfig()
-    n_epoch: int = Field(2, gt=0, description="pixels drawn, as multiples of those there are")
+    n_epoch: int = Field(2, gt=0, le=10**6, description="pixels drawn, as multiples of those there are")
     bs: int = Field(4096, gt=0, description="pixels a step")
-    subpixels: int = Field(1, gt=0, description="rays an edge of a pixel, which is the mean of all its rays: more than "
-                                                "one smooths jagged edges, in training and in what is rendered")
+    subpixels: int = Field(1, gt=0, le=32, description="rays an edge of a pixel, which is the mean of all its rays: "
+                                                       "more than one smooths jagged edges, in training and in what "
+                                                       "is rendered")
     lr: float = Field(0.02, gt=0, description="learning rate at the start (Adam); a tenth of it at the end")
-    max_minutes: float | None = Field(None, gt=0, description="squeeze the training into this many minutes of wall "
+    max_minutes: float | None = Field(None, ge=0.001, description="squeeze the training into this many minutes of wall "
                                                               "clock; such a run cannot be reproduced exactly")
     test_every: int | None = Field(None, ge=0, description="steps between tests on the test views; None or 0: only "
                                                            "at the end")

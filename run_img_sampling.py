@@ -142,4 +142,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, go_on="continue with --resume True")
+    run_main(main, go_on=script.go_on)

@@ -159,7 +159,7 @@ def table(rows):
 
 
 def check_memory(cfg, device):
-    """Raise UserError for a grid whose training cannot fit: values, gradients and two moments of every voxel."""
+    """Raise UserError where the training cannot fit: a grid's values, gradients and two moments, a step's rays."""
     import torch
 
     voxel = 4 * 4 * (1 + cfg.model.c * (9 if cfg.view_dependent else 1))  # bytes
@@ -171,6 +171,11 @@ def check_memory(cfg, device):
         raise UserError(f"--model.grid_size {cfg.model.grid_size}: takes {cfg.model.grid_size**3 * voxel / 1e9:.0f} GB "
                         f"of memory and more, there are {memory / 1e9:.0f}; it can be {int((memory / voxel)**(1 / 3))} "
                         "at the very most")
+    pixel = cfg.subpixels**2 * 4 * (100 + 2 * cfg.model.grid_size / cfg.model.step_ratio)  # bytes
+    if cfg.bs * pixel > memory:
+        raise UserError(f"--bs {cfg.bs} at {cfg.subpixels**2} rays a pixel: takes {cfg.bs * pixel / 1e9:.0f} GB of "
+                        f"memory and more, there are {memory / 1e9:.0f}; it can be {int(memory / pixel)} at the very "
+                        "most")
 
 
 def prepare(cfg):
@@ -201,4 +206,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, go_on="continue with --resume True")
+    run_main(main, go_on=script.go_on)

@@ -56,10 +56,10 @@ def is_out_of_memory(error):
             or isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
-def run_main(main, argv=None, go_on="start it again"):
+def run_main(main, argv=None, go_on=lambda: "start it again"):
     """Call `main(argv)` and end the process in one line and an exit status if a person must act.
 
-    `argv` defaults to the words after the program's name, `go_on` is as in `explain`; exceptions
+    `argv` defaults to the words after the program's name, `go_on()` is as in `explain`; exceptions
     that are bugs pass through.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
@@ -72,7 +72,7 @@ def run_main(main, argv=None, go_on="start it again"):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
-        explained = explain(error, go_on)
+        explained = explain(error, go_on())
         if explained is None:
             raise
         message, status = explained
@@ -92,7 +92,7 @@ def stopping_imports(go_on):
     def stop(number, frame):
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
-                message, status = explain(KeyboardInterrupt(), go_on)
+                message, status = explain(KeyboardInterrupt(), go_on())
                 say(message)
                 os._exit(status)
             frame = frame.f_back

@@ -22,8 +22,11 @@ def write_atomic(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # for messages: nobody knows the other
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise
 
 

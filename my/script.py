@@ -82,6 +82,11 @@ def begin(cfg, prepare):
             run()
 
 
+def go_on():
+    """Return how a command goes on after it was stopped: where the current folder has its run, with that."""
+    return "continue with --resume True" if Path(FULL_CONFIG).exists() else "start it again"
+
+
 def pick_device(name):
     """Return the torch device of a `--device`; raises UserError where it cannot be had."""
     import torch

@@ -372,7 +372,7 @@ def test_run_main_ends_in_one_line_and_a_status(capsys, monkeypatch, error, stat
 
     monkeypatch.setattr(sys, "argv", ["/some/where/run_toy.py"])
     with pytest.raises(SystemExit) as caught:
-        run_main(main, [], go_on="start it once more")
+        run_main(main, [], go_on=lambda: "start it once more")
     err = capsys.readouterr().err
     assert caught.value.code == status and err.count("\n") == 1
     assert err.startswith("run_toy.py: ") and word in err
@@ -387,7 +387,7 @@ def test_ctrl_c_inside_an_import_ends_the_command(tmp_path, swallow):
     (tmp_path / "toy.py").write_text(
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever started the tests
         "from my.errors import run_main\ndef main(argv):\n    print('begun')\n    import slow\n    print('went on')\n"
-        "run_main(main, [], go_on='start it again')\n")
+        "run_main(main, [], go_on=lambda: 'start it again')\n")
     done = subprocess.run([sys.executable, tmp_path / "toy.py"], env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "toy.py: stopped; start it again\n")

@@ -22,8 +22,9 @@ def test_write_atomic_replaces_whole_files_and_leaves_nothing_else(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run_dir.os, "fsync", full)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as caught:
         write_atomic(path, "three")
+    assert caught.value.filename == str(path)  # not the scratch file's
     assert path.read_bytes() == b"two" and os.listdir(tmp_path) == ["a.txt"]
 
 

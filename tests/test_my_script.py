@@ -35,6 +35,12 @@ def test_begin_keeps_the_configuration_and_runs(read, capsys):
     assert "dry_run: false" in Path(script.FULL_CONFIG).read_text() and "lr: 0.1" in capsys.readouterr().out
 
 
+def test_how_a_stopped_command_goes_on(read):
+    assert script.go_on() == "start it again"
+    script.begin(read(), lambda cfg: lambda: None)
+    assert script.go_on() == "continue with --resume True"
+
+
 def refuse(cfg):
     raise UserError("no")
 

@@ -310,6 +310,12 @@ def test_a_slow_start_masks_and_crops_nothing(scene):
     assert nerf.n_events == 0 and nerf.field.alpha_mask is None and nerf.field.density.shape[-1] == 4
 
 
+def test_a_run_takes_a_step_however_few_its_minutes(scene):
+    ticks = count()  # a second each
+    nerf = NeRF(cfg_of(max_minutes=0.001), scene, clock=lambda: next(ticks))
+    assert [(step, progress) for step, progress, _ in train(nerf)] == [(1, 1.0)]
+
+
 def test_steps_end_a_run_within_its_minutes(scene):
     nerf = NeRF(cfg_of(bs=672, max_minutes=1), scene, clock=lambda: 0.0)
     assert [progress for _, progress, _ in train(nerf)] == [0.25, 0.5, 0.75, 1]
@@ -541,6 +547,8 @@ def test_dry_run_writes_the_configuration_and_stops(here, folder, capsys):
     (["--scene", "nosuch", "--device", "cpu"], ["--scene nosuch: looked for a folder at", "none is there"]),
     (["--downscale", "5", "--device", "cpu"], ["--downscale 5", "is 16x14, which only these divide: 1, 2"]),
     (["--model.grid_size", "20000", "--device", "cpu"], ["--model.grid_size 20000: takes 512000 GB", "it can be"]),
+    (["--bs", "100000000", "--subpixels", "2", "--device", "cpu"], ["--bs 100000000 at 4 rays a pixel: takes"]),
+    (["--model.step_ratio", "1e-9"], ["--model.step_ratio", "greater than or equal to 0.01"]),
     (["--resume", "True"], ["no full_config.yml here"]),
 ])
 def test_mistakes_end_in_one_line(here, folder, capsys, argv, words):

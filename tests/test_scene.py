@@ -244,7 +244,7 @@ def test_no_folder_and_no_transforms_file(tmp_path):
 
 def test_missing_split(tmp_path):
     folder = blender(tmp_path, splits=("train",))
-    with pytest.raises(UserError, match=re.escape("no transforms_test.json")):
+    with pytest.raises(UserError, match=re.escape("has transforms_train.json, but no transforms_test.json; add it")):
         load_scene(folder, "test")
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
         load_scene(folder, "dev")
@@ -313,9 +313,9 @@ def test_no_focal_length(tmp_path):
 def test_unreadable_image(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     path = blender(tmp_path, image=noise) / "train" / "r_1.png"
-    for data in (b"", b"not a picture", path.read_bytes()[:100]):
+    for data, why in ((b"", "of no kind"), (b"not a picture", "of no kind"), (path.read_bytes()[:100], "")):
         path.write_bytes(data)
-        refused(tmp_path, [f"{path}: not a readable image", "get it again"])
+        refused(tmp_path, [f"{path}: not a readable image: {why}", "get it again"])
 
 
 def test_images_of_mixed_sizes(tmp_path):

@@ -248,9 +248,9 @@ def new_adam(field, lr, renderer):
 
 
 def optimise(nerf, first_step=0):
-    """Yield (steps taken, progress, statistics) after each step, until progress is 1."""
+    """Yield (steps taken, progress, statistics) after each step, at least one in all, until progress is 1."""
     step, progress = first_step, nerf.progress(first_step)
-    while progress < 1:
+    while progress < 1 or step == 0:
         stats = nerf.step(step, progress)
         step += 1
         progress = nerf.progress(step)

@@ -138,6 +138,9 @@ def read_frames(folder, split):
     if own.exists():
         return frames_of(own)
     if not whole.exists():
+        others = [path.name for path in sorted(folder.glob("transforms_*.json"))]
+        if others:
+            raise UserError(f"{folder}: has {', '.join(others)}, but no {own.name}; add it: at least one view in it")
         raise UserError(f"{folder}: no {own.name} (Blender layout) and no {WHOLE} (instant-ngp, nerfstudio) in it; "
                         "give the folder of a scene")
     frames = sorted(frames_of(whole), key=lambda frame: frame.values["file_path"])
@@ -195,7 +198,7 @@ def pose_of(frame):
     if off > RIGID or det < 0 or np.abs(c2w[3] - [0, 0, 0, 1]).max() > RIGID:
         raise UserError(f"{frame.where}: transform_matrix must be a rotation and a shift, without scale or mirror "
                         f"(determinant 1), above a row 0 0 0 1; its determinant is {det:.4g}, and R R^T is {off:.2g} "
-                        "off 1")
+                        "off 1; take scale and mirror out of it, and out of all other poses alike")
     return c2w
 
 
@@ -287,6 +290,7 @@ def read_image(path, downscale=1):
         rgba = iio.imread(path, plugin="pillow", index=0, mode="RGBA").astype(np.float32)  # (H, W, 4)
     except (OSError, ValueError, SyntaxError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = "of no kind that is known" if "uri" in why else why  # what imageio says of any such file
         raise UserError(f"{path}: not a readable image: {why}; get it again, or leave its frame out") from None
     height, width = rgba.shape[:2]
     if height % downscale or width % downscale:
