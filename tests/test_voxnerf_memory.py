@@ -146,3 +146,24 @@ def test_a_gradient_does_not_depend_on_the_one_before_nor_on_what_became_of_it(c
         change(field)
         for got, value in zip(gradients(there), want):
             assert torch.equal(got, value)
+
+
+@pytest.mark.parametrize("run", ["clear", "move", "dot"])
+def test_a_sweep_reaches_all_of_what_is_touched_and_nothing_else(run):
+    from voxnerf import fused, kernels
+    from voxnerf.field import make_field
+
+    volume = fused.volume_of(make_field("V_SD", [[-1] * 3, [1] * 3], (13, 10, 21), 4))
+    n = 13 * 10 * 21
+    for flag in (kernels.FILLED, kernels.EMPTY):
+        touched = torch.full((volume.blocks[0] * volume.blocks[1] * volume.blocks[2],), flag, dtype=torch.uint8)
+        a, b = ((torch.rand(n), torch.rand(n, 4)) for _ in range(2))
+        a_before, b_before = (tuple(x.clone() for x in pair) for pair in (a, b))
+        done = fused.sweep(getattr(kernels, run), volume, touched, a, b).sum()
+        for x, y, x_before, y_before in zip(a, b, a_before, b_before):
+            if flag == kernels.FILLED:
+                x_before = {"clear": 0 * x_before, "move": x_before + y_before, "dot": x_before}[run]
+                y_before = 0 * y_before if run == "move" else y_before
+            assert torch.equal(x, x_before) and torch.equal(y, y_before)
+        want = sum((x * y).sum() for x, y in zip(a, b)) if run == "dot" and flag == kernels.FILLED else torch.zeros(())
+        torch.testing.assert_close(done, want)

@@ -474,19 +474,22 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
     return march, march_backward
 
 
-# What is done to n floats of one or two grids, side by side from the first one on.
+# What is done to one or two grids with `width` floats a voxel, at n voxels side by side from the first one on. An int
+# may be too small to count their floats.
 
 
-@wp.func_native("for (int k = first; k < first + n; ++k) a.data[k] = 0.0f; return 0.0f;")
-def clear(a: wp.array(dtype=float), b: wp.array(dtype=float), first: int, n: int) -> float: ...
+def side_by_side(code):
+    """Return the Warp function that does `code`, in C, for each float k, and returns the float `sum`."""
+    @wp.func_native("const size_t from = size_t(first) * width, to = from + size_t(n) * width; float sum = 0.0f; "
+                    f"for (size_t k = from; k < to; ++k) {{ {code} }} return sum;")
+    def run(a: wp.array(dtype=float), b: wp.array(dtype=float), first: int, n: int, width: int) -> float: ...
+
+    return run
 
 
-@wp.func_native("for (int k = first; k < first + n; ++k) { a.data[k] += b.data[k]; b.data[k] = 0.0f; } return 0.0f;")
-def move(a: wp.array(dtype=float), b: wp.array(dtype=float), first: int, n: int) -> float: ...
-
-
-@wp.func_native("float sum = 0.0f; for (int k = first; k < first + n; ++k) sum += a.data[k] * b.data[k]; return sum;")
-def dot(a: wp.array(dtype=float), b: wp.array(dtype=float), first: int, n: int) -> float: ...
+clear = side_by_side("a.data[k] = 0.0f;")
+move = side_by_side("a.data[k] += b.data[k]; b.data[k] = 0.0f;")
+dot = side_by_side("sum += a.data[k] * b.data[k];")
 
 
 @functools.cache
@@ -513,7 +516,7 @@ def sweep_kernel(run):
                 for z in range(block[2] * BLOCK, wp.min((block[2] + 1) * BLOCK, size[2])):
                     for y in range(block[1] * BLOCK, wp.min((block[1] + 1) * BLOCK, size[1])):
                         v = (z * size[1] + y) * size[0] + x
-                        total += run(a, b, v, n) + run(a_features, b_features, v * n_features, n * n_features)
+                        total += run(a, b, v, n, 1) + run(a_features, b_features, v, n, n_features)
             block[0] += 1
         sums[row] = total
 
