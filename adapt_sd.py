@@ -1,12 +1,11 @@
 """The Stable Diffusion family: five parts, wherever they were loaded from, the miniature's included."""
 
-import sys
 from contextlib import nullcontext
 
 import torch
 
 from adapt import ScoreAdapter, denoised, scheduler_sigmas
-from my.errors import RunError, UserError
+from my.errors import RunError, UserError, note
 from sd.find import PARTS, fetch, find_checkpoint, refuse_unknown_words
 from sd.load import load_parts
 
@@ -52,8 +51,7 @@ class StableDiffusionAdapter(ScoreAdapter):
         length = self.tokenizer.model_max_length
         longest = max(len(self.tokenizer(p).input_ids) for p in prompts)
         if longest > length:
-            print(f"note: the prompt has {longest} tokens with its view words; the text encoder reads the "
-                  f"first {length}", file=sys.stderr)
+            note(f"the prompt has {longest} tokens with its view words; the text encoder reads the first {length}")
         ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
                              return_tensors="pt").input_ids
         return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
@@ -85,8 +83,7 @@ def make(cfg, device):
     device = torch.device(device)
     dtype, amp = precision_dtypes(cfg.sd.precision, device.type)
     if dtype == torch.float16 and device.type == "cpu":
-        print("note: --sd.precision fp16 is very slow on a CPU; autocast, the default, is float32 there",
-              file=sys.stderr)
+        note("--sd.precision fp16 is very slow on a CPU; autocast, the default, is float32 there")
     offload = device.type == "cuda" if cfg.sd.offload_text is None else cfg.sd.offload_text
     path = fetch(find_checkpoint(cfg.sd))
     variant = cfg.sd.variant if cfg.sd.checkpoint is not None and "sd.variant" in cfg._asked else None

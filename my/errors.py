@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import reprlib
 import signal
 import sys
 import threading
@@ -19,10 +20,17 @@ STORAGE_HINTS = {
 }
 
 
+SHOWN = 60  # characters that a message quotes of a text out of a file
+FIRST = 3  # of several names, how many a message quotes
+
+
 class UserError(Exception):
-    """A mistake the person at the keyboard can put right; the message says how."""
+    """A mistake the person at the keyboard can put right; the message says how, in one line."""
 
     status = 2
+
+    def __init__(self, message):
+        super().__init__(one_line(message))
 
 
 class RunError(UserError):
@@ -82,7 +90,44 @@ def run_main(main, argv=None, go_on=lambda: "start it again"):
 
 def say(message):
     """Print a message as one line on stderr, behind the name of the program."""
-    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def note(message):
+    """Print as one line on stderr what a person should know, and need not act on."""
+    print(f"note: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- words for people
+
+
+def one_line(text):
+    """Return a text on one line: white space is single spaces, and what is not printable (escapes) is spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+                   for c in " ".join(str(text).split()))
+
+
+def shown(value, most=SHOWN):
+    """Return what a file says as it may stand in a message: on one line, cut after `most` characters."""
+    if isinstance(value, str):
+        text = one_line(value[:4 * most])
+    elif isinstance(value, int) and value.bit_length() > 4 * most:
+        text = f"a number of {value.bit_length()} bits"
+    else:
+        text = one_line(reprlib.repr(value))
+    return text if len(text) <= most else f"{text[:most - 3]}..."
+
+
+def some(names, first=FIRST):
+    """Return the first few of some names, as they may stand in a message."""
+    names = list(names)
+    return ", ".join(map(shown, names[:first])) + ", ..." * (len(names) > first)
+
+
+def first_line(error):
+    """Return the first line of what a library says was wrong, as it may stand in a message."""
+    lines = str(error).strip().splitlines()
+    return shown(lines[0] if lines else type(error).__name__, 2 * SHOWN)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from my.errors import RunError
+from my.errors import RunError, first_line
 from my.run_dir import write_atomic
 
 LABEL = 14  # height of a line of text, pixels
@@ -186,10 +186,6 @@ def fit_player(frame):
     frame = frame.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = frame.shape[:2]
     return np.pad(frame, [(0, height % 2), (0, width % 2), (0, 0)], mode="edge")
-
-
-def first_line(error):
-    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def write_video(path, frames, fps=30):

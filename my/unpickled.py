@@ -8,7 +8,7 @@ looks up, calls or sets anything that a file names, since a name in a file only 
 import pickletools
 from dataclasses import dataclass
 
-from my.errors import UserError
+from my.errors import UserError, first_line
 
 DTYPES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
           "DoubleStorage": "float64", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
@@ -244,5 +244,4 @@ def read(file, label):
         return machine.run(file), machine.storages
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError, MemoryError, EOFError,
             RecursionError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{label}: damaged, or no PyTorch checkpoint: {why[:120]}; get the file again") from None
+        raise UserError(f"{label}: damaged, or no PyTorch checkpoint: {first_line(error)}; get the file again") from None

@@ -1,17 +1,16 @@
 """Where a Stable Diffusion is, on disk or on the hub, and what its files say at once. Imports nothing heavy."""
 
-import json
 import math
 import os
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
+from my import plain_files
 from my.env import ENV, data_root
-from my.errors import STORAGE_HINTS, UserError
+from my.errors import STORAGE_HINTS, UserError, first_line, note
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "mini_sd"
@@ -223,7 +222,7 @@ def _download(repo):
     from huggingface_hub import constants, snapshot_download
 
     if not constants.HF_HUB_OFFLINE:
-        print(f"note: {repo} is looked for on the hub, to be downloaded: some 3 to 6 GB", file=sys.stderr)
+        note(f"{repo} is looked for on the hub, to be downloaded: some 3 to 6 GB")
     try:
         folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES, etag_timeout=5))
     except Exception as error:  # a connection that breaks has many names, in libraries that change
@@ -246,7 +245,7 @@ def hub_reason(error):
                          (hub.HFValidationError, "not a repository's id")):
         if isinstance(error, kinds):
             return words
-    return (str(error).strip().splitlines() or [OFFLINE])[0][:100]
+    return first_line(error)
 
 
 # ---------------------------------------------------------------- small files
@@ -270,19 +269,12 @@ def reason(error):
         return f"{m[1]} is ({m[3]}) in the weights, and ({m[2]}) by config.json"
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"no file {error.filename}"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(". :")
+    return first_line(error).split(". ")[0].rstrip(". :")
 
 
 def read_json(path, *keys):
-    """Return the dict in a JSON file; raises ValueError where it does not have `keys`."""
-    name = f"{path.parent.name}/{path.name}"
+    """Return the dict in a JSON file of a folder; raises ValueError, naming it, where it does not have `keys`."""
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} holds no settings")
-    missing = [key for key in keys if key not in found]
-    if missing:
-        raise ValueError(f"{name} has no {', '.join(missing)}")
-    return found
+        return plain_files.read_json(path, keys)
+    except ValueError as error:
+        raise ValueError(f"{path.parent.name}/{path.name}: {error}") from None

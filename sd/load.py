@@ -4,11 +4,10 @@ import contextlib
 import math
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
-from my.errors import UserError
+from my.errors import UserError, first_line, note
 from my.tensor_file import TensorFile
 from sd import layout, lora
 from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora, reason
@@ -252,9 +251,9 @@ def file_parts(path, sd, dtype, empty=False, variant=None):
     if v2 and prediction == "v_prediction":  # the 768-pixel model
         nets["unet"].register_to_config(sample_size=layout.latent_size(nets["vae"].config.block_out_channels, 768))
     others = sum(not name.startswith((layout.UNET, layout.VAE, layout.TEXT)) for name in file.shapes)
-    print(f"note: {path.name} is Stable Diffusion {'2' if v2 else '1'}.x, {prediction.replace('_', '-')}"
-          f"{f'; {others} tensors of its training are not used' if others else ''}"
-          f"{'; its averaged weights (--sd.ema True) are' * sd.ema}", file=sys.stderr)
+    note(f"{path.name} is Stable Diffusion {'2' if v2 else '1'}.x, {prediction.replace('_', '-')}"
+         f"{f'; {others} tensors of its training are not used' if others else ''}"
+         f"{'; its averaged weights (--sd.ema True) are' * sd.ema}")
     return parts
 
 
@@ -273,8 +272,7 @@ def empty_networks(file):
             nets = {"text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
                     "unet": UNet2DConditionModel(**configs["unet"]), "vae": AutoencoderKL(**configs["vae"])}
     except ValueError as error:
-        why = (str(error).splitlines() or ["its shapes fit no network"])[0]
-        raise UserError(f"{file.path}: cannot be read as Stable Diffusion: {why}; {WITHOUT}") from None
+        raise UserError(f"{file.path}: cannot be read as Stable Diffusion: {first_line(error)}; {WITHOUT}") from None
     v2 = layout.is_v2(file.shapes)
     sources = {part: layout.sources(part, net.state_dict(), configs[part], v2) for part, net in nets.items()}
     expected = {sources[part][name]: tuple(there.shape)

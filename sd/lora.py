@@ -9,10 +9,9 @@ a LoRA would be another one unasked. The loaders of diffusers, which know fewer 
 import json
 import re
 
-from my.errors import UserError
+from my.errors import UserError, some
 from my.tensor_file import TensorFile
 
-FIRST = 3  # of the tensors or layers that an error names
 TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.lora_(down|up|A|B)(?:\.default)?"
                     r"|(?:[._]lora|\.lora_linear_layer)\.(down|up))\.weight")
 ALPHA = re.compile(r"(?:base_model\.model\.)?(.+?)(?:[._]lora)?\.alpha")
@@ -140,11 +139,6 @@ def fits(A, B, shape):
     """Whether B A is a change of weights of `shape`; of convolutions, A has the kernel."""
     return (A.ndim > 1 and B.ndim > 1 and 0 < len(A) == B.shape[1:].numel()
             and len(B) == shape[0] and A.shape[1:].numel() == shape[1:].numel())
-
-
-def some(names):
-    names = list(names)
-    return ", ".join(names[:FIRST]) + ", ..." * (len(names) > FIRST)
 
 
 def refuse(path, why):

@@ -18,7 +18,7 @@ from einops import reduce
 
 import pose
 from my.env import ENV, data_root
-from my.errors import UserError
+from my.errors import UserError, first_line
 
 SPLITS = ("train", "val", "test")
 WHOLE = "transforms.json"  # of the layout without splits
@@ -289,7 +289,7 @@ def read_image(path, downscale=1):
     try:
         rgba = iio.imread(path, plugin="pillow", index=0, mode="RGBA").astype(np.float32)  # (H, W, 4)
     except (OSError, ValueError, SyntaxError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = first_line(error)
         why = "of no kind that is known" if "uri" in why else why  # what imageio says of any such file
         raise UserError(f"{path}: not a readable image: {why}; get it again, or leave its frame out") from None
     height, width = rgba.shape[:2]
