@@ -20,7 +20,7 @@ STORAGE_HINTS = {
 }
 
 
-SHOWN = 60  # characters that a message quotes of a text out of a file
+SHOWN = 100  # characters that a message quotes of a text out of a file
 FIRST = 3  # of several names, how many a message quotes
 
 
@@ -127,7 +127,7 @@ def some(names, first=FIRST):
 def first_line(error):
     """Return the first line of what a library says was wrong, as it may stand in a message."""
     lines = str(error).strip().splitlines()
-    return shown(lines[0] if lines else type(error).__name__, 2 * SHOWN)
+    return shown(lines[0] if lines else type(error).__name__, 3 * SHOWN)
 
 
 @contextlib.contextmanager

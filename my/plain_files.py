@@ -1,7 +1,7 @@
 """Small files of plain values, JSON and YAML, read so that what a file claims cannot hurt.
 
-Time and memory are linear in the bytes of the file. A reader raises ValueError, in a few words without control
-characters, for a file that is too large, damaged, too deep, or no mapping; OSError for one that cannot be opened.
+Time and memory are linear in the bytes of the file. A reader raises ValueError for a file that is too large,
+damaged, too deep, or no mapping: its words go behind the name of the file. OSError is for one that cannot be opened.
 """
 
 import json
@@ -28,14 +28,14 @@ def _mapping(parse, errors, path, keys):
     path = Path(path)
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise ValueError(f"it has {size} bytes, more than {MAX_BYTES}")
+        raise ValueError(f"has {size} bytes, more than {MAX_BYTES}")
     try:
         found = parse(path.read_text(encoding="utf-8-sig"))
     except errors as error:
-        raise ValueError(f"it is damaged: {first_line(error)}") from None
+        raise ValueError(f"is damaged: {first_line(error)}") from None
     if not isinstance(found, dict):
-        raise ValueError("it holds no settings")
+        raise ValueError("holds no settings")
     missing = [key for key in keys if key not in found]
     if missing:
-        raise ValueError(f"it has no {', '.join(missing)}")
+        raise ValueError(f"has no {', '.join(missing)}")
     return found

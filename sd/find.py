@@ -277,4 +277,4 @@ def read_json(path, *keys):
     try:
         return plain_files.read_json(path, keys)
     except ValueError as error:
-        raise ValueError(f"{path.parent.name}/{path.name}: {error}") from None
+        raise ValueError(f"{path.parent.name}/{path.name} {error}") from None
