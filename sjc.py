@@ -6,6 +6,7 @@ The score of a 2D diffusion model at a rendering x_pi is chained through the Jac
 renderer, and so moves the parameters theta of a voxel field. `SJC.step` is where it happens.
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from voxnerf.render import pick_march, render_image
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # of the image's edge, around the centre of the centre-depth loss
+NEAR = 0.1  # world units by which the centre is nearer than the border, from where on that loss is the published one
 TEST_BACKGROUND = 0  # index of the plain background behind test views
 CHUNK = 16384  # rays at a time where no gradient is needed
 AHEAD = 128  # steps whose cameras are copied to the device at once, so that no step waits for a copy
@@ -59,16 +61,22 @@ def emptiness_loss(rendering):
 
 
 def centre_depth_loss(depth):
-    """Return log(1 + exp(centre - border)) of the mean depths of an image (H, W), in world units.
+    """Return the centre-depth loss of an image's depths (H, W), world units: it falls as the centre comes nearer.
 
-    Falls as the centre comes nearer than the border, finite everywhere. Source: the centre-depth
-    regulariser of arXiv 2212.00774, whose logarithm of a difference is not. Needs MIN_CENTRE pixels
-    an edge, to have a centre.
+    With d = mean centre depth - mean border depth, and a = NEAR,
+
+        L(d) = -log(-d) for d <= -a,    -log(a) + (d + a) / a for d > -a.
+
+    Its gradient is that of the published loss -log(d), whose value is not a number for d < 0: dL/dd = 1 / |d| where
+    the centre is nearer than the border by at least NEAR. Elsewhere the published gradient grows without bound, and
+    for d > 0 it pushes the centre away; here it is 1 / NEAR, towards the camera. L is finite for every depth. Source:
+    the centre-depth regulariser of arXiv 2212.00774. The image needs MIN_CENTRE pixels per edge, to have a centre.
     """
     h, w = (max(1, round(n * BORDER)) for n in depth.shape)
     centre = torch.zeros_like(depth, dtype=torch.bool)
     centre[h:-h, w:-w] = True
-    return F.softplus(depth[centre].mean() - depth[~centre].mean())
+    d = depth[centre].mean() - depth[~centre].mean()
+    return torch.where(d <= -NEAR, -torch.log((-d).clamp(min=NEAR)), (d + NEAR) / NEAR - math.log(NEAR))
 
 
 def resize(x, hw):

@@ -63,11 +63,39 @@ def test_emptiness_by_hand():
     assert emptiness_loss(r).item() == pytest.approx(math.log(1 * 2 * 3 * 4) / 4)
 
 
-def test_centre_depth_by_hand():
-    depth = torch.full((64, 64), 2.0)
-    depth[7:57, 7:57] = 0.5
-    assert centre_depth_loss(depth).item() == pytest.approx(math.log(1 + math.exp(-1.5)))
-    assert centre_depth_loss(torch.full((64, 64), 3.0)).item() == pytest.approx(math.log(2))
+def with_centre(border, centre, size=64):
+    """Depths (size, size) that need a gradient: `border` round a middle of depth `centre`."""
+    depth = torch.full((size, size), float(border), dtype=torch.float64)
+    depth[7:size - 7, 7:size - 7] = centre
+    return depth.requires_grad_()
+
+
+@pytest.mark.parametrize("centre, loss", [
+    (0.5, -math.log(1.5)),  # nearer by 1.5
+    (1.9, -math.log(0.1)),  # by NEAR, where both forms meet
+    (2.0, 1 - math.log(0.1)), (2.3, 4 - math.log(0.1))])  # from there on 10 for a world unit
+def test_centre_depth_by_hand(centre, loss):
+    assert centre_depth_loss(with_centre(2, centre)).item() == pytest.approx(loss, abs=1e-12)
+
+
+@pytest.mark.parametrize("d", [-9.0, -4.7, -1.0, -0.3, -0.1001])
+def test_centre_depth_has_the_published_gradient(d):
+    """Of -log(centre - border), whose value is not a number there."""
+    depth = with_centre(10, 10 + d)
+    inner = torch.zeros(64, 64, dtype=torch.bool)
+    inner[7:57, 7:57] = True
+    published = -torch.log(depth[inner].mean() - depth[~inner].mean())
+    assert published.isnan()
+    (theirs,), (ours,) = (torch.autograd.grad(loss, depth) for loss in (published, centre_depth_loss(depth)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    assert ours[inner].sum().item() == pytest.approx(1 / abs(d), rel=1e-9)
+
+
+@pytest.mark.parametrize("d", [-0.0999, -1e-6, 0.0, 1e-6, 0.1, 5.0, 1e6])
+def test_centre_depth_pulls_the_centre_near_from_anywhere(d):
+    depth = with_centre(10, 10 + d)
+    (grad,) = torch.autograd.grad(centre_depth_loss(depth), depth)
+    assert grad[7:57, 7:57].sum().item() == pytest.approx(10)
 
 
 @pytest.mark.parametrize("size, border", [(64, 7), (32, 4), (100, 11), (8, 1), (4, 1)])  # 7/64 of 32 is 3.5
