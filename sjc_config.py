@@ -12,6 +12,10 @@ from my.errors import UserError
 from sd import find
 from toyworld.captions import read_prompt
 
+GONE = dict.fromkeys(
+    ("ncsn", "ncsnv2", "vesde"),
+    "for pictures without a prompt give --family ddpm --ddpm.checkpoint FOLDER, or for faces --family gddpm "
+    "--gddpm.lsun_cat ffhq")  # families of the published code, and what takes their place
 Degrees = Annotated[float, Field(gt=0, lt=180)]
 
 
@@ -32,10 +36,16 @@ class SDConfig(Config):
     prompt: str = Field("A high quality photo of a delicious burger", description="the text (families sd and ideal)")
     negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
     scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
-    precision: Literal["autocast", "fp32", "fp16", "bf16"] = Field(
-        "autocast", description="of the networks; autocast is fp16 on CUDA and fp32 on CPU")
+    precision: Literal["autocast", "full", "fp32", "fp16", "bf16"] = Field(
+        "autocast", description="of the networks; autocast is fp16 on CUDA and fp32 on CPU; full is another word for "
+                                "fp32")
     offload_text: bool | None = Field(
         None, description="free the text encoder's memory once the prompts are read; default True on CUDA")
+
+    @field_validator("precision")
+    @classmethod
+    def _one_word(cls, precision):
+        return "fp32" if precision == "full" else precision  # the published word
 
     @field_validator("prompt")
     @classmethod
@@ -107,7 +117,8 @@ class FamilyConfig(Config):
     """The diffusion model that gives the score, and what every script that asks one needs."""
 
     preset: str | None = Field(None, description="named settings out of the presets, below config.yml and flags")
-    family: Literal["sd", "gddpm", "ddpm", "ideal"] = Field("sd", description="diffusion family that gives the score")
+    family: Literal["sd", "gddpm", "ddpm", "ideal"] = Field(
+        "sd", description="diffusion family that gives the score", json_schema_extra={"gone": GONE})
     sd: SDConfig = SDConfig()
     gddpm: GDDPMConfig = GDDPMConfig()
     ddpm: DDPMConfig = DDPMConfig()

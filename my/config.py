@@ -39,6 +39,7 @@ class Option(NamedTuple):
     default: Any  # PydanticUndefined where a value is required
     limits: str  # such as ">= 0, < 1"
     meaning: str
+    gone: dict = {}  # {value that it took once: what to do instead}
 
 
 class Given(NamedTuple):
@@ -67,7 +68,7 @@ def load(cls, argv, *, prog, doc, presets_dir=None, positional=None, config_file
         print(help_text(options, prog, doc, presets, positional))
         raise SystemExit(0)
     flags = {
-        name: Given(coerce(text, options[name].kind, f"--{name}"), f"--{name}")
+        name: Given(coerce(text, options[name], f"--{name}"), f"--{name}")
         for name, text in words.items()
     }
     local = {}
@@ -164,7 +165,8 @@ def walk(cls, defaults=None, prefix=""):
             yield from walk(field.annotation, nested, f"{prefix}{name}.")
         else:
             limits = describe_limits(field.metadata)
-            yield Option(prefix + name, field.annotation, default, limits, field.description or "")
+            gone = (field.json_schema_extra or {}).get("gone", {})
+            yield Option(prefix + name, field.annotation, default, limits, field.description or "", gone)
 
 
 def is_group(kind):
@@ -214,7 +216,7 @@ def help_text(options, prog, doc, presets, positional):
     """All that --help prints."""
     words = f" {positional.upper()} ..." if positional else ""
     lines = [f"usage: {prog}{words} [--key value ...]", "", textwrap.dedent(doc).strip(), ""]
-    for name, kind, default, limits, meaning in options.values():
+    for name, kind, default, limits, meaning, _ in options.values():
         limits = f" ({limits})" if limits else ""
         lines.append(f"  --{name}  {describe(kind)}{limits}")
         state = "required" if default is PydanticUndefined else f"default: {plain(default)}"
@@ -320,7 +322,7 @@ def read_layer(path, label, options):
             raise UserError(f"{where}: {unknown(name, options)}")
         if name in found:
             raise UserError(f"{where} is given twice; give it once")
-        found[name] = Given(coerce(value, options[name].kind, where), where)
+        found[name] = Given(coerce(value, options[name], where), where)
     return found
 
 
@@ -348,11 +350,14 @@ def read_preset(given, options, presets):
 # ---------------------------------------------------------------- values
 
 
-def coerce(value, kind, where):
-    """`value` (text, or plain YAML data) as the declared type; UserError names `where`."""
+def coerce(value, option, where):
+    """`value` (text, or plain YAML data) as the declared type of an Option; UserError names `where`."""
+    kind = option.kind
     try:
         return convert(value, kind)
     except (ValueError, yaml.YAMLError):
+        if isinstance(value, str) and value in option.gone:
+            raise UserError(f"{where} {value}: is no longer here; {option.gone[value]}") from None
         hint = near_miss(value, choices(kind) if isinstance(value, str) else ())
         raise UserError(f"{where}: expected {describe(kind)}, got {value!r}{hint}") from None
 

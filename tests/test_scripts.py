@@ -20,6 +20,8 @@ import run_sjc
 from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import read_history
+from nerf_config import NeRFConfig
+from sampling_config import SamplingConfig
 from sjc import SJC
 from sjc_config import SJCConfig
 from tiny import Affine, NotANumber
@@ -312,6 +314,32 @@ def test_published_preset(here, name):
     assert {**read(*flags), "preset": name} == cfg
 
 
+PUBLISHED_FLAGS = {  # of each published script, with a value that its documentation or its defaults show
+    "run_sjc": {"family": "sd", "sd.variant": "v1", "sd.v2_highres": "False", "sd.prompt": "a pig", "sd.scale": "100",
+                "sd.precision": "full", "gddpm.model": "m_lsun_256", "gddpm.lsun_cat": "bedroom",
+                "gddpm.imgnet_cat": "-1", "lr": "0.05", "n_steps": "10000", "vox.model_type": "V_SD",
+                "vox.grid_size": "100", "vox.density_shift": "-1.0", "vox.c": "4", "vox.blend_bg_texture": "True",
+                "vox.bg_texture_hw": "4", "vox.bbox_len": "1.0", "pose.rend_hw": "64", "pose.FoV": "60.0",
+                "pose.R": "1.5", "emptiness_scale": "10", "emptiness_weight": "10000", "emptiness_step": "0.5",
+                "emptiness_multiplier": "20", "depth_weight": "0", "var_red": "True"},
+    "run_img_sampling": {"family": "gddpm", "sd.precision": "full", "batch_size": "8", "num_images": "16",
+                         "num_t": "40", "\N{GREEK SMALL LETTER SIGMA}_max": "80.0", "heun": "True",
+                         "langevin": "False", "cls_scaling": "1.0"},
+    "run_nerf": {"seed": "0", "scene": "lego", "n_epoch": "2", "bs": "4096", "lr": "0.02"},
+}
+
+
+@pytest.mark.parametrize("script, flag", [(script, flag) for script, flags in PUBLISHED_FLAGS.items() for flag in flags])
+def test_published_flags_parse(here, script, flag):
+    """Each alone: whether two go together is another question."""
+    classes = {"run_sjc": SJCConfig, "run_img_sampling": SamplingConfig, "run_nerf": NeRFConfig}
+    config.load(classes[script], [f"--{flag}", PUBLISHED_FLAGS[script][flag]], prog=script, doc="")
+
+
+def test_full_precision_is_fp32(here):
+    assert read("--sd.precision", "full")["sd"]["precision"] == "fp32"
+
+
 def test_all_published_commands_have_a_preset():
     assert len(PUBLISHED) == 24 and set(PUBLISHED) <= {p.stem for p in PRESETS.glob("*.yml")}
 
@@ -329,6 +357,7 @@ def test_all_published_commands_have_a_preset():
     (["--lr", "--n_steps", "5"], ["--lr needs a value"]),
     (["--var_red", "maybe"], ["--var_red: expected True or False"]),
     (["--family", "idael"], ["--family: expected one of sd, gddpm, ddpm, ideal", "perhaps you meant ideal"]),
+    (["--family", "ncsn"], ["--family ncsn: is no longer here; for pictures without a prompt give --family ddpm"]),
     (["--preset", "burgr"], ["no preset 'burgr' of this script; perhaps you meant burger"]),
     (["--sigma_range", "970,10"], ["--sigma_range must go up", "970, 10"]),
     (["--sigma_range", "5,5"], ["--sigma_range must go up"]),
