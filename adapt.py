@@ -79,6 +79,14 @@ class ScoreAdapter(ABC):
             toward = perp_neg(toward, torch.stack(d_others, 1) - d_uncond[:, None], weights)
         return d_uncond + scale * toward
 
+    def fitting(self, prompt, spoken):
+        """Return the prompt, its own end cut where the model would not read the end of every text of `spoken(prompt)`.
+
+        `spoken` takes a prompt and returns texts with it inside, such as those with view words behind it. Here every
+        text is read whole.
+        """
+        return prompt
+
     def text_done(self):
         """Free what only `embed` needs, if anything; called once the conditions of a run are known."""
 

@@ -1,11 +1,13 @@
 """The Stable Diffusion family: five parts, wherever they were loaded from, the miniature's included."""
 
+import bisect
+import re
 from contextlib import nullcontext
 
 import torch
 
 from adapt import ScoreAdapter, denoised, scheduler_sigmas
-from my.errors import RunError, UserError, note
+from my.errors import RunError, UserError, note, shown
 from sd.find import PARTS, fetch, find_checkpoint, refuse_unknown_words
 from sd.load import load_parts
 
@@ -48,13 +50,42 @@ class StableDiffusionAdapter(ScoreAdapter):
         if self.text_encoder is None:
             raise RunError("the text encoder has been freed; start with --sd.offload_text False")
         refuse_unknown_words({f"the prompt {p!r}": [p] for p in prompts}, self.tokenizer.init_kwargs)
-        length = self.tokenizer.model_max_length
-        longest = max(len(self.tokenizer(p).input_ids) for p in prompts)
-        if longest > length:
-            note(f"the prompt has {longest} tokens with its view words; the text encoder reads the first {length}")
+        length, longest = self.tokenizer.model_max_length, max(prompts, key=self.n_tokens)
+        if self.n_tokens(longest) > length:
+            note(f"{shown(longest)} has {self.n_tokens(longest)} tokens, and the text encoder reads the first {length}")
         ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
                              return_tensors="pt").input_ids
         return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
+
+    def n_tokens(self, text):
+        """Return how many tokens a text has, those that begin and end it included."""
+        return len(self.tokenizer(text, verbose=False).input_ids)
+
+    def fitting(self, prompt, spoken):
+        """Return the prompt, cut so that the text encoder reads every text of `spoken(prompt)` whole.
+
+        It is cut between words, where these are not too long. Raises UserError where there is no room for any of it.
+        """
+        length = self.tokenizer.model_max_length
+
+        def longest(n):
+            return max(map(self.n_tokens, spoken(prompt[:n])))
+
+        tokens = longest(len(prompt))
+        if tokens <= length:
+            return prompt
+        for ends in ([m.end() for m in re.finditer(r"\S+", prompt)], range(1, len(prompt))):
+            n = bisect.bisect_right(ends, length, key=longest)
+            if n:
+                break
+        else:
+            raise UserError(f"--pose.view_style suffix: with its view words, the prompt has {tokens} tokens, and the "
+                            f"text encoder reads {length}: no room is left for the prompt; give shorter words with "
+                            "--pose.view_texts")
+        kept = prompt[:ends[n - 1]].rstrip(" ,;.")
+        note(f"the prompt has {tokens} tokens with its view words, and the text encoder reads {length}: so that the "
+             f"view words stay, its own end is left out: {shown(prompt[len(kept):].strip(' ,;.'))}")
+        return kept
 
     def text_done(self):
         if self.offload_text:

@@ -103,23 +103,27 @@ def all_view_prompts(words):
 def prompt_of_view(prompt, view, style="prefix", texts=None):
     """Return the prompt as a view is told to the model; `texts` {view: words} replace those of `view_prompt`.
 
-    `style` is "prefix" (published): "front view of a duck", "suffix": "a duck, front view", or "none".
+    `style` is "prefix" (published): "front view of a duck", "suffix": "a duck, front view", or "none". A view whose
+    words are empty is told as the prompt alone.
     """
     words = (texts or {}).get(view, view)
-    if style == "none":
+    if style == "none" or not words:
         return prompt
     return f"{words} {prompt}" if style == "prefix" else f"{prompt}, {words.removesuffix(' of')}"
 
 
 def read_view_texts(texts, words):
-    """Return {view prompt: its text} of a list of VIEW=TEXT, VIEW such as "front" or "front view of"; or UserError."""
+    """Return {view prompt: its text} of a list of VIEW=TEXT, VIEW such as "front" or "front view of".
+
+    An empty TEXT means no words for that view. Raises UserError for anything else, and for a view given twice.
+    """
     known, found = all_view_prompts(words), {}
     for text in texts:
         view, equals, own = (part.strip() for part in text.partition("="))
         view = view if view in known else f"{view} view of"
-        if not equals or view not in known or not own:
-            raise UserError(f"--pose.view_texts {text!r}: expected VIEW=TEXT, VIEW one of "
-                            f"{', '.join(v.removesuffix(' view of') for v in known)}")
+        if not equals or view not in known:
+            raise UserError(f"--pose.view_texts {text!r}: expected VIEW=TEXT, TEXT empty for no words, VIEW "
+                            f"one of {', '.join(v.removesuffix(' view of') for v in known)}")
         if view in found:
             raise UserError(f"--pose.view_texts {text!r}: this view has the text {found[view]!r} already; give one")
         found[view] = own

@@ -105,8 +105,13 @@ class SJC:
         p, prompt = self.cfg.pose, self.cfg.sd.prompt
         views, texts = pose.all_view_prompts(p.view_words), pose.read_view_texts(p.view_texts, p.view_words)
         uncond = self.adapter.embed([self.cfg.sd.negative_prompt])
-        told = [pose.prompt_of_view(prompt, view, p.view_style, texts) for view in views]
-        cond = dict(zip(views, self.adapter.embed(told).split(1)))
+
+        def spoken(prompt):
+            return [pose.prompt_of_view(prompt, view, p.view_style, texts) for view in views]
+
+        if p.view_style == "suffix":  # what is too long loses its end, which would be the view words
+            prompt = self.adapter.fitting(prompt, spoken)
+        cond = dict(zip(views, self.adapter.embed(spoken(prompt)).split(1)))
         self.adapter.text_done()
         return uncond, cond
 

@@ -10,6 +10,7 @@ import pose
 from my.config import Config, refuse_unread
 from my.errors import UserError
 from sd import find
+from sd import prompts as sd_prompts
 from toyworld.captions import read_prompt
 
 GONE = dict.fromkeys(
@@ -108,7 +109,8 @@ class PoseConfig(Config):
     view_style: Literal["prefix", "suffix", "none"] = Field(
         "prefix", description="where they stand: before the prompt (published), behind it, or nowhere")
     view_texts: list[str] = Field(
-        [], description='texts of your own for views, each VIEW=TEXT, such as "backside=the tail of"')
+        [], description='texts of your own for views, each VIEW=TEXT, such as "backside=the tail of"; "front=" means '
+                        'no words for the front')
     perp_neg: bool = Field(
         False, description="Perp-Neg: other sides' prompts push away, perpendicular to the prompt's own (family sd)")
 
@@ -182,6 +184,7 @@ class FamilyConfig(Config):
         refuse_unread(self, self.READ_BY)
         self._check_views()
         if self.family == "sd":
+            sd_prompts.check(self._told())
             find.check(self.sd, self._told())
         if self.family == "gddpm":
             classifier = pixel_folder.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -307,9 +308,35 @@ def test_unknown_words_are_refused_with_the_vocabulary(sd):
     assert set(COLORS) | set(OBJECTS) | {"overhead", "backside"} <= set(message.replace(";", " ").split())
 
 
-def test_long_prompt_is_cut_with_a_note(sd, capsys):
+def test_a_text_that_is_too_long_is_said_in_our_words(sd, capfd):
+    """Of 16 tokens, two are its beginning and its end; the tokenizer's own words speak of errors that do not come."""
     assert sd.embed(["a " * 30]).shape == (1, 16, 16)
-    assert "32 tokens" in capsys.readouterr().err
+    err = capfd.readouterr().err
+    assert err.startswith("note: a a a") and "has 32 tokens, and the text encoder reads the first 16" in err
+    assert "indexing errors" not in err
+
+
+def suffixed(prompt):
+    return [f"{prompt}, front view", f"{prompt}, overhead view"]
+
+
+def test_view_words_behind_a_long_prompt_stay(sd, capsys):
+    """16 tokens: begin, end and "overhead view" leave room for 12 words, and the comma has none of its own."""
+    prompt = " ".join(["a", "blue", "duck"] * 5)
+    n = sd.n_tokens(suffixed(prompt)[1]) - 15  # that are not of the prompt
+    kept = sd.fitting(prompt, suffixed)
+    assert kept == " ".join(prompt.split()[:16 - n]) and len(kept.split()) < 15
+    assert max(map(sd.n_tokens, suffixed(kept))) == 16
+    err = capsys.readouterr().err
+    assert f"the prompt has {15 + n} tokens with its view words" in err and err.endswith(" blue duck\n")
+    assert sd.fitting("a blue duck", suffixed) == "a blue duck" and not capsys.readouterr().err
+
+
+def test_a_prompt_without_spaces_is_cut_between_characters():
+    sd = SimpleNamespace(tokenizer=SimpleNamespace(model_max_length=10), n_tokens=len)
+    assert StableDiffusionAdapter.fitting(sd, "x" * 30, lambda p: [p + ", side"]) == "xxxx"
+    with pytest.raises(UserError, match="--pose.view_style suffix: .* has 42 tokens, .* reads 10: no room"):
+        StableDiffusionAdapter.fitting(sd, "x" * 30, lambda p: [p + ", underneath"])
 
 
 def test_precision():

@@ -63,11 +63,18 @@ def test_texts_of_ones_own():
     assert texts == {"backside view of": "the tail of", "overhead view of": "a map of"}
     assert pose.prompt_of_view("a duck", "backside view of", "prefix", texts) == "the tail of a duck"
     assert pose.prompt_of_view("a duck", "front view of", "prefix", texts) == "front view of a duck"
-    for bad in ("back=x", "front", "front=", "left side=x"):
-        with pytest.raises(UserError, match=f"--pose.view_texts {bad!r}: expected VIEW=TEXT, VIEW one of .*backside"):
+    for bad in ("back=x", "front", "=x", "left side=x"):
+        with pytest.raises(UserError, match=f"--pose.view_texts {bad!r}: expected VIEW=TEXT, TEXT .* one of .*backside"):
             pose.read_view_texts([bad], "sjc")
     with pytest.raises(UserError, match="'side view of=x': this view has the text 'the flank of' already"):
         pose.read_view_texts(["side=the flank of", "side view of=x"], "sjc")
+
+
+@pytest.mark.parametrize("style", ["prefix", "suffix"])
+def test_an_empty_text_means_no_words_for_that_view(style):
+    texts = pose.read_view_texts(["front="], "sjc")
+    assert pose.prompt_of_view("a duck", "front view of", style, texts) == "a duck"
+    assert "side view" in pose.prompt_of_view("a duck", "side view of", style, texts)
 
 
 # ---------------------------------------------------------------- Perp-Neg

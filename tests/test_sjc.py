@@ -411,7 +411,24 @@ def test_prompts_are_embedded_once_a_run():
     assert torch.equal(sjc.uncond, adapter.embed(["fog"]))
 
 
+class Short(Affine):
+    """Reads texts of up to 20 characters."""
+
+    def fitting(self, prompt, spoken):
+        over = max(map(len, spoken(prompt))) - 20
+        return prompt[:len(prompt) - over] if over > 0 else prompt
+
+
+def test_only_words_behind_the_prompt_can_be_lost():
+    long = {"sd": {"prompt": "a pig of glass"}, "family": "sd", "vox": {"c": 3}}
+    told = {style: new(Short(), pose={"view_style": style}, **long).cond["side view of"]
+            for style in ("suffix", "prefix")}
+    assert torch.equal(told["suffix"], Affine().embed(["a pig, side view"]))  # room for ", overhead view"
+    assert torch.equal(told["prefix"], Affine().embed(["side view of a pig of glass"]))  # its own end is lost anyway
+
+
 @pytest.mark.parametrize("options, told", [
+    ({"view_texts": ["side="]}, "a pig"),
     ({"view_style": "suffix"}, "a pig, side view"), ({"view_style": "none"}, "a pig"),
     ({"view_texts": ["side=the flank of"]}, "the flank of a pig")])
 def test_how_views_are_told(options, told):
