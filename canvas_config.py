@@ -52,8 +52,8 @@ class CanvasConfig(FamilyConfig):
     var_red: list[bool] = Field([True, False], min_length=1, description="subtract the canvas (Eq. 16) or its "
                                                                          "perturbation (Eq. 15)")
     copies: list[int] = Field([1, 8], min_length=1, description="perturbed copies whose scores are averaged, each step")
-    n_seeds: int = Field(2, gt=0, description="seeds, from --seed on")
-    n_steps: int = Field(200, gt=1, description="steps of each canvas")
+    n_seeds: int = Field(1, gt=0, description="seeds, from --seed on")
+    n_steps: int = Field(120, gt=1, description="steps of each canvas")
     lr: float = Field(0.1, gt=0, le=1, description="step, as a share of the way to the denoised canvas")
     init_std: float = Field(0.0, ge=0, description="noise on the plain grey, or zero latents, that a canvas "
                                                        "starts as")

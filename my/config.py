@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import PydanticUndefined
 
-from my.errors import UserError
+from my.errors import UserError, note, some
 from my.run_dir import write_atomic
 
 
@@ -142,13 +142,19 @@ def read(cls, path):
     return build(cls, options, read_layer(Path(path), str(path), options))
 
 
-def refuse_incomplete(cls, path, besides=()):
-    """Raise UserError where the file that `write` left at `path` lacks options, but for those named in `besides`."""
+def refuse_cut_off(cls, path, besides=()):
+    """Raise UserError where the file that `write` left at `path` was cut off: it lacks the last of the options.
+
+    Options named in `besides` do not count. Other options that it lacks are newer than the file: a note says so.
+    """
     options = {option.name: option for option in walk(cls)}
-    lost = [name for name in options if name not in {*read_layer(Path(path), str(path), options), *besides}]
+    given = read_layer(Path(path), str(path), options)
+    lost = [name for name in options if name not in {*given, *besides}]
+    last = [name for name in options if name not in besides][-1]
+    if last in lost or not Path(path).read_bytes().endswith(b"\n"):
+        raise UserError(f"{path} was cut off: it does not end with the option {last}; start in an empty folder")
     if lost:
-        raise UserError(f"{path} has no {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}: it was cut off, or is of "
-                        "another version of this project; start in an empty folder")
+        note(f"{path} is of an earlier version, without {some(lost)}: these are at their defaults")
 
 
 # ---------------------------------------------------------------- declared options

@@ -35,7 +35,7 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     if not Path(FULL_CONFIG).exists():
         raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
     saved = config.read(cls, FULL_CONFIG)
-    config.refuse_incomplete(cls, FULL_CONFIG, FREE_ON_RESUME)
+    config.refuse_cut_off(cls, FULL_CONFIG, FREE_ON_RESUME)
     cfg = settle(config.load(cls, argv, config_file=FULL_CONFIG, **spec))
     refuse_changes(config.flat(cfg), config.flat(saved))
     return cfg

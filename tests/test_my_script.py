@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from canvas_config import CanvasConfig
 from my import script
 from my.config import Config
 from my.errors import RunError, UserError, explain
 from my.run_dir import write_atomic
+from nerf_config import NeRFConfig
+from sampling_config import SamplingConfig
+from sjc_config import SJCConfig
 
 
 class Tiny(Config):
@@ -95,11 +99,33 @@ def test_a_name_that_is_taken_is_told(tmp_path, name, way):
     assert status == 1
 
 
-def test_a_saved_configuration_that_was_cut_off_is_refused(read):
-    script.begin(read("--lr", "0.5"), lambda cfg: dict)
-    Path(script.FULL_CONFIG).write_text("device: cpu\n")
-    with pytest.raises(UserError, match="full_config.yml has no lr: it was cut off"):
-        read("--resume", "True")
+class Longer(Tiny):
+    """A script's options stand behind those that all scripts share; a newer one is not the last."""
+
+    newer: int = Field(3, description="an option that earlier versions did not have")
+    n_steps: int = Field(5, description="the last")
+
+
+@pytest.mark.parametrize("text", ["lr: 0.5\ndevice: cpu\n", "lr: 0.5\nn_steps: 50", ""])
+def test_a_saved_configuration_that_was_cut_off_is_refused(read, tmp_path, text):
+    Path(script.FULL_CONFIG).write_text(text)
+    with pytest.raises(UserError, match="full_config.yml was cut off: it does not end with the option n_steps"):
+        script.read_config(Longer, ["--resume", "True"], root=tmp_path / "project", prog="tiny", doc="Tiny.")
+
+
+def test_a_run_of_an_earlier_version_is_resumed(read, tmp_path, capsys):
+    Path(script.FULL_CONFIG).write_text("lr: 0.5\ndevice: cpu\nresume: false\ndry_run: false\nn_steps: 7\n")
+    cfg = script.read_config(Longer, ["--resume", "True"], root=tmp_path / "project", prog="tiny", doc="Tiny.")
+    assert (cfg.lr, cfg.newer, cfg.n_steps) == (0.5, 3, 7)
+    assert capsys.readouterr().err == ("note: full_config.yml is of an earlier version, without newer: these are at "
+                                       "their defaults\n")
+
+
+def test_the_last_options_stay_the_last():
+    """By them a saved configuration is known to be whole: new options are put before them."""
+    last = {cls: list(cls.model_fields)[-1] for cls in (SJCConfig, SamplingConfig, CanvasConfig)}
+    assert last == {SJCConfig: "var_red", SamplingConfig: "smld_step_size", CanvasConfig: "sigma_min"}
+    assert [name for name in NeRFConfig.model_fields if name not in script.FREE_ON_RESUME][-1] == "seed"
 
 
 def test_resume_of_nothing(read):
