@@ -1,0 +1,54 @@
+"""Write docs/options.md from the options' own docs: python docs/write_options.py
+
+A test holds the page up to date.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
+
+from pydantic_core import PydanticUndefined
+
+from canvas_config import CanvasConfig
+from evaluate import EvaluateConfig
+from highres_final_vis import VisConfig
+from my.config import describe, plain, spelled, walk
+from nerf_config import NeRFConfig
+from sampling_config import SamplingConfig
+from sjc_config import SJCConfig
+
+PAGES = {"run_sjc.py": SJCConfig, "run_img_sampling.py": SamplingConfig, "run_2d_sjc.py": CanvasConfig,
+         "run_nerf.py": NeRFConfig, "highres_final_vis.py": VisConfig, "evaluate.py": EvaluateConfig}
+TABLE = "| option | type | default | meaning |\n|---|---|---|---|\n"
+HEAD = """# Options
+
+Every option of every command, as its `-h` says it. This page is written by `docs/write_options.py`. Options are
+`--seed 3` or `--seed=3`; later sources win: defaults, `--preset NAME`, `./config.yml`, flags. `doctor.py` takes the
+options of `run_sjc.py`, and `--sha256`.
+"""
+
+
+def page():
+    """Return the text of docs/options.md."""
+    parts, above = [HEAD], {}
+    for script, cls in PAGES.items():
+        rows = {option.name: row(option) for option in walk(cls)}
+        same = [f"`--{name}`" for name in rows if above.get(name) == rows[name]]
+        parts.append(f"## {script}\n\n" + (f"As above: {', '.join(same)}.\n\n" if same else "") + TABLE
+                     + "".join(text for name, text in rows.items() if above.get(name) != text))
+        above |= rows
+    return "\n".join(parts)
+
+
+def row(option):
+    """Return an Option as a row of a table."""
+    kind = describe(option.kind) + (f" ({option.limits})" if option.limits else "")
+    default = "required" if option.default is PydanticUndefined else f"`{spelled(plain(option.default))}`"
+    meaning = option.meaning.replace("|", "\\|")
+    return f"| `--{option.name}` | {kind} | {default if default != '``' else 'empty'} | {meaning} |\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "options.md").write_text(page())

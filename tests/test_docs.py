@@ -1,0 +1,104 @@
+"""The pages are true where a machine can tell: links, options, commands, and the two lines that set everything up."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "mini_sd" / "README.md"]
+README = (ROOT / "README.md").read_text()
+
+
+def text_of(page):
+    return page.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", text_of(page))
+    broken = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
+    assert not broken
+
+
+def test_every_page_is_found_from_the_readme():
+    reached, new = set(), {ROOT / "README.md"}
+    while new:
+        page = new.pop()
+        reached.add(page)
+        links = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#]+\.md)\)", text_of(page))}
+        new |= {link for link in links if link.exists()} - reached
+    assert set(PAGES) <= reached
+
+
+def test_the_readme_is_a_landing_page():
+    assert len(README.splitlines()) <= 130
+
+
+def test_options_are_as_the_code_says():
+    done = subprocess.run([sys.executable, "-c", "import sys; sys.path.insert(0, 'docs'); import write_options; "
+                           "sys.stdout.write(write_options.page())"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert text_of(ROOT / "docs" / "options.md") == done.stdout, "run python docs/write_options.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_that_pages_name_are_there(page):
+    known = set(re.findall(r"`--([\w.]+)`", text_of(ROOT / "docs" / "options.md")))
+    known |= {"sha256", "help", "tests", "figure", "out", "settings", "seeds", "preset"}  # of doctor.py and benchmarks
+    named = {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--([A-Za-z][\w.]*)", text_of(page))}
+    groups = {name.partition(".")[0] for name in known}
+    assert not {flag for flag in named if flag not in known and flag not in groups and not flag.endswith("_")}
+
+
+# ---------------------------------------------------------------- the two lines
+
+STUB = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >> "$LOG"
+case "$*" in
+    "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *run_sjc.py*) touch full_config.yml ;;
+    *highres_final_vis.py*) mkdir -p highres_5 && touch highres_5/img.mp4 ;;
+esac
+"""
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    """Calls quickstart.sh in a folder whose name has a space and an accent; returns (output, [commands of Python])."""
+    project, home, stubs = tmp_path / "caf\u00e9 au lait", tmp_path / "home", tmp_path / "bin"
+    for folder in (project, home, stubs):
+        folder.mkdir()
+    shutil.copy(ROOT / "quickstart.sh", project)
+    (stubs / "python3").write_text(STUB)
+    (stubs / "python3").chmod(0o755)
+
+    def call(*words):
+        log = tmp_path / "log"
+        log.write_text("")
+        env = {**os.environ, "PATH": f"{stubs}:{os.environ['PATH']}", "HOME": str(home), "LOG": str(log)}
+        done = subprocess.run(["bash", str(project / "quickstart.sh"), *words], env=env, cwd=home, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, log.read_text().splitlines()
+
+    return call
+
+
+def test_quickstart_makes_an_asset_and_can_be_repeated(quickstart, tmp_path):
+    project = tmp_path / "caf\u00e9 au lait"
+    for name in ("a_red_pig", "a_red_pig_2", "a_red_pig_3"):
+        out, commands = quickstart("a red pig")
+        assert commands == ["python3 -m venv .venv", "python -m pip install -q -r requirements.txt",
+                            f"python {project}/run_sjc.py --preset ideal --sd.prompt a red pig",
+                            f"python {project}/highres_final_vis.py"]
+        assert out.splitlines()[-1] == f"Look at {tmp_path}/home/sjc_runs/{name}/highres_5/img.mp4"
+
+
+def test_quickstart_runs_the_tests_as_ci_does(quickstart):
+    _, commands = quickstart("--tests")
+    assert commands == ["python3 -m venv .venv", "python -m pip install -q -r requirements.txt pytest", "python -m pytest"]
+    assert "bash quickstart.sh --tests\n" in README and "bash quickstart.sh --tests" in (ROOT / ".ci" / "run").read_text()
