@@ -29,6 +29,9 @@ class SDConfig(Config):
     checkpoint: str | None = Field(
         None, description="to load instead of the variant: a diffusers folder, a .safetensors or .ckpt file, or a hub "
                           "id ORG/NAME")
+    vae: str | None = Field(
+        None, description="a VAE to use instead of the checkpoint's, or where it has none: a .safetensors, .ckpt or .pt "
+                          "file, or a diffusers folder")
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the UNet predicts; auto finds it from the checkpoint")
     ema: bool = Field(False, description="of a single file that also holds its UNet's running averages, use those")

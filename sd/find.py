@@ -10,7 +10,7 @@ import yaml
 
 from my import plain_files
 from my.env import ENV, data_root
-from my.errors import STORAGE_HINTS, UserError, first_line, note
+from my.errors import STORAGE_HINTS, UserError, first_line, note, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "mini_sd"
@@ -46,6 +46,8 @@ def check(sd, prompts=None):
     """
     for lora in sd.lora:
         read_lora(lora)
+    if sd.vae is not None:
+        vae_place(sd.vae)
     path = find_checkpoint(sd).path
     if path is not None and path.is_dir():
         tokenizer = path / "tokenizer" / "tokenizer_config.json"
@@ -75,16 +77,17 @@ def find_checkpoint(sd):
 
 
 def _find(sd):
+    parts = [part for part in PARTS if part != "vae" or sd.vae is None]
     if sd.checkpoint is not None:
-        return _given(sd.checkpoint)
+        return _given(sd.checkpoint, parts)
     if sd.variant == "mini":
-        return Found("--sd.variant mini", _whole_folder(MINI, "--sd.variant mini"))
+        return Found("--sd.variant mini", _whole_folder(MINI, "--sd.variant mini", parts))
     highres = sd.v2_highres and sd.variant == "v2"
     flag = f"--sd.variant {sd.variant}" + " --sd.v2_highres True" * highres
     base = data_root() / PUBLISHED[sd.variant, highres]
     for path in with_endings(base):
         if path.exists():
-            return Found(flag, _whole_folder(path, flag) if path.is_dir() else path)
+            return Found(flag, _whole_folder(path, flag, parts) if path.is_dir() else path)
     repos = hub_table()["v2_highres" if highres else sd.variant]
     return Found(flag, repos=tuple(repos), missed=f"{base}.ckpt (data root: {ENV})")
 
@@ -94,7 +97,7 @@ def with_endings(base):
     return [base.with_name(base.name + ending) for ending in ENDINGS]
 
 
-def _given(text):
+def _given(text, parts):
     """Return the Found of an --sd.checkpoint: what is on disk comes before the hub's id of the same name."""
     flag, path, url = f"--sd.checkpoint {text}", expanded(text), URL.match(text)
     if not text.strip():
@@ -105,19 +108,37 @@ def _given(text):
     if os.path.isfile(path):
         return Found(flag, path)
     if os.path.isdir(path):
-        return Found(flag, _whole_folder(path, flag))
+        return Found(flag, _whole_folder(path, flag, parts))
     if is_hub_id(text):
         return Found(flag, repos=tuple(hub_table().get(text, [text])), missed=str(path.absolute()))
     raise UserError(f"{flag}: looked for a diffusers folder or a file at {path}: no such file or folder; give one, or "
                     f"a hub id ORG/NAME, or {WITHOUT}")
 
 
-def _whole_folder(folder, flag):
-    missing = [name for name in PARTS if not (folder / name).is_dir()]
+def _whole_folder(folder, flag, parts):
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    if missing == ["vae"]:
+        raise UserError(f"{flag}: {folder} has no vae; give one with --sd.vae FILE_OR_FOLDER")
     if missing:
         raise UserError(f"{flag}: {folder} is no diffusers folder of Stable Diffusion: it has no {', '.join(missing)}; "
                         f"give such a folder, or a .safetensors or .ckpt file, or {WITHOUT}")
     return folder
+
+
+def vae_place(text):
+    """Return the path of an --sd.vae: a file, or the folder that has its config.json; raises UserError where it is none.
+
+    A folder may also be that of a whole model, with the VAE in `vae`.
+    """
+    path = expanded(text)
+    if text.strip() and os.path.isfile(path):
+        return path
+    for folder in (path, path / "vae") if text.strip() else ():
+        if os.path.isfile(folder / "config.json"):
+            return folder
+    lacks = "has no config.json, nor has a vae in it" if text.strip() and os.path.isdir(path) else "no such file or folder"
+    raise UserError(f"--sd.vae {text}: {lacks}; give a .safetensors, .ckpt or .pt file, a diffusers folder of a VAE, or "
+                    "of a whole model; one on the hub is to be downloaded first")
 
 
 def is_hub_id(text):
@@ -136,6 +157,8 @@ def absolute(sd):
     given = sd.checkpoint or ""
     if given.strip() and not URL.match(given) and not is_hub_id(given):
         sd.checkpoint = os.path.abspath(expanded(sd.checkpoint))
+    if sd.vae is not None and sd.vae.strip():
+        sd.vae = os.path.abspath(expanded(sd.vae))
     sd.lora = [_absolute_lora(*split_lora(text)) if names_file(text) else text for text in sd.lora]
     return sd
 
@@ -266,7 +289,7 @@ def reason(error):
     """Return in a line why a library could not read a network, free of what only its own callers could do about it."""
     m = MISFIT.search(str(error))
     if m:
-        return f"{m[1]} is ({m[3]}) in the weights, and ({m[2]}) by config.json"
+        return f"{shown(m[1])} is ({m[3]}) in the weights, and ({m[2]}) by config.json"
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"no file {error.filename}"
     return first_line(error).split(". ")[0].rstrip(". :")

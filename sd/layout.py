@@ -1,20 +1,25 @@
-"""The CompVis layout of single-file checkpoints: names, configurations read off the shapes, and what else a file is.
+"""The CompVis layout of single-file checkpoints: names, and configurations read off the shapes.
 
-Names and numbers only: `shapes` is {name: shape} of a file. Stable Diffusion 1.x holds its text encoder
-as transformers' CLIP, 2.x as OpenCLIP, of which the last block is not used (its penultimate output is
-the condition). Source of the layout: latent diffusion, arXiv 2112.10752, and its published weights,
-all of whose names `tests/test_sd_layout.py` accounts for.
+Names and numbers only: `shapes` is {name: shape} of a file, under the published names, to which `sd/names.py` brings
+other spellings. Stable Diffusion 1.x holds its text encoder as transformers' CLIP, 2.x as OpenCLIP, of which the last
+block is not used (its penultimate output is the condition). Source of the layout: latent diffusion, arXiv 2112.10752,
+and its published weights, all of whose names `tests/test_sd_layout.py` accounts for.
 """
 
+import contextlib
 import re
 from typing import NamedTuple
+
+from my.errors import shown
 
 UNET, VAE, EMA, TEXT = "model.diffusion_model.", "first_stage_model.", "model_ema.", "cond_stage_model."
 CLIP, OPEN_CLIP = f"{TEXT}transformer.text_model.", f"{TEXT}model."
 NOT_NEEDED = re.compile(
     r"cond_stage_model\.(transformer\.text_model\.embeddings\.position_ids|transformer\.vision_model\..*"
-    r"|transformer\.(text|visual)_projection\..*|((transformer|model)\.)?logit_scale"
-    r"|model\.(text_projection|attn_mask))|first_stage_model\.(loss\..*|model_ema\..*)")  # CLIP's other half, training
+    r"|(transformer\.)?(text|visual)_projection(\..*)?|((transformer|model)\.)?logit_scale"
+    r"|model\.(text_projection(\..*)?|attn_mask))"
+    r"|first_stage_model\.(loss\..*|model_ema\..*)")  # CLIP's other half, training
+OPEN_CLIP_WIDTH, OPEN_CLIP_BLOCKS = 1024, 24  # of 2.x; converters from diffusers folders leave the last block out
 V1_HEADS, V2_HEAD_CHANNELS, TEXT_HEAD_CHANNELS = 8, 64, 64  # of attention: not to be seen in any shape
 PIXELS = 512
 SCALING = 0.18215  # of the VAEs of 1.x and 2.x
@@ -29,80 +34,43 @@ class Source(NamedTuple):
     third: int | None = None
 
 
-class NotStableDiffusion(ValueError):
-    """What a file is instead, in words."""
+# ---------------------------------------------------------------- configurations
 
 
-# ---------------------------------------------------------------- what a file is
-
-OTHERS = (  # a pattern of names that some tensor of the file must have, what it then is, and what to do with it
-    (r"lora_(unet|te|up|down)|\.lora_[AB]\.|\.lora\.(up|down)\.|_lora\.(up|down)\.", "a LoRA",
-     "give it as --sd.lora, beside a checkpoint"),
-    (r"control_model\.|controlnet_cond_embedding|input_hint_block", "a ControlNet", ""),
-    (r"motion_modules\.", "an AnimateDiff motion module", ""),
-    (r"conditioner\.embedders\.|add_embedding\.linear_1|label_emb\.0\.0\.weight", "Stable Diffusion XL", ""),
-    (r"joint_blocks\.", "Stable Diffusion 3", ""),
-    (r"double_blocks\.|single_blocks\.|single_transformer_blocks\.", "Flux, or a transformer like it", ""),
-    (r"^string_to_(param|token)|^emb_params$|^clip_[lg]$|^<.*>$", "a textual-inversion embedding", ""),
-)
-ALONE = (
-    (r"^input_blocks\.|^time_embed\.|^out\.2\.", "a UNet alone, or guided-diffusion (see --family gddpm)"),
-    (r"^(down_blocks|up_blocks|mid_block|conv_in|time_embedding)\.", "the unet of a diffusers folder alone"),
-    (r"^(text_model|transformer|token_embedding|embeddings|cond_stage_model)\b", "a text encoder alone"),
-    (r"^(encoder|decoder)\.|^(post_)?quant_conv\.|^first_stage_model\.", "a VAE alone"),
-)
-
-
-def refuse_others(shapes):
-    """Raise NotStableDiffusion for a file that is not a whole text-to-image Stable Diffusion 1.x or 2.x."""
-    names = "\n".join(shapes)
-    for pattern, what, to_do in OTHERS:
-        if re.search(pattern, names, re.MULTILINE):
-            raise NotStableDiffusion(f"it is {what}; {to_do or 'use a checkpoint of Stable Diffusion 1.x or 2.x'}")
-    has = [any(name.startswith(prefix) for name in shapes) for prefix in (UNET, VAE, (CLIP, OPEN_CLIP))]
-    if not any(has[:1]) or sum(has) == 1:
-        for pattern, what in ALONE:
-            if re.search(pattern, names, re.MULTILINE):
-                raise NotStableDiffusion(f"it is {what}; give the whole checkpoint: UNet, VAE and text encoder")
-    lacks = [what for what, there in zip(("UNet", "VAE", "text encoder"), has) if not there]
-    if lacks:
-        first = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:3])
-        raise NotStableDiffusion(f"it has no {', '.join(lacks)} of Stable Diffusion in the CompVis layout; it begins "
-                                 f"with {first}")
-    channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 4))[1]
-    what = {9: "an inpainting model", 8: "InstructPix2Pix", 5: "a depth-to-image model", 7: "an upscaler"}.get(channels)
-    if what:
-        raise NotStableDiffusion(f"it is {what}, whose UNet takes {channels} channels instead of 4; use a "
-                                 "text-to-image checkpoint")
-
-
-def is_v2(shapes):
-    """Whether the text encoder is OpenCLIP's, as in Stable Diffusion 2.x."""
+def is_open_clip(shapes):
+    """Whether the text encoder is under OpenCLIP's names."""
     return any(name.startswith(OPEN_CLIP) for name in shapes)
 
 
-# ---------------------------------------------------------------- configurations
+def is_v2(shapes):
+    """Whether the text encoder is OpenCLIP's, as in Stable Diffusion 2.x, whatever its names."""
+    width = tuple(shapes.get(f"{CLIP}embeddings.token_embedding.weight", (0,)))[-1]
+    return is_open_clip(shapes) or width == OPEN_CLIP_WIDTH
 
 
 def configurations(shapes):
     """Return {"unet", "vae", "text_encoder": options of the diffusers or transformers class} that `shapes` are of.
 
-    For 512-pixel models. Raises NotStableDiffusion for a file that is something else, or lacks the tensors
-    that tell.
+    For 512-pixel models. Without "vae" where the file has none. Raises ValueError for a file that lacks the tensors
+    that tell, or is of another architecture.
     """
+    vae, v2 = below(shapes, VAE), is_v2(shapes)
+    with told_by_shapes():
+        text = (open_clip_configuration(below(shapes, OPEN_CLIP)) if is_open_clip(shapes) else
+                clip_configuration(below(shapes, CLIP), "gelu" if v2 else "quick_gelu"))
+        return {"unet": unet_configuration(below(shapes, UNET), v2), "text_encoder": text,
+                **({"vae": vae_configuration(vae)} if vae else {})}
+
+
+@contextlib.contextmanager
+def told_by_shapes():
+    """Say in a ValueError what the shapes, which the block reads a configuration off, do not tell."""
     try:
-        refuse_others(shapes)
-        vae = vae_configuration(below(shapes, VAE))
-        size = latent_size(vae["block_out_channels"])
-        text = open_clip_configuration if is_v2(shapes) else clip_configuration
-        return {"unet": unet_configuration(below(shapes, UNET), is_v2(shapes), size), "vae": vae,
-                "text_encoder": text(below(shapes, OPEN_CLIP if is_v2(shapes) else CLIP))}
-    except NotStableDiffusion:
-        raise
+        yield
     except KeyError as error:
-        raise NotStableDiffusion(f"it lacks {error.args[0]}, or that is of another architecture") from None
+        raise ValueError(f"it lacks {shown(error.args[0])}, or that is of another architecture") from None
     except (IndexError, ValueError, TypeError, ZeroDivisionError):
-        raise NotStableDiffusion("some tensor has a shape of another architecture") from None
+        raise ValueError("some tensor has a shape of another architecture") from None
 
 
 def latent_size(levels, pixels=PIXELS):
@@ -124,8 +92,8 @@ def count(s, pattern):
     return len(numbers)
 
 
-def unet_configuration(s, v2, size):
-    """Return the options of diffusers' UNet2DConditionModel."""
+def unet_configuration(s, v2):
+    """Return the options of diffusers' UNet2DConditionModel, but for its size."""
     n = count(s, r"input_blocks\.(\d+)\.")
     downs = [i for i in range(n) if f"input_blocks.{i}.0.op.weight" in s]
     per_level = downs[0] if downs else n - 1  # residual blocks of a level, and its downsampler
@@ -135,7 +103,7 @@ def unet_configuration(s, v2, size):
     context = [shape[1] for name, shape in s.items() if name.endswith("attn2.to_k.weight")]
     linear = any(name.endswith("1.proj_in.weight") and len(shape) == 2 for name, shape in s.items())
     return {
-        "sample_size": size, "in_channels": s["input_blocks.0.0.weight"][1], "out_channels": s["out.2.weight"][0],
+        "in_channels": s["input_blocks.0.0.weight"][1], "out_channels": s["out.2.weight"][0],
         "block_out_channels": channels, "layers_per_block": per_level - 1 if downs else per_level,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
@@ -157,12 +125,12 @@ def vae_configuration(s):
     }
 
 
-def clip_configuration(s):
-    """Return the options of transformers' CLIPTextConfig for a text encoder of 1.x."""
+def clip_configuration(s, hidden_act="quick_gelu"):
+    """Return the options of transformers' CLIPTextConfig for a text encoder under transformers' names."""
     vocabulary, width = s["embeddings.token_embedding.weight"]
     return text_configuration(vocabulary, width, s["embeddings.position_embedding.weight"][0],
                               s["encoder.layers.0.mlp.fc1.weight"][0], count(s, r"encoder\.layers\.(\d+)\."),
-                              hidden_act="quick_gelu")
+                              hidden_act=hidden_act)
 
 
 def open_clip_configuration(s):
@@ -170,7 +138,14 @@ def open_clip_configuration(s):
     vocabulary, width = s["token_embedding.weight"]
     return text_configuration(vocabulary, width, s["positional_embedding"][0],
                               s["transformer.resblocks.0.mlp.c_fc.weight"][0],
-                              count(s, r"transformer\.resblocks\.(\d+)\.") - 1, hidden_act="gelu")
+                              used_blocks(s), hidden_act="gelu")
+
+
+def used_blocks(s):
+    """Return how many blocks of an OpenCLIP text encoder are used: all but the last, where that is there."""
+    blocks = count(s, r"transformer\.resblocks\.(\d+)\.")
+    converted = s["token_embedding.weight"][1] == OPEN_CLIP_WIDTH and blocks == OPEN_CLIP_BLOCKS - 1
+    return blocks if converted else blocks - 1
 
 
 def text_configuration(vocabulary, width, length, inner, layers, **options):
@@ -257,9 +232,10 @@ def open_clip_source(name, _config):
     return Source(f"{block}{OPEN_CLIP_LAYERS[module]}.{leaf}")
 
 
-def sources(part, names, config, v2):
+def sources(part, names, config, open_clip=False):
     """Return {parameter: Source} of a part's parameters, under diffusers' or transformers' names."""
-    source = {"unet": unet_source, "vae": vae_source, "text_encoder": open_clip_source if v2 else clip_source}[part]
+    text_source = open_clip_source if open_clip else clip_source
+    source = {"unet": unet_source, "vae": vae_source, "text_encoder": text_source}[part]
     return {name: source(name, config) for name in names}
 
 
@@ -268,16 +244,16 @@ def ema_name(name):
     return EMA + name.removeprefix("model.").replace(".", "")
 
 
-def mismatches(shapes, expected, v2):
+def mismatches(shapes, expected):
     """Return (missing or of a wrong shape, unexpected) of a file in words, given {Source: shape} of all parameters."""
     whole = {s.name: (shape if s.third is None else (3 * shape[0], *shape[1:])) for s, shape in expected.items()}
-    missing = [f"{name} {list(shape)}" + (f" (is {list(shapes[name])})" if name in shapes else "")
+    missing = [f"{name} {list(shape)}" + (f" (is {shown(list(shapes[name]))})" if name in shapes else "")
                for name, shape in whole.items() if name not in shapes or not same(shapes[name], shape)]
-    last = 0 if not v2 else count(shapes, re.escape(OPEN_CLIP) + r"transformer\.resblocks\.(\d+)\.") - 1
-    unused = f"{OPEN_CLIP}transformer.resblocks.{last}."
-    unexpected = [f"{name} {list(shape)}" for name, shape in shapes.items()
-                  if name.startswith((UNET, VAE, TEXT)) and name not in whole
-                  and not NOT_NEEDED.fullmatch(name) and not (v2 and name.startswith(unused))]
+    unused = f"{OPEN_CLIP}transformer.resblocks.{used_blocks(below(shapes, OPEN_CLIP))}." if is_open_clip(shapes) else ""
+    prefixes = tuple({prefix for prefix in (UNET, VAE, TEXT) if any(name.startswith(prefix) for name in whole)})
+    unexpected = [f"{name} {shown(list(shape))}" for name, shape in shapes.items()
+                  if name.startswith(prefixes) and name not in whole
+                  and not NOT_NEEDED.fullmatch(name) and not (unused and name.startswith(unused))]
     return missing, unexpected
 
 

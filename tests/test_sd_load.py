@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 import crafted
@@ -13,7 +14,8 @@ from adapt_sd import StableDiffusionAdapter, make
 from my import config
 from my.errors import RunError, UserError
 from sd import find, layout, lora
-from sd.load import load_parts, probe_prediction
+from sd.load import load_parts
+from sd.noise import probe_prediction
 from sjc_config import SDConfig, SJCConfig
 
 TO_OUT = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0"
@@ -137,12 +139,18 @@ def test_marker_of_v_prediction(tmp_path, v1_tensors):
     assert load(tmp_path / "a.safetensors")["scheduler"].config.prediction_type == "v_prediction"
 
 
-def test_v1_predicts_noise_unless_told(small, tmp_path):
-    v2, _, _, folder = small
-    if not v2:
-        assert load(folder / "a.safetensors")["scheduler"].config.prediction_type == "epsilon"
-    flagged = load(folder / "diffusers", prediction_type="v_prediction")
+def test_an_option_decides_what_a_folder_predicts(small):
+    flagged = load(small[3] / "diffusers", prediction_type="v_prediction")
     assert flagged["scheduler"].config.prediction_type == "v_prediction"
+
+
+def test_a_file_or_folder_that_states_nothing_is_asked(small, tmp_path, capsys):
+    """1.x as well as 2.x: random weights do not echo their input, so that they are taken for v-prediction."""
+    file = small[3] / "a.ckpt"
+    assert load(file)["scheduler"].config.prediction_type == "v_prediction"
+    assert "v-prediction (asked with pure noise, as nothing states it)" in capsys.readouterr().err
+    folder = edited(small[3] / "diffusers", tmp_path / "m", "scheduler/scheduler_config.json", prediction_type=None)
+    assert load(folder)["scheduler"].config.prediction_type == "v_prediction"
 
 
 class AsV(torch.nn.Module):
@@ -165,6 +173,15 @@ def test_the_probe_tells_a_trained_network_from_its_v_form():
     assert probe_prediction({**parts, "unet": AsV(parts["unet"], parts["scheduler"].alphas_cumprod)}) == "v_prediction"
 
 
+def test_the_probe_of_a_schedule_that_ends_in_pure_noise():
+    """With zero terminal SNR, abar of the last step is 0, where noise and v are one; the step before tells."""
+    parts = load_parts(find.MINI, SDConfig(variant="mini", prompt="a blue duck"), torch.float32)
+    zero = DDIMScheduler(**layout.SCHEDULE, rescale_betas_zero_snr=True)
+    parts = {**parts, "scheduler": zero}
+    assert zero.alphas_cumprod[-1] == 0 and probe_prediction(parts) == "epsilon"
+    assert probe_prediction({**parts, "unet": AsV(parts["unet"], zero.alphas_cumprod)}) == "v_prediction"
+
+
 # ---------------------------------------------------------------- running averages
 
 
@@ -173,7 +190,8 @@ def test_averaged_weights_on_request(tmp_path):
     tensors = crafted.single_file(parts)
     ema = {layout.ema_name(name): t / 2 for name, t in tensors.items() if name.startswith(layout.UNET)}
     crafted.save_ckpt({**tensors, **ema, "model_ema.decay": torch.tensor(0.9999)}, tmp_path / "a.ckpt")
-    torch.testing.assert_close(denoised(load(tmp_path / "a.ckpt")), denoised(parts), rtol=0, atol=1e-5)
+    loaded = load(tmp_path / "a.ckpt", prediction_type="epsilon")
+    torch.testing.assert_close(denoised(loaded), denoised(parts), rtol=0, atol=1e-5)
     averaged = load(tmp_path / "a.ckpt", ema=True)["unet"].state_dict()
     assert all(torch.equal(averaged[name], t / 2) for name, t in parts["unet"].state_dict().items())
     save_file(tensors, tmp_path / "b.safetensors")
@@ -443,7 +461,7 @@ def edited(folder, path, file, **settings):
     ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"},
      "prediction_type is 'flow_prediction'; known are epsilon, v_prediction, sample"),
     ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**11}, "scheduler_config.json is 100000000000"),
-    ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "in scheduler/scheduler_config.json is 'x'"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "in scheduler/scheduler_config.json is x, not 1 to"),
     ("scheduler/scheduler_config.json", {"beta_start": "x"}, "scheduler/scheduler_config.json: "),
     ("unet/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "its unet is quantised"),
     ("unet/config.json", {"cross_attention_dim": 32},

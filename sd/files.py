@@ -1,0 +1,129 @@
+"""The parts of a Stable Diffusion out of a single file in the CompVis layout: what it states, its networks, its noise."""
+
+from my.errors import UserError, first_line, note
+from my.tensor_file import TensorFile
+from sd import kinds, layout, names, noise, stated, vae, yaml_beside
+from sd.find import WITHOUT
+from sd.networks import Published, fill, refuse_misfits, refuse_mismatches
+from sd.tokenizer import END, clip_tokenizer
+
+HIGH_RES = 768  # pixels of the pictures of 2.x with v-prediction
+
+
+def file_parts(path, sd, dtype, empty=False):
+    """Return (parts, version) of a single file, version 1 or 2; UserError where it is something else, or not whole."""
+    opened = TensorFile(path)
+    file = Published(opened, names.published(opened.shapes))
+    nets, sources, facts = empty_networks(file, opened.metadata, sd)
+    version = 2 if layout.is_v2(file.shapes) else 1
+    if sd.ema:
+        sources["unet"] = averaged(file, sources["unet"])
+    if not empty:
+        fill(nets, sources, file, dtype)
+    skip_layers(path, nets["text_encoder"], facts, version)
+    scaling = facts["scaling_factor"].value if "scaling_factor" in facts else layout.SCALING
+    if sd.vae is not None:
+        nets["vae"] = vae.read(sd.vae, scaling, dtype, empty)
+    nets["vae"].register_to_config(scaling_factor=scaling)
+    scheduler = noise.scheduler(noise.of_file(path, file, facts))
+    parts = {"tokenizer": clip_tokenizer("!" if version == 2 else END), **nets, "scheduler": scheduler}
+    refuse_misfits(path, parts)
+    prediction, where = predicts(parts, facts, empty)
+    scheduler.register_to_config(prediction_type=prediction)
+    pixels = facts["pixels"].value if "pixels" in facts else (
+        HIGH_RES if version == 2 and prediction == "v_prediction" else layout.PIXELS)
+    nets["unet"].register_to_config(sample_size=layout.latent_size(nets["vae"].config.block_out_channels, pixels))
+    if not empty:
+        tell(file, version, prediction, where, facts, sd)
+    return parts, version
+
+
+def predicts(parts, facts, empty):
+    """Return (what the UNet predicts, where that is stated); where nothing states it, the UNet is asked."""
+    if "prediction_type" in facts:
+        return facts["prediction_type"].value, facts["prediction_type"].where
+    return ("epsilon", "") if empty else (noise.probe_prediction(parts), "asked with pure noise, as nothing states it")
+
+
+def tell(file, version, prediction, where, facts, sd):
+    """Note in one line what a file is, by what, and what of it is not used."""
+    used = (*stated.MARKERS, noise.TABLE, layout.UNET, layout.VAE, layout.TEXT)
+    others = sum(not name.startswith(used) for name in file.shapes)
+    called = facts.get("version")
+    other = f"; {called.where} calls it {called.value}.x: its weights count" if called and called.value != version else ""
+    note(f"{file.path.name} is Stable Diffusion {version}.x, {prediction.replace('_', '-')} ({where})"
+         f"{', zero terminal SNR' * ('zero_snr' in facts)}"
+         f"{f'; {others} tensors of its training are not used' if others else ''}"
+         f"{'; its averaged weights (--sd.ema True) are' * sd.ema}{other}")
+
+
+def empty_networks(file, metadata, sd):
+    """Return ({part: network without memory}, {part: {parameter: Source}}, facts) of a Published file.
+
+    Raises UserError where the file is of something else, or lacks tensors, or has some without a place.
+    """
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    shapes, classes = file.shapes, {"unet": UNet2DConditionModel, "vae": AutoencoderKL,
+                                    "text_encoder": lambda **c: CLIPTextModel(CLIPTextConfig(**c))}
+    try:
+        kinds.refuse_others(shapes, vae_given=sd.vae is not None)
+        facts = stated.read(file.path, metadata, shapes, sd)
+        configs = layout.configurations(shapes)
+        if sd.vae is not None:
+            configs.pop("vae", None)
+        settle(configs, facts)
+        with init_empty_weights(include_buffers=False):
+            nets = {part: classes[part](**config) for part, config in configs.items()}
+    except kinds.NotStableDiffusion as error:
+        raise UserError(f"{file.path}: cannot be read as Stable Diffusion: {error}; or {WITHOUT}") from None
+    except ValueError as error:
+        raise UserError(f"{file.path}: cannot be read as Stable Diffusion: {first_line(error)}; {WITHOUT}") from None
+    sources = {part: layout.sources(part, net.state_dict(), configs[part], layout.is_open_clip(shapes))
+               for part, net in nets.items()}
+    refuse_mismatches(file, nets, sources, f"Stable Diffusion {2 if layout.is_v2(shapes) else 1}.x")
+    return nets, sources, facts
+
+
+def settle(configs, facts):
+    """Put into the configurations what no shapes tell; raises UserError for what contradicts the shapes."""
+    for part, config in configs.items():
+        if f"{part} sizes" in facts:
+            yaml_beside.refuse_other_sizes(facts[f"{part} sizes"].where, facts[f"{part} sizes"].value, config)
+    channels = configs["unet"]["block_out_channels"]
+    for fact in ("heads", "head_channels"):  # the second is the one that counts where there are both
+        if fact in facts:
+            n = facts[fact].value
+            if any(c % n for c in channels):
+                raise UserError(f"{facts[fact].where}, beside the checkpoint: {n} {fact} do not divide {channels}, the "
+                                "channels of its UNet; correct it, or move it away")
+            configs["unet"]["attention_head_dim"] = n if fact == "heads" else [c // n for c in channels]
+
+
+def averaged(file, sources):
+    """Return the sources of the running averages (EMA) of a UNet; UserError where the file does not have them all."""
+    ema = {name: layout.Source(layout.ema_name(source.name)) for name, source in sources.items()}
+    missing = [source.name for source in ema.values() if source.name not in file.shapes]
+    if missing:
+        raise UserError(f"--sd.ema True: {file.path} lacks {len(missing)} averaged weights, {missing[0]} first; leave "
+                        "the option out")
+    return ema
+
+
+def skip_layers(path, text_encoder, facts, version):
+    """Let the last layers of a text encoder pass on what they get, as its file asks for ("clip skip").
+
+    Version 2 has its last block left out already. The final norm stays, as in the trainer that writes the fact.
+    """
+    skipped = facts["layer"].value - version if "layer" in facts else 0
+    layers = text_encoder.encoder.layers
+    if not 0 <= skipped < len(layers):
+        raise UserError(f"{path}: its metadata ask for layer {facts['layer'].value} of the text encoder, counted from "
+                        f"the last; of version {version} it may be {version} to {len(layers) + version - 1}; get "
+                        "another copy of the file")
+    for layer in layers[len(layers) - skipped:]:
+        layer.forward = lambda hidden_states, *_, **__: hidden_states
+    if skipped:
+        note(f"{path.name}: the text encoder's last {skipped} layer(s) are left out, as its metadata say (clip skip)")

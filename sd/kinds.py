@@ -1,0 +1,138 @@
+"""What a sound file is that is no whole Stable Diffusion, told by the names of its tensors, and what to do with it.
+
+Each pattern is a fact of a format, as its publishers write it; the first that some name fits is what the file is.
+"""
+
+import re
+from typing import NamedTuple
+
+from my.errors import shown
+from sd.layout import CLIP, OPEN_CLIP, TEXT, UNET, VAE
+
+PLAIN = "use a text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
+BESIDE = "it belongs beside a checkpoint, and is not supported"
+WHOLE = "give the whole checkpoint: UNet, VAE and text encoder"
+
+
+class NotStableDiffusion(ValueError):
+    """What a file is instead, and what to do, in words."""
+
+
+class Kind(NamedTuple):
+    """A pattern of names that some tensor of a file has, what the file then is, and what to do."""
+
+    pattern: str
+    what: str
+    to_do: str = PLAIN
+
+
+ADDED = (  # small files that go with a checkpoint
+    Kind(r"motion_modules?\.|temporal_transformer\.", "an AnimateDiff motion module", BESIDE),
+    Kind(r"lllite_", "a ControlNet-LLLite", BESIDE),
+    Kind(r"(^|\.)control_model\.|controlnet_|input_hint_block|^zero_convs\.|^lora_controlnet$", "a ControlNet", BESIDE),
+    Kind(r"^ip_adapter\.|^image_proj(_model)?\.|\.to_[kv]_ip\.", "an IP-Adapter", BESIDE),
+    Kind(r"^(adapter\.)?body\.\d+\.(block1|in_conv|resnets)\b", "a T2I-Adapter", BESIDE),
+    Kind(r"lora_(unet|te|up|down|linear)|\.lora_[AB]\.|[._]lora\.(up|down)\.|\.(hada_w1|lokr_w1|oft_blocks|oft_diag)",
+         "a LoRA, or an adapter like it", "give it as --sd.lora, beside a checkpoint"),
+    Kind(r"^string_to_(param|token)\b|^emb_params$|^clip_[lg]$|^<.*>$", "a textual-inversion embedding",
+         "embeddings are not supported: describe it in the prompt, or look for a LoRA of it (--sd.lora)"),
+    Kind(r"^(\d+\.)?\d+\.linear\.\d+\.(weight|bias)$|^(320|640|768|1280)\.[01]\.linear", "a hypernetwork", BESIDE),
+)
+OTHERS = (  # whole models of another kind
+    Kind(r"camera_embed\.|\.ip_embed|image_embed\.", "a multi-view model, such as MVDream or ImageDream"),
+    Kind(r"(^|\.)cc_projection\.", "Zero123, which draws other views of a picture"),
+    Kind(r"time_stack\.|temporal_res_block\.|time_mixer\.|time_mix_", "Stable Video Diffusion"),
+    Kind(r"temopral_conv\.|temp_convs\.|temp_attentions\.", "a text-to-video model"),
+    Kind(r"^edm_(vpred|mean|std)\b", "a model with the noise levels of EDM, such as Playground 2.5"),
+    Kind(r"conditioner\.embedders\.1\.|add_embedding\.linear_1|^lora_te2_", "Stable Diffusion XL"),
+    Kind(r"diffusion_model\.label_emb\.0\.0\.weight", "the refiner of Stable Diffusion XL, or a model with classes"),
+    Kind(r"joint_blocks\.|context_block\.", "Stable Diffusion 3"),
+    Kind(r"double_layers\.|cond_seq_linear", "AuraFlow"),
+    Kind(r"double_blocks\.|single_blocks\.|single_transformer_blocks\.", "Flux, or a transformer like it"),
+    Kind(r"adaln_single\.|caption_projection\.|y_embedder\.y_proj|^t_block\.1\.", "PixArt, or a transformer like it"),
+    Kind(r"clip_txt_pooled_mapper|clip_txt_mapper|effnet_mapper|^clf\.1\.", "Stable Cascade, or Wuerstchen"),
+    Kind(r"encoder_hid_proj\.|encoder_proj\.|encoder_pooling\.", "DeepFloyd IF, or Kandinsky"),
+    Kind(r"add_embedding\.(image_proj|image_norm|text_proj)|ln_model_n\.", "Kandinsky"),
+    Kind(r"time_embed(ding)?\.cond_proj\.", "a latent consistency model, which is told its guidance"),
+    Kind(r"transformer_blocks\.\d+\.(img_mod|norm1_context|norm1\.linear)|patchify_proj|patch_embedding\.|cap_embedder\.",
+         "a diffusion transformer, no Stable Diffusion"),
+    Kind(r"(^|\.)(body|sub)\.\d+\.(RDB|rdb)\d\.", "an upscaler of pictures, such as ESRGAN"),
+    Kind(r"^optimizer|exp_avg", "the state of an optimizer", WHOLE),
+)
+ALONE = (  # parts of a Stable Diffusion
+    Kind(r"^(taesd_)?(en|de)coder\.(layers\.)?\d+\.(weight|conv)|^\d+\.(conv\.\d+\.)?(weight|bias)$",
+         "TAESD, a VAE made small",
+         "it is not supported: give a whole checkpoint, and if it lacks its VAE, --sd.vae with a full one"),
+    Kind(r"^(encoder|decoder)\.(conv_in|down|up|mid)|^(post_)?quant_conv\.|^first_stage_model\.|^vae\.", "a VAE alone",
+         "give it as --sd.vae, beside a checkpoint"),
+    Kind(r"^(module\.)?(input_blocks|time_embed|middle_block)\.",
+         "a UNet alone, or guided-diffusion", f"{WHOLE}, or see --family gddpm"),
+    Kind(r"^model\.diffusion_model\.", "a UNet alone", WHOLE),
+    Kind(r"^(down_blocks|up_blocks|mid_block|conv_in|time_embedding)\.", "the unet of a diffusers folder alone",
+         "give the folder that holds unet, vae and text_encoder"),
+    Kind(r"^(text_model|transformer|token_embedding|embeddings|encoder|cond_stage_model|shared|te|clip)\b",
+         "a text encoder alone", WHOLE),
+)
+CHANNELS = {9: "an inpainting model", 8: "InstructPix2Pix, or another that reads a picture", 5: "a depth-to-image model",
+            7: "an upscaler"}  # that a UNet takes -> what the model is
+
+
+def refuse_others(shapes, vae_given=False):
+    """Raise NotStableDiffusion for a file that is not a text-to-image Stable Diffusion 1.x or 2.x.
+
+    `shapes` are under the published names. Where `vae_given`, it need not have a VAE.
+    """
+    has = {what: any(name.startswith(prefix) for name in shapes)
+           for what, prefix in (("UNet", UNET), ("VAE", VAE), ("text encoder", (CLIP, OPEN_CLIP)))}
+    if not has["UNet"] or sum(has.values()) == 1:
+        _refuse(shapes, (*ADDED, *OTHERS, *ALONE))
+    else:
+        _refuse(shapes, (*ADDED, *OTHERS))
+    if not has["UNet"]:
+        first = ", ".join(f"{shown(name, 40)} {shown(list(shape), 40)}" for name, shape in list(shapes.items())[:3])
+        raise NotStableDiffusion(f"it has no UNet of Stable Diffusion in the CompVis layout; it begins with {first}; "
+                                 f"{PLAIN}")
+    _refuse_channels(shapes.get(f"{UNET}input_blocks.0.0.weight", ()))
+    if not has["text encoder"]:
+        other = next((name for name in shapes if name.startswith(TEXT)), None)
+        raise NotStableDiffusion(f"it has no text encoder{f' that is known ({shown(other)})' if other else ''}, and "
+                                 f"there is no option to give one; {WHOLE}")
+    if not has["VAE"] and not vae_given:
+        raise NotStableDiffusion("it has no VAE; give one with --sd.vae FILE_OR_FOLDER, such as that of another "
+                                 "checkpoint")
+
+
+def _refuse(shapes, kinds):
+    names = "\n".join(shapes)
+    for kind in kinds:
+        if re.search(kind.pattern, names, re.MULTILINE):
+            raise NotStableDiffusion(f"it is {kind.what}; {kind.to_do}")
+
+
+def _refuse_channels(shape):
+    channels = shape[1] if len(shape) == 4 else 4
+    if channels != 4:
+        what = CHANNELS.get(channels, "another model")
+        raise NotStableDiffusion(f"it is {what}, whose UNet takes {shown(channels)} channels instead of 4; {PLAIN}")
+
+
+def refuse_other_vaes(shapes):
+    """Raise NotStableDiffusion where the file of an --sd.vae has no VAE of Stable Diffusion's kind.
+
+    `shapes` are under the names of the file.
+    """
+    for kind in (*ADDED, ALONE[0]):
+        if any(re.search(kind.pattern, name) for name in shapes):
+            raise NotStableDiffusion(f"it is {kind.what}, and no VAE of Stable Diffusion; give such a file or folder")
+    if any("time_mix" in name or "time_stack" in name or "time_conv_out" in name for name in shapes):
+        raise NotStableDiffusion("it is the VAE of a video model; give one of Stable Diffusion 1.x or 2.x")
+
+
+def refuse_other_latents(config):
+    """Raise NotStableDiffusion for the configuration of a VAE whose latents are not those of Stable Diffusion."""
+    channels = config["latent_channels"]
+    if channels != 4:
+        what = "of Stable Diffusion 3 or Flux" if channels == 16 else "of another model"
+        raise NotStableDiffusion(f"it is the VAE {what}, whose latents have {shown(channels)} channels instead of 4; "
+                                 "give one of Stable Diffusion 1.x or 2.x")
+

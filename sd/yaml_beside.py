@@ -1,0 +1,190 @@
+"""The configuration beside a single file: NAME.yaml next to NAME.safetensors, as web UIs and the published code have it.
+
+It is a tree of the published code's classes and their options. Only the keys below are looked at, each once, so
+that what the file claims cannot hurt. Options of training alone mean nothing for a score; others that are not known
+are noted in one line.
+"""
+
+import math
+from typing import NamedTuple
+
+from my import plain_files
+from my.errors import UserError, note, shown, some
+
+MAX_BYTES = 100_000  # of which published ones have 2,000
+MAX_STEPS = 10_000
+PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}  # of generative-models, by the end of the class's name
+SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the published code's word -> diffusers'
+TEXT_ENCODERS = {"FrozenCLIPEmbedder": 1, "FrozenOpenCLIPEmbedder": 2}  # end of the class's name -> version
+LAYERS = {1: ("last", None), 2: ("penultimate", None)}  # of the text encoder that each version is read at
+OF_TRAINING = frozenset(
+    "channels log_every_t num_timesteps_cond first_stage_key cond_stage_key image_size cond_stage_trainable monitor use_ema "
+    "scheduler_config loss_type l_simple_weight original_elbo_weight v_posterior learn_logvar logvar_init clip_denoised "
+    "ckpt_path ignore_keys unet_trainable finetune_keys load_only_unet make_it_fit ucg_training scale_by_std "
+    "embedding_reg_weight personalization_config use_positional_encodings reset_ema reset_num_ema_updates cosine_s "
+    "concat_mode force_null_conditioning first_stage_config cond_stage_config unet_config given_betas input_key "
+    "disable_first_stage_autocast denoiser_config network_config conditioner_config sampler_config loss_fn_config "
+    "network_wrapper compile_model no_cond_log en_and_decode_n_samples_a_time log_keys optimizer_config".split())
+USED = frozenset("parameterization linear_start linear_end timesteps beta_schedule scale_factor conditioning_key "
+                 "zero_snr zero_terminal_snr ztsnr rescale_betas_zero_snr".split())
+
+
+class Statement(NamedTuple):
+    """One fact: where it is stated, in words, which fact it is, and its value."""
+
+    where: str
+    fact: str
+    value: object
+
+
+def read(path):
+    """Return [Statement] of the configuration beside `path`; raises UserError where that is damaged or of no model."""
+    beside = path.with_suffix(".yaml")
+    if beside == path or not beside.is_file():
+        return []
+    try:
+        if beside.stat().st_size > MAX_BYTES:
+            raise ValueError(f"has {beside.stat().st_size} bytes, and may have {MAX_BYTES}")
+        tree = plain_files.read_yaml(beside)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{beside}, beside the checkpoint, {shown(error, 150)}; mend it, or move it away") from None
+    params = _below(tree, "model", "params")
+    if not params:
+        note(f"{beside.name} beside the checkpoint has no options of a model (model: params:), and is not used")
+        return []
+    reader = Reader(beside)
+    reader.read(params)
+    return reader.found
+
+
+class Reader:
+    """The statements of one configuration, `found`; UserErrors name its file."""
+
+    def __init__(self, path):
+        self.path, self.found = path, []
+
+    def state(self, fact, value):
+        self.found.append(Statement(self.path.name, fact, value))
+
+    def refuse(self, what, to_do="correct it, or move the file away"):
+        raise UserError(f"{self.path}, beside the checkpoint: {what}; {to_do}")
+
+    def read(self, params):
+        """Read `model: params:`."""
+        self._prediction(params)
+        self._schedule(params)
+        self._number(params, "scale_factor", "scaling_factor", 0, math.inf)
+        key = params.get("conditioning_key", "crossattn")
+        if key not in ("crossattn", None):
+            self.refuse(f"its conditioning_key is {shown(key)}, and only crossattn, a prompt alone, is supported",
+                        "use a text-to-image checkpoint, or correct the file")
+        self._text_encoder(_below(params, "cond_stage_config"))
+        self._text_encoder(_embedder(params))
+        self._network(_below(params, "unet_config", "params") or _below(params, "network_config", "params"))
+        vae = _below(params, "first_stage_config", "params")
+        self._sizes(_below(vae, "ddconfig"), {"z_channels": "latent_channels", "ch": "width", "ch_mult": "multiples",
+                                              "num_res_blocks": "layers_per_block"}, "vae")
+        unknown = sorted(str(key) for key in params if key not in USED and key not in OF_TRAINING)
+        if unknown:
+            note(f"{self.path.name} states {some(unknown)}, which is not known here and not used; if the results are "
+                 "wrong, look there")
+
+    def _prediction(self, params):
+        stated = params.get("parameterization")
+        if stated is not None:
+            if not isinstance(stated, str) or stated not in PARAMETERIZATIONS:
+                self.refuse(f"its parameterization is {shown(stated)}; known are {', '.join(PARAMETERIZATIONS)}")
+            self.state("prediction_type", PARAMETERIZATIONS[stated])
+        scaling = _below(params, "denoiser_config", "params", "scaling_config").get("target")
+        if scaling is not None:
+            name = str(scaling).rpartition(".")[2] if isinstance(scaling, str) else ""
+            if name not in SCALINGS:
+                self.refuse(f"its denoiser scales by {shown(scaling)}; known are {', '.join(SCALINGS)}")
+            self.state("prediction_type", SCALINGS[name])
+
+    def _schedule(self, params):
+        self._number(params, "linear_start", "beta_start", 0, 1)
+        self._number(params, "linear_end", "beta_end", 0, 1)
+        steps = params.get("timesteps")
+        if steps is not None:
+            if type(steps) is not int or not 1 < steps <= MAX_STEPS:
+                self.refuse(f"its timesteps are {shown(steps)}, not one whole number from 2 to {MAX_STEPS}")
+            self.state("num_train_timesteps", steps)
+        schedule = params.get("beta_schedule")
+        if schedule is not None:
+            if not isinstance(schedule, str) or schedule not in SCHEDULES:
+                self.refuse(f"its beta_schedule is {shown(schedule)}; known are {', '.join(SCHEDULES)}")
+            self.state("beta_schedule", SCHEDULES[schedule])
+        if params.get("given_betas") is not None:
+            self.refuse("it gives betas of its own, which is not supported", "use a diffusers folder with trained_betas")
+        if any(params.get(key) is True for key in ("zero_snr", "zero_terminal_snr", "ztsnr", "rescale_betas_zero_snr")):
+            self.state("zero_snr", True)
+
+    def _text_encoder(self, config):
+        target = config.get("target")
+        if target is None:
+            return
+        name = target.rpartition(".")[2] if isinstance(target, str) else ""
+        if name not in TEXT_ENCODERS:
+            self.refuse(f"its text encoder is {shown(target)}; known are {', '.join(TEXT_ENCODERS)}",
+                        "use a checkpoint of Stable Diffusion 1.x or 2.x")
+        version, params = TEXT_ENCODERS[name], _below(config, "params")
+        self.state("version", version)
+        layer, at = params.get("layer"), params.get("layer_idx")
+        if layer not in LAYERS[version] or at is not None:
+            self.refuse(f"it reads the text encoder at layer {shown(layer if at is None else at)}, and only "
+                        f"{LAYERS[version][0]!r} is supported", "take that line out to have it so")
+
+    def _network(self, params):
+        """Read what the options of the UNet say: sizes, which the weights tell too, and heads, which they do not."""
+        self._sizes(params, {"in_channels": "in_channels", "out_channels": "out_channels", "model_channels": "width",
+                             "channel_mult": "multiples", "num_res_blocks": "layers_per_block",
+                             "context_dim": "cross_attention_dim"}, "unet")
+        for key, fact in (("num_heads", "heads"), ("num_head_channels", "head_channels")):
+            value = params.get(key)
+            if value in (-1, None):
+                continue
+            if type(value) is not int or not 0 < value <= MAX_STEPS:
+                self.refuse(f"its {key} is {shown(value)}, not one whole number above 0")
+            self.state(fact, value)
+        if params.get("num_classes") is not None or params.get("adm_in_channels") is not None:
+            self.refuse("its UNet is told classes or sizes besides the prompt, which is not supported",
+                        "use a text-to-image checkpoint of Stable Diffusion 1.x or 2.x")
+
+    def _sizes(self, params, names, part):
+        sizes = {mine: params[theirs] for theirs, mine in names.items() if params.get(theirs) is not None}
+        if sizes:
+            self.state(f"{part} sizes", sizes)
+
+    def _number(self, params, key, fact, low, high):
+        value = params.get(key)
+        if value is None:
+            return
+        if type(value) not in (int, float) or not low < value < high:
+            self.refuse(f"its {key} is {shown(value)}, not a number above {low}" + f" and below {high}" * (high < math.inf))
+        self.state(fact, float(value))
+
+
+def _below(tree, *keys):
+    """Return the mapping under keys, one below the other; {} where there is none."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _embedder(params):
+    """Return the settings of the first text encoder in generative-models' layout, {} where there is none."""
+    embedders = _below(params, "conditioner_config", "params").get("emb_models")
+    first = embedders[0] if isinstance(embedders, list) and embedders else {}
+    return first if isinstance(first, dict) else {}
+
+
+def refuse_other_sizes(where, sizes, config):
+    """Raise UserError where `sizes`, stated by the file named `where`, are not those of the weights, `config`."""
+    channels = list(config["block_out_channels"])
+    told = {**config, "width": channels[0], "multiples": [c // channels[0] for c in channels]}
+    for name, value in sizes.items():
+        if value != told[name]:
+            raise UserError(f"{where}, beside the checkpoint, is of another model: it states {name} {shown(value)}, and "
+                            f"the weights have {shown(told[name])}; move it away, or give the checkpoint that it is of")
