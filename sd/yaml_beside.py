@@ -48,7 +48,7 @@ def read(path):
             raise ValueError(f"has {beside.stat().st_size} bytes, and may have {MAX_BYTES}")
         tree = plain_files.read_yaml(beside)
     except (OSError, ValueError) as error:
-        raise UserError(f"{beside}, beside the checkpoint, {shown(error, 150)}; mend it, or move it away") from None
+        raise UserError(f"{beside}, beside the checkpoint, {shown(str(error), 150)}; mend it, or move it away") from None
     params = _below(tree, "model", "params")
     if not params:
         note(f"{beside.name} beside the checkpoint has no options of a model (model: params:), and is not used")
