@@ -184,7 +184,9 @@ def check_run(cfg):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a checkpoint cannot be copied to the meta device
             ready(cfg, "meta")
-        return [Finding(OK, "model", describe(path, cfg.sha256) if cfg.family == "sd" else OTHER_FAMILIES[cfg.family])]
+        if cfg.family != "sd":
+            return [Finding(OK, "model", OTHER_FAMILIES[cfg.family])]
+        return [Finding(OK, "model", describe(path, cfg.sha256)), *check_facts(path, cfg)]
     except UserError as error:
         return [Finding(BAD, "model", str(error))]
     except (RuntimeError, MemoryError) as error:
@@ -192,6 +194,25 @@ def check_run(cfg):
             raise
         return [Finding(BAD, "model", f"too large for this machine's memory, with --vox.grid_size {cfg.vox.grid_size}",
                         "use a smaller grid, or a smaller model")]
+
+
+def check_facts(path, cfg):
+    """Return findings about what a single file of Stable Diffusion states, and about the VAE beside it."""
+    from sd import names, stated
+
+    found = []
+    if path.is_file():
+        file = TensorFile(path)
+        facts = stated.read(path, file.metadata, names.published(file.shapes), cfg.sd)
+        for fact, words in (("prediction_type", "{}"), ("zero_snr", "zero terminal SNR")):
+            if fact in facts:
+                found.append(f"{words.format(facts[fact].value)}, by {facts[fact].where}")
+        if "prediction_type" not in facts:
+            found.insert(0, "stated nowhere: the run asks the UNet, with pure noise")
+        found = [Finding(OK, "predicts", "; ".join(found))]
+    if cfg.sd.vae is not None:
+        found.append(Finding(OK, "VAE", describe(find.vae_place(cfg.sd.vae), cfg.sha256)))
+    return found
 
 
 def meant(cfg):

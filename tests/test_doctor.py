@@ -96,6 +96,25 @@ def test_checksums_of_folders_of_pickles(capsys, home, tiny_sd):
     assert status == 0 and f"vae/diffusion_pytorch_model.bin SHA-256 {digest}" in text
 
 
+def test_what_a_file_states_is_told(capsys, home, tensors):
+    """A 1.x model with v-prediction, by the configuration beside it; and its VAE by --sd.vae."""
+    save_file(tensors, home / "fur.safetensors")
+    flags = "--sd.checkpoint", "fur.safetensors"
+    status, states, text = run(capsys, *flags)
+    assert status == 0 and states["predicts"] == [doctor.OK] and "stated nowhere: the run asks the UNet" in text
+    (home / "fur.yaml").write_text('model: {params: {parameterization: "v"}}')
+    assert "v_prediction, by fur.yaml" in run(capsys, *flags)[2]
+    save_file({n: t for n, t in tensors.items() if n.startswith(layout.VAE)}, home / "v.safetensors")
+    save_file({**{n: t for n, t in tensors.items() if not n.startswith(layout.VAE)}, "ztsnr": torch.zeros(0)},
+              home / "fur.safetensors")
+    assert "it has no VAE; give one with --sd.vae" in run(capsys, *flags)[2]
+    status, states, text = run(capsys, *flags, "--sd.vae", "v.safetensors", "--sha256", "True", "--sigma_range", "10,900")
+    assert status == 0 and f"VAE         {home / 'v.safetensors'}: .safetensors" in text and "zero terminal SNR" in text
+    (home / "fur.yaml").write_text("model: [")
+    status, _, text = run(capsys, *flags, "--sd.vae", "v.safetensors")
+    assert status == 2 and "fur.yaml, beside the checkpoint, is damaged" in text
+
+
 def test_a_file_that_will_not_load(capsys, home, tensors):
     lacking = {name: t for name, t in tensors.items() if name != f"{layout.UNET}out.2.bias"}
     save_file(lacking, home / "a.safetensors")

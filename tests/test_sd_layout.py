@@ -81,6 +81,25 @@ def test_every_name_of_v2_is_accounted_for(v2):
     assert (text["num_hidden_layers"], text["num_attention_heads"], text["hidden_act"]) == (23, 16, "gelu")
 
 
+def test_the_last_block_of_v2_that_converters_leave_out(v2):
+    """Made from a diffusers folder, a file has the 23 blocks that are used, and no other: none of them is left out."""
+    converted = {name: shape for name, shape in v2.items() if ".resblocks.23." not in name}
+    configs, found = expected(converted)
+    assert configs["text_encoder"]["num_hidden_layers"] == 23 and layout.mismatches(converted, found) == ([], [])
+
+
+def test_v2_under_transformers_names(v1, v2):
+    """A text encoder 1024 wide is OpenCLIP's: its activation is gelu, and its UNet has heads of 64 channels."""
+    names = {name: shape for name, shape in v1.items() if name.startswith(layout.CLIP) and "position_ids" not in name}
+    shapes = {name: shape for name, shape in v2.items() if not name.startswith(layout.TEXT)} | {
+        name.replace("layers.11.", f"layers.{i}."): tuple(4096 if n == 3072 else 1024 if n == 768 else n for n in shape)
+        for name, shape in names.items() for i in (range(11, 23) if "layers.11." in name else (0,))}
+    configs, found = expected(shapes)
+    text = configs["text_encoder"]
+    assert (text["num_hidden_layers"], text["num_attention_heads"], text["hidden_act"]) == (23, 16, "gelu")
+    assert configs["unet"]["attention_head_dim"] == [5, 10, 20, 20] and layout.mismatches(shapes, found) == ([], [])
+
+
 @pytest.mark.parametrize("v2", [False, True])
 def test_names_agree_with_diffusers_converter(v2):
     """Written under our names and converted by diffusers, every parameter is back in its place."""
@@ -102,6 +121,16 @@ def test_names_agree_with_diffusers_converter(v2):
 def test_names_of_running_averages():
     assert layout.ema_name("model.diffusion_model.input_blocks.0.0.weight") == (
         "model_ema.diffusion_modelinput_blocks00weight")
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda v1: v1.pop(layout.UNET + "input_blocks.0.0.weight"), "it lacks input_blocks.0.0.weight, or that is of"),
+    (lambda v1: v1.update({layout.UNET + "input_blocks.0.0.weight": (3,)}), "some tensor has a shape of another arch")])
+def test_shapes_that_do_not_tell(v1, change, words):
+    shapes = dict(v1)
+    change(shapes)
+    with pytest.raises(ValueError, match=words):
+        layout.configurations(shapes)
 
 
 def test_mismatches_are_named_with_their_shapes(v1, expected_v1):
