@@ -1,6 +1,6 @@
 """The parts of a Stable Diffusion out of a single file in the CompVis layout: what it states, its networks, its noise."""
 
-from my.errors import UserError, first_line, note
+from my.errors import UserError, first_line, note, shown
 from my.tensor_file import TensorFile
 from sd import kinds, layout, names, noise, stated, vae, yaml_beside
 from sd.find import WITHOUT
@@ -21,6 +21,10 @@ def file_parts(path, sd, dtype, empty=False):
     if not empty:
         fill(nets, sources, file, dtype)
     skip_layers(path, nets["text_encoder"], facts, version)
+    called = facts.get("version")
+    if called and called.value != version:
+        note(f"{path.name} is of version {shown(called.value)} by {called.where}, and of {version} by its weights, which "
+             "count; if the results are wrong, get another copy of it")
     scaling = facts["scaling_factor"].value if "scaling_factor" in facts else layout.SCALING
     if sd.vae is not None:
         nets["vae"] = vae.read(sd.vae, scaling, dtype, empty)
@@ -49,12 +53,10 @@ def tell(file, version, prediction, where, facts, sd):
     """Note in one line what a file is, by what, and what of it is not used."""
     used = (*stated.MARKERS, noise.TABLE, layout.UNET, layout.VAE, layout.TEXT)
     others = sum(not name.startswith(used) for name in file.shapes)
-    called = facts.get("version")
-    other = f"; {called.where} calls it {called.value}.x: its weights count" if called and called.value != version else ""
     note(f"{file.path.name} is Stable Diffusion {version}.x, {prediction.replace('_', '-')} ({where})"
          f"{', zero terminal SNR' * ('zero_snr' in facts)}"
          f"{f'; {others} tensors of its training are not used' if others else ''}"
-         f"{'; its averaged weights (--sd.ema True) are' * sd.ema}{other}")
+         f"{'; its averaged weights (--sd.ema True) are' * sd.ema}")
 
 
 def empty_networks(file, metadata, sd):

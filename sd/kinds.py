@@ -40,7 +40,7 @@ ADDED = (  # small files that go with a checkpoint
 )
 OTHERS = (  # whole models of another kind
     Kind(r"camera_embed\.|\.ip_embed|image_embed\.", "a multi-view model, such as MVDream or ImageDream"),
-    Kind(r"(^|\.)cc_projection\.", "Zero123, which draws other views of a picture"),
+    Kind(r"(^|\.)(cc|clip_camera)_projection\.", "Zero123, which draws other views of a picture"),
     Kind(r"time_stack\.|temporal_res_block\.|time_mixer\.|time_mix_", "Stable Video Diffusion"),
     Kind(r"temopral_conv\.|temp_convs\.|temp_attentions\.", "a text-to-video model"),
     Kind(r"^edm_(vpred|mean|std)\b", "a model with the noise levels of EDM, such as Playground 2.5"),
@@ -54,15 +54,24 @@ OTHERS = (  # whole models of another kind
     Kind(r"encoder_hid_proj\.|encoder_proj\.|encoder_pooling\.", "DeepFloyd IF, or Kandinsky"),
     Kind(r"add_embedding\.(image_proj|image_norm|text_proj)|ln_model_n\.", "Kandinsky"),
     Kind(r"time_embed(ding)?\.cond_proj\.", "a latent consistency model, which is told its guidance"),
-    Kind(r"transformer_blocks\.\d+\.(img_mod|norm1_context|norm1\.linear)|patchify_proj|patch_embedding\.|cap_embedder\.",
+    Kind(r"transformer_blocks\.\d+\.(img_mod|norm1_context|norm1\.linear)|patchify_proj|^patch_embedding\.|cap_embedder\.",
          "a diffusion transformer, no Stable Diffusion"),
     Kind(r"(^|\.)(body|sub)\.\d+\.(RDB|rdb)\d\.", "an upscaler of pictures, such as ESRGAN"),
+    Kind(r"position_net\.", "GLIGEN, which is told boxes"),
+    Kind(r"\.(absmax|quant_map|scale_weight|scale_input)$|\.quant_state\.|^scaled_fp8$|\.SCB$", "quantised",
+         "use the plain weights of it"),
     Kind(r"^optimizer|exp_avg", "the state of an optimizer", WHOLE),
 )
+TAESD = Kind(r"^(taesd_)?(en|de)coder\.(layers\.)?\d+\.(weight|conv)|^\d+\.(conv\.\d+\.)?(weight|bias)$",
+             "TAESD, a VAE made small",
+             "it is not supported: give a whole checkpoint, and if it lacks its VAE, --sd.vae with a full one")
 ALONE = (  # parts of a Stable Diffusion
-    Kind(r"^(taesd_)?(en|de)coder\.(layers\.)?\d+\.(weight|conv)|^\d+\.(conv\.\d+\.)?(weight|bias)$",
-         "TAESD, a VAE made small",
-         "it is not supported: give a whole checkpoint, and if it lacks its VAE, --sd.vae with a full one"),
+    Kind(r"^model_ema\.diffusion_model", "the averaged weights (model_ema) of a UNet, without the plain ones",
+         "use the file that has both"),
+    Kind(r"^unet\.(down_blocks|conv_in|mid_block)\.", "a diffusers model put into one file",
+         "give the diffusers folder, or a file in the CompVis layout"),
+    Kind(r"^vision_model\.|^visual\.", "an encoder of pictures alone", WHOLE),
+    TAESD,
     Kind(r"^(encoder|decoder)\.(conv_in|down|up|mid)|^(post_)?quant_conv\.|^first_stage_model\.|^vae\.", "a VAE alone",
          "give it as --sd.vae, beside a checkpoint"),
     Kind(r"^(module\.)?(input_blocks|time_embed|middle_block)\.",
@@ -89,9 +98,8 @@ def refuse_others(shapes, vae_given=False):
     else:
         _refuse(shapes, (*ADDED, *OTHERS))
     if not has["UNet"]:
-        first = ", ".join(f"{shown(name, 40)} {shown(list(shape), 40)}" for name, shape in list(shapes.items())[:3])
-        raise NotStableDiffusion(f"it has no UNet of Stable Diffusion in the CompVis layout; it begins with {first}; "
-                                 f"{PLAIN}")
+        first = ", ".join(f"{shown(name, 50)} {shown(list(shape), 20)}" for name, shape in list(shapes.items())[:2])
+        raise NotStableDiffusion(f"it has no UNet in the CompVis layout; it begins with {first}; {PLAIN}")
     _refuse_channels(shapes.get(f"{UNET}input_blocks.0.0.weight", ()))
     if not has["text encoder"]:
         other = next((name for name in shapes if name.startswith(TEXT)), None)
@@ -121,7 +129,7 @@ def refuse_other_vaes(shapes):
 
     `shapes` are under the names of the file.
     """
-    for kind in (*ADDED, ALONE[0]):
+    for kind in (*ADDED, TAESD):
         if any(re.search(kind.pattern, name) for name in shapes):
             raise NotStableDiffusion(f"it is {kind.what}, and no VAE of Stable Diffusion; give such a file or folder")
     if any("time_mix" in name or "time_stack" in name or "time_conv_out" in name for name in shapes):

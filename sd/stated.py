@@ -57,10 +57,9 @@ def _markers(path, shapes):
 def _metadata(path, metadata, sd):
     """Yield what the metadata of a .safetensors state."""
     architecture = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
-    for name, version in VERSIONS.items():
-        if architecture.startswith(name):
-            yield Statement("its metadata", "version", version)
-            break
+    if architecture:
+        version = next((version for name, version in VERSIONS.items() if architecture.startswith(name)), architecture)
+        yield Statement("its metadata", "version", version)
     if architecture in V_PREDICTION or metadata.get("ss_v_parameterization") == "True":
         yield Statement("its metadata", "prediction_type", "v_prediction")
     predicts = metadata.get("modelspec.prediction_type", "").strip().lower()

@@ -60,6 +60,9 @@ WHOLE_FILES = [  # what is said, and a file of that kind
     ("Kandinsky", alone("add_embedding.image_norm.weight", "conv_in.weight")),
     ("the noise levels of EDM, such as Playground", plus("edm_vpred.sigma_max")), ("levels of EDM", plus("edm_mean")),
     ("a latent consistency model", plus(f"{UNET}time_embed.cond_proj.weight")),
+    ("GLIGEN", plus(f"{UNET}position_net.linears.0.weight")), ("it is quantised; use the plain", plus(f"{UNET}x.absmax")),
+    ("it is quantised", plus("scaled_fp8")), ("Zero123", alone("clip_camera_projection.weight")),
+    ("a diffusion transformer", alone("patch_embedding.weight", "blocks.0.x")),
     ("an upscaler of pictures, such as ESRGAN", alone("model.1.sub.0.RDB1.conv1.0.weight")),
     ("ESRGAN", alone("params_ema.body.0.rdb1.conv1.weight"))]
 ADDED_FILES = [
@@ -74,6 +77,10 @@ ADDED_FILES = [
     ("an IP-Adapter", alone("ip_adapter.1.to_k_ip.weight")), ("a hypernetwork", alone("768.0.linear.0.weight")),
     ("an AnimateDiff motion module", alone("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"))]
 PARTS = [
+    (r"the averaged weights \(model_ema\) of a UNet, without the plain ones; use the file that has both",
+     lambda v1: {layout.ema_name(n) if n.startswith(UNET) else n: shape for n, shape in v1.items()}),
+    ("a diffusers model put into one file; give the diffusers folder", alone("unet.down_blocks.0.x", "vae.encoder.x")),
+    ("an encoder of pictures alone", alone("vision_model.embeddings.patch_embedding.weight")),
     ("a UNet alone; give the whole checkpoint: UNet, VAE and text encoder", only(UNET)),
     ("a UNet alone, or guided-diffusion; .* or see --family gddpm", without(UNET)),
     ("the unet of a diffusers folder alone; give the folder", alone("down_blocks.0.resnets.0.conv1.weight")),

@@ -25,6 +25,7 @@ SPELLINGS = {
     "NovelAI's of 2022: no level text_model.": (False, novelai), "sgm, 1.x": (False, sgm), "sgm, 2.x": (True, sgm),
     "sgm without text_model.": (False, lambda n: sgm(novelai(n))), "wrapped for training": (False, "module.{}".format),
     "wrapped twice": (True, "module.model.{}".format),
+    "below params": (False, "params.{}".format),
     "compiled": (False, lambda n: n.replace(UNET, f"{UNET}_orig_mod."))}
 
 

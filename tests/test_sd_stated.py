@@ -1,6 +1,7 @@
 """What a single file states: markers, metadata, a configuration beside it; each fact is used, refused or noted."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -229,6 +230,12 @@ def test_a_published_yaml_changes_nothing(tensors, tmp_path):
 def test_a_yaml_of_another_model(tensors, tmp_path, tree, words):
     with pytest.raises(UserError, match=words):
         loaded(tensors, tmp_path / "a.safetensors", tree=tree)
+
+
+@pytest.mark.parametrize("architecture, called", [("stable-diffusion-v2-512", "2"), ("stable-diffusion-xl-v1-base", "st.*")])
+def test_a_version_that_the_weights_do_not_have_is_noted(tensors, tmp_path, capsys, architecture, called):
+    loaded(tensors, tmp_path / "a.safetensors", {"modelspec.architecture": architecture})
+    assert re.search(f"is of version {called} by its metadata, and of 1 by its weights, which count", capsys.readouterr().err)
 
 
 def test_the_resolution_in_the_metadata(tensors, tmp_path):
