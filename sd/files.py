@@ -1,4 +1,4 @@
-"""The parts of a Stable Diffusion out of a single file in the CompVis layout: what it states, its networks, its noise."""
+"""The parts of a Stable Diffusion out of a single file in the CompVis layout."""
 
 from my.errors import UserError, first_line, note, shown
 from my.tensor_file import TensorFile
@@ -23,8 +23,8 @@ def file_parts(path, sd, dtype, empty=False):
     skip_layers(path, nets["text_encoder"], facts, version)
     called = facts.get("version")
     if called and called.value != version:
-        note(f"{path.name} is of version {shown(called.value)} by {called.where}, and of {version} by its weights, which "
-             "count; if the results are wrong, get another copy of it")
+        note(f"{path.name} is of version {shown(called.value)} by {called.where}, and of {version} by its weights, "
+             "which count; if the results are wrong, get another copy of it")
     scaling = facts["scaling_factor"].value if "scaling_factor" in facts else layout.SCALING
     if sd.vae is not None:
         nets["vae"] = vae.read(sd.vae, scaling, dtype, empty)

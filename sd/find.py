@@ -126,7 +126,7 @@ def _whole_folder(folder, flag, parts):
 
 
 def vae_place(text):
-    """Return the path of an --sd.vae: a file, or the folder that has its config.json; raises UserError where it is none.
+    """Return the path of an --sd.vae: a file, or the folder that has its config.json; raises UserError for neither.
 
     A folder may also be that of a whole model, with the VAE in `vae`.
     """
@@ -136,9 +136,10 @@ def vae_place(text):
     for folder in (path, path / "vae") if text.strip() else ():
         if os.path.isfile(folder / "config.json"):
             return folder
-    lacks = "has no config.json, nor has a vae in it" if text.strip() and os.path.isdir(path) else "no such file or folder"
-    raise UserError(f"--sd.vae {text}: {lacks}; give a .safetensors, .ckpt or .pt file, a diffusers folder of a VAE, or "
-                    "of a whole model; one on the hub is to be downloaded first")
+    there = text.strip() and os.path.isdir(path)
+    lacks = "has no config.json, nor has a vae in it" if there else "no such file or folder"
+    raise UserError(f"--sd.vae {text}: {lacks}; give a .safetensors, .ckpt or .pt file, a diffusers folder of a VAE, "
+                    "or of a whole model; one on the hub is to be downloaded first")
 
 
 def is_hub_id(text):

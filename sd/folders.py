@@ -16,7 +16,7 @@ TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "
 
 
 def folder_parts(folder, sd, dtype, empty=False):
-    """Return (parts, version) of a diffusers folder, version 1 or 2; UserError where it is something else, or damaged."""
+    """Return (parts, version) of a diffusers folder, version 1 or 2; UserError where it is none, or damaged."""
     try:
         if not has_vocabulary(folder / "tokenizer"):
             raise ValueError("tokenizer has no tokenizer.json and no vocab.json")

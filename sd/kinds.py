@@ -54,8 +54,8 @@ OTHERS = (  # whole models of another kind
     Kind(r"encoder_hid_proj\.|encoder_proj\.|encoder_pooling\.", "DeepFloyd IF, or Kandinsky"),
     Kind(r"add_embedding\.(image_proj|image_norm|text_proj)|ln_model_n\.", "Kandinsky"),
     Kind(r"time_embed(ding)?\.cond_proj\.", "a latent consistency model, which is told its guidance"),
-    Kind(r"transformer_blocks\.\d+\.(img_mod|norm1_context|norm1\.linear)|patchify_proj|^patch_embedding\.|cap_embedder\.",
-         "a diffusion transformer, no Stable Diffusion"),
+    Kind(r"transformer_blocks\.\d+\.(img_mod|norm1_context|norm1\.linear)|patchify_proj|^patch_embedding\."
+         r"|cap_embedder\.", "a diffusion transformer, no Stable Diffusion"),
     Kind(r"(^|\.)(body|sub)\.\d+\.(RDB|rdb)\d\.", "an upscaler of pictures, such as ESRGAN"),
     Kind(r"position_net\.", "GLIGEN, which is told boxes"),
     Kind(r"\.(absmax|quant_map|scale_weight|scale_input)$|\.quant_state\.|^scaled_fp8$|\.SCB$", "quantised",
@@ -82,8 +82,8 @@ ALONE = (  # parts of a Stable Diffusion
     Kind(r"^(text_model|transformer|token_embedding|embeddings|encoder|cond_stage_model|shared|te|clip)\b",
          "a text encoder alone", WHOLE),
 )
-CHANNELS = {9: "an inpainting model", 8: "InstructPix2Pix, or another that reads a picture", 5: "a depth-to-image model",
-            7: "an upscaler"}  # that a UNet takes -> what the model is
+CHANNELS = {9: "an inpainting model", 8: "InstructPix2Pix, or another that reads a picture",
+            5: "a depth-to-image model", 7: "an upscaler"}  # that a UNet takes -> what the model is
 
 
 def refuse_others(shapes, vae_given=False):

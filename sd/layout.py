@@ -249,7 +249,8 @@ def mismatches(shapes, expected):
     whole = {s.name: (shape if s.third is None else (3 * shape[0], *shape[1:])) for s, shape in expected.items()}
     missing = [f"{name} {list(shape)}" + (f" (is {shown(list(shapes[name]))})" if name in shapes else "")
                for name, shape in whole.items() if name not in shapes or not same(shapes[name], shape)]
-    unused = f"{OPEN_CLIP}transformer.resblocks.{used_blocks(below(shapes, OPEN_CLIP))}." if is_open_clip(shapes) else ""
+    blocks = used_blocks(below(shapes, OPEN_CLIP)) if is_open_clip(shapes) else None
+    unused = "" if blocks is None else f"{OPEN_CLIP}transformer.resblocks.{blocks}."
     prefixes = tuple({prefix for prefix in (UNET, VAE, TEXT) if any(name.startswith(prefix) for name in whole)})
     unexpected = [f"{name} {shown(list(shape))}" for name, shape in shapes.items()
                   if name.startswith(prefixes) and name not in whole

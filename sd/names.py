@@ -9,7 +9,8 @@ import re
 
 from sd import layout
 
-WRAPPED = re.compile(r"^((?:(?:module|model|_forward_module|state_dict|model_state_dict|params|pipeline|net)\.)+)(?=model\.diffusion_model\.)")
+WRAPPED = re.compile(r"^((?:(?:module|model|_forward_module|state_dict|model_state_dict|params|pipeline|net)\.)+)"
+                     r"(?=model\.diffusion_model\.)")
 COMPILED = "_orig_mod."
 SGM_TEXT = "conditioner.embedders.0."
 BARE_TEXT = re.compile(rf"^({re.escape(layout.TEXT)}transformer\.)"

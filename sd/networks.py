@@ -48,8 +48,8 @@ def refuse_mismatches(file, nets, sources, what):
                         f"{some(unexpected)}; it is a model built on top of that: use a plain one, or {WITHOUT}")
     quantised = file.quantised({source.name for source in expected})
     if quantised:
-        raise UserError(f"{file.file.label}: quantised, which is not supported: {shown(min(quantised))}, ...; use plain "
-                        f"weights, or {WITHOUT}")
+        raise UserError(f"{file.file.label}: quantised, which is not supported: {shown(min(quantised))}, ...; use "
+                        f"plain weights, or {WITHOUT}")
 
 
 def fill(nets, sources, file, dtype):
@@ -81,7 +81,10 @@ def named(part):
 
 
 def from_folder(part, cls, folder, empty, **options):
-    """Return the network of a diffusers or transformers class in `folder`; raises ValueError for weights that are missing (they would be random) or over."""
+    """Return the network of a diffusers or transformers class in `folder`.
+
+    Raises ValueError for weights that are missing (they would be random) or over.
+    """
     with named(part):
         stem, variant, files = weight_files(part, folder)
         refuse_quantised(files)
@@ -90,7 +93,8 @@ def from_folder(part, cls, folder, empty, **options):
             net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, variant=variant,
                                             use_safetensors=True, device_map="meta" if empty else None, **options)
         for name, there, expected in sorted(info["mismatched_keys"]):
-            raise ValueError(f"{shown(name)} is {shown(tuple(there))} in the weights, and {tuple(expected)} by config.json")
+            raise ValueError(f"{shown(name)} is {shown(tuple(there))} in the weights, and {tuple(expected)} by "
+                             "config.json")
     for what, keys in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys")):
         names = sorted(name for name in info[keys] if not UNUSED.search(name))
         if names:
@@ -131,7 +135,8 @@ def refuse_endless(settings, files):
         values = value if isinstance(value, list) else [value]
         limit = tensors if "layers" in name else most
         if len(values) > tensors or any(type(n) in (int, float) and not n <= limit for n in values):
-            raise ValueError(f"{shown(name)}, {shown(value, 40)}, is beyond what weights of {tensors} tensors can be of")
+            raise ValueError(f"{shown(name)}, {shown(value, 40)}, is beyond what weights of {tensors} tensors can "
+                             "be of")
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")  #
 TABLE = "alphas_cumprod"  # a tensor: the noise table that a file was trained with
 PREDICTIONS = ("epsilon", "v_prediction", "sample")  # that `adapt.denoised` knows
 MAX_TIMESTEPS = 1_000_000
-WITH_BETAS = frozenset(f"{name}Scheduler" for name in (
-    "DDIM DDIMParallel DDIMInverse DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete "
-    "KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse DPMSolverSinglestep DPMSolverSDE "
-    "DEISMultistep UniPCMultistep SASolver LCM TCD").split())  # classes of diffusers whose levels are those of betas
+WITH_BETAS = frozenset(f"{name}Scheduler" for name in (  # classes of diffusers whose levels are those of betas
+    "DDIM DDIMParallel DDIMInverse DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete "
+    "HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse "
+    "DPMSolverSinglestep DPMSolverSDE DEISMultistep UniPCMultistep SASolver LCM TCD").split())
 OF_SAMPLERS = ("clip_sample", "thresholding")  # settings that change the denoised picture of a sampler
 TABLE_RTOL, TABLE_ATOL = 5e-3, 1e-6  # by which half precision rounds it
 
@@ -34,8 +34,8 @@ def of_file(path, file, facts):
         facts["zero_snr"] = Statement(f"its tensor {TABLE}", "zero_snr", True)
         return {**settings, "rescale_betas_zero_snr": True}
     if said:
-        raise UserError(f"{path}: its tensor {TABLE} is another noise schedule than its {facts[next(iter(said))].where} "
-                        "states; move that file away to use the tensor")
+        raise UserError(f"{path}: its tensor {TABLE} is another noise schedule than its "
+                        f"{facts[next(iter(said))].where} states; move that file away to use the tensor")
     note(f"{path.name} has noise levels of its own (its tensor {TABLE}), which are used")
     before = abar.roll(1)
     before[0] = 1
@@ -43,7 +43,7 @@ def of_file(path, file, facts):
 
 
 def own_table(path, file):
-    """Return the noise table abar (n,) float64 in a file, or None; UserError where it is none, such as one that rises."""
+    """Return the noise table abar (n,) float64 in a file, or None; UserError where it is no schedule."""
     shape = tuple(file.shapes.get(TABLE, ()))
     if not shape:
         return None
@@ -51,8 +51,8 @@ def own_table(path, file):
         abar = file.tensor(TABLE).double().clone()
         if 1 > abar[0] and (abar.diff() <= 0).all() and abar[-1] >= 0 and abar[-2] > 0:
             return abar
-    raise UserError(f"{path}: its tensor {TABLE} {shown(list(shape))} is no noise schedule, which falls from 1 toward 0; "
-                    "it is damaged: get the file again")
+    raise UserError(f"{path}: its tensor {TABLE} {shown(list(shape))} is no noise schedule, which falls from 1 toward "
+                    "0; it is damaged: get the file again")
 
 
 def is_table(abar, settings):
@@ -65,7 +65,7 @@ def is_table(abar, settings):
 
 
 def probe_prediction(parts):
-    """Return "epsilon" or "v_prediction" from what the UNet answers to pure noise at the last step that is not all noise.
+    """Return "epsilon" or "v_prediction" from what the UNet answers to pure noise, at the last step that has a level.
 
     There x_t is nearly the noise n itself: a network that predicts n gives its input back, while
     v = sqrt(abar) n - sqrt(1 - abar) x0 (arXiv 2202.00512, appendix D) hardly depends on it.
@@ -88,7 +88,7 @@ def probe_prediction(parts):
 
 
 def of_folder(stated, sd):
-    """Return the settings of a DDIMScheduler that a folder's scheduler_config.json states, "prediction_type" None if not.
+    """Return the settings of a DDIMScheduler that a scheduler_config.json states, "prediction_type" None if not.
 
     Other settings than these are for samplers. Raises ValueError for noise that is not of this kind.
     """

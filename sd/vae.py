@@ -20,12 +20,11 @@ def read(text, scaling, dtype, empty=False):
         net = _of_folder(path, dtype, empty) if path.is_dir() else _of_file(path, dtype, empty)
         kinds.refuse_other_latents(net.config)
     except ValueError as error:
-        raise UserError(f"{FLAG} {path}: {error if isinstance(error, kinds.NotStableDiffusion) else first_line(error)}") \
-            from None
+        raise UserError(f"{FLAG} {path}: {first_line(error)}") from None
     there = net.config.scaling_factor
     if path.is_dir() and there is not None and there != scaling:
-        raise UserError(f"{FLAG} {path}: its scaling_factor is {shown(there)}, and the checkpoint's is {scaling}: it is "
-                        "of another model's latents; give a VAE of Stable Diffusion 1.x or 2.x")
+        raise UserError(f"{FLAG} {path}: its scaling_factor is {shown(there)}, and the checkpoint's is {scaling}: it "
+                        "is of another model's latents; give a VAE of Stable Diffusion 1.x or 2.x")
     net.register_to_config(scaling_factor=scaling)
     return net
 
@@ -57,8 +56,8 @@ def _of_file(path, dtype, empty):
     kinds.refuse_other_vaes(opened.shapes)
     architecture = opened.metadata.get("modelspec.architecture", "")
     if "xl" in architecture.lower():
-        raise kinds.NotStableDiffusion(f"it is of {shown(architecture)} by its metadata; give a VAE of Stable Diffusion "
-                                       "1.x or 2.x")
+        raise kinds.NotStableDiffusion(f"it is of {shown(architecture)} by its metadata; give a VAE of Stable "
+                                       "Diffusion 1.x or 2.x")
     with layout.told_by_shapes():
         file = networks.Published(opened, names.published_vae(opened.shapes))
         config = layout.vae_configuration(layout.below(file.shapes, layout.VAE))

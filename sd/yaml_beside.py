@@ -1,4 +1,4 @@
-"""The configuration beside a single file: NAME.yaml next to NAME.safetensors, as web UIs and the published code have it.
+"""The configuration beside a single file: NAME.yaml next to NAME.safetensors, as web UIs and the published code have.
 
 It is a tree of the published code's classes and their options. Only the keys below are looked at, each once, so
 that what the file claims cannot hurt. Options of training alone mean nothing for a score; others that are not known
@@ -19,10 +19,10 @@ SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the publishe
 TEXT_ENCODERS = {"FrozenCLIPEmbedder": 1, "FrozenOpenCLIPEmbedder": 2}  # end of the class's name -> version
 LAYERS = {1: ("last", None), 2: ("penultimate", None)}  # of the text encoder that each version is read at
 OF_TRAINING = frozenset(
-    "channels log_every_t num_timesteps_cond first_stage_key cond_stage_key image_size cond_stage_trainable monitor use_ema "
-    "scheduler_config loss_type l_simple_weight original_elbo_weight v_posterior learn_logvar logvar_init clip_denoised "
-    "ckpt_path ignore_keys unet_trainable finetune_keys load_only_unet make_it_fit ucg_training scale_by_std "
-    "embedding_reg_weight personalization_config use_positional_encodings reset_ema reset_num_ema_updates cosine_s "
+    "channels log_every_t num_timesteps_cond first_stage_key cond_stage_key image_size cond_stage_trainable monitor "
+    "use_ema scheduler_config loss_type l_simple_weight original_elbo_weight v_posterior learn_logvar logvar_init "
+    "clip_denoised ckpt_path ignore_keys unet_trainable finetune_keys load_only_unet make_it_fit ucg_training "
+    "scale_by_std embedding_reg_weight personalization_config use_positional_encodings reset_ema reset_num_ema_updates cosine_s "
     "concat_mode force_null_conditioning first_stage_config cond_stage_config unet_config given_betas input_key "
     "disable_first_stage_autocast denoiser_config network_config conditioner_config sampler_config loss_fn_config "
     "network_wrapper compile_model no_cond_log en_and_decode_n_samples_a_time log_keys optimizer_config".split())
@@ -48,7 +48,8 @@ def read(path):
             raise ValueError(f"has {beside.stat().st_size} bytes, and may have {MAX_BYTES}")
         tree = plain_files.read_yaml(beside)
     except (OSError, ValueError) as error:
-        raise UserError(f"{beside}, beside the checkpoint, {shown(str(error), 150)}; mend it, or move it away") from None
+        raise UserError(f"{beside}, beside the checkpoint, {shown(str(error), 150)}; mend it, or move it "
+                        "away") from None
     params = _below(tree, "model", "params")
     if not params:
         note(f"{beside.name} beside the checkpoint has no options of a model (model: params:), and is not used")
@@ -117,7 +118,8 @@ class Reader:
                 self.refuse(f"its beta_schedule is {shown(schedule)}; known are {', '.join(SCHEDULES)}")
             self.state("beta_schedule", SCHEDULES[schedule])
         if params.get("given_betas") is not None:
-            self.refuse("it gives betas of its own, which is not supported", "use a diffusers folder with trained_betas")
+            self.refuse("it gives betas of its own, which is not supported",
+                        "use a diffusers folder with trained_betas")
         if any(params.get(key) is True for key in ("zero_snr", "zero_terminal_snr", "ztsnr", "rescale_betas_zero_snr")):
             self.state("zero_snr", True)
 
@@ -162,7 +164,8 @@ class Reader:
         if value is None:
             return
         if type(value) not in (int, float) or not low < value < high:
-            self.refuse(f"its {key} is {shown(value)}, not a number above {low}" + f" and below {high}" * (high < math.inf))
+            self.refuse(f"its {key} is {shown(value)}, not a number above {low}"
+                        + f" and below {high}" * (high < math.inf))
         self.state(fact, float(value))
 
 
@@ -186,5 +189,6 @@ def refuse_other_sizes(where, sizes, config):
     told = {**config, "width": channels[0], "multiples": [c // channels[0] for c in channels]}
     for name, value in sizes.items():
         if value != told[name]:
-            raise UserError(f"{where}, beside the checkpoint, is of another model: it states {name} {shown(value)}, and "
-                            f"the weights have {shown(told[name])}; move it away, or give the checkpoint that it is of")
+            raise UserError(f"{where}, beside the checkpoint, is of another model: it states {name} {shown(value)}, "
+                            f"and the weights have {shown(told[name])}; move it away, or give the "
+                            "checkpoint that it is of")

@@ -461,7 +461,7 @@ def edited(folder, path, file, **settings):
     ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"},
      "prediction_type is 'flow_prediction'; known are epsilon, v_prediction, sample"),
     ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**11}, "scheduler_config.json is 100000000000"),
-    ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "in scheduler/scheduler_config.json is x, not 1 to"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "in scheduler/scheduler_config.json is x, not 1"),
     ("scheduler/scheduler_config.json", {"beta_start": "x"}, "scheduler/scheduler_config.json: "),
     ("unet/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "its unet is quantised"),
     ("unet/config.json", {"cross_attention_dim": 32},

@@ -1,7 +1,6 @@
 """What a single file states: markers, metadata, a configuration beside it; each fact is used, refused or noted."""
 
 import math
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -89,18 +88,19 @@ def test_the_layout_of_generative_models(facts):
     (with_params(parameterization="flow"), "its parameterization is flow; known are eps, v, x0; correct it, or move"),
     (with_params(parameterization=["v"]), r"its parameterization is \['v'\]; known are"),
     (with_params(linear_end=2), "its linear_end is 2, not a number above 0 and below 1"),
-    (with_params(linear_start=True), "its linear_start is True"), (with_params(scale_factor=math.nan), "scale_factor is n"),
+    (with_params(linear_start=True), "its linear_start is True"), (with_params(scale_factor=math.nan), "factor is n"),
     (with_params(timesteps=10**9), "its timesteps are 1000000000, not one whole number from 2 to 10000"),
     (with_params(beta_schedule="cosine"), "its beta_schedule is cosine; known are linear, sqrt_linear"),
     (with_params(given_betas=[0.1]), "it gives betas of its own, which is not supported; use a diffusers folder"),
     (with_params(conditioning_key="hybrid"), "its conditioning_key is hybrid, and only crossattn"),
-    (with_params(cond_stage_config={"target": "ldm.modules.encoders.xlmr.BertSeries"}), "its text encoder is ldm.*Bert"),
+    (with_params(cond_stage_config={"target": "ldm.modules.encoders.xlmr.BertSeries"}), "its text encoder is ldm.*Be"),
     (with_params(cond_stage_config={"target": "x.FrozenCLIPEmbedder", "params": {"layer": "hidden", "layer_idx": 11}}),
      "it reads the text encoder at layer 11, and only 'last' is supported; take that line out"),
     (with_params(unet_config={"params": {"num_heads": 0}}), "its num_heads is 0, not one whole number above 0"),
     (with_params(unet_config={"params": {"num_classes": "sequential"}}), "its UNet is told classes or sizes"),
     ("model: [", "a.yaml, beside the checkpoint, is damaged: .*; mend it, or move it away"),
-    ("- 1", "a.yaml, beside the checkpoint, holds no settings"), ("", "a.yaml, beside the checkpoint, holds no settings"),
+    ("- 1", "a.yaml, beside the checkpoint, holds no settings"),
+    ("", "a.yaml, beside the checkpoint, holds no settings"),
     ("a: b\n" * 30_000, "a.yaml, beside the checkpoint, has 150000 bytes, and may have 100000")])
 def test_configurations_that_are_refused(facts, tree, words):
     with pytest.raises(UserError, match=words) as caught:
@@ -142,10 +142,12 @@ def test_marker_tensors(facts, names, want):
 @pytest.mark.parametrize("metadata, want", [
     ({"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
     ({"modelspec.prediction_type": "Epsilon"}, {"prediction_type": "epsilon"}),
-    ({"modelspec.architecture": "stable-diffusion-v1", "modelspec.resolution": "768x768"}, {"version": 1, "pixels": 768}),
+    ({"modelspec.architecture": "stable-diffusion-v1", "modelspec.resolution": "768x768"},
+     {"version": 1, "pixels": 768}),
     ({"modelspec.architecture": "stable-diffusion-v2-512"}, {"version": 2}),
     ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, {"version": 2, "prediction_type": "v_prediction"}),
-    ({"modelspec.encoder_layer": "2"}, {"layer": 2}), ({"ss_clip_skip": "None"}, {}), ({"ss_clip_skip": "1"}, {"layer": 1}),
+    ({"modelspec.encoder_layer": "2"}, {"layer": 2}), ({"ss_clip_skip": "None"}, {}),
+    ({"ss_clip_skip": "1"}, {"layer": 1}),
     ({"ss_zero_terminal_snr": "True"}, {"zero_snr": True}), ({"ss_zero_terminal_snr": "False"}, {}),
     ({"ss_base_model_version": "sd_v2_v"}, {"version": 2, "prediction_type": "v_prediction"}),
     ({"ss_resolution": "(640, 640)"}, {"pixels": 640}), ({"modelspec.title": "a", "format": "pt"}, {}),
@@ -157,13 +159,13 @@ def test_metadata(facts, capsys, metadata, want):
 @pytest.mark.parametrize("metadata, words", [
     ({"modelspec.resolution": "512x768"}, "the pictures here are square, of a multiple of 64 pixels; the 512x768 in"),
     ({"modelspec.resolution": "\x1b[2Jbig"}, r"the resolution in its metadata, \x1b[2Jbig, is none; 512 pixels"),
-    ({"modelspec.timestep_range": "200,1000"}, "was trained at timesteps 200,1000 only, by its metadata: give such a --s")])
+    ({"modelspec.timestep_range": "200,1000"}, "was trained at timesteps 200,1000 only, by its metadata: give such")])
 def test_metadata_that_are_noted(facts, capsys, metadata, words):
     assert facts(metadata=metadata) == {} and words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("metadata, words", [
-    ({"modelspec.prediction_type": "flow"}, "predicts flow by its metadata, which is not known; known are epsilon and v;"),
+    ({"modelspec.prediction_type": "flow"}, "predicts flow by its metadata, which is not known; known are epsilon and"),
     ({"modelspec.encoder_layer": "-1"}, "its metadata say -1 for modelspec.encoder_layer"),
     ({"ss_clip_skip": "9"}, "its metadata say 9 for ss_clip_skip, .*, which may be 1 to 4")])
 def test_metadata_that_are_refused(facts, metadata, words):
@@ -205,8 +207,8 @@ def test_a_1x_model_with_v_prediction_by_its_yaml(tensors, tmp_path):
 
 def test_what_a_yaml_states_is_used(tensors, tmp_path):
     """Levels, scale of the latents, and heads, which no weight tells: two of 16 channels, not eight of 4."""
-    tree = with_params(linear_start=0.001, linear_end=0.02, timesteps=500, beta_schedule="sqrt_linear", scale_factor=0.3,
-                       unet_config={"params": {"num_head_channels": 16}})
+    tree = with_params(linear_start=0.001, linear_end=0.02, timesteps=500, beta_schedule="sqrt_linear",
+                       scale_factor=0.3, unet_config={"params": {"num_head_channels": 16}})
     parts = loaded(tensors, tmp_path / "a.safetensors", tree=tree)
     want = torch.linspace(0.001, 0.02, 500)
     torch.testing.assert_close(parts["scheduler"].betas, want, rtol=1e-6, atol=0)
@@ -226,16 +228,17 @@ def test_a_published_yaml_changes_nothing(tensors, tmp_path):
     (with_params(unet_config={"params": {"context_dim": 1024}}),
      "a.yaml, beside the checkpoint, is of another model: it states cross_attention_dim 1024, and the weights have 64"),
     (with_params(first_stage_config={"params": {"ddconfig": {"ch_mult": [1, 2, 4]}}}), r"multiples \[1, 2, 4\], and"),
-    (with_params(unet_config={"params": {"num_heads": 5}}), r"5 heads do not divide \[32, 64\], the channels of its UNet")])
+    (with_params(unet_config={"params": {"num_heads": 5}}), r"5 heads do not divide \[32, 64\], the channels")])
 def test_a_yaml_of_another_model(tensors, tmp_path, tree, words):
     with pytest.raises(UserError, match=words):
         loaded(tensors, tmp_path / "a.safetensors", tree=tree)
 
 
-@pytest.mark.parametrize("architecture, called", [("stable-diffusion-v2-512", "2"), ("stable-diffusion-xl-v1-base", "st.*")])
+@pytest.mark.parametrize("architecture, called", [("stable-diffusion-v2-512", "2"),
+                                                  ("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base")])
 def test_a_version_that_the_weights_do_not_have_is_noted(tensors, tmp_path, capsys, architecture, called):
     loaded(tensors, tmp_path / "a.safetensors", {"modelspec.architecture": architecture})
-    assert re.search(f"is of version {called} by its metadata, and of 1 by its weights, which count", capsys.readouterr().err)
+    assert f"is of version {called} by its metadata, and of 1 by its weights, which" in capsys.readouterr().err
 
 
 def test_the_resolution_in_the_metadata(tensors, tmp_path):
@@ -333,7 +336,7 @@ def test_settings_of_a_folders_scheduler(capsys):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "its scheduler is a FlowMatchEulerDiscreteScheduler, whose noise"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "its scheduler is a FlowMatchEulerDiscreteScheduler, whose"),
     ({"_class_name": "EDMEulerScheduler"}, "a EDMEuler"), ({"_class_name": ["x"]}, r"a \['x'\]"),
     ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "has timestep_type continuous"),
     ({"use_flow_sigmas": True}, "has use_flow_sigmas True"), ({"trained_betas": [0.1]}, "are not 1000 numbers"),
