@@ -98,7 +98,7 @@ def refuse_others(shapes, vae_given=False):
     else:
         _refuse(shapes, (*ADDED, *OTHERS))
     if not has["UNet"]:
-        first = ", ".join(f"{shown(name, 50)} {shown(list(shape), 20)}" for name, shape in list(shapes.items())[:2])
+        first = ", ".join(f"{shown(name, 40)} {shown(list(shape), 20)}" for name, shape in list(shapes.items())[:2])
         raise NotStableDiffusion(f"it has no UNet in the CompVis layout; it begins with {first}; {PLAIN}")
     _refuse_channels(shapes.get(f"{UNET}input_blocks.0.0.weight", ()))
     if not has["text encoder"]:

@@ -5,7 +5,6 @@ that what the file claims cannot hurt. Options of training alone mean nothing fo
 are noted in one line.
 """
 
-import math
 from typing import NamedTuple
 
 from my import plain_files
@@ -13,6 +12,7 @@ from my.errors import UserError, note, shown, some
 
 MAX_BYTES = 100_000  # of which published ones have 2,000
 MAX_STEPS = 10_000
+MAX_SCALING = 1e6  # that the scale of latents may be
 PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}  # of generative-models, by the end of the class's name
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the published code's word -> diffusers'
@@ -22,8 +22,9 @@ OF_TRAINING = frozenset(
     "channels log_every_t num_timesteps_cond first_stage_key cond_stage_key image_size cond_stage_trainable monitor "
     "use_ema scheduler_config loss_type l_simple_weight original_elbo_weight v_posterior learn_logvar logvar_init "
     "clip_denoised ckpt_path ignore_keys unet_trainable finetune_keys load_only_unet make_it_fit ucg_training "
-    "scale_by_std embedding_reg_weight personalization_config use_positional_encodings reset_ema reset_num_ema_updates cosine_s "
-    "concat_mode force_null_conditioning first_stage_config cond_stage_config unet_config given_betas input_key "
+    "scale_by_std embedding_reg_weight personalization_config use_positional_encodings reset_ema "
+    "reset_num_ema_updates cosine_s concat_mode force_null_conditioning first_stage_config cond_stage_config "
+    "unet_config given_betas input_key "
     "disable_first_stage_autocast denoiser_config network_config conditioner_config sampler_config loss_fn_config "
     "network_wrapper compile_model no_cond_log en_and_decode_n_samples_a_time log_keys optimizer_config".split())
 USED = frozenset("parameterization linear_start linear_end timesteps beta_schedule scale_factor conditioning_key "
@@ -75,7 +76,7 @@ class Reader:
         """Read `model: params:`."""
         self._prediction(params)
         self._schedule(params)
-        self._number(params, "scale_factor", "scaling_factor", 0, math.inf)
+        self._number(params, "scale_factor", "scaling_factor", 0, MAX_SCALING)
         key = params.get("conditioning_key", "crossattn")
         if key not in ("crossattn", None):
             self.refuse(f"its conditioning_key is {shown(key)}, and only crossattn, a prompt alone, is supported",
@@ -86,7 +87,7 @@ class Reader:
         vae = _below(params, "first_stage_config", "params")
         self._sizes(_below(vae, "ddconfig"), {"z_channels": "latent_channels", "ch": "width", "ch_mult": "multiples",
                                               "num_res_blocks": "layers_per_block"}, "vae")
-        unknown = sorted(str(key) for key in params if key not in USED and key not in OF_TRAINING)
+        unknown = [key for key in params if key not in USED and key not in OF_TRAINING]
         if unknown:
             note(f"{self.path.name} states {some(unknown)}, which is not known here and not used; if the results are "
                  "wrong, look there")
@@ -164,8 +165,7 @@ class Reader:
         if value is None:
             return
         if type(value) not in (int, float) or not low < value < high:
-            self.refuse(f"its {key} is {shown(value)}, not a number above {low}"
-                        + f" and below {high}" * (high < math.inf))
+            self.refuse(f"its {key} is {shown(value)}, not a number above {low} and below {high:g}")
         self.state(fact, float(value))
 
 

@@ -105,7 +105,7 @@ def test_other_files_are_named(v1, words, make):
     with pytest.raises(kinds.NotStableDiffusion, match=words) as caught:
         kinds.refuse_others(make(v1))
     message = str(caught.value)
-    assert "get the file again" not in message and len(message) < 300
+    assert "get the file again" not in message and len(message) < 200  # of 300, with what stands around it
 
 
 def test_a_whole_checkpoint_is_none_of_them(v1):
@@ -117,7 +117,7 @@ def test_a_whole_checkpoint_is_none_of_them(v1):
 def test_names_out_of_a_file_are_escaped_and_cut():
     with pytest.raises(kinds.NotStableDiffusion) as caught:
         kinds.refuse_others({"\x1b[2J" + "x" * 10_000: (1,) * 10_000, "b": (2,)})
-    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize("make, words", [

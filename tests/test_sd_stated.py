@@ -45,7 +45,8 @@ def facts(tmp_path):
     def read(tree=None, metadata=None, names=(), sd=PLAIN):
         path = tmp_path / "a.safetensors"
         if tree is not None:
-            path.with_suffix(".yaml").write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+            text = tree if isinstance(tree, str) else yaml.safe_dump(tree, sort_keys=False)
+            path.with_suffix(".yaml").write_text(text)
         found = stated.read(path, metadata or {}, dict.fromkeys(names, (0,)), sd)
         return {fact: statement.value for fact, statement in found.items()}
     return read
@@ -89,6 +90,7 @@ def test_the_layout_of_generative_models(facts):
     (with_params(parameterization=["v"]), r"its parameterization is \['v'\]; known are"),
     (with_params(linear_end=2), "its linear_end is 2, not a number above 0 and below 1"),
     (with_params(linear_start=True), "its linear_start is True"), (with_params(scale_factor=math.nan), "factor is n"),
+    (with_params(scale_factor=10**400), "its scale_factor is a number of 1329 bits, not a number above 0 and below"),
     (with_params(timesteps=10**9), "its timesteps are 1000000000, not one whole number from 2 to 10000"),
     (with_params(beta_schedule="cosine"), "its beta_schedule is cosine; known are linear, sqrt_linear"),
     (with_params(given_betas=[0.1]), "it gives betas of its own, which is not supported; use a diffusers folder"),
@@ -110,7 +112,8 @@ def test_configurations_that_are_refused(facts, tree, words):
 
 @pytest.mark.parametrize("tree, words", [
     ({"description": "x"}, "a.yaml beside the checkpoint has no options of a model (model: params:), and is not used"),
-    (with_params(offset_noise=0.1, a_b="c"), "a.yaml states a_b, offset_noise, which is not known here and not used")])
+    (with_params(offset_noise=0.1, a_b="c"),
+     "a.yaml states offset_noise, a_b, which is not known here and not used")])
 def test_configurations_that_are_noted(facts, capsys, tree, words):
     assert facts(tree) == {} and words in capsys.readouterr().err
 
@@ -196,7 +199,7 @@ def loaded(tensors, path, metadata=None, tree=None, sd=None):
     """The parts, without weights, of a file with a configuration beside it."""
     save_file(tensors, path, metadata=metadata)
     if tree is not None:
-        path.with_suffix(".yaml").write_text(yaml.safe_dump(tree))
+        path.with_suffix(".yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     return load_parts(path, sd or SDConfig(checkpoint=str(path)), torch.float32, empty=True)
 
 
