@@ -154,23 +154,15 @@ def stopping_imports(go_on):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextlib.contextmanager
 def no_stderr():
     """Drop what native libraries write to stderr while the block runs."""
-    return unheard(2)
-
-
-@contextlib.contextmanager
-def unheard(*outputs):
-    """Drop what native libraries write to file descriptors, 1 and 2, while the block runs."""
-    sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(output) for output in outputs]
+    kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
-            for output in outputs:
-                os.dup2(nowhere.fileno(), output)
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        for output, copy in zip(outputs, kept):
-            os.dup2(copy, output)
-            os.close(copy)
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -9,7 +9,8 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from picture_files import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, png, png_of, saved, tiff, with_orientation, write_exr
+from picture_files import (GREY, GREY_ALPHA, PALETTE, RGB, RGBA, chunk, png, png_of, saved, tiff, with_orientation,
+                           write_exr)
 
 from my.errors import UserError
 from voxnerf.images import MAX_PIXELS, image_size, read_image, read_mask
@@ -64,8 +65,8 @@ def test_grey_below_8_bits_fills_its_range(read, capsys, bits, row, values):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("bits, row, stated", [(1, 0b10000000, 1), (2, 0b01000000, 1), (4, 0x30, 3), (8, b"\x80\0", 128),
-                                               (16, b"\x80\1\x80\2", 0x8001)])
+@pytest.mark.parametrize("bits, row, stated", [(1, 0b10000000, 1), (2, 0b01000000, 1), (4, 0x30, 3),
+                                               (8, b"\x80\0", 128), (16, b"\x80\1\x80\2", 0x8001)])
 def test_a_grey_value_may_stand_for_transparent(read, bits, row, stated):
     row = row if isinstance(row, bytes) else bytes([row])
     rgba = read(png([row], 2, bits, GREY, (b"tRNS", struct.pack(">H", stated))))
@@ -144,7 +145,7 @@ def test_another_profile_is_noted_once_and_quoted_briefly(tmp_path, capsys):
     assert line.startswith("note: ") and "a.jpg: states the colour profile" in line and "taken for sRGB" in line
 
 
-@pytest.mark.parametrize("cicp, expected", [((1, 13, 0, 1), 128 / 255), ((1, 8, 0, 1), 0.736647), ((12, 13, 0, 1), None)])
+@pytest.mark.parametrize("cicp, expected", [((1, 13, 0, 1), None), ((1, 8, 0, 1), 0.736647), ((12, 13, 0, 1), None)])
 def test_cicp(read, capsys, cicp, expected):
     rgba = read(png_of(np.full((1, 1, 1), 128, np.uint8), GREY, (b"cICP", bytes(cicp))))
     assert near(rgba, opaque([[expected or 128 / 255]]), 1e-6)
@@ -167,7 +168,8 @@ def test_hdr_curves_are_refused(refused, transfer, name):
 def test_tiff(read, order, packed, channels, dtype):
     top = np.iinfo(dtype).max
     pixels = rng.integers(0, top + 1, (5, 7, channels)).astype(dtype)
-    rgba = read(tiff(pixels, 1 if channels == 1 else 2, order, packed, **({"t338": 2} if channels == 4 else {})), ".tif")
+    alpha = {"t338": 2} if channels == 4 else {}
+    rgba = read(tiff(pixels, 1 if channels == 1 else 2, order, packed, **alpha), ".tif")
     assert near(rgba, pixels / top if channels == 4 else opaque(np.broadcast_to(pixels / top, (5, 7, 3))))
 
 
@@ -199,7 +201,8 @@ def test_tiff_of_16_bit_cmyk(read):
 
 
 def test_a_float_tiff_is_linear(read, capsys):
-    assert near(read(tiff(np.array([[[0.5], [0.002], [1]]], np.float32), 1), ".tif"), opaque([[0.735357, 0.02584, 1]]), 1e-6)
+    rgba = read(tiff(np.array([[[0.5], [0.002], [1]]], np.float32), 1), ".tif")
+    assert near(rgba, opaque([[0.735357, 0.02584, 1]]), 1e-6)
     assert "linear light" in capsys.readouterr().err
 
 
@@ -231,7 +234,7 @@ def test_jpeg_of_each_colour_type(read, capsys, image, expected):
 
 
 def test_jpeg_of_ycck(read):
-    """Adobe's transform 2: the first three channels are YCbCr of the inverse of what is stored for CMY, itself inverted.
+    """Adobe's transform 2: the first three channels are YCbCr of the inverse of CMY, which is stored inverted itself.
 
     Y = Cb = Cr = 255 gives R, B above 255, and G = 255 - (0.344 + 0.714) 127 = 120.6. So C and Y are full, and M is
     120.6: red and blue are 0, and green is 134.4.
@@ -387,8 +390,6 @@ def test_a_mask_that_is_not_there_names_its_frame(tmp_path):
 @pytest.fixture
 def exr(tmp_path):
     """Reads an OpenEXR picture of channels (H, W)."""
-    pytest.importorskip("OpenEXR", reason="pip install OpenEXR")
-
     def of(header=None, **channels):
         write_exr(tmp_path / "a.exr", header, **channels)
         rgba = read_image(tmp_path / "a.exr")
@@ -435,7 +436,7 @@ def test_exr_whose_windows_differ(exr):
 
 
 def test_exr_with_other_channels_and_primaries(exr, capsys):
-    exr({"chromaticities": (0.7347, 0.2653, 0, 1, 0.0001, -0.077)}, Y=row(1), Z=row(5))
+    exr({"chromaticities": (0.7347, 0.2653, 0.0, 1.0, 0.0001, -0.077, 0.32168, 0.33767)}, Y=row(1), Z=row(5))
     said = capsys.readouterr().err
     assert "channels Z are not used" in said and "primaries other than Rec. 709" in said
 
@@ -455,6 +456,23 @@ def test_damaged_exr_is_refused_in_one_line(exr, tmp_path, capfd):
             read_image(tmp_path / "b.exr")
     out, err = capfd.readouterr()
     assert out == "" and err == ""
+
+
+@pytest.mark.parametrize("flags, rest, words", [
+    (0x1002, b"", "several parts"), (0x802, b"", "deep pixels"), (2, b"channels\0chlist\0\0\0\1\0", "too many ch"),
+    (2, b"a\0int\0\0\0\0\0" * 2000, "too many attributes")])
+def test_exr_claims(tmp_path, flags, rest, words):
+    (tmp_path / "a.exr").write_bytes(b"\x76\x2f\x31\x01" + struct.pack("<I", flags) + rest)
+    with pytest.raises(UserError, match=f"a.exr: has .*{words}"):
+        read_image(tmp_path / "a.exr")
+
+
+def test_exr_of_too_many_pixels(exr, tmp_path):
+    exr(Y=np.zeros((8, 8), np.float32))
+    data, window = (tmp_path / "a.exr").read_bytes(), struct.pack("<4i", 0, 0, 7, 7)
+    (tmp_path / "a.exr").write_bytes(data.replace(window, struct.pack("<4i", 0, 0, 8191, 8192)))
+    with pytest.raises(UserError, match="a.exr: has 8192x8193 pixels, more than 67,108,864; resize it"):
+        read_image(tmp_path / "a.exr")
 
 
 def test_exr_without_the_library_says_what_to_install(tmp_path, monkeypatch):
@@ -492,12 +510,19 @@ CLAIMS = {
     "png of profiles": png([b"\0"], 1, 8, GREY, *[(b"iCCP", b"p\0\0" + ZEROS)] * 2000),
     "png of one large profile": png([b"\0"], 1, 8, GREY, (b"iCCP", b"p\0\0" + zlib.compress(bytes(2**26)))),
     "png of chunks": png([b"\0"], 1, 8, GREY, *[(b"teSt", b"")] * 5000),
+    "png of empty chunks of pixels": SMALL[:-12] + chunk(b"IDAT", b"") * 100_000,
     "png with a chunk of 4 GB": SMALL[:33] + b"\xff\xff\xff\xfftEXt" + SMALL[33:],
     "tiff": tiff(b"", 1, width=2**31, height=2**31, t258=8),
     "tiff of one row": tiff(b"", 1, width=2**32 - 1, height=1, t258=8),
     "tiff of many samples": tiff(b"", 2, width=4, height=4, t258=16, t277=65535),
     "tiff of large tiles": tiff(b"", 1, packed=True, width=8, height=8, t258=8, t322=65520, t323=65520, t324=8, t325=8),
+    "tiff of 32,000 strips": tiff(b"", 1, width=8, height=8, t258=8, t278=1, t273=(400,) * 32_000),
+    "tiff whose EXIF data go round": tiff(b"", 1, width=8, height=2**20, t258=8, t34665=8),
+    "png of EXIF data": png([b"\0"], 1, 8, GREY, (b"eXIf", bytes(2**21))),
+    "tiff that begins nowhere": b"II+\0\x08\0\0\0" + b"\xff" * 40,
+    "tiff of strips": tiff(b"", 1, width=8, height=8, t258=8, t278=1, t273=(400,) * 300_000),
     "jpeg": JPEG.replace(struct.pack(">HH", 64, 64), b"\xff\xff\xff\xff"),
+    "jpeg of few bytes": JPEG.replace(struct.pack(">HH", 64, 64), struct.pack(">HH", 8192, 8192)),
     "jpeg of scans": SCANS,
     "jpeg of segments": JPEG[:2] + b"\xff\xfe\0\2" * 20_000 + JPEG[2:],
     "gif": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x08\0;",

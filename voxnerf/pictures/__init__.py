@@ -45,7 +45,8 @@ def turn(pixels, orientation):
 def srgb(linear):
     """Return linear light in [0, 1] with sRGB's curve, float32 (IEC 61966-2-1:1999, 5.2)."""
     linear = np.asarray(linear, np.float32)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** np.float32(1 / 2.4) - 0.055).astype(np.float32)
+    curved = 1.055 * linear ** np.float32(1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, 12.92 * linear, curved).astype(np.float32)
 
 
 def from_linear(rgba, remarks):

@@ -3,10 +3,13 @@
 The library OpenEXR is needed for them only, and asked for where there is one.
 """
 
+import contextlib
+
 import numpy as np
 
-from my.errors import first_line, some, unheard
+from my.errors import first_line, no_stderr, some
 from voxnerf.pictures import MAX_PIXELS, OUTPUT, Header, Unreadable, check_size, from_linear
+from voxnerf.pictures.claims import check_exr
 
 MAGIC = b"\x76\x2f\x31\x01"
 COLOURS = (("R", "G", "B"), ("Y",))
@@ -46,27 +49,24 @@ def read(path):
 
 def _part(path, header_only):
     """Return the only part of an OpenEXR file."""
+    check_exr(path)
     try:
         import OpenEXR
     except ImportError:
         raise Unreadable("is an OpenEXR picture; to have it read: pip install OpenEXR") from None
     try:
-        with OUTPUT, unheard(1, 2):  # of a damaged file it writes there, and returns no parts
+        with OUTPUT, no_stderr(), contextlib.redirect_stdout(None):  # of damage it writes to both, and returns nothing
             parts = OpenEXR.File(str(path), separate_channels=True, header_only=header_only).parts
     except (RuntimeError, ValueError, TypeError, MemoryError, OverflowError) as error:
         raise Unreadable(f"is a damaged OpenEXR file: {first_line(error)}; get it again") from None
     if not parts:
         raise Unreadable("is a damaged OpenEXR file; get it again")
-    if len(parts) > 1:
-        raise Unreadable(f"has {len(parts)} parts, and only OpenEXR files of one part are read; save one of them alone")
     return parts[0]
 
 
 def _described(part):
     """Return the `Header` of a part, its channels of colour, and where its data window begins in its display window."""
     stated = part.header
-    if "deep" in str(part.type()):
-        raise Unreadable("has deep pixels, which are not read; flatten it")
     names = list(_names(stated))
     colour = next((c for c in COLOURS if set(c) <= set(names)), None)
     if colour is None or {"RY", "BY"} & set(names):

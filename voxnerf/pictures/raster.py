@@ -11,8 +11,8 @@ import warnings
 
 import numpy as np
 
-from my.errors import first_line
-from voxnerf.pictures import KINDS, TURNED, Header, Unreadable, check_size, from_linear, too_large, turn
+from my.errors import first_line, no_stderr
+from voxnerf.pictures import KINDS, OUTPUT, TURNED, Header, Unreadable, check_size, from_linear, too_large, turn
 from voxnerf.pictures.claims import check_claims
 from voxnerf.pictures.colour import applied_gamma, colour_remarks
 
@@ -21,6 +21,7 @@ ORIENTATION = 0x0112  # tag of EXIF and TIFF
 UPRIGHT = {6: 8, 8: 6}  # what undoes an orientation; each other undoes itself
 BITS, PHOTOMETRIC, SUBFILE, PLANAR, EXTRA, SAMPLE_FORMAT, DNG = 258, 262, 254, 284, 338, 339, 50706  # tags of TIFF
 WHITE_IS_ZERO, SEPARATE, SIGNED, UNSPECIFIED = 0, 2, 2, 0  # their values
+LEAST_TILE = 256  # pixels of a TIFF's tiles, whose sides are multiples of 16 (TIFF 6.0, section 15)
 AGAIN = "get it again, or leave its frame out"
 
 
@@ -109,6 +110,16 @@ def _pillow(call, *args):
         raise Unreadable(f"is damaged: {first_line(error)}; {AGAIN}") from None
 
 
+def _load(image):
+    """Decode the pixels of a Pillow image."""
+    codec = image.tile[0].codec_name if image.tile else ""
+    with contextlib.ExitStack() as stack:
+        if codec == "libtiff":  # which writes its errors to stderr
+            stack.enter_context(OUTPUT)
+            stack.enter_context(no_stderr())
+        _pillow(image.load)
+
+
 # ---------------------------------------------------------------- what a picture states
 
 
@@ -142,6 +153,8 @@ def _tiff_remarks(image):
     tags = image.tag_v2
     if DNG in tags or tags.get(SUBFILE, 0) & 1:
         raise Unreadable("is a raw photo, or begins with a small preview, and is not read; develop it to PNG or JPEG")
+    if len(image.tile) > 4 * image.height + image.width * image.height / LEAST_TILE:
+        raise Unreadable(f"is cut into {len(image.tile)} strips or tiles, too many for its size; save it again")
     if SIGNED in np.atleast_1d(tags.get(SAMPLE_FORMAT, 1)):
         raise Unreadable("holds signed numbers, which are not read; save it with 8 or 16 bits without sign")
     if tags.get(PLANAR) == SEPARATE and max(np.atleast_1d(tags.get(BITS, 1))) > 8:
@@ -162,7 +175,7 @@ def _rgba(path, image, facts):
         return _with_alpha(*_sixteen(path, image, rawmode))
     if image.tile and image.tile[0].codec_name.startswith("ppm") and image.mode == "RGB" and args[1] > 255:
         return _deep_ppm(path, image.tile[0], image.size)
-    _pillow(image.load)
+    _load(image)
     mode, transparent = image.mode, image.info.get("transparency")
     if mode in ("1", "L") and transparent is not None:  # Pillow spreads pixels over 8 bits, and not this
         transparent = transparent > 0 if mode == "1" else transparent * (255 // (2 ** facts.get("bits", 8) - 1))
@@ -213,7 +226,7 @@ def _sixteen(path, image, rawmode):
 def _bytes(path, rawmode):
     """Return the bytes (H, W, C) that a raw mode takes out of a picture's pixels."""
     with _image(path, rawmode) as image:
-        _pillow(image.load)
+        _load(image)
         return np.asarray(image)
 
 
@@ -234,14 +247,18 @@ def _with_alpha(pixels, top, transparent=None, mode=""):
     transparent: the value or colour that stands for no picture at all (PNG specification, third edition, 11.3.2.1).
     """
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    alpha = np.ones(pixels.shape[:2], np.float32)
-    if transparent is not None and pixels.shape[2] in (1, 3):
-        alpha = 1 - (pixels == np.asarray(transparent)).all(axis=-1).astype(np.float32)
-    values = pixels.astype(np.float32) / np.float32(top)
+    channels = pixels.shape[2]
+    rgba = np.ones((*pixels.shape[:2], 4), np.float32)
     if mode == "CMYK":
-        return np.concatenate([(1 - values[..., :3]) * (1 - values[..., 3:]), alpha[..., None]], axis=-1)
-    if values.shape[2] in (2, 4):
-        values, alpha = values[..., :-1], values[..., -1]
-    if mode == "RGBa":
-        values = np.where(alpha[..., None] > 0, values / np.maximum(alpha[..., None], 1 / top), 0).clip(0, 1)
-    return np.concatenate([np.broadcast_to(values, (*alpha.shape, 3)), alpha[..., None]], axis=-1)
+        key = 1 - pixels[..., 3:].astype(np.float32) / top
+        rgba[..., :3] = (1 - pixels[..., :3].astype(np.float32) / top) * key
+        return rgba
+    rgba[..., :3] = pixels[..., :1] if channels < 3 else pixels[..., :3]
+    rgba[..., :3] /= np.float32(top)
+    if channels in (2, 4):
+        rgba[..., 3] = pixels[..., -1] / np.float32(top)
+    elif transparent is not None:
+        rgba[..., 3] = (pixels != np.asarray(transparent)).any(axis=-1)
+    if mode == "RGBa":  # alpha is multiplied in: at 0 there is no colour to restore
+        rgba[..., :3] = (rgba[..., :3] / np.maximum(rgba[..., 3:], 1 / np.float32(top))).clip(0, 1)
+    return rgba
