@@ -522,6 +522,8 @@ CLAIMS = {
     "tiff that begins nowhere": b"II+\0\x08\0\0\0" + b"\xff" * 40,
     "tiff of strips": tiff(b"", 1, width=8, height=8, t258=8, t278=1, t273=(400,) * 300_000),
     "jpeg": JPEG.replace(struct.pack(">HH", 64, 64), b"\xff\xff\xff\xff"),
+    "jpeg of few bytes in one scan": saved(Image.new("L", (64, 64)), "JPEG").replace(
+        struct.pack(">HH", 64, 64), struct.pack(">HH", 8192, 8192)),
     "jpeg of few bytes": JPEG.replace(struct.pack(">HH", 64, 64), struct.pack(">HH", 8192, 8192)),
     "jpeg of scans": SCANS,
     "jpeg of segments": JPEG[:2] + b"\xff\xfe\0\2" * 20_000 + JPEG[2:],

@@ -110,8 +110,11 @@ def _jpeg(data):
             height, width = (int.from_bytes(data[at + i:at + i + 2], "big") for i in (3, 5))
             pixels = max(pixels, height * width)
         segments, scans = segments + 1, scans + (marker == SCAN)
-        if scans > MAX_SCANS or segments > MAX_SEGMENTS or scans > 1 and pixels * scans > most and pixels <= MAX_PIXELS:
-            raise Unreadable("repeats its scans or segments too often for its bytes and pixels; save it again")
+        if scans > MAX_SCANS or segments > MAX_SEGMENTS:
+            raise Unreadable("repeats its scans or segments too often for a JPEG; save it again")
+        if scans and pixels <= MAX_PIXELS and pixels * scans > most:
+            raise Unreadable(f"states {pixels:,} pixels, {scans} times over, in {len(data):,} bytes, which cannot be; "
+                             "get it again, or save it as PNG")
         at += int.from_bytes(data[at:at + 2], "big")
 
 
