@@ -261,6 +261,24 @@ def test_pnm_of_16_bits(read):
     assert near(read(b"P5 2 1 65535\n" + bytes([128, 0, 0, 1]), ".pgm"), opaque([[32768 / 65535, 1 / 65535]]))
 
 
+def test_pfm_is_linear(read, capsys):
+    """Its rows are stored from the lowest to the highest."""
+    data = b"Pf\n1 2\n-1.0\n" + np.array([0.5, 1], "<f4").tobytes()
+    assert near(read(data, ".pfm"), opaque([[1], [0.735357]]), 1e-6)
+    assert "linear light" in capsys.readouterr().err
+
+
+def test_avif(read):
+    assert near(read(saved(flat("RGB", (255, 51, 0)), "AVIF", quality=100), ".avif"),
+                np.broadcast_to([1, 0.2, 0, 1], (16, 16, 4)), 0.02)
+
+
+def test_tiff_palette(read):
+    palette = tuple(256 * x for x in [255, 51] + [0] * 254 + [0, 102] + [0] * 254 + [0, 153] + [0] * 254)
+    rgba = read(tiff(np.array([[[0], [1]]], np.uint8), 3, t320=palette), ".tif")
+    assert near(rgba, [[[1, 0, 0, 1], [0.2, 0.4, 0.6, 1]]])
+
+
 @pytest.mark.parametrize("kind, suffix", [("GIF", ".gif"), ("PNG", ".png"), ("WEBP", ".webp"), ("TIFF", ".tif")])
 def test_the_first_of_several_pictures_is_used(read, capsys, kind, suffix):
     options = {"lossless": True} if kind == "WEBP" else {}
