@@ -43,7 +43,7 @@ def load(checkpoint):
     folder = where if Path(where).is_dir() else download(where, flag)
     variant = pixel_folder.variant(folder)
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, variant=variant, torch_dtype=torch.float32)
+        pipe = DiffusionPipeline.from_pretrained(folder, variant=variant)
     except Exception as error:  # whatever a damaged folder makes of the library
         raise UserError(f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or "
                         f"{pixel_folder.WITHOUT}") from None
@@ -55,7 +55,7 @@ def load(checkpoint):
     if not hasattr(scheduler, "betas"):
         raise UserError(f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; "
                         f"{pixel_folder.TAKES}")
-    return unet, scheduler
+    return unet.float(), scheduler
 
 
 def download(repo, flag):

@@ -104,8 +104,10 @@ def classifier(s):
     edge = math.isqrt(cells)
     if edge < 1 or edge**2 != cells:
         raise NotGuidedDiffusion(f"its pooling is of {cells} places, which are no square; {INSTEAD_OF_IT}")
-    if round(options["num_channels"] * options["channel_mult"][-1]) % HEAD_WIDTH:
-        raise NotGuidedDiffusion(f"its last level has no multiple of {HEAD_WIDTH} channels; {INSTEAD_OF_IT}")
+    attending = [m for m, here in zip(options["channel_mult"], options["attends"]) if here]
+    for multiple in (*attending, options["channel_mult"][-1]):
+        if round(options["num_channels"] * multiple) % HEAD_WIDTH:
+            raise NotGuidedDiffusion(f"a level that attends has no multiple of {HEAD_WIDTH} channels; {INSTEAD_OF_IT}")
     return options | {"n_labels": reading(lambda: bounded(s[f"{POOL}.c_proj.weight"])[0]),
                       "num_head_channels": HEAD_WIDTH, "num_heads": None, "use_new_attention_order": False,
                       "learn_sigma": False, "image_size": edge << len(options["channel_mult"]) - 1}
