@@ -19,7 +19,7 @@ class DDPMAdapter(PixelAdapter):
         self.device = torch.device(device)
         self.unet = unet.to(self.device).eval().requires_grad_(False)
         self.sigmas = scheduler_sigmas(scheduler)
-        self.prediction_type = pixel_folder.predicts(scheduler.config)
+        self.prediction_type = scheduler.config.prediction_type
         size = pixel_folder.edge(unet.config)
         self.data_shape = (unet.config.in_channels, size, size)
 
@@ -55,6 +55,8 @@ def load(checkpoint):
     if not hasattr(scheduler, "betas"):
         raise UserError(f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; "
                         f"{pixel_folder.TAKES}")
+    stated = pixel_folder.settings(Path(folder), "scheduler", "scheduler_config.json")
+    scheduler.register_to_config(prediction_type=pixel_folder.predicts(stated))  # diffusers forgot the first spelling
     return unet.float(), scheduler
 
 
