@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gddpm import layout
 from gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, WITHOUT, find
-from my.errors import UserError, some
+from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
 
 TOLD = ("num_channels", "channel_mult", "num_res_blocks", "attends", "n_classes", "learn_sigma",
@@ -116,7 +116,7 @@ def refuse_unfit(settings, told, label):
     halvings = len(told["channel_mult"]) - 1
     if settings["image_size"] % 2**halvings:
         raise UserError(f"--gddpm.image_size {settings['image_size']}: {label} halves it {halvings} times; give a "
-                        f"multiple of {2**halvings}")
+                        f"multiple of {shown(2**halvings)}")
     attending = [*(m for m, here in zip(told["channel_mult"], told["attends"]) if here), told["channel_mult"][-1]]
     widths = {round(m * told["num_channels"]) for m in attending}  # that of the middle too
     name = next(name for name in HEADS if settings[name])
@@ -132,13 +132,15 @@ def said(settings, told, model, asked, wanted, label):
         return []
     if model:
         return [f"{label}: its shapes are those of {model}, whose settings are taken"]
-    multiples = ",".join(f"{m:g}" for m in told["channel_mult"])
-    levels = ",".join(str(settings["image_size"] >> i) for i, here in enumerate(told["attends"]) if here) or "none"
+    multiples = shown(",".join(f"{m:g}" for m in told["channel_mult"]), 30)
+    edges = [str(settings["image_size"] >> i) for i, here in enumerate(told["attends"]) if here]
+    levels = shown(",".join(edges), 30) or "none"
     kinds = [name for name in ("learn_sigma", "use_scale_shift_norm", "resblock_updown") if told[name]]
     classes = f"{told['n_classes']} classes" if told["n_classes"] else "no classes"
     assumed = [f"{name} {value}" for name, value in settings.items() if value is not None and name not in asked]
-    return [f"{label}: read off its shapes: num_channels {told['num_channels']}, channel_mult {multiples}, num_res_blocks "
-            f"{told['num_res_blocks']}, attention_resolutions {levels}, {classes}, {', '.join(kinds) or 'no variance'}",
+    return [f"{label}: read off its shapes: num_channels {told['num_channels']}, channel_mult {multiples}, "
+            f"num_res_blocks {told['num_res_blocks']}, attention_resolutions {levels}, {classes}"
+            + "".join(f", {kind}" for kind in kinds),
             f"not told by its shapes, and assumed: {', '.join(assumed)}; where it was trained otherwise, give "
             "--gddpm.NAME VALUE"]
 
@@ -147,7 +149,7 @@ def beside(file, start):
     """Return notes on what else lies in a UNet's file, or beside it, and is not read."""
     notes, rest = [], [name for name in file.shapes if not name.startswith(start)]
     if rest:
-        notes.append(f"{file.label}: only what is below {start[:-1]} is read, not {some(rest)}")
+        notes.append(f"{file.label}: only what is below {shown(start[:-1])} is read, not {some(rest)}")
     step = re.fullmatch(r"model(\d+)\.pt", file.path.name)
     averages = sorted(file.path.parent.glob(f"ema_*_{step[1]}.pt")) if step else []
     if averages:
@@ -164,8 +166,8 @@ def classifier(gddpm, net):
         path, flag = given("classifier", gddpm.classifier), "--gddpm.classifier"
     else:
         model = net.model if gddpm.checkpoint else gddpm.model
-        path, flag = find(model, FILES[model][1], "--cls_scaling above 0", "--cls_scaling 0 draws without a classifier, "
-                          "--gddpm.classifier FILE takes it from elsewhere; "), ""
+        path, flag = find(model, FILES[model][1], "--cls_scaling above 0", "--cls_scaling 0 draws without "
+                          "a classifier; --gddpm.classifier FILE takes it from elsewhere; "), ""
     file, start, options = opened(path, flag, layout.classifier)
     size, labels = net.options["image_size"], net.options["n_classes"]
     if options["image_size"] != size:

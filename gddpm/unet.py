@@ -1,8 +1,8 @@
 """OpenAI's guided-diffusion UNet and noisy classifier, as diffusers' UNet2DModel under other names.
 
 Architecture: Dhariwal and Nichol 2021, arXiv 2105.05233, and its variants in Nichol and Dhariwal 2021, arXiv
-2102.09672: time added rather than scaling and shifting, and resolutions that convolutions or averages change. `options` are as in
-`gddpm.published`; weights go by the parameter names of the published checkpoints.
+2102.09672: time added rather than scaling and shifting, and resolutions that convolutions or averages change.
+`options` are as in `gddpm.published`; weights go by the parameter names of the published checkpoints.
 """
 
 import torch
