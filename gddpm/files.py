@@ -60,6 +60,9 @@ def given(option, name):
     if step:
         raise UserError(f"--gddpm.{option} {name}: the optimizer's state; give the weights that were written with it, "
                         f"ema_0.9999_{step[1]}.pt or model{step[1]}.pt")
+    if re.match(r"(cd|ct|edm)_", path.name):  # as those of arXiv 2303.01469 are published, under the same names inside
+        raise UserError(f"--gddpm.{option} {name}: by its name, a consistency model or a UNet of EDM, which are told "
+                        "levels of noise; give one of guided-diffusion, or, if it is one, give it another name")
     return path
 
 

@@ -375,3 +375,9 @@ def test_levels_of_a_classifier_by_its_attentions():
     none = options | {"attends": (False,) * 4}
     with pytest.raises(layout.NotGuidedDiffusion, match="do not tell its levels"):
         layout.classifier(published_shapes(NoisyClassifier(none), none))
+
+
+@pytest.mark.parametrize("name", ["cd_bedroom256_lpips.pt", "edm_cat256_ema.pt", "ct_imagenet64.pt"])
+def test_models_that_are_told_levels_of_noise_are_known_by_name(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    refused(run(checkpoint=str(tmp_path / name)), "by its name, a consistency model or a UNet of EDM")
