@@ -84,12 +84,12 @@ def scale_of(file, layer, part, name, tensors, alphas, scales):
         return 1.0
     has = file.shapes[down][0] if file.shapes[down] else 0
     if rank is not None and rank != has:
-        raise UserError(f"{file.label}: its settings state rank {rank:g} of {shown(layer)}, whose tensors have rank {has}: "
-                        "they are of another file; get both again")
+        raise UserError(f"{file.label}: its settings state rank {rank:g} of {shown(layer)}, whose tensors have rank "
+                        f"{has}: they are of another file; get both again")
     tensor = alphas.get(layer)
     if None not in (tensor, alpha) and tensor != alpha:
-        raise UserError(f"{file.label}: states two alphas of {shown(layer)}, {tensor:g} in a tensor and {alpha:g} in its "
-                        "settings; get the file again")
+        raise UserError(f"{file.label}: states two alphas of {shown(layer)}, {tensor:g} in a tensor and {alpha:g} in "
+                        "its settings; get the file again")
     if tensor is not None:
         return tensor / max(1, has)
     return None if alpha is None else alpha / max(1.0, scales.divisor(part, has))
@@ -102,8 +102,8 @@ def refuse_twice(changes):
         for module in change.modules:
             other = seen.setdefault((change.part, module), change)
             if other is not change:
-                raise UserError(f"{change.file.label}: changes a layer twice, by {some([other.layer, change.layer])}; use "
-                                "a file with one LoRA in it")
+                raise UserError(f"{change.file.label}: changes a layer twice, by {some([other.layer, change.layer])}; "
+                                "use a file with one LoRA in it")
 
 
 def tell(file, parts, stated, unstated, changes, alphas):
@@ -123,7 +123,7 @@ def refuse(file, layers, parts, why, otherwise):
     """Raise UserError for a LoRA that does not fit: `otherwise` is what to do where it is made for this version."""
     made, here = lora_about.made_for(file, layers), lora_about.version(parts)
     if made and made != here:
-        otherwise = f"it is made for {made}{f', this checkpoint is {here}' if here else ''}; use one made for this model"
+        otherwise = f"it is made for {made}{f', this checkpoint is {here}' * bool(here)}; use one made for this model"
     raise UserError(f"{file.label}: does not fit this checkpoint: {why}; {otherwise}")
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA tells of itself: the model that it is made for, by names, shapes and metadata, and what a user should know.
+"""What a LoRA tells of itself: the model that it is made for, and what a user should know.
 
 The metadata are those of kohya's trainer ("ss_...") and of the modelspec convention ("modelspec...."), all text.
 """
@@ -16,8 +16,8 @@ BY_NAME = (  # a pattern of flat names of layers, and the only model that has su
      "Stable Diffusion 3, or a transformer like it"),
     (r"motion_modules_", "AnimateDiff"),
     (r"^lora_te2_|^text_encoder_2_|clip_g_|label_emb_|add_embedding_|transformer_blocks_[1-9]_", XL),
-    (r"^(lora_)?(transformer|prior|dit)_|^(lora_unet_|diffusion_model_)(transformer_)?(blocks|layers|caption)_",
-     "a diffusion transformer"))
+    (r"^(lora_)?(transformer|prior|dit)_(?!resblocks_|text_model_)"
+     r"|^(lora_unet|diffusion_model)_(transformer_)?(blocks|layers|caption)_", "a diffusion transformer"))
 CONTEXT = re.compile(r"attn2_to_[kv]$")  # its inputs have the width of the text
 QUERY = re.compile(r"self_attn_[qkv]_proj$")
 BY_CONTEXT, BY_TEXT = {768: V1, 1024: V2, 2048: XL}, {768: V1, 1024: V2, 1280: XL}
@@ -32,10 +32,9 @@ def made_for(file, layers):
     """Return in words which model a LoRA is made for, or None; `layers` are as `lora_names.read` gives them."""
     names = "\n".join(layers)
     by_name = (what for pattern, what in BY_NAME if re.search(pattern, names, re.MULTILINE))
-    widths = {pattern: {file.shapes[tensors["down"]][1] for layer, tensors in layers.items() if pattern.search(layer)
-                        and "down" in tensors and len(file.shapes[tensors["down"]]) > 1} for pattern in (CONTEXT, QUERY)}
-    by_shape = (table[width] for pattern, table in ((CONTEXT, BY_CONTEXT), (QUERY, BY_TEXT))
-                for width in sorted(widths[pattern]) if width in table)
+    downs = [(layer, file.shapes[tensors["down"]]) for layer, tensors in layers.items() if "down" in tensors]
+    by_shape = (table[shape[1]] for pattern, table in ((CONTEXT, BY_CONTEXT), (QUERY, BY_TEXT))
+                for layer, shape in downs if pattern.search(layer) and len(shape) > 1 and shape[1] in table)
     return next(by_name, None) or next(by_shape, None) or stated_model(file.metadata)
 
 
@@ -77,8 +76,8 @@ def _clip_skip(metadata):
     skip = metadata.get("ss_clip_skip", "")
     if not re.fullmatch(r"\d{1,3}", skip) or int(skip) < 2:
         return None
-    return (f"it was trained with clip skip {int(skip)}, and the text encoder is read to its end here: if its words act "
-            "weakly, give a higher weight")
+    return (f"it was trained with clip skip {int(skip)}, and the text encoder is read to its end here: if its words "
+            "act weakly, give a higher weight")
 
 
 def _few_steps(file):
@@ -89,13 +88,13 @@ def _few_steps(file):
 
 
 def no_alpha(file, without, count):
-    """Return in words that a scale of 1 is taken of the layers `without` a stated alpha, or None where that is usual."""
+    """Return in words that the layers `without` a stated alpha have a scale of 1, or None where that is usual."""
     stated, rank = (shown(file.metadata.get(key, ""), 20) for key in ("ss_network_alpha", "ss_network_dim"))
     if len(without) < count:
         return f"{len(without)} of its {count} layers state no alpha, {some(without, 1)} first: a scale of 1 is taken"
     if stated and stated != rank:
-        return (f"its metadata state alpha {stated} and rank {rank}, its tensors no alpha: a scale of 1 is taken, as web "
-                "UIs do; for another give PATH:WEIGHT")
+        return (f"its metadata state alpha {stated} and rank {rank}, its tensors no alpha: a scale of 1 is taken, as "
+                "web UIs do; for another give PATH:WEIGHT")
     if any(name.startswith(PEFT_PREFIX) for name in file.shapes):
         return (f"no alpha is stated: a scale of 1 is taken; put its {CONFIG} beside it, or give PATH:WEIGHT with "
                 "alpha / rank as weight")

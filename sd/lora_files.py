@@ -9,7 +9,7 @@ from my.errors import UserError, some
 
 CONFIG = "adapter_config.json"  # of peft, beside its weights
 PEFT_STEM = "adapter_model"
-WEIGHTS = tuple(f"{stem}{ending}" for stem in (PEFT_STEM, "pytorch_lora_weights") for ending in (".safetensors", ".bin"))
+WEIGHTS = tuple((f"{stem}.safetensors", f"{stem}.bin") for stem in (PEFT_STEM, "pytorch_lora_weights"))
 PARTS = ("unet", "text_encoder")  # subfolders that hold an adapter each, both of one LoRA
 ENDINGS = (".safetensors", ".bin", ".pt", ".ckpt")
 TAG = re.compile(r"<(?:lora|lyco):([^:<>]{1,200})(?::([^<>]{0,20}))?[^<>]{0,40}>")  # in a prompt, for a web UI
@@ -49,8 +49,8 @@ def read(text):
     if not names_file(text):
         raise UserError(f"--sd.lora: {text!r} names no file; give PATH or PATH:WEIGHT, several with commas between")
     if not os.path.exists(path):
-        raise UserError(f"--sd.lora {text}: no such file: {path}; give PATH or PATH:WEIGHT of a .safetensors file or an "
-                        "adapter's folder")
+        raise UserError(f"--sd.lora {text}: no such file: {path}; give PATH or PATH:WEIGHT of a .safetensors file or "
+                        "an adapter's folder")
     if not math.isfinite(weight):
         raise UserError(f"--sd.lora {text}: the weight must be a finite number")
     files_of(path)
@@ -65,33 +65,42 @@ def files_of(path):
     """
     if not path.is_dir():
         return [path]
-    own = _adapter(path)
-    if own:
-        return [own]
-    below = {folder.name: file for folder in sorted(path.iterdir()) if folder.is_dir() and (file := _adapter(folder))}
-    if below and (set(below) <= set(PARTS) or len(below) == 1):
-        return list(below.values())
-    files = sorted(file.name for file in path.iterdir() if file.suffix in ENDINGS and file.is_file())
-    if not below and len(files) == 1:
-        return [path / files[0]]
-    label = f"--sd.lora {path}"
+    here, label = _adapters(path), f"--sd.lora {path}"
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    below = {folder.name: found for folder in folders if (found := _adapters(folder))}
+    parts = {name: found for name, found in below.items() if name in PARTS}
+    chosen = here + sum(parts.values(), [])
+    if not chosen:
+        chosen = _only(path) + sum(below.values(), [])
+    if len(chosen) == 1 or len(chosen) == len(parts) > 1:
+        return chosen
+    if chosen:
+        names = [str(file.relative_to(path)) for file in chosen]
+        raise UserError(f"{label}: a folder of {len(chosen)} LoRAs or files of weights: {some(names, 2)}; give one of "
+                        "them by its path")
+    if (path / "model_index.json").is_file():
+        raise UserError(f"{label}: no LoRA, but the diffusers folder of a model; give it as --sd.checkpoint")
     if (path / CONFIG).is_file():
-        raise UserError(f"{label}: has {CONFIG}, but no {PEFT_STEM}.safetensors or .bin beside it; get the folder again")
-    if below or files:
-        raise UserError(f"{label}: a folder of {len(below) + len(files)} LoRAs or files of weights: "
-                        f"{some([*below, *files], 2)}; give one of them by its path")
-    raise UserError(f"{label}: a folder without a LoRA: it has no {WEIGHTS[0]} and no {WEIGHTS[2]}; give a file, or an "
-                    "adapter's folder")
+        raise UserError(f"{label}: has {CONFIG}, but no {WEIGHTS[0][0]} or .bin beside it; get the folder again")
+    raise UserError(f"{label}: a folder without a LoRA: it has no {WEIGHTS[0][0]} and no {WEIGHTS[1][0]}; give a file, "
+                    "or an adapter's folder")
 
 
-def _adapter(folder):
-    """Return the weights of the adapter in a folder, by the names that peft and diffusers give them, or None."""
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+def _adapters(folder):
+    """Return the weights of the adapters in a folder, by the names of peft and of diffusers; safe ones come first."""
+    found = ([folder / name for name in names if (folder / name).is_file()][:1] for names in WEIGHTS)
+    return sum(found, [])
+
+
+def _only(folder):
+    """Return the files of tensors in a folder, .safetensors alone where there are any."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.is_file())
+    return [file for file in files if file.suffix == ENDINGS[0]] or files
 
 
 def refuse_tags(prompts):
     """Raise UserError where a prompt of {option: texts} asks for a LoRA as web UIs do, which would be read as words."""
     for option, texts in prompts.items():
         for tag in filter(None, map(TAG.search, texts)):
-            raise UserError(f"{option}: {tag[0]!r} would be read as words here; leave it out, and give the LoRA's file: "
-                            f"--sd.lora {tag[1]}.safetensors{f':{tag[2]}' if tag[2] else ''}")
+            raise UserError(f"{option}: {tag[0]!r} would be read as words here; leave it out, and give the LoRA's "
+                            f"file: --sd.lora {tag[1]}.safetensors{f':{tag[2]}' if tag[2] else ''}")

@@ -13,20 +13,21 @@ underscores (kohya's trainer, LyCORIS), behind a prefix for its part. A tensor's
 
 import re
 
-from my.errors import UserError, some
+from my.errors import UserError, first_line, some
 from sd import layout
 from sd.lora_settings import MERGE, PEFT_PREFIX, number
 
 PEFT = f"(?:{re.escape(PEFT_PREFIX)})?"
 ADAPTER = r"(?:\.[\w-]{1,100})?"  # its name, "default"
+OLD = r"(?:[._]lora|\.lora_linear_layer)"  # of diffusers
 ROLES = (
-    (re.compile(rf"{PEFT}(.+?)(?:\.lora_(down|up|mid|A|B){ADAPTER}|(?:[._]lora|\.lora_linear_layer)\.(down|up))\.weight"),
+    (re.compile(rf"{PEFT}(.+?)(?:\.lora_(down|up|mid|A|B){ADAPTER}|{OLD}\.(down|up))\.weight"),
      {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}),
     (re.compile(rf"{PEFT}(.+?)\.lora_(?:up|B){ADAPTER}\.(bias)"), {"bias": "bias"}),
     (re.compile(rf"{PEFT}(.+?)\.lora_embedding_(A|B){ADAPTER}"), {"A": "token_A", "B": "token_B"}),
     (re.compile(rf"{PEFT}(.+?)\.(diff|diff_b|w_norm|b_norm)"),
      {"diff": "diff", "diff_b": "diff_b", "w_norm": "diff", "b_norm": "diff_b"}),
-    (re.compile(rf"{PEFT}(.+?)(?:[._]lora)?\.(alpha)"), {"alpha": "alpha"}),
+    (re.compile(rf"{PEFT}(.+?){OLD}?\.(alpha)"), {"alpha": "alpha"}),
 )
 WHOLE = re.compile(rf"{re.escape(PEFT_PREFIX)}(.+?)(?:\.base_layer)?\.(weight|bias)")
 WHOLE_ROLES = {"weight": "weight", "bias": "weight_b"}
@@ -34,9 +35,10 @@ LONGEST = 500  # characters of a name that is looked at
 PAIRS = (("down", "up"), ("token_A", "token_B"))
 
 KINDS = (  # of the tensors that are of no plain LoRA
-    (r"lora_magnitude_vector|dora_scale", "DoRA"), (r"\.hada_", "LoHa"), (r"\.lokr_", "LoKr"), (r"\.oft_|\.boft_", "OFT"),
-    (r"\.on_input$|\.ia3_", "IA3"), (r"\.lora_E|\.ranknum", "AdaLoRA"), (r"\.vera_|\.randlora_", "VeRA"),
-    (r"\.[ab][12]\.weight$", "GLoRA"), (r"^bundle_emb\.", "a LoRA with embeddings of words in it"),
+    (r"lora_magnitude_vector|dora_scale", "DoRA"), (r"\.hada_", "LoHa"), (r"\.lokr_", "LoKr"),
+    (r"\.oft_|\.boft_", "OFT"), (r"\.on_input$|\.ia3_", "IA3"), (r"\.lora_E|\.ranknum", "AdaLoRA"),
+    (r"\.vera_|\.randlora_", "VeRA"), (r"\.[ab][12]\.weight$", "GLoRA"),
+    (r"^bundle_emb\.", "a LoRA with embeddings of words in it"),
     (r"\.trainable_tokens", "a LoRA with new words"), (r"\.set_weight$", "a change that sets weights anew"),
     (r"scale_weight|scaled_fp8|\.absmax|quant_state|\.weight_scale", "quantised weights"),
     (r"^(unet|text_encoder):\d+:", "the LoRA of an early tool, which numbers its layers"))
@@ -64,12 +66,8 @@ def read(file, whole=False):
         tensors[role] = name
         dotted.setdefault(flat(layer), layer)
     changing = any(set(tensors) - {"alpha"} for tensors in layers.values())
-    if not changing and not any("lora" in name.lower() for name in file.shapes):
-        refuse_no_lora(file, others)
     if others:
-        kind = next((kind for pattern, kind in KINDS for name in others if re.search(pattern, name[:LONGEST])), None)
-        raise UserError(f"{file.label}: {len(others)} of its tensors are of no plain LoRA: {some(others, 1)}; "
-                        f"{f'it is {kind}, which is' if kind else 'that is'} not supported: {MERGE}")
+        refuse_others(file, others)
     refuse_parts(file, layers, changing)
     return layers, dotted
 
@@ -86,32 +84,41 @@ def role_of(name, whole):
     return None, None
 
 
-def refuse_no_lora(file, others):
-    """Raise UserError for a file that is none, which says what it is instead, where its names tell."""
+def refuse_others(file, others):
+    """Raise UserError for tensors that are of no plain LoRA, which names the kind where that is known."""
     kind = next((kind for pattern, kind in KINDS for name in others if re.search(pattern, name[:LONGEST])), None)
-    if kind:
-        raise UserError(f"{file.label}: {len(others)} of its tensors are of no plain LoRA: {some(others, 1)}; it is "
-                        f"{kind}, which is not supported: {MERGE}")
-    names = "\n".join(name[:LONGEST] for name in file.shapes)
-    if any(name.startswith(layout.UNET) for name in file.shapes):
-        raise UserError(f"{file.label}: no LoRA, but a whole checkpoint, or its UNet; give it as --sd.checkpoint")
-    for pattern, what, *_ in (*layout.OTHERS[1:], *layout.ALONE):
-        if re.search(pattern, names, re.MULTILINE):
-            embedding = "embedding" in what
-            raise UserError(f"{file.label}: no LoRA, but {what}; --sd.lora takes LoRAs alone"
-                            + ": embeddings are not read, so describe in --sd.prompt what it means" * embedding)
-    raise UserError(f"{file.label}: no LoRA: its tensors begin with {some(file.shapes, 1)}; leave --sd.lora out, or give "
-                    "a LoRA's file")
+    if kind is None and not any("lora" in name.lower() for name in file.shapes):
+        refuse_no_lora(file)
+    raise UserError(f"{file.label}: {len(others)} of its tensors are of no plain LoRA: {some(others, 1)}; "
+                    f"{f'it is {kind}, which is' if kind else 'that is'} not supported: {MERGE}")
+
+
+def refuse_no_lora(file):
+    """Raise UserError for a file that is none, which says what it is instead, where its names tell."""
+    try:
+        layout.refuse_others(file.shapes)
+    except layout.NotStableDiffusion as error:
+        what = first_line(error).partition(";")[0]
+    else:
+        raise UserError(f"{file.label}: no LoRA, but a whole checkpoint; give it as --sd.checkpoint")
+    if "embedding" in what:
+        to_do = "embeddings are not read: describe in --sd.prompt what it stands for"
+    else:
+        to_do = "leave it out, or give a LoRA's file"
+    if not what.startswith("it is "):
+        what = f"its tensors begin with {some(file.shapes, 1)}"
+    raise UserError(f"{file.label}: no LoRA: {what}; {to_do}")
 
 
 def refuse_parts(file, layers, changing):
-    """Raise UserError for a layer that lacks one of the tensors that make its change, and for numbers that are codes."""
+    """Raise UserError for a layer that lacks one of the tensors of its change, and for numbers that are codes."""
     if not changing:
         raise UserError(f"{file.label}: incomplete or damaged: it has no layers; get the file again")
     for layer, tensors in layers.items():
-        if any((a in tensors) != (b in tensors) for a, b in PAIRS) or {"mid", "bias"} & set(tensors) and "up" not in tensors:
-            raise UserError(f"{file.label}: incomplete or damaged: {some([layer])} has one of its two tensors only; get "
-                            "the file again")
+        alone = {"mid", "bias"} & set(tensors) and "up" not in tensors
+        if alone or any((a in tensors) != (b in tensors) for a, b in PAIRS):
+            raise UserError(f"{file.label}: incomplete or damaged: {some([layer])} has one of its two tensors only; "
+                            "get the file again")
     quantised = file.quantised(name for tensors in layers.values() for role, name in tensors.items() if role != "alpha")
     if quantised:
         raise UserError(f"{file.label}: quantised, which is not supported: {some(quantised, 1)}; use a plain one")

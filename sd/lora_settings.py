@@ -77,12 +77,15 @@ def settings(values, label, whole):
     kind, start = values.get("peft_type", "LORA"), values.get("init_lora_weights", True)
     others = [key for key in OTHER_KINDS if values.get(key)]
     if kind != "LORA":
-        raise UserError(f"{label}: its settings state peft_type {shown(kind)}, which is no LoRA and is not supported: {MERGE}")
+        raise UserError(f"{label}: its settings state peft_type {shown(kind)}, which is no plain LoRA and is not "
+                        f"supported: {MERGE}")
     if others:
-        raise UserError(f"{label}: its settings state {some(others)}, which is no plain LoRA and is not supported: {MERGE}")
+        raise UserError(f"{label}: its settings state {some(others)}, which is no plain LoRA and is not supported: "
+                        f"{MERGE}")
     if not any(start is plain or start == plain for plain in PLAIN_STARTS):
-        raise UserError(f"{label}: its settings state init_lora_weights {shown(start)}: what it adds is meant for other weights than "
-                        "the model's; save it with peft's path_initial_model_for_weight_conversion, or " + MERGE)
+        raise UserError(f"{label}: its settings state init_lora_weights {shown(start, 20)}: what it adds is meant for "
+                        "other weights than the model's; save it with peft's path_initial_model_for_weight_conversion, "
+                        f"or {MERGE}")
     try:
         alphas, ranks = ({pattern: number(value) for pattern, value in (values.get(key) or {}).items()}
                          for key in ("alpha_pattern", "rank_pattern"))
@@ -125,13 +128,14 @@ def refuse_slow(patterns, label):
     slow = [pattern for pattern in free if len(pattern) > MAX_PATTERN or not SAFE.fullmatch(pattern)
             or len(FREE.findall(pattern)) > MAX_FREE]
     if slow or len(free) > MAX_PATTERNS:
-        raise UserError(f"{label}: its settings have patterns that are more than names of layers: {some(slow or free, 1)}; write the "
-                        "layers' names instead")
+        raise UserError(f"{label}: its settings have patterns that are more than names of layers: "
+                        f"{some(slow or free, 1)}; write the layers' names instead")
     for pattern in free:
         try:
             re.compile(pattern)
         except re.error:
-            raise UserError(f"{label}: {shown(pattern)} is no pattern of names; write the layers' names instead") from None
+            raise UserError(f"{label}: {shown(pattern)} in its settings is no pattern of names; write the layers' "
+                            "names instead") from None
 
 
 def is_name(pattern):
