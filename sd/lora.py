@@ -90,8 +90,7 @@ def scale_of(file, layer, part, name, tensors, alphas, scales):
     if None not in (tensor, alpha) and tensor != alpha:
         raise UserError(f"{file.label}: states two alphas of {shown(layer)}, {tensor:g} in a tensor and {alpha:g} in "
                         "its settings; get the file again")
-    if tensor is not None:
-        return tensor / max(1, has)
+    alpha = alpha if tensor is None else tensor
     return None if alpha is None else alpha / max(1.0, scales.divisor(part, has))
 
 

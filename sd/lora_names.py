@@ -17,20 +17,16 @@ from my.errors import UserError, first_line, some
 from sd import layout
 from sd.lora_settings import MERGE, PEFT_PREFIX, number
 
-PEFT = f"(?:{re.escape(PEFT_PREFIX)})?"
 ADAPTER = r"(?:\.[\w-]{1,100})?"  # its name, "default"
 OLD = r"(?:[._]lora|\.lora_linear_layer)"  # of diffusers
-ROLES = (
-    (re.compile(rf"{PEFT}(.+?)(?:\.lora_(down|up|mid|A|B){ADAPTER}|{OLD}\.(down|up))\.weight"),
-     {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}),
-    (re.compile(rf"{PEFT}(.+?)\.lora_(?:up|B){ADAPTER}\.(bias)"), {"bias": "bias"}),
-    (re.compile(rf"{PEFT}(.+?)\.lora_embedding_(A|B){ADAPTER}"), {"A": "token_A", "B": "token_B"}),
-    (re.compile(rf"{PEFT}(.+?)\.(diff|diff_b|w_norm|b_norm)"),
-     {"diff": "diff", "diff_b": "diff_b", "w_norm": "diff", "b_norm": "diff_b"}),
-    (re.compile(rf"{PEFT}(.+?){OLD}?\.(alpha)"), {"alpha": "alpha"}),
-)
-WHOLE = re.compile(rf"{re.escape(PEFT_PREFIX)}(.+?)(?:\.base_layer)?\.(weight|bias)")
-WHOLE_ROLES = {"weight": "weight", "bias": "weight_b"}
+ENDING = re.compile(rf"\.lora_(?P<low>down|up|mid|A|B){ADAPTER}\.weight\Z|{OLD}\.(?P<old>down|up)\.weight\Z"
+                    rf"|\.lora_(?:up|B){ADAPTER}\.(?P<bias>bias)\Z|\.lora_embedding_(?P<token>A|B){ADAPTER}\Z"
+                    rf"|\.(?P<diff>diff|diff_b|w_norm|b_norm)\Z|{OLD}?\.(?P<alpha>alpha)\Z")
+ROLES = {"low": {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}, "old": {"down": "down", "up": "up"},
+         "bias": {"bias": "bias"}, "token": {"A": "token_A", "B": "token_B"}, "alpha": {"alpha": "alpha"},
+         "diff": {"diff": "diff", "diff_b": "diff_b", "w_norm": "diff", "b_norm": "diff_b"},
+         "whole": {"weight": "weight", "bias": "weight_b"}}
+WHOLE = re.compile(r"(?:\.base_layer)?\.(?P<whole>weight|bias)\Z")  # in a file of peft's
 LONGEST = 500  # characters of a name that is looked at
 PAIRS = (("down", "up"), ("token_A", "token_B"))
 
@@ -74,19 +70,17 @@ def read(file, whole=False):
 
 def role_of(name, whole):
     """Return (role, name of the layer) of a tensor, or (None, None)."""
-    if len(name) > LONGEST:
-        return None, None
-    for pattern, roles in (*ROLES, (WHOLE, WHOLE_ROLES)) if whole else ROLES:
-        m = pattern.fullmatch(name)
-        if m:
-            layer, *found = (group for group in m.groups() if group)
-            return roles[found[0]], layer
-    return None, None
+    m = ENDING.search(name) if len(name) <= LONGEST else None
+    if m is None and whole and name.startswith(PEFT_PREFIX):
+        m = WHOLE.search(name)
+    layer = name[:m.start()].removeprefix(PEFT_PREFIX) if m else ""
+    return (ROLES[m.lastgroup][m[m.lastgroup]], layer) if layer else (None, None)
 
 
 def refuse_others(file, others):
     """Raise UserError for tensors that are of no plain LoRA, which names the kind where that is known."""
-    kind = next((kind for pattern, kind in KINDS for name in others if re.search(pattern, name[:LONGEST])), None)
+    names = "\n".join(name[:LONGEST] for name in others)
+    kind = next((kind for pattern, kind in KINDS if re.search(pattern, names, re.MULTILINE)), None)
     if kind is None and not any("lora" in name.lower() for name in file.shapes):
         refuse_no_lora(file)
     raise UserError(f"{file.label}: {len(others)} of its tensors are of no plain LoRA: {some(others, 1)}; "

@@ -371,7 +371,8 @@ def test_a_name_means_one_layer(v1, v2):
 
 
 @pytest.mark.parametrize("other", [f"lora_unet_{Q.replace('.', '_')}", f"unet.{Q}",
-                                   Q.replace("attn1.", "attn1.processor."), "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"])
+                                   Q.replace("attn1.", "attn1.processor."),
+                                   "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"])
 def test_a_layer_named_twice(v1, tmp_path, other):
     A, B = pair(module(v1["unet"], Q).weight)
     tensors = {f"{name}.lora_{x}.weight": m.clone() for name in (Q, other) for x, m in zip(("down", "up"), (A, B))}
@@ -572,7 +573,8 @@ def test_names_that_claim_too_much(v1, tmp_path, name, ending):
     ({"modelspec.title": "my LCM LoRA"}, 2.0, "its name says lcm"), ({"ss_output_name": "welcome"}, 2.0, ""),
     ({}, 0.0, "alpha is 0 in 1 of its 1 layers: they add nothing"), ({}, None, ""),
     ({"ss_network_alpha": "4", "ss_network_dim": "8"}, None, "its metadata state alpha 4 and rank 8, its tensors"),
-    ({"ss_network_alpha": "4", "ss_network_dim": "8"}, 2.0, ""), ({"ss_tag_frequency": "{}", "ss_epoch": "3"}, 2.0, "")])
+    ({"ss_network_alpha": "4", "ss_network_dim": "8"}, 2.0, ""),
+    ({"ss_tag_frequency": "{}", "ss_epoch": "3"}, 2.0, "")])
 def test_what_metadata_state_is_told(v1, tmp_path, capsys, metadata, alpha, words):
     tensors = low(UNET_Q, 32, 32) | ({} if alpha is None else {f"{UNET_Q}.alpha": torch.tensor(alpha)})
     fused(v1, saved(tmp_path / "l.safetensors", tensors, **metadata))
