@@ -60,7 +60,8 @@ def changes_of(file, parts, spellings):
                f"{some(unknown, 2)}", f"if it is made for this model, {MERGE}")
     bare = [layer for layer, tensors in layers.items() if set(tensors) == {"alpha"}]
     if bare:
-        raise UserError(f"{file.label}: incomplete or damaged: {some(bare, 1)} has an alpha alone; get the file again")
+        raise UserError(f"{file.label}: {some(bare, 1)} has an alpha alone: what it scales is missing, or has another "
+                        "kind of name; use a file with names of one kind")
     scales = lora_settings.Scales(stated)
     changes, unstated = [], []
     for layer, tensors in layers.items():
