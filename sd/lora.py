@@ -181,28 +181,31 @@ def added(change, kind, there):
     """Return what a Change adds, with a weight of 1, to the parameters `there`, stacked by rows; float32."""
     import torch
 
-    shape, tensors = (sum(len(t) for t in there), *there[0].shape[1:]), change.tensors
+    shape = (sum(len(t) for t in there), *there[0].shape[1:])
+    scaled, diff, whole = (("up", "token_B"), *OF_WEIGHT[2:]) if kind == "weight" else (("bias",), *OF_BIAS[1:])
     total = torch.zeros(shape)
-    if kind == "bias":
-        total += change.scale * change.tensor("bias") if "bias" in tensors else 0
-        total += change.tensor("diff_b").reshape(shape) if "diff_b" in tensors else 0
-    elif "up" in tensors:
-        total += change.scale * product(change).reshape(shape)
-    elif "token_B" in tensors:
-        total += change.scale * (change.tensor("token_B") @ change.tensor("token_A")).T
-    if kind == "weight" and "diff" in tensors:
-        total += change.tensor("diff").reshape(shape)
-    whole = {"weight": "weight", "bias": "weight_b"}[kind]
-    if whole in tensors:
+    for role in scaled:
+        if role in change.tensors:
+            total += change.scale * product(change, role).reshape(shape)
+    if diff in change.tensors:
+        total += change.tensor(diff).reshape(shape)
+    if whole in change.tensors:
         before = 0 if there[0].is_meta else torch.cat([t.detach().float().cpu() for t in there])
         total += change.tensor(whole).reshape(shape) - before
     return total
 
 
-def product(change):
-    """Return B A, or with the convolution T between them sum_pq B[o, p] T[p, q, h, w] A[q, i]; (out, in x ...)."""
+def product(change, role):
+    """Return what the scale multiplies: B A, a bias, or (B A)^T of an embedding, whose rows are words.
+
+    With a convolution T between B and A it is sum_pq B[o, p] T[p, q, h, w] A[q, i].
+    """
     import torch
 
+    if role == "bias":
+        return change.tensor("bias")
+    if role == "token_B":
+        return (change.tensor("token_B") @ change.tensor("token_A")).T
     A, B = (change.tensor(role).flatten(1) for role in ("down", "up"))
     if "mid" not in change.tensors:
         return B @ A
@@ -217,17 +220,13 @@ def fits(change, role, shape):
     if role == "token_B":
         A, B = size["token_A"], size["token_B"]
         return len(A) == len(B) == len(shape) == 2 and 0 < A[0] == B[1] and (A[1], B[0]) == shape
-    return _numel(size[role]) == _numel(shape) and size[role][:1] == shape[:1]
+    return math.prod(size[role]) == math.prod(shape) and size[role][:1] == shape[:1]
 
 
 def _fits_low_rank(A, B, mid, shape):
     if len(A) < 2 or len(B) < 2 or len(shape) < 2 or B[0] != shape[0]:
         return False
     if mid is None:
-        return 0 < A[0] == _numel(B[1:]) and _numel(A[1:]) == _numel(shape[1:])
-    return (len(mid) == len(shape) == 4 and mid[:2] == (_numel(B[1:]), A[0]) and _numel(A[1:]) == shape[1]
+        return 0 < A[0] == math.prod(B[1:]) and math.prod(A[1:]) == math.prod(shape[1:])
+    return (len(mid) == len(shape) == 4 and mid[:2] == (math.prod(B[1:]), A[0]) and math.prod(A[1:]) == shape[1]
             and mid[2:] == shape[2:] and 0 < max(mid[:2]) <= max(shape[:2]))
-
-
-def _numel(shape):
-    return math.prod(shape)

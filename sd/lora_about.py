@@ -83,8 +83,8 @@ def _clip_skip(metadata):
 def _few_steps(file):
     words = " ".join((file.path.name, file.path.parent.name, *(file.metadata.get(key, "")[:200] for key in TITLES)))
     found = FEW_STEPS.search(words.lower())
-    return found and (f"its name says {found[1]}, which is for pictures in few steps: leave it out for 3D, which asks the "
-                      "model for one noise level at a time")
+    return found and (f"its name says {found[1]}, which is for pictures in few steps: leave it out for 3D, which asks "
+                      "the model for one noise level at a time")
 
 
 def no_alpha(file, without, count):

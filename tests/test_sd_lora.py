@@ -540,7 +540,7 @@ NOT_WHOLE = f"lora_unet_{CONV.replace('.', '_')}"
 
 @pytest.mark.parametrize("tensors, words", [
     (low(UNET_Q, 32, 32) | stem(UNET_Q, alpha=(2,)), "the alphas .* are not one number each"),
-    (low(UNET_Q, 32, 32) | stem(f"lora_unet_{OUT.replace('.', '_')}", alpha=()), "to_out_0 has an alpha alone;"),
+    (low(UNET_Q, 32, 32) | stem(f"lora_unet_{OUT.replace('.', '_')}", alpha=()), "to_out_0 has an alpha alone: what"),
     (stem(UNET_Q, lora_mid__weight=(2, 2)), "has one of its two tensors only"),
     (low(NOT_WHOLE, 32, 32) | stem(NOT_WHOLE, lora_mid__weight=(2, 3, 3, 3)), "do not make"),
     (low(NOT_WHOLE, 32, 32, 64) | stem(NOT_WHOLE, lora_mid__weight=(64, 64, 3, 3)), "do not make"),  # too wide
