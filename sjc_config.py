@@ -33,7 +33,7 @@ class SDConfig(Config):
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the UNet predicts; auto finds it from the checkpoint")
     ema: bool = Field(False, description="of a single file that also holds its UNet's running averages, use those")
-    lora: list[str] = Field([], description="LoRA files, each PATH or PATH:WEIGHT; where a path has a comma: "
+    lora: list[str] = Field([], description="LoRA files or adapters' folders, each PATH or PATH:WEIGHT; with a comma: "
                                              '["a,b.safetensors"]')
     prompt: str = Field("A high quality photo of a delicious burger", description="the text (families sd and ideal)")
     negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")

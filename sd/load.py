@@ -9,8 +9,8 @@ from pathlib import Path
 
 from my.errors import UserError, first_line, note
 from my.tensor_file import TensorFile
-from sd import layout, lora
-from sd.find import MINI, WITHOUT, has_vocabulary, read_json, read_lora, reason
+from sd import layout, lora, lora_files
+from sd.find import MINI, WITHOUT, has_vocabulary, read_json, reason
 from sd.tokenizer import END, clip_tokenizer
 
 FIRST = 3  # of the missing and of the unexpected tensors that an error names
@@ -35,7 +35,7 @@ def load_parts(path, sd, dtype, empty=False, variant=None):
     refuse_misfits(path, parts)
     settle_settings(path, parts["unet"], parts["vae"])
     for text in sd.lora:
-        lora.fuse(parts, *read_lora(text))
+        lora.fuse(parts, *lora_files.read(text))
     return parts
 
 
