@@ -48,7 +48,6 @@ def check(sd, prompts=None):
     for lora in sd.lora:
         lora_files.read(lora)
     prompts = prompts_of(sd) if prompts is None else prompts
-    lora_files.refuse_tags(prompts)
     path = find_checkpoint(sd).path
     if path is not None and path.is_dir():
         tokenizer = path / "tokenizer" / "tokenizer_config.json"

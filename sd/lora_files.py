@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from pathlib import Path
 
 from my.errors import UserError, some
@@ -12,7 +11,6 @@ PEFT_STEM = "adapter_model"
 WEIGHTS = tuple((f"{stem}.safetensors", f"{stem}.bin") for stem in (PEFT_STEM, "pytorch_lora_weights"))
 PARTS = ("unet", "text_encoder")  # subfolders that hold an adapter each, both of one LoRA
 ENDINGS = (".safetensors", ".bin", ".pt", ".ckpt")
-TAG = re.compile(r"<(?:lora|lyco):([^:<>]{1,200})(?::([^<>]{0,20}))?[^<>]{0,40}>")  # in a prompt, for a web UI
 
 
 def split(text):
@@ -96,11 +94,3 @@ def _only(folder):
     """Return the files of tensors in a folder, .safetensors alone where there are any."""
     files = sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.is_file())
     return [file for file in files if file.suffix == ENDINGS[0]] or files
-
-
-def refuse_tags(prompts):
-    """Raise UserError where a prompt of {option: texts} asks for a LoRA as web UIs do, which would be read as words."""
-    for option, texts in prompts.items():
-        for tag in filter(None, map(TAG.search, texts)):
-            raise UserError(f"{option}: {tag[0]!r} would be read as words here; leave it out, and give the LoRA's "
-                            f"file: --sd.lora {tag[1]}.safetensors{f':{tag[2]}' if tag[2] else ''}")

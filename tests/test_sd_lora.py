@@ -630,11 +630,3 @@ def test_folders(tmp_path, files, want):
         return
     with pytest.raises(UserError, match=f"--sd.lora {folder}: {want}"):
         find.check(SDConfig(lora=[str(folder)]))
-
-
-def test_a_web_uis_tag_in_a_prompt():
-    """It would be tokens here."""
-    for options in ({"prompt": "a cat <lora:fur:0.7>, fluffy"}, {"negative_prompt": "<lora:fur:0.7>"}):
-        with pytest.raises(UserError, match="'<lora:fur:0.7>' would be read as words here; .* fur.safetensors:0.7"):
-            find.check(SDConfig(variant="v1", **options))
-    find.check(SDConfig(variant="v1", prompt="a cat <3, a < b > c"))
