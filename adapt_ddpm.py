@@ -6,7 +6,7 @@ import torch
 
 import pixel_folder
 from adapt import PixelAdapter, denoised, scheduler_sigmas
-from my.errors import UserError
+from my.errors import UserError, note
 from sd.find import reason
 
 
@@ -20,11 +20,11 @@ class DDPMAdapter(PixelAdapter):
         self.unet = unet.to(self.device).eval().requires_grad_(False)
         self.sigmas = scheduler_sigmas(scheduler)
         self.prediction_type = scheduler.config.prediction_type
-        size = unet.config.sample_size
+        size = pixel_folder.edge(unet.config)
         self.data_shape = (unet.config.in_channels, size, size)
 
     def embed(self, prompts):
-        """Return one empty condition (B, 0) a prompt."""
+        """Return one empty condition (B, 0) per prompt."""
         return torch.empty(len(prompts), 0, device=self.device)
 
     def _denoise(self, x, sigma, cond):
@@ -36,32 +36,43 @@ def load(checkpoint):
     """Return the (unet, scheduler) of a diffusers folder or hub id; raises UserError where that is no such pipeline."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
-    from huggingface_hub import constants
 
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below; old weights without safetensors are fine
-    where = pixel_folder.find_pipeline(checkpoint)
+    where, flag = pixel_folder.find_pipeline(checkpoint), f"--ddpm.checkpoint {checkpoint}"
+    folder = where if Path(where).is_dir() else download(where, flag)
+    variant = pixel_folder.variant(folder)
     try:
-        pipe = DiffusionPipeline.from_pretrained(where)
-    except Exception as error:  # whatever a damaged folder, or the lack of a network, makes of the library
-        why = reason(error)
-        if not Path(where).is_dir():
-            cause = "HF_HUB_OFFLINE, which is set" if constants.HF_HUB_OFFLINE else "the network"
-            why = f"not in the local cache, and not to be had from the hub: look at the name, and at {cause}"
-        raise UserError(f"--ddpm.checkpoint {checkpoint}: cannot be read as a diffusers pipeline: {why}; get it again, "
-                        f"or {pixel_folder.WITHOUT}") from None
-    parts = pipe.components
-    if set(parts) != {"unet", "scheduler"} or not hasattr(parts["scheduler"], "betas"):
-        raise UserError(f"--ddpm.checkpoint {checkpoint}: a {type(pipe).__name__} of {', '.join(sorted(parts))}; "
+        pipe = DiffusionPipeline.from_pretrained(folder, variant=variant)
+    except Exception as error:  # whatever a damaged folder makes of the library
+        raise UserError(f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or "
+                        f"{pixel_folder.WITHOUT}") from None
+    if variant:
+        note(f"{flag}: has no weights but those of variant {variant}, which are taken")
+    unet, scheduler = pipe.components["unet"], pipe.components["scheduler"]
+    if any(p.is_meta for p in unet.parameters()):
+        raise UserError(f"{flag}: some of its weights are missing; get it again, or {pixel_folder.WITHOUT}")
+    if not hasattr(scheduler, "betas"):
+        raise UserError(f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; "
                         f"{pixel_folder.TAKES}")
-    config = parts["unet"].config
-    why = ("it takes a class" if config.get("num_class_embeds") or config.get("class_embed_type")
-           else f"it takes {config.in_channels} channels" if config.in_channels != 3
-           else f"its sample_size is {config.sample_size!r}, not one number" if type(config.sample_size) is not int
-           else "some of its weights are missing" if any(p.is_meta for p in parts["unet"].parameters()) else None)
-    if why:
-        raise UserError(f"--ddpm.checkpoint {checkpoint}: {why}; {pixel_folder.TAKES}")
-    return parts["unet"], parts["scheduler"]
+    stated = pixel_folder.settings(Path(folder), "scheduler", "scheduler_config.json")
+    scheduler.register_to_config(prediction_type=pixel_folder.predicts(stated))  # diffusers forgot the first spelling
+    return unet.float(), scheduler
+
+
+def download(repo, flag):
+    """Return the local folder of a pipeline of the hub, whose small files are checked; UserError where it fails."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import constants
+
+    try:
+        folder = DiffusionPipeline.download(repo)
+    except Exception:  # whatever the lack of a network makes of the library
+        cause = "HF_HUB_OFFLINE, which is set" if constants.HF_HUB_OFFLINE else "the network"
+        raise UserError(f"{flag}: cannot be read as a diffusers pipeline: not in the local cache, and not to be had "
+                        f"from the hub: look at the name, and at {cause}; or {pixel_folder.WITHOUT}") from None
+    pixel_folder.check(folder, flag)
+    return folder
 
 
 def make(cfg, device):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 import pixel_folder
+from gddpm import published
 from my import config, run_dir, script
 from my.env import ENV, data_root
 from my.errors import UserError, is_out_of_memory, run_main
@@ -122,7 +123,7 @@ def check_data_root(sha256):
     else:
         found.append(Finding(OK, "data root", str(root)))
     paths = [p for base in find.PUBLISHED.values() for p in find.with_endings(root / base) if p.exists()]
-    paths += pixel_folder.published_files()
+    paths += published.files()
     paths += filter(None, map(find.cached, dict.fromkeys(r for repos in find.hub_table().values() for r in repos)))
     return found + [check_checkpoint(path, sha256) for path in paths]
 

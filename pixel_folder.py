@@ -1,92 +1,28 @@
-"""Pixel-space diffusion models on disk, and the published ones' architectures. Imports nothing heavy."""
+"""Unconditional pixel-space pipelines of diffusers, as their files state them. Imports nothing heavy.
 
-import json
+What a pipeline's files state, and what becomes of it: `docs/pixel_models.md`.
+"""
+
+import re
 from pathlib import Path
 
-from my.env import ENV, data_root
-from my.errors import UserError
+from my.errors import UserError, shown, some
+from my.plain_files import read_json
 
-MODELS = "diffusion_ckpts/guided_ddpm/models"  # below the data root of env.json
-N_CLASSES = 1000  # of ImageNet
 TAKES = ("this family takes pixel-space pipelines of a unet and a discrete scheduler, such as "
          "google/ddpm-cifar10-32")
 WITHOUT = "get going without one: --preset mini or --preset ideal"
-
-OPTIONS = {"num_channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8), "num_head_channels": 64,
-           "num_heads": None, "use_new_attention_order": False, "class_cond": True, "noise_schedule": "linear"}
-AT_256 = {"image_size": 256, "channel_mult": (1, 1, 2, 2, 4, 4)}
-PUBLISHED = {
-    "m_imgnet_64": OPTIONS | {"image_size": 64, "channel_mult": (1, 2, 3, 4), "num_channels": 192, "num_res_blocks": 3,
-                              "use_new_attention_order": True, "noise_schedule": "cosine"},
-    "m_imgnet_128": OPTIONS | {"image_size": 128, "channel_mult": (1, 1, 2, 3, 4), "num_heads": 4},
-    "m_imgnet_256": OPTIONS | AT_256,
-    "m_imgnet_256_uncond": OPTIONS | AT_256 | {"class_cond": False},
-    "m_imgnet_512": OPTIONS | {"image_size": 512, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4)},
-    "m_lsun_256": OPTIONS | AT_256 | {"class_cond": False},
-}  # of the published sampling commands (arXiv 2105.05233); all learn sigma, scale and shift, and resample in blocks
-FILES = {"m_imgnet_64": ("64x64_diffusion.pt", "64x64_classifier.pt"),
-         "m_imgnet_128": ("128x128_diffusion.pt", "128x128_classifier.pt"),
-         "m_imgnet_256": ("256x256_diffusion.pt", "256x256_classifier.pt"),
-         "m_imgnet_256_uncond": ("256x256_diffusion_uncond.pt", "256x256_classifier.pt"),
-         "m_imgnet_512": ("512x512_diffusion.pt", "512x512_classifier.pt")}  # by their published names
-LSUN_FILES = {"bedroom": "lsun_bedroom.pt", "cat": "lsun_cat.pt", "horse": "lsun_horse.pt",
-              "horse_nodropout": "lsun_horse_nodropout.pt", "ffhq": "ffhq.pt"}  # faces: the same UNet, arXiv 2112.03126
+OTHER_NOISE = {"ScoreSdeVe": "adds noise without end, as NCSN++ does", "ScoreSdeVp": "has continuous time",
+               "KarrasVe": "is told levels of noise, not steps", "CMStochastic": "draws with a consistency model",
+               "EDM": "is told levels of noise, not steps", "Flow": "is of a flow", "IPNDM": "has no table of betas",
+               "UnCLIP": "is for pictures out of CLIP's embeddings", "VQDiffusion": "is of codes, not of pictures",
+               "Cosine": "is told levels of noise, not steps", "CogVideoX": "is for films"}  # by a part of its name
+PREDICTS = ("epsilon", "v_prediction", "sample")
+WEIGHTS = re.compile(r"diffusion_pytorch_model\.((?P<variant>[\w-]+)\.)?(safetensors|bin)(\.index\.json)?")
+SHARD = re.compile(r"\d{5}-of-\d{5}")
 
 
-def classifier_options(model):
-    """Return the options of the published noisy classifier of a model's resolution."""
-    return PUBLISHED[model] | {"num_channels": 128, "num_res_blocks": 4 if model == "m_imgnet_64" else 2,
-                               "num_heads": None, "use_new_attention_order": False, "class_cond": False}
-
-
-def find_unet(gddpm):
-    """Return the file of the UNet that the options `gddpm` mean; raises UserError saying where it looked."""
-    if gddpm.checkpoint is not None:
-        path = Path(gddpm.checkpoint).expanduser()
-        if not path.is_file():
-            why = "that is a folder" if path.is_dir() else "no such file"
-            raise UserError(f"--gddpm.checkpoint {gddpm.checkpoint}: {why}; give a guided-diffusion .pt file, or "
-                            f"{WITHOUT}")
-        return path
-    if gddpm.model in FILES:
-        return find_published(gddpm.model, FILES[gddpm.model][0], f"--gddpm.model {gddpm.model}")
-    return find_published(gddpm.model, LSUN_FILES[gddpm.lsun_cat],
-                          f"--gddpm.model {gddpm.model} --gddpm.lsun_cat {gddpm.lsun_cat}")
-
-
-def find_classifier(gddpm):
-    """Return the file of the model's noisy classifier; raises UserError saying where it looked."""
-    return find_published(gddpm.model, FILES[gddpm.model][1], "--cls_scaling above 0",
-                          "--cls_scaling 0 draws without a classifier; ")
-
-
-def find_published(model, name, flags, instead="--gddpm.checkpoint FILE takes it from elsewhere; "):
-    """Return the path of a published file, in the models' folder or in its model's own there."""
-    tried = [data_root() / MODELS / name, data_root() / MODELS / model / name]
-    for path in tried:
-        if path.is_file():
-            return path
-    raise UserError(f"{flags}: no file {tried[0]}, nor {tried[1]}; download {name} of guided-diffusion to there (data "
-                    f"root: {ENV}); {instead}or {WITHOUT}")
-
-
-def published_files():
-    """Return the paths of the published files that are there."""
-    folder = data_root() / MODELS
-    names = {name for pair in FILES.values() for name in pair} | set(LSUN_FILES.values())
-    return sorted(path for path in folder.rglob("*.pt") if path.name in names)
-
-
-def needs_classifier(gddpm, cls_scaling, classes):
-    """Return whether drawing `classes`, -1 for none, takes a classifier; raises UserError for what cannot be drawn."""
-    named = [c for c in classes if c >= 0]
-    if named and gddpm.model not in FILES:
-        raise UserError(f"ImageNet class {named[0]}: --gddpm.model {gddpm.model} knows none; use one of "
-                        f"{', '.join(FILES)}")
-    if not named and PUBLISHED[gddpm.model]["class_cond"]:
-        raise UserError(f"--gddpm.model {gddpm.model} draws one class out of {N_CLASSES}: say which with "
-                        f"--gddpm.imgnet_cat 0 to {N_CLASSES - 1}")
-    return bool(named) and cls_scaling > 0
+# ---------------------------------------------------------------- where it lies
 
 
 def find_pipeline(checkpoint):
@@ -96,7 +32,7 @@ def find_pipeline(checkpoint):
                         "pipeline, such as google/ddpm-cifar10-32")
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        check_index(folder, f"--ddpm.checkpoint {checkpoint}")
+        check(folder, f"--ddpm.checkpoint {checkpoint}")
         return str(folder)
     if folder.exists() or folder.is_absolute() or str(checkpoint).startswith((".", "~")) or checkpoint.count("/") != 1:
         why = "that is a file" if folder.exists() else "no such folder"
@@ -105,16 +41,124 @@ def find_pipeline(checkpoint):
     return checkpoint
 
 
-def check_index(folder, flag):
-    """Raise UserError unless the folder's model_index.json lists a UNet and a scheduler, and nothing else."""
+# ---------------------------------------------------------------- what it states
+
+
+def check(folder, flag):
+    """Raise UserError unless the folder's small files state a pipeline that this family can ask for scores."""
+    folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        alone = (folder / "config.json").is_file()
+        raise UserError(f"{flag}: that folder has no model_index.json; "
+                        + ("it is one part of a pipeline: give the folder above it" if alone
+                           else f"give the folder of a diffusers pipeline, or {WITHOUT}"))
     try:
-        index = json.loads((folder / "model_index.json").read_text())
-        parts = sorted(k for k, v in index.items() if isinstance(v, list) and v[0] is not None)
-    except (OSError, ValueError, AttributeError, IndexError):
-        raise UserError(f"{flag}: that folder has no model_index.json that can be read; give the folder of a diffusers "
-                        f"pipeline, or {WITHOUT}") from None
-    if parts != ["scheduler", "unet"]:
-        raise UserError(f"{flag}: a {index.get('_class_name')} of {', '.join(parts)}; {TAKES}")
-    settings = folder / "scheduler" / "scheduler_config.json"
-    if settings.is_file() and '"_class_name"' not in settings.read_text(errors="replace"):  # diffusers would guess all
-        raise UserError(f"{flag}: {settings} is not what diffusers writes there; get that file again")
+        check_index(settings(folder, "", "model_index.json"))
+        check_scheduler(settings(folder, "scheduler", "scheduler_config.json"))
+        check_unet(settings(folder, "unet", "config.json"))
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from None
+
+
+def settings(folder, part, name):
+    """Return what a file of a pipeline holds, in its part's folder or, as in the first pipelines, in the pipeline's.
+
+    Raises ValueError where it cannot be read, or does not say what class it is of: diffusers would guess all the rest.
+    """
+    path = next((path for path in (folder / part / name, folder / name) if path.is_file()), None)
+    if path is None:
+        raise ValueError(f"it has no {Path(part, name)}; get the whole folder")
+    try:
+        found = read_json(path)
+    except (ValueError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} {why}; get that file again") from None
+    if not isinstance(found.get("_class_name"), str):
+        raise ValueError(f"{path} is not what diffusers writes there: it names no _class_name; get that file again")
+    return found
+
+
+def check_index(index):
+    """Raise ValueError unless a model_index.json lists a UNet and a scheduler of diffusers, and nothing else."""
+    parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None}
+    if sorted(parts) != ["scheduler", "unet"]:
+        raise ValueError(f"a {shown(index['_class_name'])} of {some(sorted(parts))}; {TAKES}")
+    own = [f"{part} is {shown(str(v[1]))} of {shown(str(v[0]))}" for part, v in sorted(parts.items())
+           if v[0] != "diffusers"]
+    if own:
+        raise ValueError(f"its {own[0]}, and code that comes with a pipeline is not run; {TAKES}")
+    other = other_noise(parts["scheduler"][1])
+    if other:
+        raise ValueError(f"a {shown(index['_class_name'])} of scheduler, unet: {other}; {TAKES}")
+
+
+def other_noise(name):
+    """Return, in words, why a class of schedulers has no table of discrete noise, or None where it may have one."""
+    return next((f"{shown(name)} {what}" for part, what in OTHER_NOISE.items() if part in str(name)), None)
+
+
+def check_scheduler(s):
+    """Raise ValueError for a scheduler whose noise or prediction this family does not know; `s` are its settings."""
+    other = other_noise(s["_class_name"])
+    if other:
+        raise ValueError(f"its scheduler {other}; {TAKES}")
+    kind = predicts(s)
+    if kind not in PREDICTS:
+        raise ValueError(f"its scheduler's prediction_type is {shown(kind)}, not {', '.join(PREDICTS)}; {TAKES}")
+    if s.get("timestep_type") == "continuous":
+        raise ValueError(f"its scheduler's timestep_type is continuous: the unet is told levels of noise; {TAKES}")
+    if s.get("use_flow_sigmas"):
+        raise ValueError(f"its scheduler's use_flow_sigmas is true: it is a flow; {TAKES}")
+    trained = s.get("trained_betas")
+    if trained is not None and not (isinstance(trained, list) and trained and all(map(is_number, trained))):
+        raise ValueError("its scheduler's trained_betas are no list of numbers; get its scheduler_config.json again")
+    steps = s.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 < steps <= 100_000:
+        raise ValueError(f"its scheduler's num_train_timesteps is {shown(steps)}, not 2 to 100000; get its "
+                         "scheduler_config.json again")
+
+
+def predicts(s):
+    """Return what a scheduler's settings say that the UNet predicts; the first ones said whether it is the noise."""
+    return s.get("prediction_type", "sample" if s.get("predict_epsilon") is False else "epsilon")
+
+
+def is_number(value):
+    return type(value) in (int, float)
+
+
+def check_unet(s):
+    """Raise ValueError for a UNet that is not unconditional, in RGB and square; `s` are its settings."""
+    channels, out, blocks = s.get("in_channels", 3), s.get("out_channels", 3), s.get("down_block_types", ())
+    size = edge(s)
+    halvings = len(blocks) - 1 if isinstance(blocks, list) else 0
+    why = (f"its unet is a {shown(s['_class_name'])}" if s["_class_name"] != "UNet2DModel"
+           else "it takes a class" if s.get("num_class_embeds") or s.get("class_embed_type")
+           else "it draws grey pictures (1 channel), and this family reads RGB only" if channels == 1
+           else f"it takes {shown(channels)} channels, not 3" if channels != 3
+           else f"it gives {shown(out)} channels, not 3, or 6 with a variance" if out not in (3, 6)
+           else "it is told levels of noise, not steps (time_embedding_type fourier)"
+           if s.get("time_embedding_type") == "fourier"
+           else f"its sample_size is {shown(s.get('sample_size'))}, not one number" if size is None
+           else f"its sample_size {shown(size)} cannot be halved {halvings} times" if size % 2**min(halvings, 32)
+           else None)
+    if why:
+        raise ValueError(f"{why}; {TAKES}")
+
+
+def edge(s):
+    """Return the edge in pixels of the square pictures of a UNet of such settings, or None."""
+    size = s.get("sample_size")
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    return size if type(size) is int and 0 < size <= 4096 else None
+
+
+def variant(folder):
+    """Return the variant whose weights are all that a folder has, such as fp16, or None where it has plain ones."""
+    found = {}
+    for path in sorted([*Path(folder).glob("unet/*"), *Path(folder).glob("*")]):
+        m = WEIGHTS.fullmatch(path.name)
+        if m and not SHARD.search(m["variant"] or ""):
+            found.setdefault(m["variant"], path)
+    return None if None in found or not found else min(found, key=lambda name: (name != "fp16", name))

@@ -4,11 +4,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-import pixel_folder
+from gddpm import files
+from gddpm.published import N_CLASSES
 from my.seeds import numpy_rng
 from sjc_config import IN_2D, FamilyConfig, SDConfig
 
-ImageClass = Annotated[int, Field(ge=0, lt=pixel_folder.N_CLASSES)]
+ImageClass = Annotated[int, Field(ge=0, lt=N_CLASSES)]
 
 
 class SamplingConfig(FamilyConfig):
@@ -70,9 +71,10 @@ class SamplingConfig(FamilyConfig):
 
     def drawn_classes(self):
         """Return the classes that are taken in turn; drawn at random where a model needs one and none is given."""
-        if self.classes or self.gddpm.imgnet_cat >= 0 or not pixel_folder.PUBLISHED[self.gddpm.model]["class_cond"]:
+        n = None if self.classes or self.gddpm.imgnet_cat >= 0 else files.n_classes(self.gddpm)
+        if n is None:
             return self.classes or super().drawn_classes()
-        return [int(numpy_rng(self.seed, i, "class").integers(pixel_folder.N_CLASSES)) for i in range(self.num_images)]
+        return [int(numpy_rng(self.seed, i, "class").integers(n)) for i in range(self.num_images)]
 
     def subjects(self):
         """Return what the model is asked for at each of the pictures: of `asked`, in turn."""

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 import pixel_folder
 import pose
+from gddpm import files, published
 from my.config import Config, refuse_unread
 from my.errors import UserError
 from sd import find
@@ -35,7 +36,7 @@ class SDConfig(Config):
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the UNet predicts; auto finds it from the checkpoint")
     ema: bool = Field(False, description="of a single file that also holds its UNet's running averages, use those")
-    lora: list[str] = Field([], description="LoRA files, each PATH or PATH:WEIGHT; where a path has a comma: "
+    lora: list[str] = Field([], description="LoRA files or adapters' folders, each PATH or PATH:WEIGHT; with a comma: "
                                              '["a,b.safetensors"]')
     prompt: str = Field("A high quality photo of a delicious burger", description="the text (families sd and ideal)")
     negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
@@ -66,8 +67,20 @@ class GDDPMConfig(Config):
                    "m_lsun_256"] = Field("m_lsun_256", description="published model")
     lsun_cat: Literal["bedroom", "cat", "horse", "horse_nodropout", "ffhq"] = Field(
         "bedroom", description="which m_lsun_256; ffhq draws faces")
-    imgnet_cat: int = Field(-1, ge=-1, lt=pixel_folder.N_CLASSES, description="ImageNet class, -1 for none")
-    checkpoint: str | None = Field(None, description=".pt file of the model's architecture to load instead of its own")
+    imgnet_cat: int = Field(-1, ge=-1, lt=published.N_CLASSES, description="ImageNet class, -1 for none")
+    checkpoint: str | None = Field(None, description="file to load instead of the model's: a UNet of guided-diffusion "
+                                                     "of any size, or of improved-diffusion")
+    classifier: str | None = Field(None, description="noisy classifier to load instead of the model's")
+    image_size: int | None = Field(None, gt=0, le=4096, description="with checkpoint: edge of its pictures; this and "
+                                   "the seven below are of its training and in none of its shapes, by default those "
+                                   "of the model of its shapes")
+    num_heads: int | None = Field(None, gt=0, description="heads of each attention; or, instead:")
+    num_head_channels: int | None = Field(None, gt=0, description="channels of each head")
+    use_new_attention_order: bool | None = Field(None, description="q, k, v before heads in its attentions")
+    noise_schedule: Literal["linear", "cosine"] | None = Field(None, description="of its levels of noise")
+    diffusion_steps: int | None = Field(None, gt=1, le=100_000, description="number of its levels of noise")
+    rescale_timesteps: bool | None = Field(None, description="it is told steps as if they were 1000")
+    predict_xstart: bool | None = Field(None, description="it predicts the picture, not the noise")
     precision: Literal["autocast", "fp32"] = Field(
         "autocast", description="of the UNet; autocast is fp16 on CUDA and fp32 on CPU")
 
@@ -140,12 +153,18 @@ class FamilyConfig(Config):
         "sd": {"family": ("sd",)}, "gddpm": {"family": ("gddpm",)}, "ddpm": {"family": ("ddpm",)},
         "ideal": {"family": ("ideal",)},
         "sd.prompt": {"family": ("sd", "ideal")}, "sd.scale": {"family": ("sd", "ideal")},
-        "cls_scaling": {"family": ("gddpm",), "gddpm.model": tuple(pixel_folder.FILES)},
-        "gddpm.imgnet_cat": {"family": ("gddpm",), "gddpm.model": tuple(pixel_folder.FILES)},
+        "cls_scaling": {"family": ("gddpm",), "gddpm.model": tuple(published.FILES)},
+        "gddpm.imgnet_cat": {"family": ("gddpm",), "gddpm.model": tuple(published.FILES)},
         "gddpm.lsun_cat": {"family": ("gddpm",), "gddpm.model": ("m_lsun_256",), "gddpm.checkpoint": ()},
         "pose.view_words": {"family": ("sd", "ideal")}, "pose.view_style": {"family": ("sd", "ideal")},
         "pose.view_texts": {"family": ("sd",)}, "pose.perp_neg": {"family": ("sd",)},
     }  # as `my.config.refuse_unread` takes it
+
+    def read_by(self):
+        """Return READ_BY; with a gddpm checkpoint, whose classes its file tells, whatever gddpm.model is."""
+        told = () if self.gddpm.checkpoint is None else ("gddpm.model",)
+        return {option: where and {switch: values for switch, values in where.items() if switch not in told}
+                for option, where in self.READ_BY.items()}
 
     def drawn_prompts(self):
         """Return the prompts that the run will ask its model for, without view words."""
@@ -175,28 +194,28 @@ class FamilyConfig(Config):
     def absolute(self):
         """Return the configuration, its paths such that they hold in any folder."""
         find.absolute(self.sd)
-        for group in (self.gddpm, self.ddpm):
-            path = group.checkpoint and Path(group.checkpoint).expanduser()
+        for group, name in ((self.gddpm, "checkpoint"), (self.gddpm, "classifier"), (self.ddpm, "checkpoint")):
+            path = getattr(group, name) and Path(getattr(group, name)).expanduser()
             if path and (group is not self.ddpm or path.exists()):  # else it is a hub id
-                group.checkpoint = str(path.resolve())
+                setattr(group, name, str(path.resolve()))
         return self
 
     def check_files(self):
         """Raise UserError, before heavy imports, for options that nothing reads, and for a model that is not there or
         cannot know what is asked for."""
-        refuse_unread(self, self.READ_BY)
+        refuse_unread(self, self.read_by())
         self._check_views()
         if self.family == "sd":
             sd_prompts.check(self._told())
             find.check(self.sd, self._told())
         if self.family == "gddpm":
-            classifier = pixel_folder.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
-            if "cls_scaling" in self._asked and self.cls_scaling and not classifier:
-                raise UserError(f"{self._asked['cls_scaling']}: no class is asked for, and only to one does it guide; "
-                                "leave it out, or give --gddpm.imgnet_cat")
-            pixel_folder.find_unet(self.gddpm)
-            if classifier:
-                pixel_folder.find_classifier(self.gddpm)
+            guided = files.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
+            if "cls_scaling" in self._asked and self.cls_scaling and not guided:
+                why = ("no class is asked for, and only to one does it guide; leave it out, or give --gddpm.imgnet_cat"
+                       if max(self.drawn_classes()) < 0 else
+                       "only a classifier guides, and this model has none; leave it out, or give --gddpm.classifier")
+                raise UserError(f"{self._asked['cls_scaling']}: {why}")
+            files.check(self.gddpm, guided)
         if self.family == "ddpm":
             pixel_folder.find_pipeline(self.ddpm.checkpoint)
         if self.family == "ideal":

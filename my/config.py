@@ -19,6 +19,9 @@ from pydantic_core import PydanticUndefined
 
 from my.errors import UserError, note, some
 from my.run_dir import write_atomic
+from my.version import made_by
+
+MADE_BY = "made_by"  # key of what a configuration was written by: not an option, and passed over by who reads it
 
 
 class Config(BaseModel):
@@ -59,13 +62,13 @@ def load(cls, argv, *, prog, doc, presets_dir=None, positional=None, config_file
     presets_dir: folder of NAME.yml; `cls` then has a field `preset`.
     positional: name of a list[str] field that collects the words outside flags.
     config_file: None reads no file.
-    Raises UserError, one line; -h or --help prints every option and exits with status 0.
+    Raises UserError, one line. -h or --help prints every option, --version the version; both exit with status 0.
     """
     options = {option.name: option for option in walk(cls)}
     presets = {p.stem: p for p in sorted(Path(presets_dir).glob("*.yml"))} if presets_dir else {}
     words = split_argv(sys.argv[1:] if argv is None else argv, options, positional)
-    if words is None:
-        print(help_text(options, prog, doc, presets, positional))
+    for word in words.keys() & ANSWERS.keys():
+        print(ANSWERS[word](options, prog, doc, presets, positional))
         raise SystemExit(0)
     flags = {
         name: Given(coerce(text, options[name], f"--{name}"), f"--{name}")
@@ -132,8 +135,8 @@ def flat(config):
 
 
 def write(config, path):
-    """Write `show(config)` to `path`, atomically."""
-    write_atomic(path, show(config))
+    """Write `show(config)` to `path`, atomically, and behind it under MADE_BY the versions that it was made by."""
+    write_atomic(path, show(config) + yaml.safe_dump({MADE_BY: made_by()}))
 
 
 def read(cls, path):
@@ -235,6 +238,15 @@ def help_text(options, prog, doc, presets, positional):
 INDENT = {"initial_indent": " " * 8, "subsequent_indent": " " * 8}
 
 
+def version_text(_options, prog, *_):
+    """All that --version prints."""
+    made = made_by()
+    return f"{prog} of Score Jacobian Chaining {made['version']}, torch {made['torch']}"
+
+
+ANSWERS = {"-h": help_text, "--help": help_text, "--version": version_text}
+
+
 def plain(value):
     return value.value if isinstance(value, enum.Enum) else value
 
@@ -243,11 +255,11 @@ def plain(value):
 
 
 def split_argv(argv, options, positional):
-    """{name: text} of the flags in `argv`, or None where help is asked for."""
+    """{name: text} of the flags in `argv`, or that of ANSWERS alone where one of them is asked for."""
     found, bare, words = {}, [], iter(argv)
     for word in words:
-        if word in ("-h", "--help"):
-            return None
+        if word in ANSWERS:
+            return {word: ""}
         if not word.startswith("--"):
             if positional is None or word.startswith("-"):
                 raise UserError(f"unexpected word {word!r}: options are --key value, "
@@ -322,7 +334,9 @@ def read_yaml(path, label):
 def read_layer(path, label, options):
     """{dotted name: Given} of a YAML file whose keys are nested or dotted."""
     found = {}
-    for name, value in flatten(read_yaml(path, label), options):
+    values = read_yaml(path, label)
+    values.pop(MADE_BY, None)
+    for name, value in flatten(values, options):
         where = f"{label}: {name}"
         if name not in options:
             raise UserError(f"{where}: {unknown(name, options)}")

@@ -49,7 +49,7 @@ def refuse_other_run(cls, folder="."):
             options = yaml.safe_load(path.read_text())
         except (OSError, ValueError, yaml.YAMLError):
             return  # reading it in earnest says what is wrong
-        others = sorted(set(options if isinstance(options, dict) else ()) - set(cls.model_fields))
+        others = sorted(set(options if isinstance(options, dict) else ()) - {*cls.model_fields, config.MADE_BY})
         if others:
             whose = next((script for option, script in KNOWN_BY.items() if option in others), "another script")
             raise UserError(f"{'this folder' if str(folder) == '.' else folder} holds a run of {whose}: its "

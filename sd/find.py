@@ -1,6 +1,5 @@
 """Where a Stable Diffusion is, on disk or on the hub, and what its files say at once. Imports nothing heavy."""
 
-import math
 import os
 import re
 from pathlib import Path
@@ -11,6 +10,8 @@ import yaml
 from my import plain_files
 from my.env import ENV, data_root
 from my.errors import STORAGE_HINTS, UserError, first_line, note, shown
+from sd import lora_files
+from sd.lora_files import expanded
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "mini_sd"
@@ -45,14 +46,15 @@ def check(sd, prompts=None):
     `prompts` are {option: texts that it gave} of all that the model will be told, by default those of `sd`.
     """
     for lora in sd.lora:
-        read_lora(lora)
+        lora_files.read(lora)
     if sd.vae is not None:
         vae_place(sd.vae)
+    prompts = prompts_of(sd) if prompts is None else prompts
     path = find_checkpoint(sd).path
     if path is not None and path.is_dir():
         tokenizer = path / "tokenizer" / "tokenizer_config.json"
         try:
-            refuse_unknown_words(prompts_of(sd) if prompts is None else prompts, read_json(tokenizer))
+            refuse_unknown_words(prompts, read_json(tokenizer))
         except (OSError, ValueError, TypeError, RecursionError):
             pass  # loading it says what is wrong
 
@@ -148,11 +150,6 @@ def is_hub_id(text):
         and Path(text).suffix.lower() not in (".ckpt", ".safetensors", ".pt", ".bin")
 
 
-def expanded(text):
-    """Return the path that a text means, ~ being home; it need not be one that can exist."""
-    return Path(os.path.expanduser(text))
-
-
 def absolute(sd):
     """Return the options with paths that hold in any folder; a hub id stays one."""
     given = sd.checkpoint or ""
@@ -160,40 +157,8 @@ def absolute(sd):
         sd.checkpoint = os.path.abspath(expanded(sd.checkpoint))
     if sd.vae is not None and sd.vae.strip():
         sd.vae = os.path.abspath(expanded(sd.vae))
-    sd.lora = [_absolute_lora(*split_lora(text)) if names_file(text) else text for text in sd.lora]
+    sd.lora = [lora_files.absolute(text) for text in sd.lora]
     return sd
-
-
-def _absolute_lora(path, weight):
-    """Return the text of a LoRA that holds in any folder, a weight of 1 left out where that reads as the same."""
-    path = os.path.abspath(path)
-    return path if split_lora(path) == (Path(path), weight) else f"{path}:{weight:.12g}"
-
-
-def split_lora(text):
-    """Return (path, weight) of a PATH or PATH:WEIGHT."""
-    path, colon, weight = text.rpartition(":")
-    try:
-        return expanded(path if colon else text), float(weight) if colon else 1.0
-    except ValueError:
-        return expanded(text), 1.0
-
-
-def names_file(text):
-    """Whether an --sd.lora is more than a weight."""
-    return split_lora(text.strip())[0] != Path()
-
-
-def read_lora(text):
-    """Return (path, weight) of an --sd.lora; raises UserError where it is no file."""
-    path, weight = split_lora(text)
-    if not names_file(text):
-        raise UserError(f"--sd.lora: {text!r} names no file; give PATH or PATH:WEIGHT, several with commas between")
-    if not os.path.isfile(path):
-        raise UserError(f"--sd.lora {text}: no such file: {path}; give PATH or PATH:WEIGHT of a .safetensors file")
-    if not math.isfinite(weight):
-        raise UserError(f"--sd.lora {text}: the weight must be a finite number")
-    return path, weight
 
 
 def hub_table():

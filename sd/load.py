@@ -3,9 +3,9 @@
 import math
 
 from my.errors import UserError, shown
-from sd import layout, lora
+from sd import layout, lora, lora_files
 from sd.files import file_parts
-from sd.find import MINI, WITHOUT, read_lora
+from sd.find import MINI, WITHOUT
 from sd.folders import folder_parts
 
 MAX_SIZE = 1024  # latent pixels, an 8192-pixel picture: beyond it, a setting is a mistake
@@ -22,7 +22,7 @@ def load_parts(path, sd, dtype, empty=False, variant=None):
     refuse_other_variant(path, variant, version)
     settle_settings(path, parts["unet"], parts["vae"])
     for text in sd.lora:
-        lora.fuse(parts, *read_lora(text))
+        lora.fuse(parts, *lora_files.read(text))
     return parts
 
 

@@ -1,145 +1,232 @@
-"""LoRAs, fused into a model once and for all, by peft: W + weight (alpha / rank) B A (arXiv 2106.09685).
+"""LoRAs, fused into a model once and for all: W + weight (alpha / rank) B A (arXiv 2106.09685).
 
-A LoRA holds a layer's low-rank change as two tensors, A (rank, in) "down" and B (out, rank) "up", under
-names of kohya's trainer (`lora_unet_..._to_q.lora_down.weight`), of peft (`unet....to_q.lora_A.weight`) or of
-diffusers (`....to_q.lora.down.weight`). Every tensor of a file is accounted for, or the file refused: half
-a LoRA would be another one unasked. The loaders of diffusers, which know fewer names, leave out what they do not know.
+Where a file states it, the scale is alpha / sqrt(rank) (arXiv 2312.03732). Also what else of a file is one sum: the
+convolution between A and B of LyCORIS (arXiv 2309.14859, appendix), biases, whole changes, and peft's whole weights.
+Every tensor of a file is accounted for, or the file refused: half a LoRA would be another one unasked.
 """
 
-import json
-import re
+import math
+from typing import NamedTuple
 
-from my.errors import UserError, some
+from my.errors import UserError, note, shown, some
 from my.tensor_file import TensorFile
+from sd import lora_about, lora_files, lora_names, lora_settings
+from sd.lora_settings import MERGE, PEFT_PREFIX
 
-TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.lora_(down|up|A|B)(?:\.default)?"
-                    r"|(?:[._]lora|\.lora_linear_layer)\.(down|up))\.weight")
-ALPHA = re.compile(r"(?:base_model\.model\.)?(.+?)(?:[._]lora)?\.alpha")
-PREFIXES = {"unet": ("lora_unet_", "unet_", ""),
-            "text_encoder": tuple(f"{prefix}{inner}" for prefix in ("lora_te_", "lora_te1_", "text_encoder_")
-                                  for inner in ("text_model_", ""))}
-METADATA = "lora_adapter_metadata"  # under which diffusers keeps settings, as JSON
+OF_WEIGHT, OF_BIAS = ("up", "token_B", "diff", "weight"), ("bias", "diff_b", "weight_b")
+
+
+class Change(NamedTuple):
+    """What a file adds to a layer: `tensors` are its names by role, `modules` the layer's, stacked by rows."""
+
+    file: TensorFile
+    layer: str  # its flat name in the file
+    part: str
+    modules: list[str]
+    tensors: dict[str, str]
+    scale: float
+
+    def tensor(self, role):
+        return self.file.tensor(self.tensors[role]).float()
 
 
 def fuse(parts, path, weight):
-    """Add `weight` times the LoRA in a file to the UNet and the text encoder in `parts`.
+    """Add `weight` times the LoRA in a file or a folder to the UNet and the text encoder in `parts`.
 
-    Raises UserError for a file that is no LoRA, is of another kind, or does not fit this model as a whole.
+    Raises UserError for what is no LoRA, is of another kind, or does not fit this model as a whole.
     """
-    file = TensorFile(path, "--sd.lora")
-    layers, alphas = read(file), alphas_of(file)
-    modules = named(parts)
-    asked = dict.fromkeys([*layers, *(layer for layer in alphas if layer not in PREFIXES)])
-    unknown = [layer for layer in asked if layer not in modules]
-    if unknown:
-        refuse(path, f"{len(unknown)} of its {len(asked)} layers are not in this model: {some(unknown)}")
-    changes = {part: {} for part in PREFIXES}
-    for layer, ab in layers.items():
-        A, B = (file.tensor(ab[x]).float() for x in "AB")
-        part, name, shape = modules[layer]
-        if not fits(A, B, shape):
-            refuse(path, f"{layer} is {list(shape)} here, which {list(A.shape)} and {list(B.shape)} do not make")
-        alpha = alphas.get(layer, alphas.get(part, len(A)))
-        B = weight * alpha / len(A) * B
-        if not (B.flatten(1) @ A.flatten(1)).to(parts[part].dtype).isfinite().all():
-            raise UserError(f"--sd.lora {path}: what it adds to {layer} is not finite, with weight {weight:g}, alpha "
-                            f"{alpha:g} and the numbers in the file; get the file again, or give another weight")
-        changes[part][name] = A, B
-    for part, of_part in changes.items():  # only once all are known to fit
-        parts[part] = merged(parts[part], of_part)
+    spellings, changes = lora_names.named(parts), []
+    for file in lora_files.files_of(path):
+        changes += changes_of(TensorFile(file, "--sd.lora"), parts, spellings)
+    refuse_twice(changes)
+    for change in changes:
+        check(change, parts, weight)
+    for change in changes:  # only once all are known to fit
+        for kind in ("weight", "bias"):
+            apply(change, parts, kind, weight)
 
 
-def merged(net, changes):
-    """Return a network with B A added to the weights of its modules, by peft; `changes` is {module name: (A, B)}."""
-    if not changes:
-        return net
-    import torch
-    from peft import LoraConfig, LoraModel
-
-    ranks = {re.escape(name): len(A) for name, (A, _) in changes.items()}
-    tuner = LoraModel(net, LoraConfig(target_modules="|".join(ranks), rank_pattern=ranks, alpha_pattern=ranks), "lora")
-    with torch.no_grad():
-        for name, pair in changes.items():
-            layer = net.get_submodule(name)
-            for ours, given in zip((layer.lora_A["lora"].weight, layer.lora_B["lora"].weight), pair):
-                ours.copy_(given.reshape(ours.shape))
-    return tuner.merge_and_unload()
-
-
-def read(file):
-    """Return {flat name of a layer: {"A": name of its tensor, "B": likewise}} of a TensorFile."""
-    layers, others = {}, []
-    for name in file.shapes:
-        m = TENSOR.fullmatch(name)
-        if m:
-            layers.setdefault(flat(m[1]), {})["A" if (m[2] or m[3]) in ("down", "A") else "B"] = name
-        elif not ALPHA.fullmatch(name):
-            others.append(name)
-    if not layers and not any("lora" in name.lower() for name in file.shapes):
-        raise UserError(f"{file.label}: no LoRA: its tensors begin with {some(file.shapes)}; give a whole "
-                        "checkpoint as --sd.checkpoint")
-    if others:
-        raise UserError(f"{file.label}: {len(others)} of its tensors are of no plain LoRA: {some(others)}; "
-                        "other kinds (DoRA, LoHa, LoKr) are not supported: use a plain one")
-    halves = [layer for layer, ab in layers.items() if len(ab) < 2]
-    if halves or not layers:
-        raise UserError(f"{file.label}: incomplete or damaged: "
-                        + (f"{some(halves)} has one of its two tensors only" if halves else "it has no layers")
-                        + "; get the file again")
-    quantised = file.quantised(name for ab in layers.values() for name in ab.values())
-    if quantised:
-        raise UserError(f"{file.label}: quantised, which is not supported: {some(quantised)}; use a plain one")
-    return layers
-
-
-def alphas_of(file):
-    """Return {flat name of a layer: alpha}, and under a part's name, where its metadata tell, that of its layers."""
+def changes_of(file, parts, spellings):
+    """Return the Changes of a file, and tell in one line what a user should know of it."""
+    stated = lora_settings.read(file)
+    layers, dotted = lora_names.read(file, whole=any(found.whole for found in stated.values()))
     try:
-        stated = json.loads(file.metadata.get(METADATA, "{}"))
-        found = {part: number(stated[key]) for part in PREFIXES if (key := f"{part}.lora_alpha") in stated.keys()}
-        found |= {flat(m[1]): number(file.tensor(m[0]).tolist()) for m in map(ALPHA.fullmatch, file.shapes) if m}
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise UserError(f"{file.label}: the alphas in its tensors or metadata are not one number each; get the file "
-                        "again") from None
-    other = [key for key in stated if key.endswith((".use_rslora", ".alpha_pattern")) and stated[key]]
-    if other:
-        raise UserError(f"{file.label}: its metadata ask for {some(other)}, which is not supported: use a plain one")
-    return found
+        alphas = lora_names.alphas_of(file, layers)
+    except TypeError:
+        raise lora_settings.damaged(file.label) from None
+    unknown = [layer for layer in layers if layer not in spellings]
+    if unknown:
+        refuse(file, layers, parts, f"{len(unknown)} of its {len(layers)} layers are not in this model: "
+               f"{some(unknown, 2)}", f"if it is made for this model, {MERGE}")
+    bare = [layer for layer, tensors in layers.items() if set(tensors) == {"alpha"}]
+    if bare:
+        raise UserError(f"{file.label}: {some(bare, 1)} has an alpha alone: what it scales is missing, or has another "
+                        "kind of name; use a file with names of one kind")
+    scales = lora_settings.Scales(stated)
+    changes, unstated = [], []
+    for layer, tensors in layers.items():
+        part, modules = spellings[layer]
+        scale = scale_of(file, layer, part, dotted[layer], tensors, alphas, scales)
+        unstated += [layer] * (scale is None)
+        changes.append(Change(file, layer, part, modules, tensors, 1.0 if scale is None else scale))
+    tell(file, parts, stated, unstated, changes, alphas)
+    return changes
 
 
-def number(value):
-    """Return a number, or that in a list of one, as a float; TypeError for anything else."""
-    while isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    if type(value) not in (int, float):
-        raise TypeError
-    return float(value)
+def scale_of(file, layer, part, name, tensors, alphas, scales):
+    """Return what a layer's B A is times, or None where nothing states its alpha, or it has no B A.
+
+    Raises UserError where two places state different alphas, or another rank than the tensors have.
+    """
+    name = name.removeprefix(PEFT_PREFIX).removeprefix(f"{part}.")
+    down = tensors.get("down", tensors.get("token_A"))
+    alpha, rank = scales.alpha(part, name)
+    if down is None:
+        return 1.0
+    has = file.shapes[down][0] if file.shapes[down] else 0
+    if rank is not None and rank != has:
+        raise UserError(f"{file.label}: its settings state rank {rank:g} of {shown(layer)}, whose tensors have rank "
+                        f"{has}: they are of another file; get both again")
+    tensor = alphas.get(layer)
+    if None not in (tensor, alpha) and tensor != alpha:
+        raise UserError(f"{file.label}: states two alphas of {shown(layer)}, {tensor:g} in a tensor and {alpha:g} in "
+                        "its settings; get the file again")
+    alpha = alpha if tensor is None else tensor
+    return None if alpha is None else alpha / max(1.0, scales.divisor(part, has))
 
 
-def named(parts):
-    """Return {flat name: (part, name, shape)} of the modules that a LoRA can change, by every prefix that files use."""
-    from torch import nn
-
-    found = {}
-    for part, prefixes in PREFIXES.items():
-        for name, module in parts[part].named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                short = flat(name).removeprefix("text_model_")
-                for spelling in (short, short.removesuffix("_0")) if short.endswith("to_out_0") else (short,):
-                    found |= {prefix + spelling: (part, name, module.weight.shape) for prefix in prefixes}
-    return found
+def refuse_twice(changes):
+    """Raise UserError for a module that two names in a LoRA's files mean."""
+    seen = {}
+    for change in changes:
+        for module in change.modules:
+            other = seen.setdefault((change.part, module), change)
+            if other is not change:
+                raise UserError(f"{change.file.label}: changes a layer twice, by {some([other.layer, change.layer])}; "
+                                "use a file with one LoRA in it")
 
 
-def flat(name):
-    """Return the name of a layer as kohya's trainer spells it; an attention's old processors are its own layers."""
-    return name.replace(".processor.", ".").replace(".", "_")
+def tell(file, parts, stated, unstated, changes, alphas):
+    """Print in one line what is taken for want of a statement, and what else a user should know of a file."""
+    words, zero = lora_about.facts(file, parts), sum(alpha == 0 for alpha in alphas.values())
+    words += [lora_about.no_alpha(file, unstated, len(changes))] if unstated else []
+    words += [f"alpha is 0 in {zero} of its {len(changes)} layers: they add nothing"] if zero else []
+    unknown = [key for found in stated.values() for key in found.unknown]
+    words += [f"its settings state {some(unknown)}, which this version does not know: compare a picture with the one "
+              "it should give"] if unknown else []
+    words = [text for text in words if text]
+    if words:
+        note(f"{file.path.name}: {'; '.join(words)}")
 
 
-def fits(A, B, shape):
-    """Whether B A is a change of weights of `shape`; of convolutions, A has the kernel."""
-    return (A.ndim > 1 and B.ndim > 1 and 0 < len(A) == B.shape[1:].numel()
-            and len(B) == shape[0] and A.shape[1:].numel() == shape[1:].numel())
+def refuse(file, layers, parts, why, otherwise):
+    """Raise UserError for a LoRA that does not fit: `otherwise` is what to do where it is made for this version."""
+    made, here = lora_about.made_for(file, layers), lora_about.version(parts)
+    if made and made != here:
+        otherwise = f"it is made for {made}{f', this checkpoint is {here}' * bool(here)}; use one made for this model"
+    raise UserError(f"{file.label}: does not fit this checkpoint: {why}; {otherwise}")
 
 
-def refuse(path, why):
-    raise UserError(f"--sd.lora {path}: does not fit this checkpoint: {why}; use one made for its version")
+# ---------------------------------------------------------------- one layer
+
+
+def target(change, parts, kind):
+    """Return the parameters, "weight" or "bias", of a Change's modules; each None where a module has none."""
+    return [getattr(parts[change.part].get_submodule(name), kind, None) for name in change.modules]
+
+
+def check(change, parts, weight):
+    """Raise UserError where a Change does not fit its layer, or adds what is not finite."""
+    for kind, roles in (("weight", OF_WEIGHT), ("bias", OF_BIAS)):
+        given = [role for role in roles if role in change.tensors]
+        there = target(change, parts, kind)
+        if not given:
+            continue
+        if None in there:
+            refuse_shape(change, parts, "has no bias", given)
+        shape = (sum(len(t) for t in there), *there[0].shape[1:])
+        for role in given:
+            if not fits(change, role, shape):
+                refuse_shape(change, parts, f"is {shown(list(shape))}", given)
+        if not (weight * added(change, kind, there)).to(there[0].dtype).isfinite().all():
+            raise UserError(f"{change.file.label}: what it adds to {shown(change.layer)} is not finite, with weight "
+                            f"{weight:g}, scale {change.scale:g} and the numbers in the file; get the file again, or "
+                            "give another weight")
+
+
+def refuse_shape(change, parts, here, roles):
+    """Raise UserError for tensors that make no change of a layer, which `here` describes."""
+    roles = [role for role in change.tensors if role != "alpha"] if "up" in roles or "token_B" in roles else roles
+    given = " and ".join(shown(list(change.file.shapes[change.tensors[role]]), 40) for role in sorted(roles)[:3])
+    refuse(change.file, {change.layer: change.tensors}, parts, f"{shown(change.layer)} {here} here, which {given} do "
+           "not make", "it is made for a model of other widths: use one made for this checkpoint")
+
+
+def apply(change, parts, kind, weight):
+    """Add to the weight or the bias of a Change's modules, in float32; nothing to those without memory."""
+    import torch
+
+    if not set(OF_WEIGHT if kind == "weight" else OF_BIAS) & set(change.tensors):
+        return
+    there = target(change, parts, kind)
+    if there[0].is_meta:
+        return
+    with torch.no_grad():
+        addition = weight * added(change, kind, there)
+        for parameter, rows in zip(there, addition.split([len(parameter) for parameter in there])):
+            parameter.data = (parameter.float() + rows.to(parameter.device)).to(parameter.dtype)
+
+
+def added(change, kind, there):
+    """Return what a Change adds, with a weight of 1, to the parameters `there`, stacked by rows; float32."""
+    import torch
+
+    shape = (sum(len(t) for t in there), *there[0].shape[1:])
+    scaled, diff, whole = (("up", "token_B"), *OF_WEIGHT[2:]) if kind == "weight" else (("bias",), *OF_BIAS[1:])
+    total = torch.zeros(shape)
+    for role in scaled:
+        if role in change.tensors:
+            total += change.scale * product(change, role).reshape(shape)
+    if diff in change.tensors:
+        total += change.tensor(diff).reshape(shape)
+    if whole in change.tensors:
+        before = 0 if there[0].is_meta else torch.cat([t.detach().float().cpu() for t in there])
+        total += change.tensor(whole).reshape(shape) - before
+    return total
+
+
+def product(change, role):
+    """Return what the scale multiplies: B A, a bias, or (B A)^T of an embedding, whose rows are words.
+
+    With a convolution T between B and A it is sum_pq B[o, p] T[p, q, h, w] A[q, i].
+    """
+    import torch
+
+    if role == "bias":
+        return change.tensor("bias")
+    if role == "token_B":
+        return (change.tensor("token_B") @ change.tensor("token_A")).T
+    A, B = (change.tensor(role).flatten(1) for role in ("down", "up"))
+    if "mid" not in change.tensors:
+        return B @ A
+    return torch.einsum("op,pqhw,qi->oihw", B, change.tensor("mid"), A)
+
+
+def fits(change, role, shape):
+    """Whether the tensors of a role are a change of weights of `shape`; of convolutions, A or T has the kernel."""
+    size = {name: tuple(change.file.shapes[tensor]) for name, tensor in change.tensors.items()}
+    if role == "up":
+        return _fits_low_rank(size["down"], size["up"], size.get("mid"), shape)
+    if role == "token_B":
+        A, B = size["token_A"], size["token_B"]
+        return len(A) == len(B) == len(shape) == 2 and 0 < A[0] == B[1] and (A[1], B[0]) == shape
+    return math.prod(size[role]) == math.prod(shape) and size[role][:1] == shape[:1]
+
+
+def _fits_low_rank(A, B, mid, shape):
+    if len(A) < 2 or len(B) < 2 or len(shape) < 2 or B[0] != shape[0]:
+        return False
+    if mid is None:
+        return 0 < A[0] == math.prod(B[1:]) and math.prod(A[1:]) == math.prod(shape[1:])
+    return (len(mid) == len(shape) == 4 and mid[:2] == (math.prod(B[1:]), A[0]) and math.prod(A[1:]) == shape[1]
+            and mid[2:] == shape[2:] and 0 < max(mid[:2]) <= max(shape[:2]))

@@ -5,7 +5,8 @@ import re
 from my.errors import UserError, note, shown
 
 REFUSED = (  # a pattern, what it is, and what to do
-    (r"<(?:lora|lyco):([^<>]+)>", "a LoRA inside a prompt", "take it out, and give its file: --sd.lora PATH:WEIGHT"),
+    (r"<(?:lora|lyco):([^:<>]+)(:[^:<>]+)?[^<>]*>", "a LoRA inside a prompt",
+     r"take it out, and give its file: --sd.lora \1.safetensors\2"),
     (r"<hypernet:[^<>]+>", "a hypernetwork, which is not supported", "take it out"),
     (r"\bembedding:[^\s,]+", "a textual inversion, which is not supported", "describe it in words"),
 )
@@ -26,7 +27,7 @@ def check(prompts):
     for option, text in ((option, text) for option, texts in prompts.items() for text in texts):
         for pattern, what, to_do in REFUSED:
             if m := re.search(pattern, text, re.IGNORECASE):
-                raise UserError(f"{option}: {shown(m[0])} is {what}; {to_do}")
+                raise UserError(f"{option}: {shown(m[0])} is {what}; {shown(m.expand(to_do))}")
         for pattern, what in PLAIN:
             if m := re.search(pattern, text):
                 note(f"{option}: {shown(m[0])} is {what} in web UIs; here it is read as plain words")

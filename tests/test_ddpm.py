@@ -1,5 +1,6 @@
 """The DDPM family: its denoiser against diffusers' own, pipelines that it takes and that it refuses in one line."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -98,6 +99,110 @@ def test_betas_that_are_no_schedule_are_refused(folder, tmp_path, betas):
         make_adapter(SJCConfig(family="ddpm", ddpm={"checkpoint": str(broken)}), "cpu")
 
 
+def edited(folder, to, file, **changes):
+    """Return a copy of a pipeline, some settings of one of its files changed."""
+    copy = Path(shutil.copytree(folder, to))
+    (copy / file).write_text(json.dumps(json.loads((copy / file).read_text()) | changes))
+    return copy
+
+
+UNET, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json", "model_index.json"
+
+
+@pytest.mark.parametrize("file, changes, words", [
+    (SCHEDULER, {"prediction_type": "flow_prediction"}, ["prediction_type is flow_prediction", "epsilon"]),
+    (SCHEDULER, {"timestep_type": "continuous"}, ["timestep_type is continuous"]),
+    (SCHEDULER, {"use_flow_sigmas": True}, ["use_flow_sigmas"]),
+    (SCHEDULER, {"_class_name": "CMStochasticIterativeScheduler"}, ["consistency model"]),
+    (SCHEDULER, {"_class_name": "EDMEulerScheduler"}, ["told levels of noise"]),
+    (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, ["is of a flow"]),
+    (SCHEDULER, {"_class_name": "IPNDMScheduler"}, ["no table of betas"]),
+    (SCHEDULER, {"trained_betas": ["a"]}, ["trained_betas are no list of numbers"]),
+    (SCHEDULER, {"num_train_timesteps": 10**12}, ["num_train_timesteps is 1000000000000"]),
+    (SCHEDULER, {"num_train_timesteps": "\x1b[31m" * 500}, ["num_train_timesteps is \\x1b"]),
+    (SCHEDULER, {"beta_schedule": "odd"}, ["cannot be read", "odd"]),
+    (INDEX, {"scheduler": ["diffusers", "KarrasVeScheduler"]}, ["told levels of noise, not steps"]),
+    (INDEX, {"unet": ["my_unet", "MyUNet"]}, ["unet is MyUNet of my_unet", "not run"]),
+    (INDEX, {"vqvae": ["diffusers", "VQModel"], "_class_name": "LDMPipeline"}, ["a LDMPipeline of", "vqvae"]),
+    (INDEX, {"_class_name": None}, ["not what diffusers writes"]),
+    (UNET, {"_class_name": "UNet2DConditionModel"}, ["its unet is a UNet2DConditionModel"]),
+    (UNET, {"in_channels": 1, "out_channels": 1}, ["grey pictures (1 channel)", "RGB only", "google/ddpm-cifar10-32"]),
+    (UNET, {"in_channels": 4}, ["takes 4 channels, not 3"]),
+    (UNET, {"out_channels": 4}, ["gives 4 channels, not 3"]),
+    (UNET, {"num_class_embeds": 10}, ["takes a class"]),
+    (UNET, {"class_embed_type": "timestep"}, ["takes a class"]),
+    (UNET, {"time_embedding_type": "fourier"}, ["told levels of noise", "fourier"]),
+    (UNET, {"sample_size": [8, 16]}, ["sample_size is [8, 16], not one number"]),
+    (UNET, {"sample_size": None}, ["sample_size is None"]),
+    (UNET, {"sample_size": 9}, ["sample_size 9 cannot be halved 1 times"]),
+], ids=lambda v: str(v)[:30])
+def test_what_files_state_and_cannot_be_used(folder, tmp_path, file, changes, words):
+    """One line, of at most 300 characters besides paths, none of them a control character."""
+    bad = edited(folder, tmp_path / "bad", file, **changes)
+    message = refused(bad, *words)
+    assert message.isprintable() and len(message.replace(str(bad), "")) <= 300, message
+
+
+@pytest.mark.parametrize("name", [INDEX, UNET, SCHEDULER])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", "{}", "7" * 10_000], ids=lambda text: text[:3])
+def test_damaged_files_are_named(folder, tmp_path, name, text):
+    bad = Path(shutil.copytree(folder, tmp_path / "bad"))
+    (bad / name).write_text(text)
+    refused(bad, str(bad / name), "get that file again")
+
+
+def test_a_square_of_two_numbers_is_taken(folder, tmp_path):
+    unet, scheduler = load(str(edited(folder, tmp_path / "square", UNET, sample_size=[8, 8])))
+    assert DDPMAdapter(unet, scheduler).data_shape == (3, 8, 8)
+
+
+def test_the_first_schedulers_said_what_is_predicted_otherwise(folder, tmp_path):
+    old = edited(folder, tmp_path / "old", SCHEDULER, predict_epsilon=False)
+    settings = json.loads((old / SCHEDULER).read_text())
+    del settings["prediction_type"]
+    (old / SCHEDULER).write_text(json.dumps(settings))
+    cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": str(old)})
+    assert make_adapter(cfg, "cpu").prediction_type == "sample"
+
+
+@pytest.mark.parametrize("changes", [{"trained_betas": [0.1, 0.2, 0.3]}, {"beta_schedule": "squaredcos_cap_v2"},
+                                     {"beta_schedule": "scaled_linear", "beta_end": 0.01},
+                                     {"beta_schedule": "sigmoid", "num_train_timesteps": 50}], ids=str)
+def test_schedules_that_files_state_are_used(folder, tmp_path, changes):
+    """Against the product of 1 - beta over diffusers' own betas, and by hand where they are given."""
+    path = str(edited(folder, tmp_path / "x", SCHEDULER, **changes))
+    sigmas = make_adapter(SJCConfig(family="ddpm", ddpm={"checkpoint": path}), "cpu").sigmas
+    abar = (1 - DDPMScheduler(**changes).betas.double()).cumprod(0)
+    torch.testing.assert_close(sigmas, (1 / abar - 1).sqrt().flip(0))
+    if "trained_betas" in changes:  # abar = 0.9, 0.72, 0.504
+        assert sigmas.tolist() == pytest.approx([(1 / 0.504 - 1) ** 0.5, (1 / 0.72 - 1) ** 0.5, (1 / 9) ** 0.5])
+
+
+@pytest.mark.parametrize("changes", [{"clip_sample": True, "clip_sample_range": 0.1}, {"thresholding": True},
+                                     {"variance_type": "learned_range"}, {"timestep_spacing": "trailing"}], ids=str)
+def test_what_only_a_sampler_reads_changes_no_score(folder, tmp_path, changes):
+    x, D = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), []
+    for path in (folder, edited(folder, tmp_path / "x", SCHEDULER, **changes)):
+        adapter = make_adapter(SJCConfig(family="ddpm", ddpm={"checkpoint": str(path)}), "cpu")
+        D.append(adapter.denoise(x, adapter.round_sigma(1.0), adapter.embed([""])))
+    assert torch.equal(*D)
+
+
+def test_weights_of_a_variant_alone(folder, unet, tmp_path, capsys):
+    """Saved in half precision and no other: taken, in float32, and said."""
+    half = Path(shutil.copytree(folder, tmp_path / "half"))
+    whole = half / "unet" / "diffusion_pytorch_model.safetensors"
+    whole.unlink()
+    copy.deepcopy(unet).half().save_pretrained(half / "unet", variant="fp16")
+    loaded, _ = load(str(half))
+    assert loaded.dtype == torch.float32 and torch.allclose(loaded.conv_in.weight, unet.conv_in.weight, atol=1e-3)
+    assert "those of variant fp16, which are taken" in capsys.readouterr().err
+
+
+def test_a_part_of_a_pipeline_says_where_the_whole_is(folder):
+    refused(folder / "unet", "one part of a pipeline: give the folder above it")
+
+
 def refused(checkpoint, *words):
     with pytest.raises(UserError) as caught:
         cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": checkpoint and str(checkpoint)})
@@ -105,6 +210,7 @@ def refused(checkpoint, *words):
         load(cfg.ddpm.checkpoint)
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
+    return message
 
 
 def test_what_is_no_such_pipeline_is_refused(folder, unet, tmp_path):
@@ -114,7 +220,8 @@ def test_what_is_no_such_pipeline_is_refused(folder, unet, tmp_path):
     refused(Path(run_sjc.__file__).parent / "mini_sd", "a StableDiffusionPipeline of", "pixel-space")
     no_betas = tmp_path / "no_betas"
     ScoreSdeVePipeline(unet, ScoreSdeVeScheduler()).save_pretrained(no_betas)
-    refused(no_betas, "a ScoreSdeVePipeline of scheduler, unet", "discrete scheduler")
+    refused(no_betas, "a ScoreSdeVePipeline of scheduler, unet", "ScoreSdeVeScheduler adds noise without end",
+            "discrete scheduler")
     guessed = Path(shutil.copytree(folder, tmp_path / "guessed"))
     (guessed / "scheduler" / "scheduler_config.json").write_text("{}")
     refused(guessed, "guessed/scheduler/scheduler_config.json is not what diffusers writes", "get that file again")

@@ -100,5 +100,5 @@ def test_quickstart_makes_an_asset_and_can_be_repeated(quickstart, tmp_path):
 
 def test_quickstart_runs_the_tests_as_ci_does(quickstart):
     _, commands = quickstart("--tests")
-    assert commands == ["python3 -m venv .venv", "python -m pip install -q -r requirements.txt pytest", "python -m pytest"]
+    assert commands == ["python3 -m venv .venv", "python -m pip install -q -r requirements.txt pytest peft", "python -m pytest"]
     assert "bash quickstart.sh --tests\n" in README and "bash quickstart.sh --tests" in (ROOT / ".ci" / "run").read_text()

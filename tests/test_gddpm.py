@@ -11,11 +11,11 @@ import yaml
 from einops import rearrange
 
 import doctor
-import pixel_folder
 import run_sjc
 from adapt import make_adapter
 from adapt_gddpm import GuidedDDPMAdapter
-from gddpm_unet import NoisyClassifier, build_unet, convert, published_shapes
+from gddpm import layout, published
+from gddpm.unet import NoisyClassifier, build_unet, convert, published_shapes
 from my.errors import UserError
 from sampling_config import SamplingConfig
 from sjc_config import GDDPMConfig, SJCConfig
@@ -23,11 +23,11 @@ from sjc_config import GDDPMConfig, SJCConfig
 REFERENCE = Path(__file__).resolve().parent / "reference"
 SHARED = REFERENCE.parents[2] / "shared" / "reference"  # next to the repository
 KEYS = json.loads((REFERENCE / "gddpm_checkpoint_keys.json").read_text())
-SMALL = pixel_folder.OPTIONS | {"image_size": 64, "num_res_blocks": 1, "attention_resolutions": (32, 16),
-                                "class_cond": False}
-SMALL_UNET = SMALL | {"num_channels": 32, "channel_mult": (1, 1, 2), "num_head_channels": 16}
-SMALL_CLASSIFIER = SMALL | {"num_channels": 64, "channel_mult": (1, 2, 3, 4)}
-TINY = SMALL | {"image_size": 16, "num_channels": 32, "channel_mult": (1, 2), "attention_resolutions": (8,),
+SMALL = published.OPTIONS | {"image_size": 64, "num_res_blocks": 1, "n_classes": None, "n_labels": 1000}
+SMALL_UNET = SMALL | {"num_channels": 32, "channel_mult": (1, 1, 2), "num_head_channels": 16,
+                      "attends": (False, True, True)}
+SMALL_CLASSIFIER = SMALL | {"num_channels": 64, "channel_mult": (1, 2, 3, 4), "attends": (False, True, True, False)}
+TINY = SMALL | {"image_size": 16, "num_channels": 32, "channel_mult": (1, 2), "attends": (False, True),
                 "num_head_channels": 32}
 
 
@@ -81,14 +81,16 @@ def test_classifier_and_its_gradient_against_the_published_code():
 @pytest.mark.parametrize("model", KEYS)
 def test_every_published_parameter_is_accounted_for(model):
     """Full size, on the meta device: the same names and shapes, no more and no less."""
-    options, theirs = pixel_folder.PUBLISHED[model], pixel_folder.classifier_options(model)
-    nets = {"unet": (build_unet(options), options), "classifier": (NoisyClassifier(theirs), theirs)}
     for part, want in KEYS[model].items():
-        assert {k: list(v) for k, v in published_shapes(*nets[part]).items()} == want
+        read, kind = {"unet": (layout.unet, build_unet), "classifier": (layout.classifier, NoisyClassifier)}[part]
+        told = read(want)
+        known = published.PUBLISHED[model] | told  # and, of a UNet, those in no shape
+        assert known == published.PUBLISHED[model] or part == "classifier"
+        assert {k: list(v) for k, v in published_shapes(kind(known), known).items()} == want
 
 
 def test_the_models_are_those_that_are_offered():
-    assert set(KEYS) == set(pixel_folder.PUBLISHED)
+    assert set(KEYS) == set(published.PUBLISHED)
     for model in KEYS:
         assert GDDPMConfig(model=model).model == model
     with pytest.raises(ValueError, match="m_imgnet_64"):
@@ -146,7 +148,7 @@ def test_denoised_by_the_unet(t):
 
 
 def test_class_reaches_the_unet():
-    adapter = GuidedDDPMAdapter(tiny(TINY | {"class_cond": True}), default=5)
+    adapter = GuidedDDPMAdapter(tiny(TINY | {"n_classes": 1000}), default=5)
     x = torch.zeros(3, 3, 16, 16)
     D = adapter.denoise(x, 1.0, adapter.embed(["7", "a view of something", "5"]))
     assert not torch.allclose(D[0], D[1]) and torch.allclose(D[1], D[2], atol=1e-6)
@@ -195,12 +197,11 @@ def test_classifier_guidance_adds_to_the_score():
 def models(tmp_path, monkeypatch):
     """A data root whose published models are tiny, with the files of two of them; returns the models' folder."""
     monkeypatch.setenv("HOME", str(tmp_path))  # the data root of env.json is below it
-    folder = tmp_path / "sjc_data" / pixel_folder.MODELS
+    folder = tmp_path / "sjc_data" / published.MODELS
     (folder / "m_imgnet_64").mkdir(parents=True)
-    classy = TINY | {"class_cond": True, "noise_schedule": "cosine"}
-    monkeypatch.setitem(pixel_folder.PUBLISHED, "m_lsun_256", TINY)
-    monkeypatch.setitem(pixel_folder.PUBLISHED, "m_imgnet_64", classy)
-    monkeypatch.setattr(pixel_folder, "classifier_options", lambda model: TINY)
+    classy = TINY | {"n_classes": 1000, "noise_schedule": "cosine"}
+    monkeypatch.setitem(published.PUBLISHED, "m_lsun_256", TINY)
+    monkeypatch.setitem(published.PUBLISHED, "m_imgnet_64", classy)
     torch.save(fill(published_shapes(build_unet(TINY), TINY)), folder / "ffhq.pt")
     torch.save(fill(published_shapes(build_unet(classy), classy)), folder / "m_imgnet_64" / "64x64_diffusion.pt")
     torch.save(fill(published_shapes(NoisyClassifier(TINY), TINY)), folder / "64x64_classifier.pt")
@@ -243,7 +244,7 @@ def test_unfit_files_are_told_apart(models):
     def given(path):
         return {"family": "gddpm", "gddpm": {"checkpoint": str(path)}}
 
-    refused(given(models / "64x64_classifier.pt"), "does not fit this model", "out.2.c_proj")
+    refused(given(models / "64x64_classifier.pt"), "it is a noisy classifier", "--gddpm.classifier")
     whole = (models / "ffhq.pt").read_bytes()
     (models / "cut.pt").write_bytes(whole[:len(whole) // 2])
     refused(given(models / "cut.pt"), "cut.pt: not a whole PyTorch archive")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from my.errors import UserError
-from sd import find
+from sd import find, lora_files
 from sjc_config import SDConfig
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -116,7 +116,7 @@ def test_options_that_would_do_nothing(home, options, words):
                                         ("l.pt:1", "{}/l.pt"), ("l:2.pt", "{}/l:2.pt"), ("l:2:1", "{}/l:2:1")])
 def test_a_lora_is_told_as_it_was_given(home, text, want):
     assert find.absolute(SDConfig(lora=[text])).lora == [want.format(home)]
-    assert find.split_lora(want.format(home))[1] == find.split_lora(text)[1]
+    assert lora_files.split(want.format(home))[1] == lora_files.split(text)[1]
 
 
 def test_check_needs_no_network(home):
@@ -153,4 +153,4 @@ def test_paths_that_cannot_be(home, name):
     with pytest.raises(UserError, match="no such file"):
         found(checkpoint=name)
     with pytest.raises(UserError, match="no such file"):
-        find.read_lora(name)
+        lora_files.read(name)

@@ -13,7 +13,7 @@ import crafted
 from adapt_sd import StableDiffusionAdapter, make
 from my import config
 from my.errors import RunError, UserError
-from sd import find, layout, lora
+from sd import find, layout, lora, lora_files
 from sd.load import load_parts
 from sd.noise import probe_prediction
 from sjc_config import SDConfig, SJCConfig
@@ -299,12 +299,15 @@ def test_a_lora_of_a_convolution(small, tmp_path, names, metadata, scale):
     torch.testing.assert_close(loaded["unet"].get_submodule(CONV).weight, want, rtol=0, atol=1e-4)
 
 
-def test_a_scale_of_another_kind_is_refused(small, tmp_path):
+def test_a_rank_stabilised_scale_in_the_metadata(small, tmp_path):
+    """alpha / sqrt(r) of the part that states it: 8 / sqrt(2); of the other part nothing is stated."""
     diffusers_lora(small[1], tmp_path / "l.safetensors")
     save_file(load_file(tmp_path / "l.safetensors"), tmp_path / "rs.safetensors",
               metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.use_rslora": true}'})
-    with pytest.raises(UserError, match="its metadata ask for unet.use_rslora, which is not supported"):
-        load(small[3] / "a.safetensors", lora=[str(tmp_path / "rs.safetensors")])
+    loaded = load(small[3] / "a.safetensors", lora=[str(tmp_path / "rs.safetensors")])
+    for (part, layer), (A, B) in matrices(small[1]).items():
+        want = small[1][part].get_submodule(layer).weight + (8 / 2**0.5 if part == "unet" else 1) * B @ A
+        torch.testing.assert_close(loaded[part].get_submodule(layer).weight, want, rtol=0, atol=1e-5)
 
 
 def test_the_attention_processors_of_old_diffusers(small, tmp_path):
@@ -395,7 +398,7 @@ def test_a_lora_file_without_tensors(v1_parts, tmp_path):
 @pytest.mark.parametrize("text, want", [("a.safetensors", ("a.safetensors", 1.0)), ("a:0.5", ("a", 0.5)),
                                         ("a:b.safetensors", ("a:b.safetensors", 1.0)), ("d/a.pt:-1", ("d/a.pt", -1.0))])
 def test_path_and_weight(text, want):
-    path, weight = find.split_lora(text)
+    path, weight = lora_files.split(text)
     assert (str(path), weight) == want
 
 

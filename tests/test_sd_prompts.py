@@ -8,7 +8,7 @@ from sd.prompts import check
 
 @pytest.mark.parametrize("text, words", [
     ("a fox <lora:fur_v2:0.8>", "--sd.prompt: <lora:fur_v2:0.8> is a LoRA inside a prompt; take it out, and give its "
-                                "file: --sd.lora PATH:WEIGHT"),
+                                "file: --sd.lora fur_v2.safetensors:0.8"),
     ("<LyCO:x> a fox", "is a LoRA inside a prompt"), ("a fox <hypernet:anime:0.5>", "hypernetwork"),
     ("a fox, embedding:EasyNegative", "a textual inversion, which is not supported; describe it in words")])
 def test_what_cannot_be_had_is_refused(text, words):

@@ -1,18 +1,21 @@
 """OpenAI's guided-diffusion UNet and noisy classifier, as diffusers' UNet2DModel under other names.
 
-Architecture: Dhariwal and Nichol 2021, arXiv 2105.05233. `options` are the published ones, as in
-`pixel_folder.PUBLISHED`; weights go by the parameter names of the published checkpoints.
+Architecture: Dhariwal and Nichol 2021, arXiv 2105.05233, and its variants in Nichol and Dhariwal 2021, arXiv
+2102.09672: time added rather than scaling and shifting, and resolutions that convolutions or averages change.
+`options` are as in `gddpm.published`; weights go by the parameter names of the published checkpoints.
 """
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import nn
 
-GROUPS = 32  # of every group normalisation
-HEAD_WIDTH = 64  # channels of a head of the classifier's pooling
+from gddpm.layout import GROUPS, HEAD_WIDTH
+
 QKV = ("to_q", "to_k", "to_v")
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
           "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # diffusers' name -> the published one
@@ -24,24 +27,40 @@ ENDS = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0"
 
 def build_unet(options):
     """Return the UNet of `options` on the meta device, its weights yet to come."""
-    attends = attention_levels(options)
-    widths = [int(options["num_channels"] * m) for m in options["channel_mult"]]
-    down, up = (tuple(f"Attn{way}Block2D" if here else f"Resnet{way}sampleBlock2D" for here in order)
+    attends, widths = options["attends"], level_widths(options)
+    plain = "Resnet{}sampleBlock2D" if options["resblock_updown"] else "{}Block2D"
+    down, up = (tuple((f"Attn{way}Block2D" if here else plain.format(way)) for here in order)
                 for way, order in (("Down", attends), ("Up", attends[::-1])))
+    between = "resnet" if options["resblock_updown"] else "conv"
     with torch.device("meta"):
         unet = UNet2DModel(
-            sample_size=options["image_size"], in_channels=3, out_channels=6, block_out_channels=tuple(widths),
-            layers_per_block=options["num_res_blocks"], down_block_types=down, up_block_types=up,
-            downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
-            attention_head_dim=options["num_head_channels"], norm_num_groups=GROUPS, attn_norm_num_groups=GROUPS,
-            num_class_embeds=1000 if options["class_cond"] else None,
+            sample_size=options["image_size"], in_channels=3, out_channels=6 if options["learn_sigma"] else 3,
+            block_out_channels=widths, layers_per_block=options["num_res_blocks"], down_block_types=down,
+            up_block_types=up, downsample_type=between, upsample_type=between, attention_head_dim=None,
+            resnet_time_scale_shift="scale_shift" if options["use_scale_shift_norm"] else "default",
+            norm_num_groups=GROUPS, attn_norm_num_groups=GROUPS, num_class_embeds=options["n_classes"],
             time_embedding_dim=4 * options["num_channels"])
         unet.time_proj = Timesteps(options["num_channels"], flip_sin_to_cos=True, downscale_freq_shift=0)
         unet.time_embedding = TimestepEmbedding(options["num_channels"], 4 * options["num_channels"])
+    if not options["resblock_updown"] and not options["conv_resample"]:
+        average(unet, widths)
     for attention in (m for m in unet.modules() if hasattr(m, "to_q")):
         attention.heads = n_heads(options, attention.inner_dim)  # the same number at every width, in one of the models
         attention.scale = (attention.inner_dim // attention.heads) ** -0.5
     return unet.eval()
+
+
+def average(unet, widths):
+    """Let averages and copies of pixels change the resolution of a UNet, rather than convolutions."""
+    for block, width in zip(unet.down_blocks[:-1], widths[:-1], strict=True):
+        block.downsamplers = nn.ModuleList([Downsample2D(width)])
+    for block, width in zip(unet.up_blocks[:-1], widths[:0:-1], strict=True):
+        block.upsamplers = nn.ModuleList([Upsample2D(width)])
+
+
+def level_widths(options):
+    """Return the channels of each level of resolution, from the finest on."""
+    return tuple(round(options["num_channels"] * m) for m in options["channel_mult"])
 
 
 def n_heads(options, width):
@@ -49,25 +68,20 @@ def n_heads(options, width):
     return options["num_heads"] or width // options["num_head_channels"]
 
 
-def attention_levels(options):
-    """Return, for each level of resolution from the finest on, whether it attends."""
-    edges = [options["image_size"] // 2**i for i in range(len(options["channel_mult"]))]
-    return [edge in options["attention_resolutions"] for edge in edges]
-
-
 class NoisyClassifier(nn.Module):
-    """Half a UNet, pooled: logits (B, 1000) of noisy pictures x (B, 3, H, W) at timesteps t (B,)."""
+    """Half a UNet, pooled: logits (B, n_labels) of noisy pictures x (B, 3, H, W) at timesteps t (B,)."""
 
     def __init__(self, options):
         super().__init__()
+        self.n_labels = options["n_labels"]
         whole = build_unet(options)
         for name in ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block", "conv_norm_out"):
             setattr(self, name, getattr(whole, name))
-        width = int(options["num_channels"] * options["channel_mult"][-1])
+        width = level_widths(options)[-1]
         edge = options["image_size"] // 2 ** (len(options["channel_mult"]) - 1)
         with torch.device("meta"):
             self.conv_norm_out = nn.GroupNorm(GROUPS, width)
-            self.pool = AttentionPool(edge, width)
+            self.pool = AttentionPool(edge, width, options["n_labels"])
 
     def forward(self, x, t):
         time = self.time_embedding(self.time_proj(t).to(x.dtype))
@@ -78,16 +92,16 @@ class NoisyClassifier(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Logits (B, 1000) of features (B, C, edge, edge): attention from their mean to all of them and itself.
+    """Logits (B, n_labels) of features (B, C, edge, edge): attention from their mean to all of them and itself.
 
     Source: the attention pooling of CLIP, arXiv 2103.00020, section 2.4.
     """
 
-    def __init__(self, edge, width):
+    def __init__(self, edge, width, n_labels):
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.empty(width, edge**2 + 1))
         self.qkv_proj = nn.Conv1d(width, 3 * width, 1)
-        self.c_proj = nn.Conv1d(width, 1000, 1)
+        self.c_proj = nn.Conv1d(width, n_labels, 1)
 
     def forward(self, x):
         x = x.flatten(2)
@@ -102,7 +116,7 @@ class AttentionPool(nn.Module):
 
 def blocks(options):
     """Return {diffusers' name of a residual or attention block: the published one}, down, middle and up."""
-    attends, n = attention_levels(options), options["num_res_blocks"]
+    attends, n = options["attends"], options["num_res_blocks"]
     last = len(attends) - 1
     names = {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
              "mid_block.resnets.1": "middle_block.2"}
@@ -129,7 +143,8 @@ def published_name(name, block_names):
         return f"{ENDS['pool']}.{module.removeprefix('pool.')}.{leaf}"
     block = next(b for b in block_names if module.startswith(f"{b}."))
     inner = module.removeprefix(f"{block}.")
-    return f"{block_names[block]}.{(RESNET | ATTENTION)[inner]}.{leaf}"
+    convolution = {"conv": "op" if block.startswith("down") else "conv"}  # that changes the resolution
+    return f"{block_names[block]}.{(RESNET | ATTENTION | convolution)[inner]}.{leaf}"
 
 
 def published_shapes(net, options):

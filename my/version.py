@@ -1,0 +1,13 @@
+"""What made a file: the version of this project, which pyproject.toml states, and that of PyTorch."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+
+def made_by():
+    """Return {"version": of this project, "torch": of PyTorch}; nothing heavy is imported."""
+    stated = re.search(r'^version = "(.+)"$', PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE)
+    return {"version": stated[1], "torch": importlib.metadata.version("torch")}

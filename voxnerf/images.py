@@ -1,0 +1,100 @@
+"""Pictures and masks of scenes as numbers: RGB with sRGB's curve and straight alpha, of any bit depth and colour type.
+
+docs/images.md lists which kinds of file are read, and what becomes of what they state. Time and memory follow from
+the bytes of a file and from its number of pixels, which is read before they are decoded and is at most `MAX_PIXELS`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from my.errors import UserError, note
+from voxnerf.pictures import MAX_PIXELS, OUTPUT, TURNED, Unreadable, openexr, raster, turn
+
+__all__ = ["MAX_PIXELS", "image_size", "read_image", "read_mask"]
+
+LIKEWISE = "; the same holds for others like it in its folder"
+
+_told = set()  # (folder, kind) of the notes that were written
+
+
+def image_size(path, size=None):
+    """Return the (width, height) that `read_image(path, size=size)` will have, pixels, from the file's header.
+
+    Raises UserError as `read_image` does, except for what only its pixels show.
+    """
+    head = _guarded("", path, lambda kind: kind.header(path))
+    return head.size[::-1] if _turns(head, size) else head.size
+
+
+def read_image(path, where="", size=None):
+    """Return the picture at `path` as (H, W, 4) float32 in [0, 1]: RGB with sRGB's curve, and straight alpha.
+
+    where: what the message of an error begins with, such as the frame that names the picture.
+    size: (w, h) that a scene states for it, or None. The pixels are used as they are stored, as capture tools use
+    them: EXIF's orientation is applied only where w x h has the shape of the turned picture, and not of the stored
+    one. What of a file's statements is not used is said in a note, once per folder and kind.
+    Raises UserError, one line, for a file that is missing, damaged, of no kind that is read, or too large.
+    """
+    return _picture(path, where, size)[1]
+
+
+def read_mask(path, where="", size=None):
+    """Return the mask at `path` as (H, W) bool: False, leave out, where the picture is 0.
+
+    A pixel is 0 where each of its colours is black, or where it is transparent. In a picture that is black all over
+    the alpha alone is the mask. A palette's colours count, not its indices. JPEG blurs the edge of a mask: there,
+    all below one half counts as 0. Arguments and errors are as for `read_image`.
+    """
+    head, rgba = _picture(path, where, size)
+    colour, alpha = rgba[..., :3].max(axis=-1), rgba[..., 3]
+    value = colour * alpha if colour.any() else alpha if (alpha < 1).any() else colour
+    if head.lossy:
+        _tell(path, "jpeg mask", "is a mask in JPEG, which blurs edges: what is darker than one half is left out; "
+                                 "PNG keeps masks exactly")
+        return value >= 0.5
+    return value > 0
+
+
+def fits(size, stated):
+    """Return whether pictures of two sizes (width, height) have one shape, but for rounding to whole pixels."""
+    return abs(size[0] * stated[1] - stated[0] * size[1]) < max(stated)
+
+
+def _turns(head, size):
+    """Return whether a picture's EXIF orientation is applied, given the size (w, h) that a scene states, or None."""
+    return size is not None and head.orientation in TURNED and fits(head.size[::-1], size) and not fits(head.size, size)
+
+
+def _picture(path, where, size):
+    """Return the `Header` of a picture and its (H, W, 4), and tell what is to be known of it."""
+    head, pixels = _guarded(where, path, lambda kind: kind.read(path))
+    turned = _turns(head, size)
+    if head.orientation != 1:
+        done = ("it is turned, since the scene's w and h say so" if turned else
+                "its pixels are used as they are stored, as capture tools do; if they lie on their side against the "
+                "poses, state w and h of the turned picture")
+        _tell(path, "orientation", f"has EXIF orientation {head.orientation}: {done}")
+    for kind, text in head.remarks.items():
+        _tell(path, kind, text)
+    return head, np.ascontiguousarray(turn(pixels, head.orientation) if turned else pixels)
+
+
+def _guarded(where, path, call):
+    """Return `call(kind)` of the module that reads this kind of file; its `Unreadable` becomes a UserError."""
+    begin = f"{where}: {path}" if where else f"{path}"
+    try:
+        return call(openexr if openexr.begins(path) else raster)
+    except Unreadable as error:
+        raise UserError(f"{begin}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{begin}: cannot be read: {error.strerror or error}") from None
+
+
+def _tell(path, kind, text):
+    """Say once per folder what is to be known of pictures of a kind."""
+    key = Path(path).parent, kind
+    with OUTPUT:
+        if key not in _told:
+            _told.add(key)
+            note(f"{path}: {text}{LIKEWISE}")
