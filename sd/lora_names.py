@@ -14,7 +14,7 @@ underscores (kohya's trainer, LyCORIS), behind a prefix for its part. A tensor's
 import re
 
 from my.errors import UserError, first_line, some
-from sd import layout
+from sd import kinds, layout
 from sd.lora_settings import MERGE, PEFT_PREFIX, number
 
 ADAPTER = r"(?:\.[\w-]{1,100})?"  # its name, "default"
@@ -90,8 +90,8 @@ def refuse_others(file, others):
 def refuse_no_lora(file):
     """Raise UserError for a file that is none, which says what it is instead, where its names tell."""
     try:
-        layout.refuse_others(file.shapes)
-    except layout.NotStableDiffusion as error:
+        kinds.refuse_others(file.shapes)
+    except kinds.NotStableDiffusion as error:
         what = first_line(error).partition(";")[0]
     else:
         raise UserError(f"{file.label}: no LoRA, but a whole checkpoint; give it as --sd.checkpoint")

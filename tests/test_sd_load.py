@@ -161,6 +161,7 @@ class AsV(torch.nn.Module):
         self.unet, self.abar, self.config, self.dtype = unet, abar, unet.config, unet.dtype
 
     def forward(self, x, t, cond):
+        self.asked = t
         out, a = self.unet(x, t, cond), self.abar[t].item()
         out.sample = a**0.5 * out.sample - (1 - a) ** 0.5 * (x - (1 - a) ** 0.5 * out.sample) / a**0.5
         return out
@@ -179,7 +180,8 @@ def test_the_probe_of_a_schedule_that_ends_in_pure_noise():
     zero = DDIMScheduler(**layout.SCHEDULE, rescale_betas_zero_snr=True)
     parts = {**parts, "scheduler": zero}
     assert zero.alphas_cumprod[-1] == 0 and probe_prediction(parts) == "epsilon"
-    assert probe_prediction({**parts, "unet": AsV(parts["unet"], zero.alphas_cumprod)}) == "v_prediction"
+    unet = AsV(parts["unet"], zero.alphas_cumprod)
+    assert probe_prediction({**parts, "unet": unet}) == "v_prediction" and unet.asked == 998
 
 
 # ---------------------------------------------------------------- running averages
