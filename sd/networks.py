@@ -41,8 +41,8 @@ def refuse_mismatches(file, nets, sources, what):
                 for part, net in nets.items() for name, there in net.state_dict().items()}
     missing, unexpected = layout.mismatches(file.shapes, expected)
     if missing:
-        raise UserError(f"{file.file.label}: not a whole {what}: lacks {len(missing)} tensors: {some(missing, 1)}; it is "
-                        f"incomplete or damaged: get the file again, or {WITHOUT}")
+        raise UserError(f"{file.file.label}: not a whole {what}: lacks {len(missing)} tensors: {some(missing, 1)}; it "
+                        f"is incomplete or damaged: get the file again, or {WITHOUT}")
     if unexpected:
         raise UserError(f"{file.file.label}: no plain {what}: it has no place for {len(unexpected)} tensors: "
                         f"{some(unexpected, 1)}; it is a model built on top of that: use a plain one, or {WITHOUT}")

@@ -45,7 +45,7 @@ def small(request, tmp_path_factory):
     parts = crafted.small_parts(v2)
     tensors = crafted.single_file(parts, v2)
     crafted.save_folder(parts, folder / "diffusers")
-    save_file(tensors, folder / "a.safetensors", metadata={"modelspec.prediction_type": "epsilon"} if v2 else None)
+    save_file(tensors, folder / "a.safetensors", metadata={"modelspec.prediction_type": "epsilon"})
     crafted.save_ckpt(tensors, folder / "a.ckpt")
     return v2, parts, tensors, folder
 
