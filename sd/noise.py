@@ -106,9 +106,9 @@ def of_folder(stated, sd):
                                   and all(type(b) in (int, float) for b in betas)):
         raise ValueError(f"trained_betas in scheduler/scheduler_config.json are not {steps} numbers, as many as its "
                          "num_train_timesteps")
-    missing = [key for key in SCHEDULE[:3] if key not in stated] if betas is None else []
+    missing = [key for key in ("beta_schedule", "beta_start", "beta_end") if key not in stated] if betas is None else []
     if missing:  # diffusers would guess
-        raise ValueError(f"scheduler/scheduler_config.json has no {missing[0]}")
+        raise ValueError(f"scheduler/scheduler_config.json has no {', '.join(missing)}")
     predicts = stated.get("prediction_type")
     if predicts is not None and predicts not in PREDICTIONS and sd.prediction_type == "auto":
         raise ValueError(f"its scheduler's prediction_type is {shown(predicts)!r}; known are {', '.join(PREDICTIONS)}")
