@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from my.errors import RunError, UserError
+from my.errors import RunError, UserError, shown
 
 FORMAT = 2
 TENSORS, META = "tensors.safetensors", "meta.json"
@@ -141,7 +141,7 @@ def load(path):
 # ---------------------------------------------------------------- against a model
 
 
-def check(tensors, expected, first=4):
+def check(tensors, expected, first=2):
     """Raise UserError unless `tensors` has exactly the leaves and shapes of `expected`.
 
     tensors: {name: Tensor}.  expected: {name: shape}.  The first few mismatches are named.
@@ -149,7 +149,7 @@ def check(tensors, expected, first=4):
     there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     here = {name: tuple(shape) for name, shape in expected.items()}
     wrong = [
-        f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        f"{shown(name, 40)} is {shown(there.get(name, 'absent'), 24)} there, {shown(here.get(name, 'absent'), 24)} here"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]

@@ -21,6 +21,7 @@ STORAGE_HINTS = {
 
 
 SHOWN = 100  # characters that a message quotes of a text out of a file
+LONGEST = 2000  # characters of a whole message, for when all else failed
 FIRST = 3  # of several names, how many a message quotes
 
 
@@ -30,7 +31,7 @@ class UserError(Exception):
     status = 2
 
     def __init__(self, message):
-        super().__init__(one_line(message))
+        super().__init__(cut(one_line(cut(str(message)))))
 
 
 class RunError(UserError):
@@ -105,6 +106,11 @@ def one_line(text):
     """Return a text on one line: white space is single spaces, and what is not printable (escapes) is spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
                    for c in " ".join(str(text).split()))
+
+
+def cut(text, most=LONGEST):
+    """Return a text with its middle left out where it is longer: it begins with what was given, and ends in advice."""
+    return text if len(text) <= most else f"{text[:most // 2]} ... {text[len(text) - most // 2:]}"
 
 
 def shown(value, most=SHOWN):

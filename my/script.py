@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import yaml
-
-from my import config, run_dir
+from my import config, plain_files, run_dir
 from my.errors import RunError, UserError
 
 FULL_CONFIG = "full_config.yml"
@@ -46,10 +44,10 @@ def refuse_other_run(cls, folder="."):
     path = Path(folder) / FULL_CONFIG
     if path.exists():
         try:
-            options = yaml.safe_load(path.read_text())
-        except (OSError, ValueError, yaml.YAMLError):
+            options = plain_files.load_yaml(path)
+        except (OSError, ValueError):
             return  # reading it in earnest says what is wrong
-        others = sorted(set(options if isinstance(options, dict) else ()) - set(cls.model_fields))
+        others = sorted(map(str, set(options if isinstance(options, dict) else ()) - set(cls.model_fields)))
         if others:
             whose = next((script for option, script in KNOWN_BY.items() if option in others), "another script")
             raise UserError(f"{'this folder' if str(folder) == '.' else folder} holds a run of {whose}: its "
