@@ -14,6 +14,7 @@ from my.errors import first_line, shown
 
 MAX_JSON = 32_000_000  # bytes of a file
 MAX_YAML = 250_000  # bytes of a file, of which the parser reads some 100,000 per second
+MAX_DEPTH = 32  # of brackets in YAML: the parser looks at all of them for every word inside
 MAX_NUMBER = 100  # characters of a number or a date in YAML: longer ones take time that is not linear
 
 
@@ -69,6 +70,12 @@ class PlainLoader(yaml.SafeLoader):
 
     Merge keys (`<<`) would copy, and are refused. So is a key that is given twice, instead of a silent choice.
     """
+
+    def fetch_flow_collection_start(self, token):
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_DEPTH} brackets inside one another",
+                                       problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def flatten_mapping(self, node):
         """Refuse what this method of the library is for: it copies the entries of other mappings."""
