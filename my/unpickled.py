@@ -125,19 +125,12 @@ class Machine:
 
         Raises ValueError, IndexError, KeyError or TypeError for what is no pickle, or a damaged one.
         """
+        acts = {name: getattr(self, f"op_{act}") for name, act in ACTS.items()}
         for opcode, arg, _ in pickletools.genops(file):
-            name = opcode.name
-            self.steps += 1
-            if name == "STOP":
+            if opcode.name == "STOP":
                 return self.stack.pop()
-            if name in ARGUMENT:
-                self.stack.append(LARGE if type(arg) is int and arg.bit_length() > MAX_BITS else arg)
-            elif name in CONSTANTS:
-                self.stack.append(CONSTANTS[name])
-            elif name in MAKERS:
-                self.stack.append(MAKERS[name]())
-            else:
-                getattr(self, "op_" + ALIAS.get(name, name).lower())(arg)  # `name` is out of pickletools' own table
+            self.steps += 1
+            acts[opcode.name](arg)
         raise ValueError("it has no end")
 
     def pay(self, values):
@@ -160,11 +153,35 @@ class Machine:
     def op_nothing(self, _):
         pass
 
+    def op_argument(self, arg):
+        self.stack.append(LARGE if type(arg) is int and arg.bit_length() > MAX_BITS else arg)
+
+    def op_none(self, _):
+        self.stack.append(None)
+
+    def op_newtrue(self, _):
+        self.stack.append(True)
+
+    def op_newfalse(self, _):
+        self.stack.append(False)
+
+    def op_empty_tuple(self, _):
+        self.stack.append(())
+
+    def op_empty_list(self, _):
+        self.stack.append([])
+
+    def op_empty_dict(self, _):
+        self.stack.append({})
+
+    def op_empty_set(self, _):
+        self.stack.append(SET)
+
     def op_mark(self, _):
         self.marks.append(len(self.stack))
 
     def op_pop(self, _):
-        self.pop(1)
+        self.stack.pop()
 
     def op_pop_mark(self, _):
         self.since_mark()
@@ -184,7 +201,7 @@ class Machine:
         self.stack.append(tuple(self.since_mark()))
 
     def op_tuple1(self, _):
-        self.stack.append(tuple(self.pop(1)))
+        self.stack[-1] = (self.stack[-1],)
 
     def op_tuple2(self, _):
         self.stack.append(tuple(self.pop(2)))
@@ -276,15 +293,15 @@ class Machine:
         self.stack.append(Inert("extension"))
 
 
-ARGUMENT = {"INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+ARGUMENT = ("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
             "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
-            "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}  # opcodes that push what they carry
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-MAKERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: SET}
-ALIAS = {"BINPUT": "put", "LONG_BINPUT": "put", "MEMOIZE": "put", "BINGET": "get", "LONG_BINGET": "get",
-         "PROTO": "nothing", "FRAME": "nothing", "READONLY_BUFFER": "nothing", "INST": "instance", "OBJ": "instance",
-         "ADDITEMS": "swallow_to_mark", "FROZENSET": "set_to_mark", "EXT1": "unknown", "EXT2": "unknown",
-         "EXT4": "unknown", "NEXT_BUFFER": "unknown"}
+            "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")  # opcodes that push what they carry
+ALIAS = {**dict.fromkeys(ARGUMENT, "argument"), "BINPUT": "put", "LONG_BINPUT": "put", "MEMOIZE": "put",
+         "BINGET": "get", "LONG_BINGET": "get", "PROTO": "nothing", "FRAME": "nothing", "READONLY_BUFFER": "nothing",
+         "INST": "instance", "OBJ": "instance", "ADDITEMS": "swallow_to_mark", "FROZENSET": "set_to_mark",
+         "EXT1": "unknown", "EXT2": "unknown", "EXT4": "unknown", "NEXT_BUFFER": "unknown"}
+ACTS = {opcode.name: ALIAS.get(opcode.name, opcode.name.lower())
+        for opcode in pickletools.opcodes if opcode.name != "STOP"}  # opcode -> name of its method, less "op_"
 
 
 def read(file, label):

@@ -15,21 +15,33 @@ from safetensors.torch import save
 
 
 class Kind(NamedTuple):
-    """A kind of hostile file: what writes it, the sound file it is like, and whether it is read, not refused."""
+    """A kind of hostile file: what writes it, the sound file it is like, and whether it is read, not refused.
+
+    `times` as many bytes as others have are what it takes to show.
+    """
 
     content: Callable  # n -> bytes
     like: str  # a key of SOUND
-    reads: bool
+    reads: bool = False
+    times: int = 1
 
 
 KINDS = {}  # name -> Kind
 
 
-def kind(like, reads=False):
+def kind(like, reads=False, times=1):
     """Enter a function n -> bytes, or for a pickle n -> opcodes, under its name in words."""
     def enter(make):
         content = make if like not in WRAPPED else lambda n: WRAPPED[like](make(n))
-        KINDS[make.__name__.replace("_", " ")] = Kind(content, like, reads)
+        KINDS[make.__name__.replace("_", " ")] = Kind(content, like, reads, times)
+        return make
+    return enter
+
+
+def whole(like, reads=False):
+    """Enter a function n -> bytes of a whole file."""
+    def enter(make):
+        KINDS[make.__name__.replace("_", " ")] = Kind(make, like, reads)
         return make
     return enter
 
@@ -168,10 +180,10 @@ def plain(shape=(4,), offsets=(0, 16), dtype="F32"):
 
 @kind("archive")
 def a_shape_of_one_enormous_integer(n):
-    return state((text("t"), tensor(shape=many([integer(1 << (8 * n))]))))
+    return state((text("t"), tensor(shape=many([integer(1 << (8 * n))]), stride=many([integer(0)]))))
 
 
-@kind("archive")
+@kind("archive", times=130)
 def an_enormous_integer_as_shape_and_stride(n):
     size = many([integer((1 << (4 * n)) + 1)])
     return state((text("t"), tensor(shape=size, stride=size)))
@@ -215,15 +227,12 @@ def a_tensor_that_repeats_one_element(n):
     return state((text("t"), tensor(shape=million, stride=many([integer(0), integer(0)]))))
 
 
-@kind("archive")
+@whole("archive")
 def one_storage_under_many_names(n):
     """Each of the tensors is sound; together they are as many times the file as there are of them."""
     each = [(text(f"{i}"), get(0)) for i in range(n // 15)]
     pickled = state((text("t"), tensor(shape=many([integer(n // 4)]), of=storage(n // 4)) + put(0)), *each)
     return archive(pickled, data=b"\0" * n)
-
-
-KINDS["one storage under many names"] = Kind(one_storage_under_many_names, "archive", False)
 
 
 @kind("archive")
@@ -449,14 +458,6 @@ def memory_from_outside(n):
 
 
 # ---------------------------------------------------------------- archives
-
-
-def whole(like, reads=False):
-    """Enter a function n -> bytes of a whole file."""
-    def enter(make):
-        KINDS[make.__name__.replace("_", " ")] = Kind(make, like, reads)
-        return make
-    return enter
 
 
 @whole("archive")
