@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from my.errors import RunError, UserError, shown
+from my.errors import RunError, UserError, shown, some
 
 FORMAT = 2
 TENSORS, META = "tensors.safetensors", "meta.json"
@@ -194,7 +194,7 @@ def restore_optimizer(optimizer, names, tensors):
             continue
         name, _, key = path[len("optim/") :].rpartition("/")
         if name not in index:
-            raise UserError(f"{path}: the optimizer has no {name}; it has {', '.join(names)}")
+            raise UserError(f"{shown(path)}: the optimizer has no {shown(name)}; it has {some(names)}")
         number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
         state.setdefault(index[name], {})[key] = value.item() if number else laid_out(value, params[index[name]])
     groups = optimizer.state_dict()["param_groups"]

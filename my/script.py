@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from my import config, plain_files, run_dir
-from my.errors import RunError, UserError
+from my.errors import RunError, UserError, some
 
 FULL_CONFIG = "full_config.yml"
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
@@ -59,7 +59,7 @@ def refuse_changes(now, then):
     changed = [f"--{name} {now[name]} (was {then[name]})" for name in now
                if name not in FREE_ON_RESUME and now[name] != then[name]]
     if changed:
-        raise UserError(f"--resume True with {', '.join(changed)}: a resumed run can change only "
+        raise UserError(f"--resume True with {some(changed)}: a resumed run can change only "
                         f"{', '.join(sorted(FREE_ON_RESUME & set(now)))}; for anything else start in an empty folder")
 
 
