@@ -17,9 +17,11 @@ MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 MAX_NAME = 1000  # characters of a tensor's name
 MAX_SHARING = 16  # times the bytes of the file that its tensors may have in all, as tied weights have several names
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-                      "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+                      "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32",
+                      "U16": "uint16", "U8": "uint8", "BOOL": "bool",
                       "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-ITEMSIZE = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}  # else 1
+ITEMSIZE = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4, "float16": 2, "bfloat16": 2,
+            "int16": 2, "uint16": 2}  # else 1
 
 
 class TensorFile:
@@ -118,26 +120,25 @@ class TensorFile:
 
     def _index_safetensors(self):
         end = 8 + int.from_bytes(self.memory[:8], "little")
-        tensors = {}
+        tensors, parts = {}, []
         try:
             if end > min(len(self.memory), MAX_HEADER):
-                raise ValueError
+                raise ValueError("it is longer than the file, or than the format allows")
             header = plain_files.parse_json(self.memory[8:end].decode())
             self.metadata = header.pop("__metadata__", {})
             if not all(isinstance(v, str) for v in self.metadata.values()):
-                raise ValueError
+                raise ValueError("its metadata are not texts")
             for name, entry in header.items():
-                shape = unpickled.sizes(entry["shape"])
-                storage = unpickled.Storage(name, SAFETENSORS_DTYPES[entry["dtype"]], math.prod(shape))
-                tensors[name] = unpickled.rebuild_tensor(storage, 0, shape, unpickled.contiguous(shape))
-                first, last = map(as_size, entry["data_offsets"])
-                if last - first != storage.numel * ITEMSIZE.get(storage.dtype, 1):
-                    raise ValueError
+                if entry["dtype"] not in SAFETENSORS_DTYPES:
+                    raise UserError(f"{self.label}: {shown(name)} has numbers of the type {shown(entry['dtype'])}, "
+                                    "which is not read; use a file of float32, float16 or bfloat16")
+                tensors[name], first, last = entry_of(name, entry)
                 self.starts[name] = end + first
-            refuse_overlaps((self.starts[n], t.storage.numel * ITEMSIZE.get(t.storage.dtype, 1))
-                            for n, t in tensors.items())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{self.label}: its safetensors header cannot be read; {AGAIN}") from None
+                parts.append((first, last - first))
+            refuse_overlaps(parts)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = first_line(error).removeprefix("is damaged: ") if type(error) is ValueError else "it has other entries"
+            raise UserError(f"{self.label}: its safetensors header cannot be read: {why}; {AGAIN}") from None
         return tensors
 
     def _index_archive(self, file):
@@ -145,12 +146,16 @@ class TensorFile:
             with zipfile.ZipFile(file) as archive:
                 listed = archive.infolist()
             members = {m.filename: m for m in listed}
-            (pickled,) = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+            pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+            if listed and not pickled:
+                raise UserError(f"{self.label}: a zip archive, but none that PyTorch wrote; unpack it, and give the "
+                                "file that is in it")
+            (pickled,) = pickled
             at, size = self._data_of(members[pickled])
             content = self.memory[at:at + size]
             if len(members) < len(listed) or zlib.crc32(content) != members[pickled].CRC:
                 raise ValueError
-        except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError, OSError):
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
             raise UserError(f"{self.label}: not a whole PyTorch archive; {AGAIN}") from None
         tensors = self._tensors_of(unpickled.read(io.BytesIO(content), self.label)[0], len(content))
         used = {}
@@ -228,11 +233,14 @@ def stored_in(values):
     return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, unpickled.Stored)}
 
 
-def as_size(n):
-    """Return a number of bytes or elements; raises ValueError for anything else."""
-    if not unpickled.is_size(n):
-        raise ValueError("no whole number below 2^63")
-    return n
+def entry_of(name, entry):
+    """Return (Stored, first byte, last byte) of an entry in a safetensors header; raises ValueError for a false one."""
+    shape, (first, last) = unpickled.sizes(entry["shape"]), entry["data_offsets"]
+    storage = unpickled.Storage(name, SAFETENSORS_DTYPES[entry["dtype"]], math.prod(shape))
+    if not (unpickled.is_size(first) and unpickled.is_size(last)
+            and last - first == storage.numel * ITEMSIZE.get(storage.dtype, 1)):
+        raise ValueError(f"{shown(name)} has offsets that do not fit its shape")
+    return unpickled.rebuild_tensor(storage, 0, shape, unpickled.contiguous(shape)), first, last
 
 
 def refuse_overlaps(parts):

@@ -183,7 +183,7 @@ def a_shape_of_one_enormous_integer(n):
     return state((text("t"), tensor(shape=many([integer(1 << (8 * n))]), stride=many([integer(0)]))))
 
 
-@kind("archive", times=130)
+@kind("archive", times=260)
 def an_enormous_integer_as_shape_and_stride(n):
     size = many([integer((1 << (4 * n)) + 1)])
     return state((text("t"), tensor(shape=size, stride=size)))
@@ -765,7 +765,7 @@ def yaml_of_lists_in_lists(n):
 
 @whole("yaml", reads=True)
 def yaml_of_brackets_32_deep(n):
-    return b"a: [" + (b"[" * 31 + b"]" * 31 + b",\n") * (n // 64) + b" 1]"
+    return b"a: [" + (b"[" * 31 + b"]" * 31 + b",\n") * (n // 256) + b" 1]"
 
 
 @whole("yaml")
