@@ -489,7 +489,8 @@ def reason(first, options):
         option = options.get(".".join(map(str, first["loc"])))
         return f"is required; give it {option.meaning if option and option.meaning else 'a value'}"
     if kind == "too_short":
-        return f"needs at least {first['ctx']['min_length']} value, several with commas between; got {quoted(spelled(got))}"
+        least = first["ctx"]["min_length"]
+        return f"needs at least {least} value, several with commas between; got {quoted(spelled(got))}"
     if kind == "string_too_short":
         return f"needs words; got {quoted(got)}"
     if kind in LIMITS:

@@ -58,7 +58,7 @@ def parse_yaml(text):
 
 
 def size_of(path):
-    """Return the bytes of a file; ValueError for a pipe or a device, which may never end; OSError where there is none."""
+    """Return the bytes of a file; ValueError for a pipe or a device, which may never end; OSError for no file."""
     state = Path(path).stat()
     if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # opening a folder says so itself
         raise ValueError("is a pipe or a device, not a file on disk")

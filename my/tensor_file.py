@@ -137,7 +137,8 @@ class TensorFile:
                 parts.append((first, last - first))
             refuse_overlaps(parts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = first_line(error).removeprefix("is damaged: ") if type(error) is ValueError else "it has other entries"
+            known = type(error) is ValueError  # else a word of Python's about values that are of no header
+            why = first_line(error).removeprefix("is damaged: ") if known else "it has other entries"
             raise UserError(f"{self.label}: its safetensors header cannot be read: {why}; {AGAIN}") from None
         return tensors
 
@@ -153,7 +154,7 @@ class TensorFile:
             (pickled,) = pickled
             at, size = self._data_of(members[pickled])
             content = self.memory[at:at + size]
-            if len(members) < len(listed) or zlib.crc32(content) != members[pickled].CRC:
+            if len(members) < len(listed) or members[pickled].CRC not in (0, zlib.crc32(content)):
                 raise ValueError
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
             raise UserError(f"{self.label}: not a whole PyTorch archive; {AGAIN}") from None
@@ -164,10 +165,12 @@ class TensorFile:
             try:
                 used[storage.key] = self._data_of(member)
             except ValueError:
-                raise UserError(f"{self.label}: has no plain data of storage {shown(storage.key, 20)}; {AGAIN}") from None
+                key = shown(storage.key, 20)
+                raise UserError(f"{self.label}: has no plain data of storage {key}; {AGAIN}") from None
             if member.file_size < storage.numel * ITEMSIZE.get(storage.dtype, 1):
                 raise UserError(f"{self.label}: storage {shown(storage.key, 20)} is shorter than its tensors; {AGAIN}")
-            self.unchecked[storage.key] = member.file_size, member.CRC
+            if member.CRC:  # PyTorch can be told to write none: they are then 0
+                self.unchecked[storage.key] = member.file_size, member.CRC
         self.starts = {key: at for key, (at, _) in used.items()}
         try:
             refuse_overlaps(used.values())
@@ -207,7 +210,7 @@ class TensorFile:
         return self._tensors_of(value, len(self.memory))
 
     def _tensors_of(self, value, most):
-        """Return {name: Stored} of a checkpoint's value: those in its "state_dict", else in itself, else a level deeper.
+        """Return {name: Stored} of a checkpoint's value: of its "state_dict", else its own, else a level deeper.
 
         `most` are the bytes of the pickle. Raises UserError where one dict is in so many places, or under names so
         long, that it has more tensors than these bytes can name.
