@@ -141,10 +141,11 @@ def load(path):
 # ---------------------------------------------------------------- against a model
 
 
-def check(tensors, expected, first=2):
+def check(tensors, expected, first=4, most=200):
     """Raise UserError unless `tensors` has exactly the leaves and shapes of `expected`.
 
-    tensors: {name: Tensor}.  expected: {name: shape}.  The first few mismatches are named.
+    tensors: {name: Tensor}.  expected: {name: shape}.  The first few mismatches are named,
+    in `most` characters.
     """
     there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     here = {name: tuple(shape) for name, shape in expected.items()}
@@ -154,9 +155,10 @@ def check(tensors, expected, first=2):
         if there.get(name) != here.get(name)
     ]
     if wrong:
-        more = f"; and {len(wrong) - first} more" if len(wrong) > first else ""
+        named = [text for i, text in enumerate(wrong[:first]) if not i or len("; ".join(wrong[:i + 1])) <= most]
+        more = f"; and {len(wrong) - len(named)} more" if len(wrong) > len(named) else ""
         raise UserError(
-            f"the checkpoint does not fit this model: {'; '.join(wrong[:first])}{more}; "
+            f"the checkpoint does not fit this model: {'; '.join(named)}{more}; "
             "use the configuration it was made with"
         )
 

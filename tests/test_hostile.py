@@ -127,6 +127,7 @@ WHY = {
     "a long name before many tensors": OVER, "a name of many characters": "15000 characters, more than 1000",
     "a storage with a long name": "a tensor without a storage",
     "a place in the memo that is empty": "more is taken from its memo", "a compressed pickle": ARCHIVE,
+    "members of one name": ARCHIVE,
     "a compressed storage": "no plain data of storage 0", "storages that overlap": "its data overlap",
     "a storage named over and over": STREAM, "keys that are no texts": STREAM,
     "pairs over and over in a stream": OVER, "a header of lists in lists": HEADER + "too deep",

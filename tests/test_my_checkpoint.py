@@ -154,10 +154,9 @@ def test_every_leaf_that_does_not_fit_is_named_with_both_shapes():
         ckpt.check(there, {"a": (3, 2), "c": (5,), "same": (1,)})
     message = str(caught.value)
     assert "a is (2, 3) there, (3, 2) here" in message
-    assert "b is (4,) there, absent here; and 1 more" in message and "same" not in message
-    with pytest.raises(UserError, match="^the checkpoint does not fit this model: c is absent there, .5,. here;"):
-        ckpt.check({}, {"c": (5,)})
-    with pytest.raises(UserError, match="and 8 more"):
+    assert "b is (4,) there, absent here" in message and "c is absent there, (5,) here" in message
+    assert "same" not in message
+    with pytest.raises(UserError, match="and 6 more"):
         ckpt.check({}, {str(i): (i,) for i in range(10)})
 
 
