@@ -24,7 +24,9 @@ from my.run_dir import read_history
 from nerf_config import NeRFConfig
 from voxnerf import nerf as nerf_module
 from voxnerf.field import make_field
-from voxnerf.nerf import NeRF, PixelCameras, grid_shape, occupied_box, optimise, psnr, resample, ssim
+from voxnerf.likeness import psnr, ssim
+from voxnerf.nerf import NeRF, grid_shape, occupied_box, optimise, resample
+from voxnerf.pixels import PixelCameras
 from voxnerf.rays import pixel_rays
 from voxnerf.render import render_image
 from voxnerf.scene import Scene, load_scene
@@ -171,8 +173,8 @@ def test_share_of_rays_through_a_box():
     one, both = (PixelCameras(K.repeat(n, 1, 1), poses_) for n, poses_ in ((1, c2w), (2, torch.stack([c2w[0], away]))))
     box = torch.from_numpy(0.5 * CUBE)  # its front is 2 away, and covers a square of 0.5 / (2 tan 25 deg)
     covered = (0.25 / math.tan(math.radians(25))) ** 2
-    assert one.share_through(box, 100, 100, n=100) == pytest.approx(covered, rel=0.03)
-    assert both.share_through(box, 100, 100, n=100) == pytest.approx(covered / 2, rel=0.03)
+    assert one.share_through(box, [(100, 100)], n=100) == pytest.approx(covered, rel=0.03)
+    assert both.share_through(box, [(100, 100)] * 2, n=100) == pytest.approx(covered / 2, rel=0.03)
 
 
 def test_scene_in_other_units_is_refused(scene):

@@ -12,7 +12,8 @@ import torch
 import pose
 from my.errors import UserError
 from voxnerf.rays import pixel_rays
-from voxnerf.scene import MANY, find_scene, load_scene, orbit, read_image, vertical
+from voxnerf.scene import find_scene, load_scene, load_scenes, orbit, vertical
+from voxnerf.scene.photos import MANY, on_white
 
 W, H = 4, 2  # not square
 POSE = pose.look_at((0.0, -3.0, 1.0), up=(0, 0, 1))
