@@ -22,6 +22,7 @@ import torch
 WIDEST = math.tan(math.radians(85))  # of a radial-tangential lens: no ray is looked for beyond
 HALVINGS = 26  # of the interval that a radius lies in, before Newton's iterations
 NEWTON = 8
+TINY = 1e-15  # coefficients that turn no ray
 EXACT = 1e-9  # how far an inverse may be off, in normalised image coordinates
 
 

@@ -239,13 +239,13 @@ def present(folder, by_file, strict) -> dict:
         found[key] = [frame for frame in located if frame.picture]
         missing += [frame for frame in located if not frame.picture]
         if not found[key] and key == next(iter(by_file)):
-            raise UserError(f"{located[0].where}: no picture {shown(folder / plain_path(located[0].name), 300)}, nor "
+            raise UserError(f"{located[0].where}: no picture {shown(str(folder / plain_path(located[0].name)), 300)}, nor "
                             f"with {', '.join(SUFFIXES[:3])} after it, and none of all {len(frames)} frames has one; "
                             "put them there, or correct file_path")
     n = sum(map(len, by_file.values()))
     remarks.tell(folder, n)
     if missing and strict:
-        raise UserError(f"{missing[0].where}: no picture {shown(folder / plain_path(missing[0].name), 300)}; {len(missing)} "
+        raise UserError(f"{missing[0].where}: no picture {shown(str(folder / plain_path(missing[0].name)), 300)}; {len(missing)} "
                         f"of {n} frames have none; put them there, or leave out --strict True to go on without")
     if missing:
         note(f"{folder}: {len(missing)} of {n} frames are left out, as their pictures are missing: "
