@@ -241,8 +241,8 @@ def test_run_on_views_of_two_sizes_with_a_mask_and_a_lens(tmp_path, monkeypatch,
     (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": math.radians(50), "frames": frames}))
     monkeypatch.chdir(here)
     monkeypatch.setattr(run_nerf, "N_FRAMES", 2)
-    flags = ["--scene", str(folder), "--device", "cpu", "--bs", "128", "--model.grid_size", "8", "--model.bbox_len", "1"]
-    run_nerf.main([*flags, "--n_epoch", "1"])
+    run_nerf.main(["--scene", str(folder), "--device", "cpu", "--bs", "128", "--model.grid_size", "8",
+                   "--model.bbox_len", "1", "--n_epoch", "1"])
     out, err = capsys.readouterr()
     assert "scene: 10 training views of 16x14, 32x28, 2 test views" in out
     assert "1 of 13 frames are left out" in err and "\x1b[31m" not in err

@@ -65,9 +65,9 @@ def test_missing_pictures_are_left_out(capsys):
     assert test.names == ["images/0000.png", "images/0011.png"]  # the 1st and the 9th of those that are there
     assert len(train.names) == 11 and not {"images/0003.png", "images/0007.png", "images/0008.png"} & set(train.names)
     (line,) = notes(capsys)
-    assert "3 of 16 frames are left out" in line and "images/0003.png, images/0007.png, images/0008.png" in line
-    with pytest.raises(UserError, match=r"frames\[3\] \(images/0003.png\): no picture .*; 3 of 16 frames have none; put "
-                                        "them there, or leave out --strict True"):
+    assert "3 of 16 frames are left out" in line and "images/0003.png, images/0007.png, ...;" in line
+    with pytest.raises(UserError, match=r"frames\[3\] \(images/0003.png\): no picture .*; 3 of 16 frames have none; "
+                                        "put them there, or leave out --strict True"):
         load_scenes(case("missing_images"), strict=True)
 
 
@@ -155,7 +155,7 @@ def blender_in(folder):
 def test_lenses_that_are_told_of(tmp_path, capsys, stated, lens, words):
     assert load_scene(whole(tmp_path, fl_x=3, **stated), "train").lenses == [lens]
     (line,) = notes(capsys)
-    assert f"all of 1 frames: {words}" in line or words in line
+    assert words in line
 
 
 def test_pixels_beyond_the_reach_of_a_lens_are_left_out(tmp_path, capsys):
@@ -314,8 +314,8 @@ def test_no_picture_at_all(tmp_path):
     folder = whole(tmp_path, fl_x=3)
     for path in (folder / "images").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"\(images/00.png\): no picture .*images/00.png, nor with .png, .jpg, .jpeg after "
-                                        "it, and none of all 2 frames has one; put them there, or correct file_path$"):
+    with pytest.raises(UserError, match=r"\(images/00.png\): no picture .*images/00.png, nor with .png, .jpg, .jpeg "
+                                        "after it, and none of all 2 frames has one; put them there, or correct file_path$"):
         load_scene(folder, "train")
 
 
@@ -333,16 +333,16 @@ def test_strange_names_are_told_in_a_line(tmp_path, capsys, name):
 
 def test_advice_where_all_frames_are_unfit(tmp_path):
     bad = np.where(np.eye(4) > 0, math.nan, POSE)
-    with pytest.raises(UserError, match=r"not finite \(so it is with all 1 frames\)$"):
-        load_scene(whole(tmp_path, [frame(name, bad) for name in names_of(0, 1)], fl_x=3), "train")
+    with pytest.raises(UserError, match=r"not finite \(so it is with all 2 frames\)$"):
+        load_scene(whole(tmp_path, [frame(name, bad) for name in names_of(0, 1, 2)], fl_x=3), "train")
 
 
 # ---------------------------------------------------------------- poses
 
 
 def test_pose_of_a_moving_camera(tmp_path, capsys):
-    moving = {"file_path": "./train/r_0", "transform_matrix_start": POSE.tolist(), "transform_matrix_end": np.eye(4).tolist()}
-    folder = edit(blender(tmp_path), transform_matrix=None, **moving)
+    folder = edit(blender(tmp_path), transform_matrix=None, transform_matrix_start=POSE.tolist(),
+                  transform_matrix_end=np.eye(4).tolist())
     assert np.array_equal(load_scene(folder, "train").c2w[0], POSE)
     first, second = notes(capsys)
     assert "not used: transform_matrix_end: each picture is taken for one moment" in first
@@ -353,7 +353,7 @@ def test_pose_of_a_moving_camera(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stated, words", [
-    ({"aabb_scale": 4, "scale": 0.5, "offset": [0.5] * 3}, "not used: aabb_scale, scale, offset: the field is the cube"),
+    ({"aabb_scale": 4, "scale": 0.5, "offset": [0.5] * 3}, "not used: aabb_scale, scale, offset: the field is the"),
     ({"depth_file_path": "d.png"}, "not used: depth_file_path: only colours are trained on"),
     ({"rolling_shutter": [0, 0, 1, 0]}, "not used: rolling_shutter: each picture is taken for one moment"),
     ({"orientation_override": "none"}, "not used: orientation_override: the poses and pictures are used as they stand"),

@@ -129,7 +129,7 @@ def distort(points, num, den, p):
 
 
 def undistort(seen, guess, num, den, p):
-    """Return the points (..., 2) that are seen at `seen`, by Newton's iterations from `guess`, and whether they are."""
+    """Return the points (..., 2) that are seen at `seen` by Newton's iterations from `guess`, and whether they are."""
     points = guess
     for _ in range(NEWTON):
         there, (a, b, d) = distort(points, num, den, p)
@@ -142,7 +142,7 @@ def undistort(seen, guess, num, den, p):
 
 
 def invert_radius(seen, reach, num, den):
-    """Return the r in [0, reach] at which r q(r^2) is `seen`, all (...), and whether there is one; else r is `reach`."""
+    """Return r (...) in [0, reach] with r q(r^2) = `seen` (...), and whether there is one; else r is `reach`."""
     low, high = torch.zeros_like(seen), reach.expand_as(seen)
     inside = seen <= high * ratio(high * high, num, den)[0]
     for _ in range(HALVINGS):

@@ -86,8 +86,7 @@ def scene_of(folder, frames, downscale, remarks) -> Scene:
     K = np.stack(read_all(frames, lambda frame: intrinsics_of(frame, *sizes[frame.where], downscale, remarks)))
     lenses = read_all(frames, lambda frame: lens_of(frame, remarks))
     photos, blind = without_blind_pixels(read_photos(folder, frames, downscale), K, lenses)
-    if blind:
-        note(f"{folder}: {blind} pixels lie where the lens as it is stated maps nothing, and are left out")
+    remarks.blind += blind
     kept = views_with_pixels(folder, frames, photos)
     rgba = [torch.from_numpy(photos[i].rgba) for i in kept]
     lenses = [lenses[i] for i in kept]

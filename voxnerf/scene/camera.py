@@ -23,7 +23,10 @@ LISTED = ("k1", "k2", "k3", "k4", "p1", "p2")  # the order of nerfstudio's disto
 
 
 def read_all(frames, read) -> list:
-    """Return `read(frame)` of each frame; where it raises UserError for some, raise the first, and tell how many."""
+    """Return `read(frame)` of each frame; where it raises UserError for some, raise the first, and tell how many.
+
+    Only where some are sound, the advice is to leave the others out.
+    """
     done, wrong = [], []
     for frame in frames:
         try:
@@ -32,6 +35,8 @@ def read_all(frames, read) -> list:
             wrong.append(error)
     if not wrong:
         return done
+    if len(frames) == 1:
+        raise wrong[0]
     if len(wrong) == len(frames):
         raise UserError(f"{wrong[0]} (so it is with all {len(frames)} frames)")
     raise UserError(f"{wrong[0]} (so it is with {len(wrong)} of {len(frames)} frames: put it right there, or leave "
@@ -149,8 +154,9 @@ def lens_of(frame, remarks) -> Lens:
     model = frame.get("camera_model", "")
     model = model.upper() if isinstance(model, str) else model
     if model not in (*PINHOLES, *RADIAL, *FISHEYE):
-        raise UserError(f"{frame.where}: camera_model {shown(model)} is not read; it can be "
-                        f"{', '.join((*PINHOLES[1:], *RADIAL, *FISHEYE[:-1]))}; turn the pictures into one of these")
+        raise UserError(f"{frame.where}: camera_model {shown(model, 40)} is not read; it can be a "
+                        "pinhole, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV or OPENCV_FISHEYE; project the pictures "
+                        "into one of these")
     k = coefficients(frame)
     fisheye = model in FISHEYE or frame.get("is_fisheye") in (True, 1)
     if fisheye and any(k[key] for key in ("k5", "k6", "p1", "p2")):

@@ -1,4 +1,4 @@
-"""The keys of transforms files: what is used, what is refused, what a note tells to be unused, what has no meaning here.
+"""The keys of transforms files: what is used, refused, told of in a note, or without meaning here.
 
 docs/scenes.md has the same as a table, for people.
 """

@@ -29,6 +29,7 @@ class Remarks:
 
     def __init__(self):
         self.counts = Counter()
+        self.blind = 0  # pixels that a lens maps nothing to
 
     def add(self, text: str):
         """Count one more frame of which `text` is true."""
@@ -38,7 +39,8 @@ class Remarks:
         """Write a note for each text that was counted, of `n` frames."""
         for text, k in self.counts.items():
             note(f"{folder}: {'all' if k == n else k} of {n} frames: {text}")
-        self.counts.clear()
+        if self.blind:
+            note(f"{folder}: {self.blind} pixels lie where the lens as it is stated maps nothing, and are left out")
 
 
 class Frame(NamedTuple):
@@ -152,8 +154,8 @@ def listed_names(path, meta, frames) -> dict:
         known = {plain_path(frame.name) for frame in frames}
         strange = [name for names in lists.values() for name in names if name not in known]
         if strange:
-            note(f"{path}: {len(strange)} of the names in its lists of views are of no frame: {some(sorted(strange))}; "
-                 "they must be spelled as in file_path")
+            note(f"{path}: {len(strange)} of the names in its lists of views are of no frame: "
+                 f"{some(sorted(strange), 1)}; they must be spelled as in file_path")
         return lists
     for frame in frames:
         split = frame.own.get("split")
@@ -198,7 +200,7 @@ def frames_of(path) -> tuple:
     try:
         meta = read_json(path)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; expected {FORMAT}; put it right, or get the file again") from None
+        raise UserError(f"{path}: {error}; put it right, or get the file again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     listed = meta.pop("frames", None)
@@ -239,18 +241,22 @@ def present(folder, by_file, strict) -> dict:
         found[key] = [frame for frame in located if frame.picture]
         missing += [frame for frame in located if not frame.picture]
         if not found[key] and key == next(iter(by_file)):
-            raise UserError(f"{located[0].where}: no picture {shown(str(folder / plain_path(located[0].name)), 300)}, nor "
-                            f"with {', '.join(SUFFIXES[:3])} after it, and none of all {len(frames)} frames has one; "
-                            "put them there, or correct file_path")
+            raise UserError(f"{no_picture(folder, located[0])}, nor with {', '.join(SUFFIXES[:3])} after it, and none of "
+                            f"all {len(frames)} frames has one; put them there, or correct file_path")
     n = sum(map(len, by_file.values()))
     remarks.tell(folder, n)
     if missing and strict:
-        raise UserError(f"{missing[0].where}: no picture {shown(str(folder / plain_path(missing[0].name)), 300)}; {len(missing)} "
-                        f"of {n} frames have none; put them there, or leave out --strict True to go on without")
+        raise UserError(f"{no_picture(folder, missing[0])}; {len(missing)} of {n} frames have none; put them there, or "
+                        "leave out --strict True to go on without")
     if missing:
         note(f"{folder}: {len(missing)} of {n} frames are left out, as their pictures are missing: "
-             f"{some(frame.name for frame in missing)}; --strict True refuses that")
+             f"{some((frame.name for frame in missing), 2)}; --strict True refuses that")
     return found
+
+
+def no_picture(folder, frame) -> str:
+    """Return the words that say where a frame's picture is not."""
+    return f"{frame.where}: no picture {shown(str(folder / plain_path(frame.name)), 300)}"
 
 
 def find_file(folder, name, suffixes=(), remarks=None) -> Path | None:
