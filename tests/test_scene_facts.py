@@ -297,6 +297,20 @@ def test_a_whole_file_beside_the_splits(tmp_path, capsys):
     assert "transforms.json: is not read, since transforms_train.json is beside it" in notes(capsys)[0]
 
 
+def test_lists_beside_a_file_for_each_split(tmp_path, capsys):
+    folder = blender(tmp_path)
+    path = folder / "transforms_train.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "test_filenames": ["./train/r_0"]}))
+    assert load_scene(folder, "train").names == ["./train/r_0", "./train/r_1"]
+    assert "its lists of views are not used, as each split has a file of its own" in notes(capsys)[0]
+
+
+def test_split_of_a_frame_that_is_none(tmp_path):
+    frames = [frame(name, split="holdout\x1b") for name in names_of(0, 1)]
+    with pytest.raises(UserError, match=r"frames\[0\].*: split must be one of train, val, test, got holdout\\x1b"):
+        load_scenes(whole(tmp_path, frames, fl_x=3))
+
+
 # ---------------------------------------------------------------- where pictures are
 
 
