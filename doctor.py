@@ -19,7 +19,7 @@ import pixel_folder
 from gddpm import published
 from my import config, run_dir, script
 from my.env import ENV, data_root
-from my.errors import UserError, is_out_of_memory, run_main
+from my.errors import UserError, is_out_of_memory, one_line, run_main
 from my.tensor_file import TensorFile
 from sd import find
 from sjc_config import SJCConfig
@@ -288,9 +288,9 @@ def main(argv=None):
     """Print the table; raise UserError if the run cannot start."""
     bad = []
     for finding in examine(argv):
-        print(f"{finding.state:8}{finding.what:12}{finding.found}", flush=True)
+        print(f"{finding.state:8}{finding.what:12}{one_line(finding.found)}", flush=True)
         if finding.to_do:
-            print(f"{'':20}-> {finding.to_do}")
+            print(f"{'':20}-> {one_line(finding.to_do)}")
         bad += [finding.what] * (finding.state == BAD)
     if bad:
         raise UserError(f"this run cannot start; the table says what to do about: {', '.join(bad)}")

@@ -30,6 +30,8 @@ class NeRFConfig(Config):
     renderer: Literal["auto", "fused", "reference"] = Field(
         "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU")
     downscale: int = Field(1, gt=0, description="images are averaged over squares of this edge, pixels")
+    strict: bool = Field(False, description="refuse a scene whose transforms files name pictures that are missing, "
+                                            "rather than leave their frames out")
     model: ModelConfig = ModelConfig()
     n_epoch: int = Field(2, gt=0, le=10**6, description="pixels drawn, as multiples of those there are")
     bs: int = Field(4096, gt=0, description="pixels a step")

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from my import run_dir, script
-from my.errors import UserError, run_main
+from my.errors import UserError, run_main, shown, some
 from nerf_config import NeRFConfig
 
 ROOT = Path(__file__).resolve().parent
@@ -109,8 +109,8 @@ def write_pane(path, nerf, scene):
     from my.media import write_png
 
     path.parent.mkdir(exist_ok=True)
-    picture, depth = nerf.render(scene.K[0], scene.c2w[0], *scene.hw)
-    write_png(path, pane_of(scene.images[0].numpy(), picture, depth, nerf.depth_range(scene.c2w[0])))
+    view = nerf.view(scene, 0)
+    write_png(path, pane_of(view.truth, view.picture, view.depth, nerf.depth_range(scene.c2w[0])))
 
 
 def test(nerf, scene, step):
@@ -145,14 +145,16 @@ def save_video(path, nerf, scene):
 
     with VideoWriter(path) as video:
         for c2w in tqdm(orbit(scene.c2w, N_FRAMES), desc="video", unit="frame"):
-            video.append(pane_of(None, *nerf.render(scene.K[0], c2w, *scene.hw), nerf.depth_range(c2w)))
+            video.append(pane_of(None, *nerf.render(scene.K[0], c2w, *scene.sizes[0]), nerf.depth_range(c2w)))
 
 
 def table(rows):
     """Return PSNR and SSIM of each row as lines of text."""
-    width = max(len("view"), *(len(row["name"]) for row in rows))
+    names = [shown(row["name"]) for row in rows]
+    width = max(map(len, ["view", *names]))
     lines = [f"{'view':{width}}  PSNR, dB   SSIM"]
-    return "\n".join(lines + [f"{row['name']:{width}}  {row['psnr']:8.2f} {row['ssim']:6.4f}" for row in rows])
+    return "\n".join(lines + [f"{name:{width}}  {row['psnr']:8.2f} {row['ssim']:6.4f}"
+                              for name, row in zip(names, rows)])
 
 
 # ---------------------------------------------------------------- the command
@@ -162,11 +164,13 @@ def check_memory(cfg, device):
     """Raise UserError where the training cannot fit: a grid's values, gradients and two moments, a step's rays."""
     import torch
 
+    from voxnerf.scene import machine_memory
+
     voxel = 4 * 4 * (1 + cfg.model.c * (9 if cfg.view_dependent else 1))  # bytes
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = machine_memory()
     if cfg.model.grid_size**3 * voxel > memory:
         raise UserError(f"--model.grid_size {cfg.model.grid_size}: takes {cfg.model.grid_size**3 * voxel / 1e9:.0f} GB "
                         f"of memory and more, there are {memory / 1e9:.0f}; it can be {int((memory / voxel)**(1 / 3))} "
@@ -184,17 +188,17 @@ def prepare(cfg):
     check_memory(cfg, device)
     from my import checkpoint
     from voxnerf.nerf import NeRF
-    from voxnerf.scene import find_scene, load_scene
+    from voxnerf.scene import find_scene, load_scenes
 
     folder = find_scene(cfg.scene)
-    scene, test_scene = (load_scene(folder, split, cfg.downscale) for split in ("train", "test"))
-    H, W = scene.hw
+    scene, test_scene = load_scenes(folder, ("train", "test"), cfg.downscale, cfg.strict)
+    sizes = [f"{W}x{H}" for H, W in sorted(set(scene.sizes))]
     nerf = NeRF(cfg, scene, device)
     newest = checkpoint.latest("ckpt")
     first_step = nerf.load(newest) if newest else 0
 
     def run():
-        print(f"{folder}: {len(scene.names)} training views of {W}x{H}, {len(test_scene.names)} test views")
+        print(f"{folder}: {len(scene.names)} training views of {some(sizes)}, {len(test_scene.names)} test views")
         train(nerf, test_scene, first_step)
 
     return run

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from my.errors import RunError, UserError
+from my.errors import RunError, UserError, shown, some
 
 FORMAT = 2
 TENSORS, META = "tensors.safetensors", "meta.json"
@@ -141,22 +141,24 @@ def load(path):
 # ---------------------------------------------------------------- against a model
 
 
-def check(tensors, expected, first=4):
+def check(tensors, expected, first=4, most=200):
     """Raise UserError unless `tensors` has exactly the leaves and shapes of `expected`.
 
-    tensors: {name: Tensor}.  expected: {name: shape}.  The first few mismatches are named.
+    tensors: {name: Tensor}.  expected: {name: shape}.  The first few mismatches are named,
+    in `most` characters.
     """
     there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     here = {name: tuple(shape) for name, shape in expected.items()}
     wrong = [
-        f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        f"{shown(name, 40)} is {shown(there.get(name, 'absent'), 24)} there, {shown(here.get(name, 'absent'), 24)} here"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]
     if wrong:
-        more = f"; and {len(wrong) - first} more" if len(wrong) > first else ""
+        named = [text for i, text in enumerate(wrong[:first]) if not i or len("; ".join(wrong[:i + 1])) <= most]
+        more = f"; and {len(wrong) - len(named)} more" if len(wrong) > len(named) else ""
         raise UserError(
-            f"the checkpoint does not fit this model: {'; '.join(wrong[:first])}{more}; "
+            f"the checkpoint does not fit this model: {'; '.join(named)}{more}; "
             "use the configuration it was made with"
         )
 
@@ -194,7 +196,7 @@ def restore_optimizer(optimizer, names, tensors):
             continue
         name, _, key = path[len("optim/") :].rpartition("/")
         if name not in index:
-            raise UserError(f"{path}: the optimizer has no {name}; it has {', '.join(names)}")
+            raise UserError(f"{shown(path)}: the optimizer has no {shown(name)}; it has {some(names)}")
         number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
         state.setdefault(index[name], {})[key] = value.item() if number else laid_out(value, params[index[name]])
     groups = optimizer.state_dict()["param_groups"]

@@ -17,11 +17,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import PydanticUndefined
 
-from my.errors import UserError, note, some
+from my import plain_files
+from my.errors import SHOWN, UserError, note, shown, some
 from my.run_dir import write_atomic
 from my.version import made_by
 
 MADE_BY = "made_by"  # key of what a configuration was written by: not an option, and passed over by who reads it
+FIRST = 8  # of a group's options, how many a message names
 
 
 class Config(BaseModel):
@@ -127,6 +129,11 @@ def asked(options, preset, local, flags):
 def spelled(value):
     """A value as a person types it."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def quoted(value):
+    """A value as it may stand in a message: text in quotes, and cut where it is long."""
+    return shown(repr(value[:2 * SHOWN])) if isinstance(value, str) else shown(value)
 
 
 def flat(config):
@@ -262,7 +269,7 @@ def split_argv(argv, options, positional):
             return {word: ""}
         if not word.startswith("--"):
             if positional is None or word.startswith("-"):
-                raise UserError(f"unexpected word {word!r}: options are --key value, "
+                raise UserError(f"unexpected word {quoted(word)}: options are --key value, "
                                 "and a value with spaces needs quotes")  # fmt: skip
             bare.append(word)
             continue
@@ -284,7 +291,7 @@ def unknown(name, options, dashes=""):
     """Why `name` is no option, with the nearest that is."""
     inside = [option for option in options if option.startswith(f"{name}.")]
     if inside:
-        return "is a group; it holds " + ", ".join(dashes + option for option in inside)
+        return f"is a group; it holds {some((dashes + option for option in inside), FIRST)}; see --help for all"
     leaf = name.rpartition(".")[2]
     near = [option for option in options if option.rpartition(".")[2] == leaf]
     near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
@@ -301,29 +308,14 @@ def near_miss(text, known):
 # ---------------------------------------------------------------- YAML layers
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error instead of a silent choice."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.MarkedYAMLError(
-                problem=f"{twice[0]} is given twice", problem_mark=node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path, label):
-    """The mapping in the YAML file at `path`; UserError naming `label` if there is none."""
+    """The mapping in the YAML file at `path`, {} if it is blank; UserError naming `label` if there is none."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{label}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{label}: broken YAML{at}: {getattr(error, 'problem', error)}") from None
+        values = plain_files.load_yaml(path)
+    except OSError as error:
+        raise UserError(f"{label}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{label} {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -337,7 +329,7 @@ def read_layer(path, label, options):
     values = read_yaml(path, label)
     values.pop(MADE_BY, None)
     for name, value in flatten(values, options):
-        where = f"{label}: {name}"
+        where = f"{label}: {shown(name)}"
         if name not in options:
             raise UserError(f"{where}: {unknown(name, options)}")
         if name in found:
@@ -348,7 +340,7 @@ def read_layer(path, label, options):
 
 def flatten(values, options, prefix=""):
     for key, value in values.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key if isinstance(key, str) else shown(key)}"
         if isinstance(value, dict) and any(option.startswith(f"{name}.") for option in options):
             yield from flatten(value, options, f"{name}.")
         else:
@@ -361,7 +353,7 @@ def read_preset(given, options, presets):
     if name is None:
         return {}
     if name not in presets:
-        raise UserError(f"{where}: no preset {name!r} of this script{near_miss(name, presets)}; its presets are "
+        raise UserError(f"{where}: no preset {quoted(name)} of this script{near_miss(name, presets)}; its presets are "
                         f"{', '.join(presets)}")
     settable = {key: option for key, option in options.items() if key != "preset"}
     return read_layer(presets[name], f"preset {name} ({presets[name].name})", settable)
@@ -375,11 +367,11 @@ def coerce(value, option, where):
     kind = option.kind
     try:
         return convert(value, kind)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         if isinstance(value, str) and value in option.gone:
             raise UserError(f"{where} {value}: is no longer here; {option.gone[value]}") from None
         hint = near_miss(value, choices(kind) if isinstance(value, str) else ())
-        raise UserError(f"{where}: expected {describe(kind)}, got {value!r}{hint}") from None
+        raise UserError(f"{where}: expected {describe(kind)}, got {quoted(value)}{hint}") from None
 
 
 def convert(value, kind):
@@ -520,9 +512,10 @@ def reason(first, options):
         option = options.get(".".join(map(str, first["loc"])))
         return f"is required; give it {option.meaning if option and option.meaning else 'a value'}"
     if kind == "too_short":
-        return f"needs at least {first['ctx']['min_length']} value, several with commas between; got {spelled(got)!r}"
+        least = first["ctx"]["min_length"]
+        return f"needs at least {least} value, several with commas between; got {quoted(spelled(got))}"
     if kind == "string_too_short":
-        return f"needs words; got {got!r}"
+        return f"needs words; got {quoted(got)}"
     if kind in LIMITS:
-        return f"must be {LIMITS[kind].format(**first['ctx'])}, got {got!r}"
+        return f"must be {LIMITS[kind].format(**first['ctx'])}, got {quoted(got)}"
     return first["msg"].removeprefix("Value error, ")  # of the configuration's own validators

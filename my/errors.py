@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import reprlib
 import signal
@@ -21,6 +22,7 @@ STORAGE_HINTS = {
 
 
 SHOWN = 100  # characters that a message quotes of a text out of a file
+LONGEST = 2000  # characters of a whole message, for when all else failed
 FIRST = 3  # of several names, how many a message quotes
 
 
@@ -30,7 +32,7 @@ class UserError(Exception):
     status = 2
 
     def __init__(self, message):
-        super().__init__(one_line(message))
+        super().__init__(as_message(message))
 
 
 class RunError(UserError):
@@ -90,12 +92,12 @@ def run_main(main, argv=None, go_on=lambda: "start it again"):
 
 def say(message):
     """Print a message as one line on stderr, behind the name of the program."""
-    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {as_message(message)}", file=sys.stderr, flush=True)
 
 
 def note(message):
     """Print as one line on stderr what a person should know, and need not act on."""
-    print(f"note: {one_line(message)}", file=sys.stderr, flush=True)
+    print(f"note: {as_message(message)}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- words for people
@@ -107,14 +109,31 @@ def one_line(text):
                    for c in " ".join(str(text).split()))
 
 
+def as_message(text):
+    """Return a text on one line, of some LONGEST characters: it begins with what was given, and ends in advice."""
+    return cut(one_line(cut(str(text))))
+
+
+def cut(text, most=LONGEST):
+    """Return a text with its middle left out where it is longer."""
+    return text if len(text) <= most else f"{text[:most // 2]} ... {text[len(text) - most // 2:]}"
+
+
+class Brief(reprlib.Repr):
+    """What `repr` gives, in time that does not depend on how much is inside."""
+
+    def repr_int(self, n, level):
+        """A number's digits take more than linear time, and Python refuses to write many."""
+        return repr(n) if n.bit_length() <= 4 * SHOWN else f"a number of {n.bit_length()} bits"
+
+    def repr_dict(self, values, level):
+        """The library would sort all the keys."""
+        return super().repr_dict(dict(itertools.islice(values.items(), self.maxdict + 1)), level)
+
+
 def shown(value, most=SHOWN):
     """Return what a file says as it may stand in a message: on one line, cut after `most` characters."""
-    if isinstance(value, str):
-        text = one_line(value[:4 * most])
-    elif isinstance(value, int) and value.bit_length() > 4 * most:
-        text = f"a number of {value.bit_length()} bits"
-    else:
-        text = one_line(reprlib.repr(value))
+    text = one_line(value[:4 * most] if isinstance(value, str) else Brief().repr(value))
     return text if len(text) <= most else f"{text[:most - 3]}..."
 
 

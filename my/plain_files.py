@@ -5,34 +5,120 @@ damaged, too deep, or no mapping: its words go behind the name of the file. OSEr
 """
 
 import json
+import stat
 from pathlib import Path
 
 import yaml
 
-from my.errors import first_line
+from my.errors import first_line, shown
 
-MAX_BYTES = 100_000_000  # of a file of plain values
+MAX_JSON = 32_000_000  # bytes of a file
+MAX_YAML = 250_000  # bytes of a file, of which the parser reads some 100,000 per second
+MAX_DEPTH = 32  # of brackets in YAML: the parser looks at all of them for every word inside
+MAX_NUMBER = 100  # characters of a number or a date in YAML: longer ones take time that is not linear
 
 
 def read_json(path, keys=()):
     """Return the dict in the JSON file at `path`; ValueError where it lacks any of `keys`."""
-    return _mapping(json.loads, (ValueError, RecursionError), path, keys)
+    return _mapping(parse_json(_text(path, MAX_JSON)), keys)
 
 
 def read_yaml(path, keys=()):
     """Return the dict in the YAML file at `path`; ValueError where it lacks any of `keys`."""
-    return _mapping(yaml.safe_load, (ValueError, RecursionError, yaml.YAMLError), path, keys)
+    return _mapping(load_yaml(path), keys)
 
 
-def _mapping(parse, errors, path, keys):
-    path = Path(path)
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"has {size} bytes, more than {MAX_BYTES}")
+def load_yaml(path):
+    """Return the values in the YAML file at `path`, None if it is blank."""
+    return parse_yaml(_text(path, MAX_YAML))
+
+
+def parse_json(text):
+    """Return the values in a JSON text; ValueError where it is damaged, too deep, or gives a key twice."""
     try:
-        found = parse(path.read_text(encoding="utf-8-sig"))
-    except errors as error:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("is damaged: too deep") from None
+    except ValueError as error:
         raise ValueError(f"is damaged: {first_line(error)}") from None
+
+
+def parse_yaml(text):
+    """Return the values in a YAML text; ValueError where it is damaged, too deep, gives a key twice, or merges any."""
+    try:
+        return yaml.load(text, Loader=PlainLoader)
+    except RecursionError:
+        raise ValueError("is damaged: too deep") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f" at line {mark.line + 1}" if mark else ""
+        raise ValueError(f"is damaged: broken YAML{at}: {shown(error.problem or '')}") from None
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
+        raise ValueError(f"is damaged: broken YAML: {first_line(error)}") from None
+
+
+def size_of(path):
+    """Return the bytes of a file; ValueError for a pipe or a device, which may never end; OSError for no file."""
+    state = Path(path).stat()
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # opening a folder says so itself
+        raise ValueError("is a pipe or a device, not a file on disk")
+    return state.st_size
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Safe YAML whose reading is linear: an alias is one object again, and nothing copies it.
+
+    Merge keys (`<<`) would copy, and are refused. So is a key that is given twice, instead of a silent choice.
+    """
+
+    def fetch_flow_collection_start(self, token):
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_DEPTH} brackets inside one another",
+                                       problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def flatten_mapping(self, node):
+        """Refuse what this method of the library is for: it copies the entries of other mappings."""
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem="merge keys (<<) are not read; write the values out",
+                                           problem_mark=key.start_mark)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.value in seen or seen.add(key.value)):
+                raise yaml.MarkedYAMLError(problem=f"{shown(key.value)} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node, deep=False):
+        words = node.tag.rpartition(":")[2]
+        if words in ("int", "float", "timestamp") and len(node.value) > MAX_NUMBER:
+            raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} characters",
+                                       problem_mark=node.start_mark)
+        return super().construct_object(node, deep)
+
+
+def _text(path, most):
+    size = size_of(path)
+    if size > most:
+        raise ValueError(f"has {size} bytes, more than {most}")
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is damaged: {first_line(error)}") from None
+
+
+def _unique(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"{shown(twice)} is given twice")
+    return found
+
+
+def _mapping(found, keys):
     if not isinstance(found, dict):
         raise ValueError("holds no settings")
     missing = [key for key in keys if key not in found]

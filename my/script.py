@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import yaml
-
-from my import config, run_dir
-from my.errors import RunError, UserError
+from my import config, plain_files, run_dir
+from my.errors import RunError, UserError, some
 
 FULL_CONFIG = "full_config.yml"
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
@@ -46,10 +44,11 @@ def refuse_other_run(cls, folder="."):
     path = Path(folder) / FULL_CONFIG
     if path.exists():
         try:
-            options = yaml.safe_load(path.read_text())
-        except (OSError, ValueError, yaml.YAMLError):
+            options = plain_files.load_yaml(path)
+        except (OSError, ValueError):
             return  # reading it in earnest says what is wrong
-        others = sorted(set(options if isinstance(options, dict) else ()) - {*cls.model_fields, config.MADE_BY})
+        names = set(options if isinstance(options, dict) else ())
+        others = sorted(map(str, names - {*cls.model_fields, config.MADE_BY}))
         if others:
             whose = next((script for option, script in KNOWN_BY.items() if option in others), "another script")
             raise UserError(f"{'this folder' if str(folder) == '.' else folder} holds a run of {whose}: its "
@@ -61,7 +60,7 @@ def refuse_changes(now, then):
     changed = [f"--{name} {now[name]} (was {then[name]})" for name in now
                if name not in FREE_ON_RESUME and now[name] != then[name]]
     if changed:
-        raise UserError(f"--resume True with {', '.join(changed)}: a resumed run can change only "
+        raise UserError(f"--resume True with {some(changed)}: a resumed run can change only "
                         f"{', '.join(sorted(FREE_ON_RESUME & set(now)))}; for anything else start in an empty folder")
 
 

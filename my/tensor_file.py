@@ -1,24 +1,27 @@
 """Files of tensors, .safetensors or PyTorch's own: names and shapes at once, each tensor when it is asked for."""
 
 import io
-import json
 import math
 import mmap
 import zipfile
 import zlib
 from pathlib import Path
 
-from my import unpickled
-from my.errors import UserError
+from my import plain_files, unpickled
+from my.errors import UserError, first_line, shown
 
 AGAIN = "it is incomplete or damaged: get the file again"
 NO_FILE = {b"version https://git-lfs": "a Git LFS pointer", b"<": "a web page"}  # beginnings of what comes instead
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch < 1.6 wrote
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
+MAX_NAME = 1000  # characters of a tensor's name
+MAX_SHARING = 16  # times the bytes of the file that its tensors may have in all, as tied weights have several names
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-                      "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+                      "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32",
+                      "U16": "uint16", "U8": "uint8", "BOOL": "bool",
                       "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-ITEMSIZE = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}  # else 1
+ITEMSIZE = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4, "float16": 2, "bfloat16": 2,
+            "int16": 2, "uint16": 2}  # else 1
 
 
 class TensorFile:
@@ -26,8 +29,9 @@ class TensorFile:
 
     Takes .safetensors, and what torch.save wrote, as an archive or (torch < 1.6) as a stream, whatever
     the file is called. Tensors under "state_dict" are taken if it is there, else those at the top.
-    Nothing in the file is executed. Raises UserError, which tells the `flag` that gave it, for a file that
-    cannot be read, is cut off, or has no tensors.
+    Nothing in the file is executed, and reading it takes time and memory linear in its bytes. Raises UserError,
+    which tells the `flag` that gave it, for a file that cannot be read, is cut off, claims more than is in it, or has
+    no tensors.
     """
 
     def __init__(self, path, flag=""):
@@ -35,23 +39,40 @@ class TensorFile:
         self.path, self.metadata, self.starts = Path(path), {}, {}  # starts: {storage key: first byte}
         self.unchecked = {}  # {storage key: (bytes, CRC-32)} of an archive's data that nobody has read yet
         try:
+            if not plain_files.size_of(self.path):
+                raise UserError(f"{self.label}: cannot be read: it is empty; give another file")
             with open(self.path, "rb") as file:
                 self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written stays ours
                 self.tensors = self._index(file)
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or "it is empty"
-            raise UserError(f"{self.label}: cannot be read: {why}; give another file") from None
+        except OSError as error:
+            raise UserError(f"{self.label}: cannot be read: {error.strerror or first_line(error)}; give another "
+                            "file") from None
+        except ValueError as error:
+            raise UserError(f"{self.label} {first_line(error)}; give another file") from None
         self.shapes = {name: stored.shape for name, stored in self.tensors.items()}
+        self._refuse_claims()
+
+    def _refuse_claims(self):
+        """Raise UserError for tensors that the file does not have, or for names that are none."""
         if not self.shapes:
             raise UserError(f"{self.label}: holds no tensors, and is no checkpoint; give another file")
-        for stored in self.tensors.values():
-            storage = stored.storage
-            end = self.starts[storage.key] + storage.numel * ITEMSIZE.get(storage.dtype, 1)
+        claimed = 0
+        for name, stored in self.tensors.items():
+            storage, elements = stored.storage, math.prod(stored.shape)
+            itemsize = ITEMSIZE.get(storage.dtype, 1)
+            end = self.starts[storage.key] + storage.numel * itemsize
             if end > len(self.memory):
                 raise UserError(f"{self.label}: ends at byte {len(self.memory)}, its tensors reach to {end}; {AGAIN}")
-            if math.prod(stored.shape) > storage.numel:  # a few bytes that would fill any memory
-                raise UserError(f"{self.label}: a tensor of shape {list(stored.shape)} has more elements than the "
-                                f"{storage.numel} that are stored of it; get another file")
+            if elements > storage.numel:  # a few bytes that would fill any memory
+                raise UserError(f"{self.label}: a tensor of shape {shown(list(stored.shape))} has more elements than "
+                                f"the {storage.numel} that are stored of it; get another file")
+            if len(name) > MAX_NAME:
+                raise UserError(f"{self.label}: a tensor's name, {shown(name, 40)}, has {len(name)} characters, more "
+                                f"than {MAX_NAME}; give another file")
+            claimed += elements * itemsize
+        if claimed > MAX_SHARING * len(self.memory):
+            raise UserError(f"{self.label}: its tensors have {claimed} bytes in all, and the file {len(self.memory)}: "
+                            "they are the same data over and over; give another file")
 
     def tensor(self, name):
         """Return a tensor of the file, which shares memory with it: to be copied, not to be changed."""
@@ -91,7 +112,7 @@ class TensorFile:
         if self.memory[:4] == b"PK\x03\x04":
             return self._index_archive(file)
         if self.memory[:1] == b"\x80":
-            return self._index_stream(file)
+            return self._index_stream()
         for first, what in NO_FILE.items():
             if self.memory[:99].lstrip().startswith(first):
                 raise UserError(f"{self.label}: {what}, not the file itself; download that")
@@ -99,76 +120,136 @@ class TensorFile:
 
     def _index_safetensors(self):
         end = 8 + int.from_bytes(self.memory[:8], "little")
-        tensors = {}
+        tensors, parts = {}, []
         try:
-            header = json.loads(self.memory[8:min(end, MAX_HEADER)])
+            if end > min(len(self.memory), MAX_HEADER):
+                raise ValueError("it is longer than the file, or than the format allows")
+            header = plain_files.parse_json(self.memory[8:end].decode())
             self.metadata = header.pop("__metadata__", {})
             if not all(isinstance(v, str) for v in self.metadata.values()):
-                raise ValueError
+                raise ValueError("its metadata are not texts")
             for name, entry in header.items():
-                shape = tuple(entry["shape"])
-                stride = tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
-                storage = unpickled.Storage(name, SAFETENSORS_DTYPES[entry["dtype"]], math.prod(shape))
-                tensors[name] = unpickled.rebuild_tensor(storage, 0, shape, stride)
-                first, last = entry["data_offsets"]
-                size = storage.numel * ITEMSIZE.get(storage.dtype, 1)
-                if type(first) is not int or first < 0 or last - first != size:
-                    raise ValueError
+                if entry["dtype"] not in SAFETENSORS_DTYPES:
+                    raise UserError(f"{self.label}: {shown(name)} has numbers of the type {shown(entry['dtype'])}, "
+                                    "which is not read; use a file of float32, float16 or bfloat16")
+                tensors[name], first, last = entry_of(name, entry)
                 self.starts[name] = end + first
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise UserError(f"{self.label}: its safetensors header cannot be read; {AGAIN}") from None
+                parts.append((first, last - first))
+            refuse_overlaps(parts)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            known = type(error) is ValueError  # else a word of Python's about values that are of no header
+            why = first_line(error).removeprefix("is damaged: ") if known else "it has other entries"
+            raise UserError(f"{self.label}: its safetensors header cannot be read: {why}; {AGAIN}") from None
         return tensors
 
     def _index_archive(self, file):
         try:
             with zipfile.ZipFile(file) as archive:
-                members = {m.filename: m for m in archive.infolist()}
-                (pickled,) = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
-                if members[pickled].compress_type != zipfile.ZIP_STORED:  # torch never compresses: a bomb
-                    raise ValueError
-                content = archive.read(pickled)
-        except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError):
+                listed = archive.infolist()
+            members = {m.filename: m for m in listed}
+            pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+            if listed and not pickled:
+                raise UserError(f"{self.label}: a zip archive, but none that PyTorch wrote; unpack it, and give the "
+                                "file that is in it")
+            (pickled,) = pickled
+            at, size = self._data_of(members[pickled])
+            content = self.memory[at:at + size]
+            if len(members) < len(listed) or members[pickled].CRC not in (0, zlib.crc32(content)):
+                raise ValueError
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
             raise UserError(f"{self.label}: not a whole PyTorch archive; {AGAIN}") from None
-        tensors = tensors_of(unpickled.read(io.BytesIO(content), self.label)[0])
+        tensors = self._tensors_of(unpickled.read(io.BytesIO(content), self.label)[0], len(content))
+        used = {}
         for storage in {stored.storage for stored in tensors.values()}:
             member = members.get(f"{pickled.removesuffix('data.pkl')}data/{storage.key}")
-            if member is None or member.compress_type != zipfile.ZIP_STORED:
-                raise UserError(f"{self.label}: has no plain data of storage {storage.key[:20]!r}; {AGAIN}")
+            try:
+                used[storage.key] = self._data_of(member)
+            except ValueError:
+                key = shown(storage.key, 20)
+                raise UserError(f"{self.label}: has no plain data of storage {key}; {AGAIN}") from None
             if member.file_size < storage.numel * ITEMSIZE.get(storage.dtype, 1):
-                raise UserError(f"{self.label}: storage {storage.key[:20]!r} is shorter than its tensors; {AGAIN}")
-            at = member.header_offset  # a local header: 30 bytes, its last four the lengths of a name and an extra
-            name, extra = (int.from_bytes(self.memory[at + i:at + i + 2], "little") for i in (26, 28))
-            self.starts[storage.key] = at + 30 + name + extra
-            self.unchecked[storage.key] = member.file_size, member.CRC
+                raise UserError(f"{self.label}: storage {shown(storage.key, 20)} is shorter than its tensors; {AGAIN}")
+            if member.CRC:  # PyTorch can be told to write none: they are then 0
+                self.unchecked[storage.key] = member.file_size, member.CRC
+        self.starts = {key: at for key, (at, _) in used.items()}
+        try:
+            refuse_overlaps(used.values())
+        except ValueError as error:
+            raise UserError(f"{self.label}: not a whole PyTorch archive: {error}; {AGAIN}") from None
         return tensors
 
-    def _index_stream(self, file):
-        file.seek(0)
-        if unpickled.read(file, self.label)[0] != STREAM_MAGIC:
+    def _data_of(self, member):
+        """Return (first byte, bytes) of an archive's member, or of None; raises ValueError if it is not plainly there.
+
+        PyTorch never compresses: a member that is compressed is a bomb.
+        """
+        if (member is None or member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size
+                or member.flag_bits & 1):  # encrypted
+            raise ValueError
+        at = member.header_offset  # a local header: 30 bytes, its last four the lengths of a name and an extra
+        name, extra = (int.from_bytes(self.memory[at + i:at + i + 2], "little") for i in (26, 28))
+        at += 30 + name + extra
+        if at + member.file_size > len(self.memory):
+            raise ValueError
+        return at, member.file_size
+
+    def _index_stream(self):
+        if unpickled.read(self.memory, self.label)[0] != STREAM_MAGIC:
             raise UserError(f"{self.label}: a pickle, but no PyTorch checkpoint; nothing in it was executed; give "
                             "another file")
-        _protocol, _system, (value, storages), (keys, _) = [unpickled.read(file, self.label) for _ in range(4)]
-        at = file.tell()
+        _protocol, _system, (value, storages), (keys, _) = [unpickled.read(self.memory, self.label) for _ in range(4)]
+        at = self.memory.tell()
         for key in keys if isinstance(keys, list) else []:  # each: its number of elements in 8 bytes, then those
-            known = storages.get(key) if isinstance(key, str) else None
+            known = storages.get(key) if isinstance(key, str) and key not in self.starts else None
             if known is None or int.from_bytes(self.memory[at:at + 8], "little") != known.numel:
                 raise UserError(f"{self.label}: its storages do not fit its tensors; {AGAIN}")
             self.starts[key] = at + 8
-            at += 8 + storages[key].numel * ITEMSIZE.get(storages[key].dtype, 1)
+            at += 8 + known.numel * ITEMSIZE.get(known.dtype, 1)
         if not set(storages) <= set(self.starts):
             raise UserError(f"{self.label}: lacks data of its tensors; {AGAIN}")
-        return tensors_of(value)
+        return self._tensors_of(value, len(self.memory))
+
+    def _tensors_of(self, value, most):
+        """Return {name: Stored} of a checkpoint's value: of its "state_dict", else its own, else a level deeper.
+
+        `most` are the bytes of the pickle. Raises UserError where one dict is in so many places, or under names so
+        long, that it has more tensors than these bytes can name.
+        """
+        value = value if isinstance(value, dict) else {}
+        inner = value.get("state_dict")
+        found = stored_in(inner if isinstance(inner, dict) else value)
+        if found:
+            return found
+        for group, inside in value.items():
+            if isinstance(inside, dict):
+                most -= len(inside)
+                there = stored_in(inside) if most >= 0 else {}
+                most -= len(str(group)) * len(there)
+                if most < 0:
+                    raise UserError(f"{self.label}: names the same tensors over and over; give another file")
+                found |= {f"{group}.{name}": stored for name, stored in there.items()}
+        return found
 
 
-def tensors_of(value):
-    """Return {name: Stored} of a checkpoint's value: those in its "state_dict", else in itself, else a level deeper."""
-    value = value if isinstance(value, dict) else {}
-    groups = {f"{k}.": v for k, v in value.items() if isinstance(v, dict)}
-    inner = groups.get("state_dict.", value)
-    return stored_in({"": inner}) or stored_in(groups)
+def stored_in(values):
+    """Return {name: Stored} of the tensors in a dict."""
+    return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, unpickled.Stored)}
 
 
-def stored_in(groups):
-    """Return {prefix + name: Stored} of {prefix: dict}."""
-    return {prefix + k: v for prefix, group in groups.items() for k, v in group.items()
-            if isinstance(k, str) and isinstance(v, unpickled.Stored)}
+def entry_of(name, entry):
+    """Return (Stored, first byte, last byte) of an entry in a safetensors header; raises ValueError for a false one."""
+    shape, (first, last) = unpickled.sizes(entry["shape"]), entry["data_offsets"]
+    storage = unpickled.Storage(name, SAFETENSORS_DTYPES[entry["dtype"]], math.prod(shape))
+    if not (unpickled.is_size(first) and unpickled.is_size(last)
+            and last - first == storage.numel * ITEMSIZE.get(storage.dtype, 1)):
+        raise ValueError(f"{shown(name)} has offsets that do not fit its shape")
+    return unpickled.rebuild_tensor(storage, 0, shape, unpickled.contiguous(shape)), first, last
+
+
+def refuse_overlaps(parts):
+    """Raise ValueError where two (first byte, bytes) have a byte in common."""
+    end = 0
+    for at, size in sorted(parts):
+        if at < end:
+            raise ValueError("its data overlap")
+        end = at + size

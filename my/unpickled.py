@@ -2,27 +2,42 @@
 
 `pickletools` only names a pickle's opcodes. The machine below acts on them itself: it never imports,
 looks up, calls or sets anything that a file names, since a name in a file only ever becomes an
-`Inert`, and the functions that it does stand for (`REBUILD`) are the few in this module.
+`Inert`, and the functions that it does stand for (`REBUILD`) are the few in this module. Python's own
+Unpickler with a `find_class`, and `torch.load(weights_only=True)`, do not serve: a few bytes can make either copy
+an argument or fill a memo without bound, and neither gives the tensors beside a class that is not there to be loaded.
+
+Time and memory are linear in the pickle's bytes. An opcode takes at least a byte, and makes one value, or moves
+values that are on the stack. What copies values more often is paid for (`Machine.pay`), or bounded (`MAX_...`).
+Keys of a dict are texts and numbers of MAX_BITS, so that nothing nested is hashed or compared.
 """
 
+import contextlib
+import gc
+import itertools
+import math
 import pickletools
 from dataclasses import dataclass
 
-from my.errors import UserError, first_line
+from my.errors import UserError, first_line, shown
 
 DTYPES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
           "DoubleStorage": "float64", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
           "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool"}  # torch.<name> -> dtype
+MAX_DIMS = 64  # of a tensor, torch's own limit
+MAX_SIZE = 2**63  # below which sizes, strides and numbers of elements are, as in torch
+MAX_BITS = 128  # of an integer; a longer one takes more than a step to hash and compare, and stays inert
+MAX_ARGS = 16  # of a call
+MAX_TEXT = 200  # characters of the name of a class, and of the key of a storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Inert:
     """In place of anything that a file names and we do not know: a class, a function, or what it would return."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A tensor's memory: its key in the file, its dtype's name and its number of elements."""
 
@@ -31,7 +46,7 @@ class Storage:
     numel: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor in a file: elements of a storage from `offset`, by shape and stride, all counted in elements."""
 
@@ -41,19 +56,42 @@ class Stored:
     stride: tuple
 
 
+OBJECT, NAMELESS, LARGE, SET = map(Inert, ("object", "nameless", "large integer", "set"))
+
+
+def is_size(n):
+    return type(n) is int and 0 <= n < MAX_SIZE
+
+
+def sizes(value):
+    """Return a list or tuple of sizes or strides as a tuple; raises ValueError for what no tensor can have."""
+    if type(value) not in (tuple, list) or len(value) > MAX_DIMS or not all(map(is_size, value)):
+        raise ValueError(f"a shape or stride that is not up to {MAX_DIMS} whole numbers below 2^63")
+    return tuple(value)
+
+
+def contiguous(shape):
+    """Return the strides of a tensor whose elements lie in a row."""
+    return tuple(itertools.accumulate(reversed(shape[1:]), lambda step, n: step * n, initial=1))[::-1][:len(shape)]
+
+
 def rebuild_tensor(storage, offset, shape, stride, *_):
-    """Return the record of a tensor; raises ValueError where it would reach outside its storage."""
-    shape, stride = tuple(shape), tuple(stride)
-    whole = all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)) and len(shape) == len(stride)
-    if not whole or not isinstance(storage, Storage):
+    """Return the record of a tensor; raises ValueError where it would reach outside its storage, or be endless."""
+    shape, stride = sizes(shape), sizes(stride)
+    if not isinstance(storage, Storage) or not is_size(offset) or len(shape) != len(stride):
         raise ValueError("a tensor without a storage, a shape or a stride")
+    if math.prod(n or 1 for n in shape) >= MAX_SIZE:  # even one of no elements has strides
+        raise ValueError("a tensor of 2^63 elements or more")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
     if 0 not in shape and last >= storage.numel:
-        raise ValueError(f"a tensor of shape {shape} reaches outside its storage")
+        raise ValueError("a tensor that reaches outside its storage")
     return Stored(storage, offset, shape, stride)
 
 
 def ordered_dict(pairs=()):
+    """Return the dict of a list of pairs; raises ValueError for anything else."""
+    if type(pairs) not in (tuple, list) or not all(type(pair) in (tuple, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError("an OrderedDict that is not made of pairs")
     return {k: v for k, v in pairs if isinstance(k, (str, int))}
 
 
@@ -67,8 +105,8 @@ REBUILD = {  # what these names stand for here; every other name stands for noth
 
 def storage_of(pid):
     """Return the storage that a persistent id ("storage", class, key, device, numel, ...) means, or an Inert."""
-    if (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and isinstance(pid[1], Inert)
-            and isinstance(pid[2], str) and type(pid[4]) is int and pid[4] >= 0
+    if (isinstance(pid, tuple) and 5 <= len(pid) <= 6 and pid[0] == "storage" and isinstance(pid[1], Inert)
+            and isinstance(pid[2], str) and len(pid[2]) <= MAX_TEXT and is_size(pid[4])
             and pid[5:] in ((), (None,))):  # a sixth entry is a view into another storage: torch < 0.4
         dtype = DTYPES.get(pid[1].name.removeprefix("torch.")) if pid[1].name.startswith("torch.") else None
         if dtype:
@@ -82,25 +120,26 @@ class Machine:
     def __init__(self):
         self.stack, self.marks, self.memo = [], [], {}
         self.storages = {}  # all that it names, {key: Storage}
+        self.steps, self.paid = 0, 0  # opcodes so far, and values that were copied besides
 
     def run(self, file):
         """Return the value of the pickle at the position of the binary `file`, which is left behind its end.
 
         Raises ValueError, IndexError, KeyError or TypeError for what is no pickle, or a damaged one.
         """
+        acts = {name: getattr(self, f"op_{act}") for name, act in ACTS.items()}
         for opcode, arg, _ in pickletools.genops(file):
-            name = opcode.name
-            if name == "STOP":
+            if opcode.name == "STOP":
                 return self.stack.pop()
-            if name in ARGUMENT:
-                self.stack.append(arg)
-            elif name in CONSTANTS:
-                self.stack.append(CONSTANTS[name])
-            elif name in MAKERS:
-                self.stack.append(MAKERS[name]())
-            else:
-                getattr(self, "op_" + ALIAS.get(name, name).lower())(arg)  # `name` is out of pickletools' own table
+            self.steps += 1
+            acts[opcode.name](arg)
         raise ValueError("it has no end")
+
+    def pay(self, values):
+        """Count values that are copied; raises ValueError beyond the opcodes so far, as each was made by its own."""
+        self.paid += values
+        if self.paid > self.steps:
+            raise ValueError("it asks for the same values over and over")
 
     def since_mark(self):
         start = self.marks.pop()
@@ -116,11 +155,35 @@ class Machine:
     def op_nothing(self, _):
         pass
 
+    def op_argument(self, arg):
+        self.stack.append(LARGE if type(arg) is int and arg.bit_length() > MAX_BITS else arg)
+
+    def op_none(self, _):
+        self.stack.append(None)
+
+    def op_newtrue(self, _):
+        self.stack.append(True)
+
+    def op_newfalse(self, _):
+        self.stack.append(False)
+
+    def op_empty_tuple(self, _):
+        self.stack.append(())
+
+    def op_empty_list(self, _):
+        self.stack.append([])
+
+    def op_empty_dict(self, _):
+        self.stack.append({})
+
+    def op_empty_set(self, _):
+        self.stack.append(SET)
+
     def op_mark(self, _):
         self.marks.append(len(self.stack))
 
     def op_pop(self, _):
-        self.pop(1)
+        self.stack.pop()
 
     def op_pop_mark(self, _):
         self.since_mark()
@@ -132,13 +195,15 @@ class Machine:
         self.memo[len(self.memo) if key is None else key] = self.stack[-1]
 
     def op_get(self, key):
+        if key not in self.memo:
+            raise IndexError("more is taken from its memo than was put there")
         self.stack.append(self.memo[key])
 
     def op_tuple(self, _):
         self.stack.append(tuple(self.since_mark()))
 
     def op_tuple1(self, _):
-        self.stack.append(tuple(self.pop(1)))
+        self.stack[-1] = (self.stack[-1],)
 
     def op_tuple2(self, _):
         self.stack.append(tuple(self.pop(2)))
@@ -180,32 +245,39 @@ class Machine:
 
     def op_set_to_mark(self, _):
         self.since_mark()
-        self.stack.append(Inert("set"))
+        self.stack.append(SET)
 
     def op_global(self, arg):
-        self.stack.append(Inert(arg.replace(" ", ".")))
+        self.stack.append(Inert(arg.replace(" ", ".")) if len(arg) <= MAX_TEXT else NAMELESS)
 
     def op_stack_global(self, _):
         module, name = self.pop(2)
         named = isinstance(module, str) and isinstance(name, str)  # the text of anything else may be endless
-        self.stack.append(Inert(f"{module}.{name}" if named else "nameless"))
+        short = named and len(module) + len(name) <= MAX_TEXT
+        self.stack.append(Inert(f"{module}.{name}") if short else NAMELESS)
 
     def op_reduce(self, _):
         function, args = self.pop(2)
         known = REBUILD.get(function.name) if isinstance(function, Inert) else None
-        self.stack.append(known(*args) if known else Inert(f"{getattr(function, 'name', '')}()"))
+        if known is None:
+            self.stack.append(OBJECT)
+            return
+        if type(args) is not tuple or len(args) > MAX_ARGS:
+            raise ValueError(f"{function.name} is called with what are no arguments")
+        self.pay(sum(len(arg) for arg in args if type(arg) in (tuple, list)))
+        self.stack.append(known(*args))
 
     def op_newobj_ex(self, _):
         self.pop(3)
-        self.stack.append(Inert("object"))
+        self.stack.append(OBJECT)
 
     def op_newobj(self, _):
         cls, _args = self.pop(2)
-        self.stack.append({} if cls == Inert("collections.OrderedDict") else Inert("object"))
+        self.stack.append({} if cls == Inert("collections.OrderedDict") else OBJECT)
 
     def op_instance(self, _):  # INST and OBJ: a class and its arguments, down to the mark
         self.since_mark()
-        self.stack.append(Inert("object"))
+        self.stack.append(OBJECT)
 
     def op_build(self, _):
         self.pop(1)  # the state that an object would be given
@@ -223,15 +295,15 @@ class Machine:
         self.stack.append(Inert("extension"))
 
 
-ARGUMENT = {"INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+ARGUMENT = ("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
             "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
-            "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}  # opcodes that push what they carry
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-MAKERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: Inert("set")}
-ALIAS = {"BINPUT": "put", "LONG_BINPUT": "put", "MEMOIZE": "put", "BINGET": "get", "LONG_BINGET": "get",
-         "PROTO": "nothing", "FRAME": "nothing", "READONLY_BUFFER": "nothing", "INST": "instance", "OBJ": "instance",
-         "ADDITEMS": "swallow_to_mark", "FROZENSET": "set_to_mark", "EXT1": "unknown", "EXT2": "unknown",
-         "EXT4": "unknown", "NEXT_BUFFER": "unknown"}
+            "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")  # opcodes that push what they carry
+ALIAS = {**dict.fromkeys(ARGUMENT, "argument"), "BINPUT": "put", "LONG_BINPUT": "put", "MEMOIZE": "put",
+         "BINGET": "get", "LONG_BINGET": "get", "PROTO": "nothing", "FRAME": "nothing", "READONLY_BUFFER": "nothing",
+         "INST": "instance", "OBJ": "instance", "ADDITEMS": "swallow_to_mark", "FROZENSET": "set_to_mark",
+         "EXT1": "unknown", "EXT2": "unknown", "EXT4": "unknown", "NEXT_BUFFER": "unknown"}
+ACTS = {opcode.name: ALIAS.get(opcode.name, opcode.name.lower())
+        for opcode in pickletools.opcodes if opcode.name != "STOP"}  # opcode -> name of its method, less "op_"
 
 
 def read(file, label):
@@ -241,7 +313,21 @@ def read(file, label):
     """
     machine = Machine()
     try:
-        return machine.run(file), machine.storages
+        with uncollected():
+            return machine.run(file), machine.storages
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError, MemoryError, EOFError,
             RecursionError) as error:
-        raise UserError(f"{label}: damaged, or no PyTorch checkpoint: {first_line(error)}; get the file again") from None
+        raise UserError(f"{label}: damaged, or no PyTorch checkpoint: {shown(first_line(error))}; "
+                        "get the file again") from None
+
+
+@contextlib.contextmanager
+def uncollected():
+    """Look for no cycles while the block runs: among millions of values that are in use, that is half of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

@@ -1,6 +1,7 @@
 """Files for the readers to be tried on: small Stable Diffusions in every layout, and pickles that bite.
 
-The only file that writes pickles; nothing of the project reads one but `my/unpickled.py`.
+The only file that has pickles written (`hostile.py` puts some together by hand); nothing of the project reads one but
+`my/unpickled.py`.
 """
 
 import io

@@ -1,6 +1,6 @@
 """What the toy world calls things: captions, and prompts read back."""
 
-from my.errors import UserError
+from my.errors import UserError, shown
 
 from .words import COLORS, NAMES, UNSEEN_PAIRS
 
@@ -21,7 +21,7 @@ def parse_prompt(prompt):
     words = prompt.lower().replace(",", " ").split()
     colors, objects = ([w for w in words if w in known] for known in (COLORS, NAMES))
     if len(colors) != 1 or len(objects) != 1:
-        raise ValueError(f'the toy world knows prompts such as "a blue duck", got {prompt!r}; '
+        raise ValueError(f'the toy world knows prompts such as "a blue duck", got {shown(prompt)!r}; '
                          f"colours: {' '.join(COLORS)}; objects: {' '.join(NAMES)}")
     return colors[0], objects[0]
 

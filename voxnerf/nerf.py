@@ -21,7 +21,8 @@ from my.errors import UserError
 from my.seeds import torch_rng
 from voxnerf import reference
 from voxnerf.field import from_all_sides, make_field
-from voxnerf.rays import intersect_aabb
+from voxnerf.likeness import mse, psnr, ssim
+from voxnerf.pixels import PixelCameras, Pixels
 from voxnerf.render import pick_march, render_image, render_rays
 
 GROWTH = ((0.0, 0.25), (0.05, 0.5), (0.15, 0.75), (0.35, 1.0))  # (progress, share of model.grid_size)
@@ -41,7 +42,7 @@ class View(NamedTuple):
     """One view of a scene as it is, as it is rendered, and how near the two are."""
 
     name: str
-    truth: np.ndarray  # (H, W, 3) uint8
+    truth: np.ndarray  # (H, W, 3) uint8, with the pixels that do not count
     picture: np.ndarray  # (H, W, 3) in [0, 1]
     depth: np.ndarray  # (H, W), world units
     psnr: float  # dB
@@ -61,23 +62,20 @@ class NeRF:
 
     def __init__(self, cfg, scene, device="cpu", clock=time.monotonic):
         self.cfg, self.device, self.clock = cfg, torch.device(device), clock
-        self.pixels = scene.images.flatten(0, 2).to(self.device)  # (n*H*W, 3) uint8, on white
-        self.alpha = scene.alpha.flatten().to(self.device)  # (n*H*W,) uint8
-        self.opaque = bool((scene.alpha == 255).all())
-        self.hw = scene.hw
-        self.cameras = PixelCameras(scene.K, scene.c2w, self.device)
+        self.pixels = Pixels(scene, self.device)
+        self.cameras = PixelCameras(scene.K, scene.c2w, self.device, scene.lenses)
         self.n_steps = math.ceil(cfg.n_epoch * len(self.pixels) / cfg.bs)
         self.started, self.minutes_before = clock(), 0.0
         self.schedule = sorted([*GROWTH[1:], *((due, None) for due in MASKS)], key=lambda event: event[0])
         self.n_events = 0  # of the schedule's, that are over
         b = cfg.model.bbox_len
         box = np.array([[-b] * 3, [b] * 3])
-        self._refuse_elsewhere(box)
+        self._refuse_elsewhere(box, scene)
         self._set_field(box, grid_shape(box, cfg.model.grid_size * GROWTH[0][1]))
 
-    def _refuse_elsewhere(self, box):
+    def _refuse_elsewhere(self, box, scene):
         """Raise UserError if next to no ray of the views passes through `box` (2, 3): a scene in other units."""
-        share = self.cameras.share_through(torch.as_tensor(box).to(self.device), *self.hw)
+        share = self.cameras.share_through(torch.as_tensor(box).to(self.device), scene.sizes, scene.usable)
         if share < MIN_SHARE:
             distance = self.cameras.eyes.norm(dim=-1)
             raise UserError(f"{share:.1%} of the training views' rays pass through the field, a cube of half edge "
@@ -148,19 +146,17 @@ class NeRF:
         The rays of a pixel are side by side. Images with alpha stand before another random colour at every pixel: fog
         that hides before white does not there.
         """
-        pixel = torch.randint(len(self.pixels), (self.cfg.bs,), generator=torch_rng(self.cfg.seed, step, "pixels"))
-        pixel = pixel.to(self.device, non_blocking=True)
-        H, W = self.hw
+        pixel = self.pixels.draw(self.cfg.bs, torch_rng(self.cfg.seed, step, "pixels"))
+        view, y, x = self.pixels.locate(pixel)
         dy, dx = self.draw_subpixels(step)
-        y, x = (pixel // W % H)[:, None] + dy, (pixel % W)[:, None] + dx
-        rays = self.cameras.rays(pixel // (H * W), y, x)
+        rays = self.cameras.rays(view, y[:, None] + dy, x[:, None] + dx)
         rays_o, rays_d = (each.flatten(0, 1) for each in rays)
-        colors = self.pixels[pixel].float() / 255
-        if self.opaque:
+        colors = self.pixels.colors[pixel].float() / 255
+        if self.pixels.opaque:
             return rays_o, rays_d, colors, torch.ones_like(colors)
         bg = torch.rand(colors.shape, generator=torch_rng(self.cfg.seed, step, "background"))
         bg = bg.to(self.device, non_blocking=True)
-        return rays_o, rays_d, colors + (bg - 1) * (1 - self.alpha[pixel, None].float() / 255), bg
+        return rays_o, rays_d, colors + (bg - 1) * (1 - self.pixels.alpha[pixel, None].float() / 255), bg
 
     def draw_subpixels(self, step):
         """Return where this step's rays pass their pixels: dy, dx (bs, n) or (1, 1), pixels off the centre.
@@ -190,20 +186,25 @@ class NeRF:
     # ------------------------------------------------------------------ evaluation
 
     @torch.no_grad()
-    def render(self, K, c2w, H, W):
+    def render(self, K, c2w, H, W, lens=None):
         """Return the picture (H, W, 3) in [0, 1] and the depth (H, W) of a camera, world units, as arrays."""
         s = self.cfg.subpixels
-        r = render_image(self.field, K, c2w, H, W, subpixels=s, chunk=CHUNK, renderer=self.cfg.renderer)
+        r = render_image(self.field, K, c2w, H, W, subpixels=s, chunk=CHUNK, renderer=self.cfg.renderer, lens=lens)
         picture, depth = (F.avg_pool2d(x[None], s)[0] for x in (r.color.clamp(0, 1), r.depth[None]))
         return picture.permute(1, 2, 0).cpu().numpy(), depth[0].cpu().numpy()
 
+    def view(self, scene, i):
+        """Return the `View` of image `i` of a `Scene`, at its size and through its lens."""
+        image, usable, lens = (None if each is None else each[i] for each in (scene.images, scene.usable, scene.lenses))
+        picture, depth = self.render(scene.K[i], scene.c2w[i], *scene.sizes[i], lens)
+        rendered, truth = torch.from_numpy(picture), image / 255
+        return View(scene.names[i], image.numpy(), picture, depth, psnr(mse(rendered, truth, usable)).item(),
+                    ssim(rendered, truth, usable))
+
     def views(self, scene):
         """Yield a `View` for each image of a `Scene`."""
-        for name, image, c2w, K in zip(scene.names, scene.images, scene.c2w, scene.K):
-            picture, depth = self.render(K, c2w, *scene.hw)
-            rendered, truth = torch.from_numpy(picture), image / 255
-            error = F.mse_loss(rendered, truth)
-            yield View(name, image.numpy(), picture, depth, psnr(error).item(), ssim(rendered, truth))
+        for i in range(len(scene.names)):
+            yield self.view(scene, i)
 
     def evaluate(self, scene):
         """Return [{name, psnr (dB), ssim}] of the views of a `Scene`."""
@@ -257,41 +258,6 @@ def optimise(nerf, first_step=0):
         yield step, progress, stats
 
 
-# ---------------------------------------------------------------- rays of any pixels
-
-
-class PixelCameras:
-    """n cameras on a device, that give the rays of any of their pixels in one go.
-
-    Args:
-        K: (n, 3, 3) float64 intrinsics, as in `pose.intrinsics`.
-        c2w: (n, 4, 4) float64 camera-to-world poses.
-    """
-
-    def __init__(self, K, c2w, device=None):
-        self.to_world = (c2w[:, :3, :3] @ torch.linalg.inv(K)).to(device)  # (n, 3, 3), of homogeneous pixels
-        self.eyes = c2w[:, :3, 3].to(device)  # (n, 3)
-
-    def rays(self, camera, y, x, dtype=torch.float32):
-        """Return the rays of cameras `camera` (m,) integers through `y`, `x` (m, n), pixels: integers at their centres.
-
-        They are rays_o, rays_d (m, n, 3), origins in world units and unit directions, computed in
-        float64 and returned as `dtype`: those that `rays.pixel_rays` gives for the whole image.
-        """
-        pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(self.to_world)  # (m, n, 3)
-        rays_d = pixels @ self.to_world[camera].mT
-        rays_d = rays_d / rays_d.norm(dim=-1, keepdim=True)
-        return self.eyes[camera][:, None].expand_as(rays_d).to(dtype), rays_d.to(dtype)
-
-    def share_through(self, box, H, W, n=16):
-        """Return the share of rays, n x n of each image of H x W pixels, that pass through a box (2, 3)."""
-        y, x = (torch.linspace(0, size - 1, n, device=box.device, dtype=torch.float64) for size in (H, W))
-        pixels = torch.cartesian_prod(y, x).T[:, None].expand(2, len(self.eyes), -1)
-        rays = self.rays(torch.arange(len(self.eyes), device=box.device), *pixels, dtype=torch.float64)
-        _, _, hits = intersect_aabb(*(each.flatten(0, 1) for each in rays), box)
-        return hits.double().mean().item()
-
-
 # ---------------------------------------------------------------- grids
 
 
@@ -329,21 +295,3 @@ def resample(grid, box, new_box, new_shape):
     x, y, z = axes
     at = torch.stack(torch.meshgrid(z, y, x, indexing="ij")[::-1], dim=-1)[None]  # (1, Z, Y, X, xyz)
     return F.grid_sample(grid, at, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-# ---------------------------------------------------------------- how near two images are
-
-
-def psnr(mse):
-    """Return the peak signal-to-noise ratio, dB, at most 100, of a mean squared error (tensor) of values in [0, 1]."""
-    return -10 * torch.log10(mse.clamp(min=1e-10))
-
-
-def ssim(a, b):
-    """Return the structural similarity of two images (H, W, 3) in [0, 1] (Wang et al. 2004); NaN below 11 pixels."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    if min(a.shape[:2]) < 11:  # the edge of its window
-        return math.nan
-    a, b = (image.permute(2, 0, 1)[None] for image in (a, b))
-    return structural_similarity_index_measure(a, b, data_range=1.0).item()

@@ -5,10 +5,12 @@ World frame as in `pose.py`. Nothing here needs gradients or waits for the devic
 
 import torch
 
+from voxnerf.lens import Lenses
+
 PARALLEL = 1e-15  # a direction component below this counts as parallel to the slab
 
 
-def pixel_rays(H, W, K, c2w, subpixels=1, dtype=torch.float32, device=None):
+def pixel_rays(H, W, K, c2w, subpixels=1, dtype=torch.float32, device=None, lens=None):
     """Return the world-space rays of an image, row-major over its fine grid.
 
     Pixel i spans i - 0.5 to i + 0.5, and its rays sit at the centres of a subpixels x subpixels
@@ -18,6 +20,7 @@ def pixel_rays(H, W, K, c2w, subpixels=1, dtype=torch.float32, device=None):
         K: (3, 3) intrinsics, camera frame to homogeneous pixels; numpy or torch.
         c2w: (4, 4) camera-to-world pose; numpy or torch.
         subpixels: s, rays per pixel edge.
+        lens: a `Lens`; None is a pinhole.
     Returns:
         rays_o, rays_d: (H*s*W*s, 3) each; origins in world units, unit directions.
     """
@@ -28,7 +31,11 @@ def pixel_rays(H, W, K, c2w, subpixels=1, dtype=torch.float32, device=None):
     y, x = torch.meshgrid(y, x, indexing="ij")
     pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(-1, 3)  # (n, 3)
     K_inv = torch.linalg.inv_ex(K).inverse  # inv_ex: no error check, hence no wait for the device
-    rays_d = pixels @ (c2w[:3, :3] @ K_inv).T  # (n, 3)
+    if lens is None or not lens.bends:
+        rays_d = pixels @ (c2w[:3, :3] @ K_inv).T  # (n, 3)
+    else:
+        first = torch.zeros(1, dtype=torch.long, device=K.device)
+        rays_d = Lenses([lens], K.device).bend(first, (pixels @ K_inv.T)[None])[0] @ c2w[:3, :3].T
     rays_d = rays_d / rays_d.norm(dim=-1, keepdim=True)
     return c2w[:3, 3].expand_as(rays_d).to(dtype), rays_d.to(dtype)
 

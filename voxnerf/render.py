@@ -88,7 +88,8 @@ def fused_available():
     return True
 
 
-def render_image(field, K, c2w, H, W, bg=None, subpixels=1, chunk=None, emptiness_scale=0.0, renderer="auto"):
+def render_image(field, K, c2w, H, W, bg=None, subpixels=1, chunk=None, emptiness_scale=0.0, renderer="auto",
+                 lens=None):
     """Render an image of H x W pixels at `subpixels` x `subpixels` rays each.
 
     Args:
@@ -96,10 +97,11 @@ def render_image(field, K, c2w, H, W, bg=None, subpixels=1, chunk=None, emptines
         bg: background colour, (H*s*W*s, C) or a constant; None is the field's own.
         chunk: rays rendered at a time, for large images without gradients; None is all.
         emptiness_scale, renderer: as in `render_rays`.
+        lens: a `voxnerf.lens.Lens`; None is a pinhole.
     Returns:
         a `Rendering` of the fine grid: color (C, H*s, W*s), the others (H*s, W*s).
     """
-    rays_o, rays_d = pixel_rays(H, W, K, c2w, subpixels, torch.float64, field.aabb.device)
+    rays_o, rays_d = pixel_rays(H, W, K, c2w, subpixels, torch.float64, field.aabb.device, lens)
     n = len(rays_o)
     parts = []
     for i in range(0, n, chunk or n):

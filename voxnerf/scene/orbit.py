@@ -1,0 +1,35 @@
+"""A circle of cameras round a scene, as the scene's own cameras suggest it."""
+
+import numpy as np
+
+import pose
+
+MAX_ELEVATION = np.deg2rad(80)  # of an orbit: at the pole, a camera has no upright
+
+
+def orbit(c2w, n):
+    """Return n poses (n, 4, 4) float64 of a circle round the origin, as the cameras c2w (m, 4, 4) stand round it.
+
+    It has their mean distance and mean elevation, and turns about their `vertical`.
+    """
+    c2w = np.asarray(c2w)
+    up, eyes = vertical(c2w), c2w[:, :3, 3]
+    radius = np.linalg.norm(eyes, axis=1)
+    elevation = np.arcsin((eyes @ up / radius.clip(1e-9)).clip(-1, 1)).mean().clip(-MAX_ELEVATION, MAX_ELEVATION)
+    side = c2w[0, :3, 0] - (c2w[0, :3, 0] @ up) * up
+    side /= np.linalg.norm(side)
+    angle = 2 * np.pi * np.arange(n)[:, None] / n
+    ring = np.cos(angle) * side + np.sin(angle) * np.cross(up, side)  # (n, 3)
+    eyes = radius.mean() * (np.cos(elevation) * ring + np.sin(elevation) * up)
+    return np.stack([pose.look_at(eye, up=up) for eye in eyes])
+
+
+def vertical(c2w):
+    """Return the unit vector (3,) that cameras c2w (m, 4, 4) take for upwards.
+
+    It is their mean y axis, less what is not at right angles to their x axes, which are level
+    unless a camera is rolled: an uneven ring of cameras that look down does not tilt it.
+    """
+    x, y = c2w[:, :3, 0], c2w[:, :3, 1]
+    up = np.linalg.solve(x.T @ x / len(x) + 1e-6 * np.eye(3), y.mean(axis=0))
+    return up / np.linalg.norm(up)
