@@ -1,4 +1,4 @@
-"""What web UIs let a prompt state beyond its words, none of which Stable Diffusion itself reads. Imports nothing heavy."""
+"""What web UIs let a prompt state beyond its words, which Stable Diffusion itself does not read. Light to import."""
 
 import re
 
