@@ -15,6 +15,7 @@ WITH_BETAS = frozenset(f"{name}Scheduler" for name in (  # classes of diffusers 
     "DDIM DDIMParallel DDIMInverse DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete "
     "HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse "
     "DPMSolverSinglestep DPMSolverSDE DEISMultistep UniPCMultistep SASolver LCM TCD").split())
+FEW_STEPS = ("LCMScheduler", "TCDScheduler")  # of networks that were distilled to draw in a few steps
 OF_SAMPLERS = ("clip_sample", "thresholding")  # settings that change the denoised picture of a sampler
 TABLE_RTOL, TABLE_ATOL = 5e-3, 1e-6  # by which half precision rounds it
 
@@ -116,6 +117,9 @@ def of_folder(stated, sd):
     for_samplers = [key for key in OF_SAMPLERS if stated.get(key) is True]
     if for_samplers:
         note(f"its scheduler asks for {' and '.join(for_samplers)}, which is for samplers: the score is used unclipped")
+    if name in FEW_STEPS:
+        note(f"its scheduler is {name}, for networks that were distilled to draw in a few steps, whose score is another: "
+             "for 3D use the model that it was made from")
     return {**used, "clip_sample": False,
             "prediction_type": predicts if sd.prediction_type == "auto" else sd.prediction_type}
 

@@ -338,6 +338,12 @@ def test_settings_of_a_folders_scheduler(capsys):
     assert "asks for clip_sample and thresholding, which is for samplers: the score is used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])
+def test_a_scheduler_of_few_steps_is_noted(capsys, name):
+    noise.of_folder({**FOLDER, "_class_name": name}, SDConfig())
+    assert f"its scheduler is {name}, for networks that were distilled" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change, words", [
     ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "its scheduler is a FlowMatchEulerDiscreteScheduler, whose"),
     ({"_class_name": "EDMEulerScheduler"}, "a EDMEuler"), ({"_class_name": ["x"]}, r"a \['x'\]"),
