@@ -22,7 +22,9 @@ from my.errors import UserError, first_line, shown
 
 DTYPES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
           "DoubleStorage": "float64", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
-          "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool"}  # torch.<name> -> dtype
+          "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
+          "storage.UntypedStorage": "bytes"}  # torch.<name> -> dtype
+OF_BYTES = {"float8_e4m3fn": 1, "float8_e5m2": 1, "uint16": 2, "uint32": 4, "uint64": 8}  # dtypes without a storage
 MAX_DIMS = 64  # of a tensor, torch's own limit
 MAX_SIZE = 2**63  # below which sizes, strides and numbers of elements are, as in torch
 MAX_BITS = 128  # of an integer; a longer one takes more than a step to hash and compare, and stays inert
@@ -88,6 +90,14 @@ def rebuild_tensor(storage, offset, shape, stride, *_):
     return Stored(storage, offset, shape, stride)
 
 
+def rebuild_of_bytes(storage, offset, shape, stride, _grad, _hooks, dtype, *_):
+    """Return the record of a tensor whose storage is bytes, and whose dtype is named beside it."""
+    name = dtype.name.removeprefix("torch.") if isinstance(dtype, Inert) else None
+    if not isinstance(storage, Storage) or name not in OF_BYTES:
+        return Inert("a tensor of an unknown dtype")
+    return rebuild_tensor(Storage(storage.key, name, storage.numel // OF_BYTES[name]), offset, shape, stride)
+
+
 def ordered_dict(pairs=()):
     """Return the dict of a list of pairs; raises ValueError for anything else."""
     if type(pairs) not in (tuple, list) or not all(type(pair) in (tuple, list) and len(pair) == 2 for pair in pairs):
@@ -98,6 +108,7 @@ def ordered_dict(pairs=()):
 REBUILD = {  # what these names stand for here; every other name stands for nothing
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": rebuild_of_bytes,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "collections.OrderedDict": ordered_dict,
 }

@@ -247,7 +247,7 @@ def refuse_unknown_words(prompts, tokenizer_config):
         unknown = sorted({w for text in texts for w in text.lower().split() if w not in known})
         if unknown:
             raise UserError(f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
-                            f"{' '.join(known)}; for any other give a real checkpoint: --sd.checkpoint PATH or "
+                            f"{' '.join(known)}; for other words give --sd.checkpoint PATH or "
                             "--sd.variant v1")
 
 

@@ -208,3 +208,15 @@ def test_tensors_stay_in_their_storage():
                                   (0, (2, 2), (1,)), (0, ("2",), (1,))):
         with pytest.raises(ValueError):
             rebuilt(offset, shape, stride)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_types_without_a_storage_of_their_own(tmp_path, stream):
+    """PyTorch stores 8-bit floats as bytes, and names the type beside them."""
+    a = torch.arange(12.0).reshape(3, 4)
+    torch.save({"a": a.to(torch.float8_e4m3fn), "b": a.to(torch.float8_e5m2)[1:], "c": a}, tmp_path / "x.pt",
+               _use_new_zipfile_serialization=not stream)
+    file = TensorFile(tmp_path / "x.pt")
+    assert file.shapes == {"a": (3, 4), "b": (2, 4), "c": (3, 4)} and not file.quantised(file.shapes)
+    assert torch.equal(file.tensor("a").float(), a) and torch.equal(file.tensor("c"), a)
+    assert torch.equal(file.tensor("b").float(), a.to(torch.float8_e5m2)[1:].float())
