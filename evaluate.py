@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 import pose
-from my import config, run_dir
+from my import config, run_dir, script
 from my.errors import UserError, run_main
 from my.seeds import numpy_rng
 from sjc_config import SJCConfig
@@ -160,6 +160,7 @@ def read_prompt(folder):
     path = Path(folder) / "full_config.yml"
     if not path.exists():
         raise UserError(f"{folder} has no full_config.yml: it is not the folder of a run of run_sjc.py")
+    script.refuse_other_run(SJCConfig, folder)
     try:
         return parse_prompt(config.read(SJCConfig, path).sd.prompt)
     except ValueError as error:
@@ -258,6 +259,10 @@ def main(argv=None):
     for name, path in (("out", cfg.out), ("figure", cfg.figure)):
         if path and not Path(path).resolve().parent.is_dir():
             raise UserError(f"--{name} {path}: no such folder as {Path(path).parent}; make it first")
+        if path and Path(path).is_dir():
+            raise UserError(f"--{name} {path}: that is a folder; give the name of a file")
+    if cfg.figure and Path(cfg.figure).suffix.lower() != ".png":
+        raise UserError(f"--figure {cfg.figure}: a PNG is written; give a name that ends in .png")
     judge, accuracy = load()
     with tqdm(cfg.runs, desc="evaluate", unit="run") as bar:
         rows, strips = zip(*(measure(folder, cfg, judge) for folder in bar))

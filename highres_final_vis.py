@@ -50,7 +50,8 @@ def main(argv=None):
     cfg = config.load(VisConfig, argv, prog="highres_final_vis.py", doc=__doc__, config_file=None)
     run_dir.refuse_project_dir(ROOT)
     if cfg.skip >= cfg.n_frames:
-        raise UserError(f"--skip {cfg.skip}: must be less than --n_frames {cfg.n_frames}")
+        raise UserError(f"--skip {cfg.skip}: must be less than --n_frames {cfg.n_frames}; give --skip 0 to "
+                        f"{cfg.n_frames - 1}")
     from sjc import load_run
 
     sjc = load_run(".", cfg.device)

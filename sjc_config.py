@@ -206,8 +206,8 @@ class FamilyConfig(Config):
         refuse_unread(self, self.read_by())
         self._check_views()
         if self.family == "sd":
-            sd_prompts.check(self._told())
             find.check(self.sd, self._told())
+            sd_prompts.check(self._told())
         if self.family == "gddpm":
             guided = files.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
             if "cls_scaling" in self._asked and self.cls_scaling and not guided:
@@ -235,10 +235,13 @@ class FamilyConfig(Config):
         if self.family == "ideal" and (texts or p.view_style == "suffix"):
             raise UserError("--family ideal knows views by their prefix only: leave out --pose.view_style suffix and "
                             "--pose.view_texts")
+        if self.family == "sd" and self.sd.variant == "mini" and not self.sd.checkpoint and p.view_style == "suffix":
+            raise UserError("--sd.variant mini knows views by their prefix only: leave out --pose.view_style suffix")
         if p.perp_neg and p.view_style == "none":
             raise UserError("--pose.perp_neg True needs view prompts: leave out --pose.view_style none")
         if p.perp_neg and p.view_words != "sjc":
-            raise UserError("--pose.perp_neg True needs --pose.view_words sjc, whose sides are the ones it tells apart")
+            raise UserError("--pose.perp_neg True needs --pose.view_words sjc: it goes between the front, side and back of "
+                            "these words; leave out one of the two")
 
 
 IN_2D = {"pose": {"family": ("ideal",)},  # whose pictures are taken by its cameras

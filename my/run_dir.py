@@ -36,7 +36,7 @@ def refuse_project_dir(project_root):
     if Path.cwd().resolve().is_relative_to(root):
         raise UserError(
             "results go to the current folder, and this one belongs to the project; go to an "
-            f"experiment directory, such as ~/exp/burger, and start python {root / Path(sys.argv[0]).name} there"
+            f"experiment directory, such as ~/sjc_runs/burger, and start python {root / Path(sys.argv[0]).name} there"
         )
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from my import plain_files
 from my.env import ENV, data_root
-from my.errors import STORAGE_HINTS, UserError, first_line, note, shown
+from my.errors import STORAGE_HINTS, UserError, first_line, note, some, shown
 from sd import lora_files
 from sd.lora_files import expanded
 
@@ -246,6 +246,10 @@ def refuse_unknown_words(prompts, tokenizer_config):
     for option, texts in prompts.items() if known else ():
         unknown = sorted({w for text in texts for w in text.lower().split() if w not in known})
         if unknown:
+            bare = [w.strip(".,;:!?") for w in unknown]
+            if all(w in known for w in bare):
+                raise UserError(f"{option}: this model knows words without punctuation only: write {some(bare)} instead "
+                                f"of {some(unknown)}")
             raise UserError(f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
                             f"{' '.join(known)}; for other words give --sd.checkpoint PATH or "
                             "--sd.variant v1")

@@ -12,7 +12,7 @@ import pose
 import run_sjc
 from benchmarks import quality
 from my import config
-from my.errors import run_main
+from my.errors import UserError, run_main
 from sjc_config import SJCConfig
 from toyworld import UNSEEN_PAIRS, parse_prompt, train_judge
 from toyworld import judge as judging
@@ -223,3 +223,19 @@ def test_quality_table_by_hand():
     head, _, row = quality.settings_table({"ideal": report}).splitlines()
     assert head.startswith("| setting | runs | IoU |") and row.startswith("| ideal | 2 | 0.500 ± 0.150 |")
     assert quality.prompts_table(report).splitlines()[2].startswith("| a red pig | 0.500 | 0.50 |")
+
+
+def test_outputs_are_checked_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "read_prompt", lambda folder: None)
+    monkeypatch.setattr("sjc.finished_run", lambda folder: None)
+    for argv, words in ((["--out", str(tmp_path)], "that is a folder; give the name of a file"),
+                        (["--figure", str(tmp_path / "a.txt")], "give a name that ends in .png")):
+        with pytest.raises(UserError, match=words):
+            evaluate.main(["run", *argv])
+
+
+def test_the_run_of_another_command_is_named(tmp_path):
+    (tmp_path / "full_config.yml").write_text("scene: lego\n")
+    with pytest.raises(UserError, match="holds a run of run_nerf.py"):
+        evaluate.read_prompt(tmp_path)

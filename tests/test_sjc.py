@@ -478,3 +478,10 @@ def test_latent_field_steps_with_stable_diffusion(tiny_sd, rend_hw, options):
     (camera,) = sjc.draw_cameras(0)[:1]
     picture, depth = sjc.view(camera)
     assert picture.shape == (2 * rend_hw, 2 * rend_hw, 3) and depth.shape == (rend_hw, rend_hw)
+
+
+def test_the_miniature_knows_no_punctuation():
+    with pytest.raises(UserError, match="--sd.variant mini knows views by their prefix only"):
+        SJCConfig(sd={"variant": "mini", "prompt": "a blue duck"}, pose={"view_style": "suffix"}).check_files()
+    with pytest.raises(UserError, match="words without punctuation only: write house instead of house."):
+        SJCConfig(sd={"variant": "mini", "prompt": "a red house."}).check_files()

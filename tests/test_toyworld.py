@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pose
+from my.errors import UserError
 from toyworld import (
     ALL_PAIRS,
     COLORS,
@@ -24,6 +25,7 @@ from toyworld import (
     render,
     sdf,
 )
+from toyworld.captions import read_prompt
 from voxnerf.rays import pixel_rays
 
 LEVEL = np.deg2rad(85)  # elevation draw of a camera a little above the horizon
@@ -188,3 +190,14 @@ def test_prompts_are_read_without_pytorch():
     """Whoever mistypes a prompt is not to wait for it."""
     code = "import sys, sjc_config, toyworld.captions; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+@pytest.mark.parametrize("prompt", ["a blue duck with a hat", "a blue duck, running"])
+def test_words_that_would_not_be_drawn_are_refused(prompt):
+    with pytest.raises(UserError, match="--sd.prompt: the toy world has no .*, and would draw 'a blue duck': ask for that"):
+        read_prompt(prompt, "--sd.prompt")
+
+
+@pytest.mark.parametrize("prompt", ["a blue duck", "A Blue Duck.", "the duck, blue", "left side view of a blue duck"])
+def test_words_of_captions_are_read(prompt):
+    assert read_prompt(prompt, "--sd.prompt") == ("blue", "duck")

@@ -1,9 +1,11 @@
 """What the toy world calls things: captions, and prompts read back."""
 
-from my.errors import UserError, shown
+from my.errors import UserError, shown, some
 
 from .words import COLORS, NAMES, UNSEEN_PAIRS
 
+SPOKEN = ("a", "an", "the", "view", "of", "front", "left", "right", "back", "backside", "side", "high",
+          "overhead")  # words of captions besides colour and object
 ALL_PAIRS = tuple((color, obj) for obj in NAMES for color in COLORS)
 TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
 
@@ -18,7 +20,7 @@ def parse_prompt(prompt):
 
     Raises ValueError, listing the world's words, unless it names exactly one of each.
     """
-    words = prompt.lower().replace(",", " ").split()
+    words = prompt.lower().replace(",", " ").replace(".", " ").split()
     colors, objects = ([w for w in words if w in known] for known in (COLORS, NAMES))
     if len(colors) != 1 or len(objects) != 1:
         raise ValueError(f'the toy world knows prompts such as "a blue duck", got {shown(prompt)!r}; '
@@ -27,8 +29,16 @@ def parse_prompt(prompt):
 
 
 def read_prompt(prompt, flag):
-    """Return `parse_prompt`'s (color, object); raises UserError, which begins with the `flag` that gave the prompt."""
+    """Return `parse_prompt`'s (color, object); raises UserError, which begins with the `flag` that gave the prompt.
+
+    Words that would mean nothing are refused too: the result would not show them.
+    """
     try:
-        return parse_prompt(prompt)
+        color, obj = parse_prompt(prompt)
     except ValueError as error:
         raise UserError(f"{flag}: {error}") from None
+    unknown = [w for w in prompt.lower().replace(",", " ").replace(".", " ").split() if w not in {color, obj, *SPOKEN}]
+    if unknown:
+        raise UserError(f"{flag}: the toy world has no {some(map(repr, unknown))}, and would draw {caption(color, obj)!r}: "
+                        "ask for that, or for other words give a real checkpoint with --family sd")
+    return color, obj
