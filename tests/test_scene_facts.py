@@ -121,6 +121,14 @@ def test_focal_lengths_that_contradict_each_other(tmp_path, capsys):
     assert "all of 7 frames: fl_x and camera_angle_x state different focal lengths: fl_x is used" in line
 
 
+@pytest.mark.parametrize("cx, told", [(1, False), (3, False), (0.9, True), (3.1, True), (0.4, True)])
+def test_principal_point_far_from_the_middle(tmp_path, capsys, cx, told):
+    """Of 4 pixels, a quarter off the middle is 1 to 3, as shift lenses reach; up to 0.4 off is told of."""
+    assert K_whole(tmp_path, fl_x=3, cx=cx)[0, 2].item() == pytest.approx(-(cx - 0.5))
+    lines = notes(capsys)
+    assert len(lines) == told and all("more than a quarter of the picture off its middle" in line for line in lines)
+
+
 # ---------------------------------------------------------------- lenses
 
 

@@ -13,7 +13,8 @@ from voxnerf.lens import Lens
 
 RIGID = 1e-3  # how far a pose's rotation may be from one, as the largest entry of R R^T - 1
 SAME = 0.01  # share by which two statements of one focal length may differ, as they are rounded
-NARROWEST, WIDEST = 1e4, 1e-3  # focal lengths in widths of the picture
+NARROWEST, WIDEST, WIDEST_FISHEYE = 1e4, 0.1, 1e-3  # focal lengths in widths of the picture
+SHIFT, MOST_SHIFT = 0.25, 0.4  # of the principal point from the middle, in widths: a shift lens's, and refused beyond
 STRONGEST = 1e6  # coefficient of a lens
 PINHOLES = ("", "SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE")
 RADIAL = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
@@ -95,13 +96,24 @@ def intrinsics_of(frame, width, height, downscale, remarks):
         raise UserError(f"{frame.where}: w x h is {w:g}x{h:g}, and its image is {width}x{height}, of another shape; "
                         "state the size that the intrinsics are for")
     fl_x, fl_y = focal_lengths(frame, w, h, remarks)
-    cx, cy = frame.number("cx", w / 2), frame.number("cy", h / 2)
-    if max(abs(cx) / w, abs(cy) / h) > 1 / WIDEST:
-        raise UserError(f"{frame.where}: the principal point is at {cx:.4g}, {cy:.4g} of {w:g}x{h:g} pixels; cx and cy "
-                        "are pixels from the picture's corner")
+    cx, cy = principal_point(frame, w, h, remarks)
     sx, sy = width / w / downscale, height / h / downscale
     cx, cy = cx * sx, cy * sy
     return np.array([[fl_x * sx, 0, -(cx - 0.5)], [0, -fl_y * sy, -(cy - 0.5)], [0, 0, -1]])
+
+
+def principal_point(frame, w, h, remarks):
+    """Return cx, cy in pixels of w x h; raises UserError where they lie far from the middle, as other units do."""
+    cx, cy = frame.number("cx", w / 2), frame.number("cy", h / 2)
+    shift = max(abs(cx / w - 0.5), abs(cy / h - 0.5))
+    if shift > MOST_SHIFT:
+        raise UserError(f"{frame.where}: the principal point is at {cx:.4g}, {cy:.4g} of {w:g}x{h:g} pixels; cx and cy "
+                        f"are pixels from the corner of the first pixel, and must lie within 10% to 90% of w and h; "
+                        f"the middle is {w / 2:g}, {h / 2:g}")
+    if shift > SHIFT:
+        remarks.add("the principal point cx, cy is more than a quarter of the picture off its middle: it is used; "
+                    "it is in pixels from the corner of the first pixel")
+    return cx, cy
 
 
 def focal_lengths(frame, w, h, remarks):
