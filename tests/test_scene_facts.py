@@ -379,6 +379,8 @@ def test_pose_of_a_moving_camera(tmp_path, capsys):
     ({"depth_file_path": "d.png"}, "not used: depth_file_path: only colours are trained on"),
     ({"rolling_shutter": [0, 0, 1, 0]}, "not used: rolling_shutter: each picture is taken for one moment"),
     ({"orientation_override": "none"}, "not used: orientation_override: the poses and pictures are used as they stand"),
+    ({"camera_convention": "opencv", "coordinate_system": "opencv"},
+     "not used: camera_convention, coordinate_system: poses are taken for camera to world in OpenGL's axes"),
     ({"mask_paths": "m.png", "camera_angel_y": 1}, "mask_paths (perhaps you meant mask_path?), camera_angel_y (perhaps "
                                                    "you meant camera_angle_y?)"),
     ({"fov": 50, "\x1b[31m": 1}, "not known, and not used: fov, \\x1b[31m"),

@@ -29,6 +29,7 @@ REFUSED = {
 BOX = "the field is the cube of half edge --model.bbox_len round the origin; set that to hold the object"
 DEPTH = "only colours are trained on"
 STILL = "each picture is taken for one moment of a camera that stands still"
+AXES = "poses are taken for camera to world in OpenGL's axes, looking along -z; turn the y and z columns of OpenCV's"
 OTHERS = "the poses and pictures are used as they stand"
 UNUSED = {
     "aabb_scale": BOX, "scale": BOX, "offset": BOX, "render_aabb": BOX, "render_aabb_to_local": BOX, "aabb": BOX,
@@ -36,7 +37,9 @@ UNUSED = {
     "depth_unit_scale_factor": DEPTH, "normal_file_path": DEPTH, "semantic_path": DEPTH, "semantics_path": DEPTH,
     "rolling_shutter": STILL, "transform_matrix_end": STILL, "exposure_time": STILL,
     "up": OTHERS, "orientation_override": OTHERS, "n_extra_learnable_dims": OTHERS, "fix_premult": OTHERS,
-    "wrap_hdr": OTHERS, "mask_color": OTHERS, "intrinsic_matrix": "state fl_x, fl_y, cx and cy",
+    "wrap_hdr": OTHERS, "mask_color": OTHERS,
+    "camera_convention": AXES, "coordinate_system": AXES,
+    "intrinsic_matrix": "state fl_x, fl_y, cx and cy",
 }
 SHOWN = 5  # unknown keys that a note names
 LONG = 40  # characters, above which a key is compared with no other
