@@ -87,6 +87,14 @@ def test_pose_of_three_rows(tmp_path):
     assert np.array_equal(scene.c2w[0], POSE)
 
 
+def test_pose_rounded_to_three_decimals(tmp_path):
+    """From (1, -1, 1): the z axis is 0.577 three times, whose squares sum to 0.9988; y has 0.408, 0.408 and 0.816."""
+    c2w = pose.look_at((1, -1, 1), up=(0, 0, 1)).round(3)
+    assert np.abs(c2w[:3, :3] @ c2w[:3, :3].T - np.eye(3)).max() == pytest.approx(0.0012, abs=1e-4)
+    scene = load_scene(edit(blender(tmp_path), transform_matrix=c2w.tolist()), "train")
+    assert np.array_equal(scene.c2w[0], c2w)  # as it stands
+
+
 @pytest.mark.parametrize("name", ["r.jpg", "r.jpeg", "r.png"])
 def test_suffix_may_be_left_out(tmp_path, name):
     folder = edit(blender(tmp_path), file_path="train/r")
@@ -254,10 +262,10 @@ def turned(**entries):
     ({"transform_matrix": turned(r0c0=1.1)}, [FIRST, "must be a rotation"]),
     ({"transform_matrix": turned(r3c0=1.0)}, [FIRST, "a row 0 0 0 1"]),
     ({"camera_angle_x": 40.0}, [FIRST, "camera_angle_x must lie below pi", "in degrees?"]),
-    ({"camera_angle_x": "wide"}, [FIRST, "camera_angle_x must be a finite number above 0, got wide"]),
+    ({"camera_angle_x": "wide"}, [FIRST, "camera_angle_x must be a finite number above 0, got text 'wide'"]),
     ({"fl_x": 0}, [FIRST, "fl_x must be a finite number above 0, got 0"]),
     ({"cx": True}, [FIRST, "cx must be a finite number, got True"]),
-    ({"k1": "big"}, [FIRST, "k1 must be a finite number, got big"]),
+    ({"k1": "big"}, [FIRST, "k1 must be a finite number, got text 'big'"]),
     ({"k1": 1e9}, [FIRST, "k1 is 1e+09, which no lens has"]),
     ({"is_fisheye": True, "p1": 0.1}, [FIRST, "a fisheye lens has k1 to k4 only"]),
     ({"camera_model": "EQUIRECTANGULAR"}, [FIRST, "camera_model EQUIRECTANGULAR is not read", "OPENCV_FISHEYE"]),
@@ -271,6 +279,17 @@ def turned(**entries):
                           "within 10% to 90% of w and h", "the middle is 2, 1"]),
     ({"cx": 0.3, "cy": -0.7}, [FIRST, "the principal point is at 0.3, -0.7 of 4x2 pixels", "the middle is 2, 1"]),
     ({"cy": 2}, [FIRST, "the principal point is at 2, 2 of 4x2 pixels"]),
+    ({"fl_x": "100"}, [FIRST, "fl_x must be a finite number above 0, got text '100'"]),
+    ({"fl_x": 0.39}, [FIRST, "its focal length is 0.39 pixels for 4 pixels of the picture", "multiply it by 4, and cx, "
+                      "cy by 4, 2"]),
+    ({"fl_x": 3, "fl_y": 0.19}, [FIRST, "its focal length is 0.19 pixels for 2 pixels", "or if fl_y is a share"]),
+    ({"camera_angle_x": 2.8}, [FIRST, "its focal length is 0.345 pixels for 4 pixels"]),  # 160 degrees
+    *[({key: text}, [FIRST, f"{key} must be true or false, got text '{text}'"])
+      for key in ("is_fisheye", "white_transparent", "black_transparent") for text in ("true", "False", "1", "")],
+    ({"is_fisheye": 2}, [FIRST, "is_fisheye must be true or false, got 2"]),
+    ({"from_mitsuba": "false"}, ["from_mitsuba must be true or false, got text 'false'"]),
+    ({"transform_matrix": (POSE @ np.diag([0.99] * 3 + [1])).tolist()}, [FIRST, "R R^T is 0.02 off 1"]),
+    ({"transform_matrix": (POSE @ np.diag([0.5] * 3 + [1])).tolist()}, [FIRST, "determinant is 0.125"]),
     ({"x_fov": 180}, [FIRST, "x_fov must lie below 180 degrees, got 180"]),
     ({"mask_path": "masks/none.png"}, [FIRST, "no mask", "masks/none.png", "take mask_path out"]),
     ({"mask_path": 7}, [FIRST, "mask_path must be text, got 7"]),

@@ -109,6 +109,11 @@ def test_focal_lengths(tmp_path, capsys, common, fl_x, fl_y):
     assert not notes(capsys)
 
 
+@pytest.mark.parametrize("stated", [{"is_fisheye": 1}, {"camera_model": "opencv_fisheye"}])
+def test_a_fisheye_may_be_wider_than_a_pinhole(tmp_path, stated):
+    assert K_whole(tmp_path, fl_x=0.39, **stated)[0, 0] == 0.39
+
+
 def test_focal_lengths_of_frames_go_before_those_of_the_file(tmp_path, capsys):
     frames = [frame("images/00.png"), frame("images/01.png", camera_angle_x=math.pi / 2)]
     torch.testing.assert_close(load_scene(whole(tmp_path, frames, fl_x=9), "train").K[0], K_of(2, 2, 1.5, 0.5))

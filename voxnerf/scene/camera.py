@@ -11,7 +11,7 @@ import numpy as np
 from my.errors import UserError, shown
 from voxnerf.lens import Lens
 
-RIGID = 1e-3  # how far a pose's rotation may be from one, as the largest entry of R R^T - 1
+RIGID = 5e-3  # largest entry of R R^T - 1 of a pose's rotation: that of 3 decimals is up to 1.7e-3 off
 SAME = 0.01  # share by which two statements of one focal length may differ, as they are rounded
 NARROWEST, WIDEST, WIDEST_FISHEYE = 1e4, 0.1, 1e-3  # focal lengths in widths of the picture
 SHIFT, MOST_SHIFT = 0.25, 0.4  # of the principal point from the middle, in widths: a shift lens's, and refused beyond
@@ -123,8 +123,13 @@ def focal_lengths(frame, w, h, remarks):
     if not found:
         raise UserError(f"{frame.where}: no fl_x (focal length, pixels) and no camera_angle_x (horizontal field of "
                         "view, radians); add one of them")
+    widest = WIDEST_FISHEYE if has_fisheye(frame) else WIDEST
     for axis, size, fl in zip("xy", (w, h), stated):
-        if fl is not None and not WIDEST * size <= fl <= NARROWEST * size:
+        if fl is not None and WIDEST_FISHEYE * size <= fl < widest * size:
+            raise UserError(f"{frame.where}: its focal length is {fl:.4g} pixels for {size:g} pixels of the picture: "
+                            f"less than a tenth, which only a fisheye has; correct camera_angle_{axis}, or if "
+                            f"fl_{axis} is a share, multiply it by {size:g}, and cx, cy by {w:g}, {h:g}")
+        if fl is not None and not widest * size <= fl <= NARROWEST * size:
             raise UserError(f"{frame.where}: its focal length is {fl:.4g} pixels for {size:g} pixels of the picture; "
                             f"correct fl_{axis} (pixels) or camera_angle_{axis} (radians)")
     return (found[0] if stated[0] is None else stated[0]), (found[0] if stated[1] is None else stated[1])
@@ -158,6 +163,12 @@ def focal_length(frame, axis, size, remarks):
 # ---------------------------------------------------------------- lenses
 
 
+def has_fisheye(frame) -> bool:
+    """Whether a frame states a fisheye lens, by its name or by a switch."""
+    model = frame.get("camera_model")
+    return frame.switch("is_fisheye") or isinstance(model, str) and model.upper() in FISHEYE
+
+
 def lens_of(frame, remarks) -> Lens:
     """Return the `Lens` of a frame; raises UserError for a camera that is none of the module `voxnerf.lens`.
 
@@ -170,7 +181,7 @@ def lens_of(frame, remarks) -> Lens:
                         "pinhole, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV or OPENCV_FISHEYE; project the pictures "
                         "into one of these")
     k = coefficients(frame)
-    fisheye = model in FISHEYE or frame.get("is_fisheye") in (True, 1)
+    fisheye = has_fisheye(frame)
     if fisheye and any(k[key] for key in ("k5", "k6", "p1", "p2")):
         raise UserError(f"{frame.where}: a fisheye lens has k1 to k4 only, and it states k5, k6, p1 or p2 too; take "
                         "them out, or is_fisheye")

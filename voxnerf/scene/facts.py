@@ -26,6 +26,7 @@ REFUSED = {
     "ftheta_p0": "this lens is not read; undistort the pictures, or state k1 to k4 of an OPENCV_FISHEYE",
     "skew": "pixels must be right-angled; resample the pictures, and state 0",
 }
+SWITCHES = ("from_mitsuba", "from_na", "latlong", "equirectangular")  # of those that are refused
 BOX = "the field is the cube of half edge --model.bbox_len round the origin; set that to hold the object"
 DEPTH = "only colours are trained on"
 STILL = "each picture is taken for one moment of a camera that stands still"
@@ -53,7 +54,9 @@ def tell(path, meta: dict, entries: list):
     stated = dict.fromkeys(key for level in (meta, *entries) for key, value in level.items() if says(value))
     for key, why in REFUSED.items():
         if key in stated:
-            raise UserError(f"{path}: {key} is stated: {why}")
+            texts = [level[key] for level in (meta, *entries) if isinstance(level.get(key), str) and key in SWITCHES]
+            raise UserError(f"{path}: {key} must be true or false, got {given(texts[0])}" if texts and texts[0] else
+                            f"{path}: {key} is stated: {why}")
     for why in dict.fromkeys(UNUSED.values()):
         keys = [key for key in stated if UNUSED.get(key) == why]
         if keys:
@@ -66,6 +69,11 @@ def tell(path, meta: dict, entries: list):
         names = ", ".join(map(with_guess, unknown[:SHOWN]))
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         note(f"{path}: not known, and not used: {names}{more}")
+
+
+def given(value) -> str:
+    """Return what a file says where something else is expected: of a text, that it is one."""
+    return f"text '{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
 def says(value) -> bool:

@@ -68,7 +68,7 @@ def read_photo(folder, frame, downscale=1) -> Photo:
     """Return the `Photo` of a frame, averaged over squares of `downscale` pixels; a mask must be whole in a square."""
     rgba = read_image(frame.picture, frame.where, size=stated_size(frame))  # (H, W, 4) in [0, 1]
     for key, value in (("white_transparent", 1), ("black_transparent", 0)):  # of instant-ngp
-        if frame.get(key) in (True, 1):
+        if frame.switch(key):
             rgba = rgba.copy()
             rgba[(rgba[..., :3] == value).all(axis=-1), 3] = 0
     usable = usable_pixels(folder, frame, *rgba.shape[:2])

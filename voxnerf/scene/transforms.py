@@ -71,8 +71,15 @@ class Frame(NamedTuple):
             number = float(value)
         if not number > above:
             kind = "a finite number" if above == -math.inf else f"a finite number above {above}"
-            raise UserError(f"{self.where}: {key} must be {kind}, got {shown(value)}")
+            raise UserError(f"{self.where}: {key} must be {kind}, got {facts.given(value)}")
         return number
+
+    def switch(self, key) -> bool:
+        """Return whether `key` is on, which it is not where nothing is stated; UserError for text and other values."""
+        value = self.get(key, False)
+        if type(value) not in (bool, int, float) or value not in (0, 1):
+            raise UserError(f"{self.where}: {key} must be true or false, got {facts.given(value)}")
+        return bool(value)
 
 
 # ---------------------------------------------------------------- splits
