@@ -204,6 +204,36 @@ def test_no_folder_and_no_transforms_file(tmp_path):
     refused(tmp_path, ["no transforms_train.json (Blender layout)", "no transforms.json (instant-ngp, nerfstudio)"])
 
 
+@pytest.mark.parametrize("files, words", [
+    (["sparse/0/cameras.bin"], ["it has sparse/0/cameras.bin, so it may be a model of COLMAP",
+                                "ns-process-data images --skip-colmap", "colmap2nerf.py --text"]),
+    (["sparse/0/cameras.txt", "poses_bounds.npy"], ["a model of COLMAP"]),
+    (["poses_bounds.npy"], ["a scene of LLFF", "ns-process-data images", "colmap2nerf.py --run_colmap"]),
+    (["metadata", "rgbd/0.jpg"], ["a capture of Record3D", "ns-process-data record3d", "record3d2nerf.py"]),
+    (["metadata.json"], ["a capture of Record3D"]),
+    (["keyframes/images/1.jpg"], ["a capture of Polycam", "ns-process-data polycam"]),
+    (["meta_data.json"], ["a scene of SDFStudio", "ns-process-data images"]),
+    (["intrinsics.txt", "pose/0.txt"], ["a scene of NSVF", "nsvf2nerf.py"]),
+    (["camera/0.json", "dataset.json", "metadata.json"], ["a scene of Nerfies", "ns-process-data images"]),
+    (["scan.xml"], ["it has scan.xml, so it may be cameras of Metashape", "ns-process-data metashape"]),
+    (["cameras_sphere.npz"], ["a scene of NeuS", "ns-process-data images"]),
+    (["bundle.out"], ["a model of Bundler", "ns-process-data images"]),
+    (["walk.mp4"], ["it has walk.mp4, so it may be a video", "ns-process-data video", "colmap2nerf.py --video_in"]),
+    (["dataset.json", "intrinsics.txt"], ["give the folder of a scene"]),  # without what is beside them
+])
+def test_folders_of_other_tools(tmp_path, files, words):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    refused(tmp_path, ["no transforms.json (instant-ngp, nerfstudio)", *words])
+
+
+def test_a_video_is_no_scene(tmp_path):
+    (tmp_path / "walk.MP4").touch()
+    with pytest.raises(UserError, match="walk.MP4: is a video; make a transforms.json of it .*ns-process-data video"):
+        find_scene(str(tmp_path / "walk.MP4"))
+
+
 def test_missing_split(tmp_path):
     folder = blender(tmp_path, splits=("test",))
     with pytest.raises(UserError, match=re.escape("has transforms_test.json, but no transforms_train.json; add it")):
@@ -280,8 +310,7 @@ def turned(**entries):
     ({"cx": 0.3, "cy": -0.7}, [FIRST, "the principal point is at 0.3, -0.7 of 4x2 pixels", "the middle is 2, 1"]),
     ({"cy": 2}, [FIRST, "the principal point is at 2, 2 of 4x2 pixels"]),
     ({"fl_x": "100"}, [FIRST, "fl_x must be a finite number above 0, got text '100'"]),
-    ({"fl_x": 0.39}, [FIRST, "its focal length is 0.39 pixels for 4 pixels of the picture", "multiply it by 4, and cx, "
-                      "cy by 4, 2"]),
+    ({"fl_x": 0.39}, [FIRST, "its focal length is 0.39 pixels for 4 pixels", "by 4, and cx, cy by 4, 2"]),
     ({"fl_x": 3, "fl_y": 0.19}, [FIRST, "its focal length is 0.19 pixels for 2 pixels", "or if fl_y is a share"]),
     ({"camera_angle_x": 2.8}, [FIRST, "its focal length is 0.345 pixels for 4 pixels"]),  # 160 degrees
     *[({key: text}, [FIRST, f"{key} must be true or false, got text '{text}'"])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import pose
 from my.errors import UserError
-from posed import POSE, H, K_of, W, blender, edit, frame, whole
+from posed import POSE, H, K_of, W, blender, edit, frame, picture, whole
 from voxnerf.lens import Lens
 from voxnerf.scene import load_scene, load_scenes
 from voxnerf.scene.facts import NO_MEANING, REFUSED, UNUSED, USED
@@ -334,6 +335,39 @@ def test_paths_of_another_machine_are_found_by_their_end(tmp_path, capsys, prefi
     scene = load_scene(whole(tmp_path, frames, fl_x=3), "train")
     assert [int(image[0, 0, 0]) for image in scene.images] == [1, 2]
     assert "all of 3 frames: file_path leads elsewhere, and the picture was found in the scene" in notes(capsys)[0]
+
+
+OTHER = pose.look_at((3.0, 0, 1), up=(0, 0, 1))  # another pose than POSE
+
+
+def test_paths_whose_ends_are_the_same(tmp_path):
+    """Two cameras, whose folders are not there: one picture for both."""
+    frames = [frame("images/00.png"), *(frame(f"/cap/{cam}/01.png", c2w) for cam, c2w in (("a", POSE), ("b", OTHER)))]
+    folder = whole(tmp_path, frames, fl_x=3)
+    iio.imwrite(folder / "01.png", picture())
+    with pytest.raises(UserError, match=r"\(/cap/a/01.png\): its picture was found by the path's end, as \S*/01.png, "
+                                        r"which is that of /cap/b/01.png too, of another pose \(so it is with 2 "):
+        load_scene(folder, "train")
+    frames[2]["transform_matrix"] = POSE.tolist()  # one pose: the frame is there twice, and nothing is wrong
+    (folder / "transforms.json").write_text(json.dumps({"fl_x": 3, "frames": frames}))
+    assert len(load_scene(folder, "train").names) == 2
+
+
+@pytest.mark.parametrize("paths, words", [
+    (("00", "01", "./images/01"), ["2 frames of different poses have 1 pictures, such as"]),
+    (("00", "01", "./images/00"), ["2 frames of different poses have 1 pictures, such as",
+                                   "1 of these pictures are both trained on and tested"]),
+    (("00", "01", "02"), []),
+])
+def test_frames_that_share_a_picture(tmp_path, capsys, paths, words):
+    """The first by file_path is for testing; ./images/NN and images/NN are one file, and . is before i."""
+    names = [path if "/" in path else f"images/{path}.png" for path in paths]
+    frames = [frame(name, OTHER if i == 2 else POSE) for i, name in enumerate(names)]
+    split = {"test_filenames": names[:1], "train_filenames": names[1:]}
+    load_scenes(whole(tmp_path, frames, fl_x=3, **split))
+    lines = notes(capsys)
+    assert len(lines) == bool(words) and all(word in lines[0] for word in words)
+    assert ("both trained" in "".join(lines)) == (len(words) == 2)
 
 
 def test_no_picture_at_all(tmp_path):

@@ -13,7 +13,7 @@ from my.errors import UserError, shown
 from voxnerf.images import image_size, read_image, read_mask
 from voxnerf.lens import Lenses
 from voxnerf.scene.camera import stated_size
-from voxnerf.scene.transforms import find_file
+from voxnerf.scene.places import find_file
 
 MANY = 32  # pictures from which on a progress bar is worth it
 BYTES = 5  # of a pixel that is held: RGB, alpha, and whether it is used
