@@ -219,6 +219,8 @@ def test_no_folder_and_no_transforms_file(tmp_path):
     (["cameras_sphere.npz"], ["a scene of NeuS", "ns-process-data images"]),
     (["bundle.out"], ["a model of Bundler", "ns-process-data images"]),
     (["walk.mp4"], ["it has walk.mp4, so it may be a video", "ns-process-data video", "colmap2nerf.py --video_in"]),
+    (["b.MOV", "a.MOV"], ["it has a.MOV, so it may be a video"]),
+    (["\x1b[31m" + "x" * 200 + ".mp4"], ["it has \\x1b[31mxxxx", "..., so it may be a video"]),
     (["dataset.json", "intrinsics.txt"], ["give the folder of a scene"]),  # without what is beside them
 ])
 def test_folders_of_other_tools(tmp_path, files, words):

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from my.errors import shown
+
 AGAIN = "nerfstudio's `ns-process-data images` or instant-ngp's `colmap2nerf.py --run_colmap`, from its pictures"
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
@@ -32,16 +34,16 @@ KINDS = (
     Kind("a model of Bundler", ("bundle.out", "bundle/bundle.out", "bundler.out"), AGAIN),
     Kind("cameras of Metashape", ("*.xml",), "nerfstudio's `ns-process-data metashape`"),
 )
-VIDEO = Kind("a video", tuple(f"*{end}" for end in VIDEOS),
+VIDEO = Kind("a video", tuple(f"*{each}" for end in VIDEOS for each in (end, end.upper())),
              "nerfstudio's `ns-process-data video` or instant-ngp's `colmap2nerf.py --video_in`")
 
 
 def made_by_others(folder) -> str | None:
     """Return in words what another tool has left in a folder, and how to make a transforms.json of it, or None."""
     for kind in (*KINDS, VIDEO):
-        found = next((path for pattern in kind.files for path in folder.glob(pattern)), None)
+        found = next((path for pattern in kind.files for path in sorted(folder.glob(pattern))), None)
         if found and (not kind.beside or any((folder / name).exists() for name in kind.beside)):
-            return f"it has {found.relative_to(folder)}, so it may be {kind.name}: {advice(kind)}"
+            return f"it has {shown(str(found.relative_to(folder)), 60)}, so it may be {kind.name}: {advice(kind)}"
     return None
 
 
