@@ -114,7 +114,7 @@ def shared_pictures(folder, splits):
                             f"{shown(str(lost.picture), 300)}, which is that of {shown(other.name)} too, of "
                             f"another pose (so it is with {n} frames); put the pictures where "
                             "file_path says, or correct it")
-    both = sum(len({"test" if split == "val" else split for split, _ in group}) > 1 for group in shared)
+    both = sum({"train", "test"} <= {split for split, _ in group} for group in shared)
     leak = f"; {both} of these pictures are both trained on and tested" if both else ""
     note(f"{folder}: {n} frames of different poses have {len(shared)} pictures, such as {shown(shared[0][0][1].name)}: "
          f"a picture has one pose; correct file_path, or leave the others out{leak}")
