@@ -141,6 +141,30 @@ def test_scene_in_other_units_is_refused(scene):
     NeRF(cfg_of(model={"bbox_len": 100.0}), scene._replace(c2w=far))
 
 
+def test_cameras_that_look_away_are_refused(scene, capsys):
+    """Poses in OpenCV's axes: y and z columns of the other sign. Cameras stand 2.5 and more away, in x or y."""
+    turned = scene._replace(c2w=scene.c2w * torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
+    assert PixelCameras(scene.K, scene.c2w).facing() == pytest.approx(1)
+    assert PixelCameras(turned.K, turned.c2w).facing() == pytest.approx(-1)
+    for bbox_len in (1.0, 2.0):
+        with pytest.raises(UserError, match="^the cameras look away from the field: are the poses in the axes of "
+                                            "OpenCV or COLMAP.* 2nd and 3rd columns"):
+            NeRF(cfg_of(model={"bbox_len": bbox_len}), turned)
+    assert not capsys.readouterr().err
+    NeRF(cfg_of(model={"bbox_len": 3.0}), turned)  # a room is seen from within
+    assert "the cameras stand in the field and look away from its middle" in capsys.readouterr().err
+    NeRF(cfg_of(model={"bbox_len": 3.0}), scene)
+    assert not capsys.readouterr().err
+
+
+def test_cameras_that_look_away_from_a_scene_beside_the_origin(scene):
+    """Half of a ring about (20, 0, 0) looks away from the origin; the others do not: it is no matter of axes."""
+    beside = scene.c2w.clone()
+    beside[:, 0, 3] += 20
+    with pytest.raises(UserError, match="centre and scale the poses of the scene"):
+        NeRF(cfg_of(), scene._replace(c2w=beside))
+
+
 def test_number_of_steps(scene):
     """12 images of 14 x 16 are 2688 pixels: 3 epochs in batches of 1000 are 8.064 steps."""
     assert NeRF(cfg_of(n_epoch=3, bs=1000), scene).n_steps == 9

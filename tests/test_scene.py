@@ -87,6 +87,14 @@ def test_pose_of_three_rows(tmp_path):
     assert np.array_equal(scene.c2w[0], POSE)
 
 
+def test_pose_rounded_to_three_decimals(tmp_path):
+    """From (1, -1, 1): the z axis is 0.577 three times, whose squares sum to 0.9988; y has 0.408, 0.408 and 0.816."""
+    c2w = pose.look_at((1, -1, 1), up=(0, 0, 1)).round(3)
+    assert np.abs(c2w[:3, :3] @ c2w[:3, :3].T - np.eye(3)).max() == pytest.approx(0.0012, abs=1e-4)
+    scene = load_scene(edit(blender(tmp_path), transform_matrix=c2w.tolist()), "train")
+    assert np.array_equal(scene.c2w[0], c2w)  # as it stands
+
+
 @pytest.mark.parametrize("name", ["r.jpg", "r.jpeg", "r.png"])
 def test_suffix_may_be_left_out(tmp_path, name):
     folder = edit(blender(tmp_path), file_path="train/r")
@@ -196,6 +204,38 @@ def test_no_folder_and_no_transforms_file(tmp_path):
     refused(tmp_path, ["no transforms_train.json (Blender layout)", "no transforms.json (instant-ngp, nerfstudio)"])
 
 
+@pytest.mark.parametrize("files, words", [
+    (["sparse/0/cameras.bin"], ["it has sparse/0/cameras.bin, so it may be a model of COLMAP",
+                                "ns-process-data images --skip-colmap", "colmap2nerf.py --text"]),
+    (["sparse/0/cameras.txt", "poses_bounds.npy"], ["a model of COLMAP"]),
+    (["poses_bounds.npy"], ["a scene of LLFF", "ns-process-data images", "colmap2nerf.py --run_colmap"]),
+    (["metadata", "rgbd/0.jpg"], ["a capture of Record3D", "ns-process-data record3d", "record3d2nerf.py"]),
+    (["metadata.json"], ["a capture of Record3D"]),
+    (["keyframes/images/1.jpg"], ["a capture of Polycam", "ns-process-data polycam"]),
+    (["meta_data.json"], ["a scene of SDFStudio", "ns-process-data images"]),
+    (["intrinsics.txt", "pose/0.txt"], ["a scene of NSVF", "nsvf2nerf.py"]),
+    (["camera/0.json", "dataset.json", "metadata.json"], ["a scene of Nerfies", "ns-process-data images"]),
+    (["scan.xml"], ["it has scan.xml, so it may be cameras of Metashape", "ns-process-data metashape"]),
+    (["cameras_sphere.npz"], ["a scene of NeuS", "ns-process-data images"]),
+    (["bundle.out"], ["a model of Bundler", "ns-process-data images"]),
+    (["walk.mp4"], ["it has walk.mp4, so it may be a video", "ns-process-data video", "colmap2nerf.py --video_in"]),
+    (["b.MOV", "a.MOV"], ["it has a.MOV, so it may be a video"]),
+    (["\x1b[31m" + "x" * 200 + ".mp4"], ["it has \\x1b[31mxxxx", "..., so it may be a video"]),
+    (["dataset.json", "intrinsics.txt"], ["give the folder of a scene"]),  # without what is beside them
+])
+def test_folders_of_other_tools(tmp_path, files, words):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    refused(tmp_path, ["no transforms.json (instant-ngp, nerfstudio)", *words])
+
+
+def test_a_video_is_no_scene(tmp_path):
+    (tmp_path / "walk.MP4").touch()
+    with pytest.raises(UserError, match="walk.MP4: is a video; make a transforms.json of it .*ns-process-data video"):
+        find_scene(str(tmp_path / "walk.MP4"))
+
+
 def test_missing_split(tmp_path):
     folder = blender(tmp_path, splits=("test",))
     with pytest.raises(UserError, match=re.escape("has transforms_test.json, but no transforms_train.json; add it")):
@@ -254,10 +294,10 @@ def turned(**entries):
     ({"transform_matrix": turned(r0c0=1.1)}, [FIRST, "must be a rotation"]),
     ({"transform_matrix": turned(r3c0=1.0)}, [FIRST, "a row 0 0 0 1"]),
     ({"camera_angle_x": 40.0}, [FIRST, "camera_angle_x must lie below pi", "in degrees?"]),
-    ({"camera_angle_x": "wide"}, [FIRST, "camera_angle_x must be a finite number above 0, got wide"]),
+    ({"camera_angle_x": "wide"}, [FIRST, "camera_angle_x must be a finite number above 0, got text 'wide'"]),
     ({"fl_x": 0}, [FIRST, "fl_x must be a finite number above 0, got 0"]),
     ({"cx": True}, [FIRST, "cx must be a finite number, got True"]),
-    ({"k1": "big"}, [FIRST, "k1 must be a finite number, got big"]),
+    ({"k1": "big"}, [FIRST, "k1 must be a finite number, got text 'big'"]),
     ({"k1": 1e9}, [FIRST, "k1 is 1e+09, which no lens has"]),
     ({"is_fisheye": True, "p1": 0.1}, [FIRST, "a fisheye lens has k1 to k4 only"]),
     ({"camera_model": "EQUIRECTANGULAR"}, [FIRST, "camera_model EQUIRECTANGULAR is not read", "OPENCV_FISHEYE"]),
@@ -267,6 +307,20 @@ def turned(**entries):
     ({"fl_x": 1e-300}, [FIRST, "its focal length is 1e-300 pixels for 4 pixels", "correct fl_x"]),
     ({"fl_x": 10**400}, [FIRST, "fl_x must be a finite number above 0, got a number of 1329 bits"]),
     ({"cx": 1e200}, [FIRST, "the principal point is at 1e+200"]),
+    ({"cx": 0, "cy": 0}, [FIRST, "the principal point is at 0, 0 of 4x2 pixels", "corner of the first pixel",
+                          "within 10% to 90% of w and h", "the middle is 2, 1"]),
+    ({"cx": 0.3, "cy": -0.7}, [FIRST, "the principal point is at 0.3, -0.7 of 4x2 pixels", "the middle is 2, 1"]),
+    ({"cy": 2}, [FIRST, "the principal point is at 2, 2 of 4x2 pixels"]),
+    ({"fl_x": "100"}, [FIRST, "fl_x must be a finite number above 0, got text '100'"]),
+    ({"fl_x": 0.39}, [FIRST, "its focal length is 0.39 pixels for 4 pixels", "by 4, and cx, cy by 4, 2"]),
+    ({"fl_x": 3, "fl_y": 0.19}, [FIRST, "its focal length is 0.19 pixels for 2 pixels", "or if fl_y is a share"]),
+    ({"camera_angle_x": 2.8}, [FIRST, "its focal length is 0.345 pixels for 4 pixels"]),  # 160 degrees
+    *[({key: text}, [FIRST, f"{key} must be true or false, got text '{text}'"])
+      for key in ("is_fisheye", "white_transparent", "black_transparent") for text in ("true", "False", "1", "")],
+    ({"is_fisheye": 2}, [FIRST, "is_fisheye must be true or false, got 2"]),
+    ({"from_mitsuba": "false"}, ["from_mitsuba must be true or false, got text 'false'"]),
+    ({"transform_matrix": (POSE @ np.diag([0.99] * 3 + [1])).tolist()}, [FIRST, "R R^T is 0.02 off 1"]),
+    ({"transform_matrix": (POSE @ np.diag([0.5] * 3 + [1])).tolist()}, [FIRST, "determinant is 0.125"]),
     ({"x_fov": 180}, [FIRST, "x_fov must lie below 180 degrees, got 180"]),
     ({"mask_path": "masks/none.png"}, [FIRST, "no mask", "masks/none.png", "take mask_path out"]),
     ({"mask_path": 7}, [FIRST, "mask_path must be text, got 7"]),

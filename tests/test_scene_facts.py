@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import pose
 from my.errors import UserError
-from posed import POSE, H, K_of, W, blender, edit, frame, whole
+from posed import POSE, H, K_of, W, blender, edit, frame, picture, whole
 from voxnerf.lens import Lens
 from voxnerf.scene import load_scene, load_scenes
 from voxnerf.scene.facts import NO_MEANING, REFUSED, UNUSED, USED
@@ -109,6 +110,11 @@ def test_focal_lengths(tmp_path, capsys, common, fl_x, fl_y):
     assert not notes(capsys)
 
 
+@pytest.mark.parametrize("stated", [{"is_fisheye": 1}, {"camera_model": "opencv_fisheye"}])
+def test_a_fisheye_may_be_wider_than_a_pinhole(tmp_path, stated):
+    assert K_whole(tmp_path, fl_x=0.39, **stated)[0, 0] == 0.39
+
+
 def test_focal_lengths_of_frames_go_before_those_of_the_file(tmp_path, capsys):
     frames = [frame("images/00.png"), frame("images/01.png", camera_angle_x=math.pi / 2)]
     torch.testing.assert_close(load_scene(whole(tmp_path, frames, fl_x=9), "train").K[0], K_of(2, 2, 1.5, 0.5))
@@ -119,6 +125,14 @@ def test_focal_lengths_that_contradict_each_other(tmp_path, capsys):
     assert K_whole(tmp_path, fl_x=3, camera_angle_x=math.pi / 2)[0, 0] == 3
     (line,) = notes(capsys)
     assert "all of 7 frames: fl_x and camera_angle_x state different focal lengths: fl_x is used" in line
+
+
+@pytest.mark.parametrize("cx, told", [(1, False), (3, False), (0.9, True), (3.1, True), (0.4, True)])
+def test_principal_point_far_from_the_middle(tmp_path, capsys, cx, told):
+    """Of 4 pixels, a quarter off the middle is 1 to 3, as shift lenses reach; up to 0.4 off is told of."""
+    assert K_whole(tmp_path, fl_x=3, cx=cx)[0, 2].item() == pytest.approx(-(cx - 0.5))
+    lines = notes(capsys)
+    assert len(lines) == told and all("more than a quarter of the picture off its middle" in line for line in lines)
 
 
 # ---------------------------------------------------------------- lenses
@@ -323,6 +337,39 @@ def test_paths_of_another_machine_are_found_by_their_end(tmp_path, capsys, prefi
     assert "all of 3 frames: file_path leads elsewhere, and the picture was found in the scene" in notes(capsys)[0]
 
 
+OTHER = pose.look_at((3.0, 0, 1), up=(0, 0, 1))  # another pose than POSE
+
+
+def test_paths_whose_ends_are_the_same(tmp_path):
+    """Two cameras, whose folders are not there: one picture for both."""
+    frames = [frame("images/00.png"), *(frame(f"/cap/{cam}/01.png", c2w) for cam, c2w in (("a", POSE), ("b", OTHER)))]
+    folder = whole(tmp_path, frames, fl_x=3)
+    iio.imwrite(folder / "01.png", picture())
+    with pytest.raises(UserError, match=r"\(/cap/a/01.png\): its picture was found by the path's end, as \S*/01.png, "
+                                        r"which is that of /cap/b/01.png too, of another pose \(so it is with 2 "):
+        load_scene(folder, "train")
+    frames[2]["transform_matrix"] = POSE.tolist()  # one pose: the frame is there twice, and nothing is wrong
+    (folder / "transforms.json").write_text(json.dumps({"fl_x": 3, "frames": frames}))
+    assert len(load_scene(folder, "train").names) == 2
+
+
+@pytest.mark.parametrize("paths, words", [
+    (("00", "01", "./images/01"), ["2 frames of different poses have 1 pictures, such as"]),
+    (("00", "01", "./images/00"), ["2 frames of different poses have 1 pictures, such as",
+                                   "1 of these pictures are both trained on and tested"]),
+    (("00", "01", "02"), []),
+])
+def test_frames_that_share_a_picture(tmp_path, capsys, paths, words):
+    """The first by file_path is for testing; ./images/NN and images/NN are one file, and . is before i."""
+    names = [path if "/" in path else f"images/{path}.png" for path in paths]
+    frames = [frame(name, OTHER if i == 2 else POSE) for i, name in enumerate(names)]
+    split = {"test_filenames": names[:1], "train_filenames": names[1:]}
+    load_scenes(whole(tmp_path, frames, fl_x=3, **split))
+    lines = notes(capsys)
+    assert len(lines) == bool(words) and all(word in lines[0] for word in words)
+    assert ("both trained" in "".join(lines)) == (len(words) == 2)
+
+
 def test_no_picture_at_all(tmp_path):
     """No frame can be left out then."""
     folder = whole(tmp_path, fl_x=3)
@@ -371,6 +418,8 @@ def test_pose_of_a_moving_camera(tmp_path, capsys):
     ({"depth_file_path": "d.png"}, "not used: depth_file_path: only colours are trained on"),
     ({"rolling_shutter": [0, 0, 1, 0]}, "not used: rolling_shutter: each picture is taken for one moment"),
     ({"orientation_override": "none"}, "not used: orientation_override: the poses and pictures are used as they stand"),
+    ({"camera_convention": "opencv", "coordinate_system": "opencv"},
+     "not used: camera_convention, coordinate_system: poses are taken for camera to world in OpenGL's axes"),
     ({"mask_paths": "m.png", "camera_angel_y": 1}, "mask_paths (perhaps you meant mask_path?), camera_angel_y (perhaps "
                                                    "you meant camera_angle_y?)"),
     ({"fov": 50, "\x1b[31m": 1}, "not known, and not used: fov, \\x1b[31m"),

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from my import checkpoint
-from my.errors import UserError
+from my.errors import UserError, note
 from my.seeds import torch_rng
 from voxnerf import reference
 from voxnerf.field import from_all_sides, make_field
@@ -35,6 +35,7 @@ EMPTINESS_SCALE, EMPTINESS_WEIGHT = 10.0, 1e-4  # of mean over rays of sum log(1
 BETAS = (0.9, 0.99)  # of Adam
 SPECK = 0.01  # share of what is occupied, below which a detached part is taken for a floater and masked
 MIN_SHARE = 0.01  # of the views' rays, that the field must be in the way of
+AWAY = -0.5  # mean cosine between where cameras look and where the field's middle is, below which they look away
 CHUNK = 16384  # rays at a time where no gradient is needed
 
 
@@ -74,7 +75,19 @@ class NeRF:
         self._set_field(box, grid_shape(box, cfg.model.grid_size * GROWTH[0][1]))
 
     def _refuse_elsewhere(self, box, scene):
-        """Raise UserError if next to no ray of the views passes through `box` (2, 3): a scene in other units."""
+        """Raise UserError if next to no ray of the views passes through `box` (2, 3), or if cameras look away from it.
+
+        The first is a scene in other units, the second one of other axes. Cameras that stand in the box may look
+        outwards, as those of a room do: these are told of only.
+        """
+        facing, inside = self.cameras.facing(), self.cameras.share_inside(box[1, 0])
+        if facing < AWAY and inside < 0.5:
+            raise UserError("the cameras look away from the field: are the poses in the axes of OpenCV or COLMAP? "
+                            "transform_matrix is in OpenGL's, looking along -z: turn the signs of its 2nd and 3rd "
+                            "columns (y and z); if it is in these axes already, centre the poses on the object")
+        if facing < AWAY:
+            note("the cameras stand in the field and look away from its middle: that is right for a room seen from "
+                 "within; else turn the signs of the 2nd and 3rd columns (y and z) of transform_matrix")
         share = self.cameras.share_through(torch.as_tensor(box).to(self.device), scene.sizes, scene.usable)
         if share < MIN_SHARE:
             distance = self.cameras.eyes.norm(dim=-1)

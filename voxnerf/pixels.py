@@ -71,6 +71,15 @@ class PixelCameras:
         rays_d = rays_d / rays_d.norm(dim=-1, keepdim=True)
         return self.eyes[camera][:, None].expand_as(rays_d).to(dtype), rays_d.to(dtype)
 
+    def facing(self):
+        """Return the mean cosine between where the cameras look and where the origin is, in [-1, 1]."""
+        distance = self.eyes.norm(dim=-1).clamp(min=1e-9)  # a camera at the origin counts as 0
+        return ((self.R[:, :, 2] * self.eyes).sum(dim=-1) / distance).mean().item()
+
+    def share_inside(self, half_edge):
+        """Return the share of the cameras that stand in a cube round the origin."""
+        return (self.eyes.abs().amax(dim=-1) <= half_edge).double().mean().item()
+
     def share_through(self, box, sizes, usable=None, n=16):
         """Return the share of rays, n x n of each image, that pass through a box (2, 3).
 

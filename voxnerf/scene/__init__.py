@@ -1,7 +1,8 @@
 """Posed images of a scene, in the layout of Blender (NeRF-synthetic) or of instant-ngp and nerfstudio.
 
-`transforms` finds the frames of each split, `camera` reads their poses, intrinsics and lenses, `photos` their
-pictures and masks; `facts` tells what else a file states. docs/scenes.md lists all of it.
+`transforms` finds the frames of each split, `places` where their pictures are, `camera` reads their poses, intrinsics
+and lenses, `photos` their pictures and masks; `facts` tells what else a file states, and `other_tools` what a folder is
+that has no such file. docs/scenes.md lists all of it.
 """
 
 import os
@@ -16,9 +17,11 @@ from my.env import ENV, data_root
 from my.errors import UserError, note
 from voxnerf.lens import Lens
 from voxnerf.scene.camera import intrinsics_of, lens_of, pose_of, read_all
+from voxnerf.scene.frame import Remarks
 from voxnerf.scene.orbit import orbit, vertical
+from voxnerf.scene.other_tools import VIDEO, VIDEOS, advice
 from voxnerf.scene.photos import machine_memory, read_photos, sizes_of, without_blind_pixels
-from voxnerf.scene.transforms import SPLITS, Remarks, read_splits
+from voxnerf.scene.transforms import SPLITS, read_splits
 
 __all__ = ["Scene", "find_scene", "load_scene", "load_scenes", "machine_memory", "orbit", "vertical"]
 
@@ -50,6 +53,8 @@ def find_scene(name):
     for folder in tried:
         if folder.is_dir():
             return folder
+    if tried[0].is_file() and tried[0].suffix.lower() in VIDEOS:
+        raise UserError(f"--scene {name}: is a video; {advice(VIDEO)}")
     if tried[0].is_file():
         raise UserError(f"--scene {name}: is a file; give the folder that it is in")
     raise UserError(f"--scene {name}: looked for a folder at {', '.join(map(str, tried))}: none is there; give the "

@@ -11,9 +11,10 @@ import numpy as np
 from my.errors import UserError, shown
 from voxnerf.lens import Lens
 
-RIGID = 1e-3  # how far a pose's rotation may be from one, as the largest entry of R R^T - 1
+RIGID = 5e-3  # largest entry of R R^T - 1 of a pose's rotation: that of 3 decimals is up to 1.7e-3 off
 SAME = 0.01  # share by which two statements of one focal length may differ, as they are rounded
-NARROWEST, WIDEST = 1e4, 1e-3  # focal lengths in widths of the picture
+NARROWEST, WIDEST, WIDEST_FISHEYE = 1e4, 0.1, 1e-3  # focal lengths in widths of the picture
+SHIFT, MOST_SHIFT = 0.25, 0.4  # of the principal point from the middle, in widths: a shift lens's, and refused beyond
 STRONGEST = 1e6  # coefficient of a lens
 PINHOLES = ("", "SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE")
 RADIAL = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
@@ -95,13 +96,24 @@ def intrinsics_of(frame, width, height, downscale, remarks):
         raise UserError(f"{frame.where}: w x h is {w:g}x{h:g}, and its image is {width}x{height}, of another shape; "
                         "state the size that the intrinsics are for")
     fl_x, fl_y = focal_lengths(frame, w, h, remarks)
-    cx, cy = frame.number("cx", w / 2), frame.number("cy", h / 2)
-    if max(abs(cx) / w, abs(cy) / h) > 1 / WIDEST:
-        raise UserError(f"{frame.where}: the principal point is at {cx:.4g}, {cy:.4g} of {w:g}x{h:g} pixels; cx and cy "
-                        "are pixels from the picture's corner")
+    cx, cy = principal_point(frame, w, h, remarks)
     sx, sy = width / w / downscale, height / h / downscale
     cx, cy = cx * sx, cy * sy
     return np.array([[fl_x * sx, 0, -(cx - 0.5)], [0, -fl_y * sy, -(cy - 0.5)], [0, 0, -1]])
+
+
+def principal_point(frame, w, h, remarks):
+    """Return cx, cy in pixels of w x h; raises UserError where they lie far from the middle, as other units do."""
+    cx, cy = frame.number("cx", w / 2), frame.number("cy", h / 2)
+    shift = max(abs(cx / w - 0.5), abs(cy / h - 0.5))
+    if shift > MOST_SHIFT:
+        raise UserError(f"{frame.where}: the principal point is at {cx:.4g}, {cy:.4g} of {w:g}x{h:g} pixels; cx and cy "
+                        f"are pixels from the corner of the first pixel, and must lie within 10% to 90% of w and h; "
+                        f"the middle is {w / 2:g}, {h / 2:g}")
+    if shift > SHIFT:
+        remarks.add("the principal point cx, cy is more than a quarter of the picture off its middle: it is used; "
+                    "it is in pixels from the corner of the first pixel")
+    return cx, cy
 
 
 def focal_lengths(frame, w, h, remarks):
@@ -111,8 +123,13 @@ def focal_lengths(frame, w, h, remarks):
     if not found:
         raise UserError(f"{frame.where}: no fl_x (focal length, pixels) and no camera_angle_x (horizontal field of "
                         "view, radians); add one of them")
+    widest = WIDEST_FISHEYE if has_fisheye(frame) else WIDEST
     for axis, size, fl in zip("xy", (w, h), stated):
-        if fl is not None and not WIDEST * size <= fl <= NARROWEST * size:
+        if fl is not None and WIDEST_FISHEYE * size <= fl < widest * size:
+            raise UserError(f"{frame.where}: its focal length is {fl:.4g} pixels for {size:g} pixels of the picture: "
+                            f"less than a tenth, which only a fisheye has; correct camera_angle_{axis}, or if "
+                            f"fl_{axis} is a share, multiply it by {size:g}, and cx, cy by {w:g}, {h:g}")
+        if fl is not None and not widest * size <= fl <= NARROWEST * size:
             raise UserError(f"{frame.where}: its focal length is {fl:.4g} pixels for {size:g} pixels of the picture; "
                             f"correct fl_{axis} (pixels) or camera_angle_{axis} (radians)")
     return (found[0] if stated[0] is None else stated[0]), (found[0] if stated[1] is None else stated[1])
@@ -146,6 +163,12 @@ def focal_length(frame, axis, size, remarks):
 # ---------------------------------------------------------------- lenses
 
 
+def has_fisheye(frame) -> bool:
+    """Whether a frame states a fisheye lens, by its name or by a switch."""
+    model = frame.get("camera_model")
+    return frame.switch("is_fisheye") or isinstance(model, str) and model.upper() in FISHEYE
+
+
 def lens_of(frame, remarks) -> Lens:
     """Return the `Lens` of a frame; raises UserError for a camera that is none of the module `voxnerf.lens`.
 
@@ -158,7 +181,7 @@ def lens_of(frame, remarks) -> Lens:
                         "pinhole, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV or OPENCV_FISHEYE; project the pictures "
                         "into one of these")
     k = coefficients(frame)
-    fisheye = model in FISHEYE or frame.get("is_fisheye") in (True, 1)
+    fisheye = has_fisheye(frame)
     if fisheye and any(k[key] for key in ("k5", "k6", "p1", "p2")):
         raise UserError(f"{frame.where}: a fisheye lens has k1 to k4 only, and it states k5, k6, p1 or p2 too; take "
                         "them out, or is_fisheye")

@@ -26,9 +26,11 @@ REFUSED = {
     "ftheta_p0": "this lens is not read; undistort the pictures, or state k1 to k4 of an OPENCV_FISHEYE",
     "skew": "pixels must be right-angled; resample the pictures, and state 0",
 }
+SWITCHES = ("from_mitsuba", "from_na", "latlong", "equirectangular")  # of those that are refused
 BOX = "the field is the cube of half edge --model.bbox_len round the origin; set that to hold the object"
 DEPTH = "only colours are trained on"
 STILL = "each picture is taken for one moment of a camera that stands still"
+AXES = "poses are taken for camera to world in OpenGL's axes, looking along -z; turn the y and z columns of OpenCV's"
 OTHERS = "the poses and pictures are used as they stand"
 UNUSED = {
     "aabb_scale": BOX, "scale": BOX, "offset": BOX, "render_aabb": BOX, "render_aabb_to_local": BOX, "aabb": BOX,
@@ -36,7 +38,9 @@ UNUSED = {
     "depth_unit_scale_factor": DEPTH, "normal_file_path": DEPTH, "semantic_path": DEPTH, "semantics_path": DEPTH,
     "rolling_shutter": STILL, "transform_matrix_end": STILL, "exposure_time": STILL,
     "up": OTHERS, "orientation_override": OTHERS, "n_extra_learnable_dims": OTHERS, "fix_premult": OTHERS,
-    "wrap_hdr": OTHERS, "mask_color": OTHERS, "intrinsic_matrix": "state fl_x, fl_y, cx and cy",
+    "wrap_hdr": OTHERS, "mask_color": OTHERS,
+    "camera_convention": AXES, "coordinate_system": AXES,
+    "intrinsic_matrix": "state fl_x, fl_y, cx and cy",
 }
 SHOWN = 5  # unknown keys that a note names
 LONG = 40  # characters, above which a key is compared with no other
@@ -50,7 +54,9 @@ def tell(path, meta: dict, entries: list):
     stated = dict.fromkeys(key for level in (meta, *entries) for key, value in level.items() if says(value))
     for key, why in REFUSED.items():
         if key in stated:
-            raise UserError(f"{path}: {key} is stated: {why}")
+            texts = [level[key] for level in (meta, *entries) if isinstance(level.get(key), str) and key in SWITCHES]
+            raise UserError(f"{path}: {key} must be true or false, got {given(texts[0])}" if texts and texts[0] else
+                            f"{path}: {key} is stated: {why}")
     for why in dict.fromkeys(UNUSED.values()):
         keys = [key for key in stated if UNUSED.get(key) == why]
         if keys:
@@ -63,6 +69,11 @@ def tell(path, meta: dict, entries: list):
         names = ", ".join(map(with_guess, unknown[:SHOWN]))
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         note(f"{path}: not known, and not used: {names}{more}")
+
+
+def given(value) -> str:
+    """Return what a file says where something else is expected: of a text, that it is one."""
+    return f"text '{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
 def says(value) -> bool:

@@ -13,7 +13,7 @@ from my.errors import UserError, shown
 from voxnerf.images import image_size, read_image, read_mask
 from voxnerf.lens import Lenses
 from voxnerf.scene.camera import stated_size
-from voxnerf.scene.transforms import find_file
+from voxnerf.scene.places import find_file
 
 MANY = 32  # pictures from which on a progress bar is worth it
 BYTES = 5  # of a pixel that is held: RGB, alpha, and whether it is used
@@ -68,7 +68,7 @@ def read_photo(folder, frame, downscale=1) -> Photo:
     """Return the `Photo` of a frame, averaged over squares of `downscale` pixels; a mask must be whole in a square."""
     rgba = read_image(frame.picture, frame.where, size=stated_size(frame))  # (H, W, 4) in [0, 1]
     for key, value in (("white_transparent", 1), ("black_transparent", 0)):  # of instant-ngp
-        if frame.get(key) in (True, 1):
+        if frame.switch(key):
             rgba = rgba.copy()
             rgba[(rgba[..., :3] == value).all(axis=-1), 3] = 0
     usable = usable_pixels(folder, frame, *rgba.shape[:2])

@@ -4,75 +4,20 @@ Two layouts: one file per split (Blender's NeRF-synthetic, transforms_train.json
 transforms.json (instant-ngp, nerfstudio). docs/scenes.md lists what a file may state, and what becomes of it.
 """
 
-import math
-import os
-import posixpath
-import re
-from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from my.errors import UserError, note, shown, some
 from my.plain_files import read_json
 from voxnerf.scene import facts
+from voxnerf.scene.frame import Frame
+from voxnerf.scene.other_tools import made_by_others
+from voxnerf.scene.places import plain_path, present, shared_pictures
 
 SPLITS = ("train", "val", "test")
 WHOLE = "transforms.json"  # of the layout without splits
 HOLD_OUT = 8  # where nothing is said, every 8th frame is a test view, from the first one on
-SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".exr", ".webp", ".tif", ".tiff", ".bmp")
 LONGEST = 4096  # characters of a path, more than any file system takes
 FORMAT = '{"frames": [{"file_path": ..., "transform_matrix": ...}, ...]} with at least one frame'
-
-
-class Remarks:
-    """What is to be told of the frames of a scene: each text once, with the number of frames that it is true of."""
-
-    def __init__(self):
-        self.counts = Counter()
-        self.blind = 0  # pixels that a lens maps nothing to
-
-    def add(self, text: str):
-        """Count one more frame of which `text` is true."""
-        self.counts[text] += 1
-
-    def tell(self, folder, n: int):
-        """Write a note for each text that was counted, of `n` frames."""
-        for text, k in self.counts.items():
-            note(f"{folder}: {'all' if k == n else k} of {n} frames: {text}")
-        if self.blind:
-            note(f"{folder}: {self.blind} pixels lie where the lens as it is stated maps nothing, and are left out")
-
-
-class Frame(NamedTuple):
-    """One entry of `frames`, before what its file says for all."""
-
-    own: dict
-    common: dict
-    where: str  # for messages
-    name: str  # its file_path, as it stands there
-    picture: Path | None = None
-
-    def get(self, key, default=None):
-        """Return what the frame, or else its file, states at `key`; null states nothing."""
-        value = self.own.get(key)
-        value = self.common.get(key) if value is None else value
-        return default if value is None else value
-
-    def nearest(self, keys) -> dict:
-        """Return what is stated of some keys that mean the same: by the frame, or where it states none, by the file."""
-        found = ({key: level[key] for key in keys if level.get(key) is not None} for level in (self.own, self.common))
-        return next(found) or next(found)
-
-    def number(self, key, default=None, above=-math.inf) -> float:
-        """Return the finite number at `key`; raises UserError where it is none, or not `above`."""
-        value = self.get(key, default)
-        number = math.nan
-        if type(value) in (int, float) and abs(value) < 1e300:  # also False for NaN
-            number = float(value)
-        if not number > above:
-            kind = "a finite number" if above == -math.inf else f"a finite number above {above}"
-            raise UserError(f"{self.where}: {key} must be {kind}, got {shown(value)}")
-        return number
 
 
 # ---------------------------------------------------------------- splits
@@ -81,11 +26,20 @@ class Frame(NamedTuple):
 def read_splits(folder, strict=False) -> dict:
     """Return {"train", "val", "test": its `Frame`s, each with its picture} of a folder in either layout.
 
+    Notes and refusals are those of `splits_of` and `shared_pictures`.
+    """
+    splits = splits_of(Path(folder), strict)
+    shared_pictures(folder, splits)
+    return splits
+
+
+def splits_of(folder, strict) -> dict:
+    """Return {"train", "val", "test": its `Frame`s, each with its picture} of a folder in either layout.
+
     Frames whose picture is missing are left out with a note that counts them; `strict` refuses them.
     Raises UserError, one line, for what is missing, damaged or cannot be meant, and where no frame is left to
     train on or to test.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a scene")
     own = {split: folder / f"transforms_{split}.json" for split in SPLITS}
@@ -97,8 +51,9 @@ def read_splits(folder, strict=False) -> dict:
     if "train" in own:
         return files_of_splits(folder, own, strict)
     if not whole.exists():
+        advice = made_by_others(folder) or "give the folder of a scene"
         raise UserError(f"{folder}: no transforms_train.json (Blender layout) and no {WHOLE} (instant-ngp, nerfstudio) "
-                        "in it; give the folder of a scene")
+                        f"in it; {advice}")
     meta, frames = frames_of(whole)
     lists = listed_names(whole, meta, frames)
     frames = sorted(present(folder, {whole.name: frames}, strict)[whole.name], key=lambda frame: frame.name)
@@ -225,64 +180,3 @@ def frame_of(path, i, common, entry) -> Frame:
     if not 0 < len(name) <= LONGEST:
         raise UserError(f"{path}: frames[{i}]: file_path must have 1 to {LONGEST} characters, got {len(name)}")
     return Frame(own, common, f"{path}: frames[{i}] ({shown(name)})", name)
-
-
-# ---------------------------------------------------------------- where pictures are
-
-
-def present(folder, by_file, strict) -> dict:
-    """Return {key: its `Frame`s that have a picture, with it} of {key: `Frame`s}; those without are counted in a note.
-
-    Raises UserError where the first key's have none at all, and where `strict` is set and any is missing.
-    """
-    remarks, found, missing = Remarks(), {}, []
-    for key, frames in by_file.items():
-        located = [frame._replace(picture=find_file(folder, frame.name, SUFFIXES, remarks)) for frame in frames]
-        found[key] = [frame for frame in located if frame.picture]
-        missing += [frame for frame in located if not frame.picture]
-        if not found[key] and key == next(iter(by_file)):
-            raise UserError(f"{no_picture(folder, located[0])}, nor with {', '.join(SUFFIXES[:3])} after it, and none of "
-                            f"all {len(frames)} frames has one; put them there, or correct file_path")
-    n = sum(map(len, by_file.values()))
-    remarks.tell(folder, n)
-    if missing and strict:
-        raise UserError(f"{no_picture(folder, missing[0])}; {len(missing)} of {n} frames have none; put them there, or "
-                        "leave out --strict True to go on without")
-    if missing:
-        note(f"{folder}: {len(missing)} of {n} frames are left out, as their pictures are missing: "
-             f"{some((frame.name for frame in missing), 2)}; --strict True refuses that")
-    return found
-
-
-def no_picture(folder, frame) -> str:
-    """Return the words that say where a frame's picture is not."""
-    return f"{frame.where}: no picture {shown(str(folder / plain_path(frame.name)), 300)}"
-
-
-def find_file(folder, name, suffixes=(), remarks=None) -> Path | None:
-    """Return the path of the file that a transforms file calls `name`, below `folder`; None where there is none.
-
-    Its suffix may be left out, and it may be written with Windows' backslashes. A path of another machine, or
-    one that leads out of the folder, is found by its end.
-    """
-    plain = plain_path(name)
-    for each in dict.fromkeys((name, plain)):
-        for suffix in ("", *suffixes):
-            if os.path.isfile(os.path.join(folder, each + suffix)):
-                return folder / (each + suffix)
-    if not re.match(r"/|[A-Za-z]:|\.\./", plain):
-        return None
-    parts = plain.split("/")[1:]
-    for i in range(max(0, len(parts) - 8), len(parts)):
-        end = "/".join(parts[i:])
-        for suffix in ("", *suffixes):
-            if not end.startswith("..") and os.path.isfile(os.path.join(folder, end + suffix)):
-                if remarks:
-                    remarks.add("file_path leads elsewhere, and the picture was found in the scene by the path's end")
-                return folder / (end + suffix)
-    return None
-
-
-def plain_path(name) -> str:
-    """Return a path with slashes only, without steps that lead nowhere, to be compared with others."""
-    return posixpath.normpath(name.replace("\\", "/"))

@@ -1,0 +1,125 @@
+"""Where the pictures of frames are, and which frames have the same one."""
+
+import os
+import posixpath
+import re
+from pathlib import Path
+
+from my.errors import UserError, note, shown, some
+from voxnerf.scene.frame import Frame, Remarks
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".exr", ".webp", ".tif", ".tiff", ".bmp")
+
+
+def present(folder, by_file, strict) -> dict:
+    """Return {key: its `Frame`s that have a picture, with it} of {key: `Frame`s}; those without are counted in a note.
+
+    Raises UserError where the first key's have none at all, and where `strict` is set and any is missing.
+    """
+    remarks, found, missing = Remarks(), {}, []
+    for key, frames in by_file.items():
+        located = [with_picture(folder, frame, remarks) for frame in frames]
+        found[key] = [frame for frame in located if frame.picture]
+        missing += [frame for frame in located if not frame.picture]
+        if not found[key] and key == next(iter(by_file)):
+            raise UserError(f"{no_picture(folder, located[0])}, nor with {', '.join(SUFFIXES[:3])} after it, and none "
+                            f"of all {len(frames)} frames has one; put them there, or correct file_path")
+    n = sum(map(len, by_file.values()))
+    remarks.tell(folder, n)
+    if missing and strict:
+        raise UserError(f"{no_picture(folder, missing[0])}; {len(missing)} of {n} frames have none; put them there, or "
+                        "leave out --strict True to go on without")
+    if missing:
+        note(f"{folder}: {len(missing)} of {n} frames are left out, as their pictures are missing: "
+             f"{some((frame.name for frame in missing), 2)}; --strict True refuses that")
+    return found
+
+
+def with_picture(folder, frame, remarks) -> Frame:
+    """Return a frame with its picture, where it is found."""
+    picture = as_stated(folder, frame.name, SUFFIXES)
+    if picture:
+        return frame._replace(picture=picture)
+    picture = by_its_end(folder, frame.name, SUFFIXES)
+    if picture:
+        remarks.add("file_path leads elsewhere, and the picture was found in the scene by the path's end")
+    return frame._replace(picture=picture, by_end=picture is not None)
+
+
+def no_picture(folder, frame) -> str:
+    """Return the words that say where a frame's picture is not."""
+    return f"{frame.where}: no picture {shown(str(folder / plain_path(frame.name)), 300)}"
+
+
+def find_file(folder, name, suffixes=()) -> Path | None:
+    """Return the path of the file that a transforms file calls `name`, below `folder`; None where there is none.
+
+    Its suffix may be left out, and it may be written with Windows' backslashes. A path of another machine, or
+    one that leads out of the folder, is found by its end.
+    """
+    return as_stated(folder, name, suffixes) or by_its_end(folder, name, suffixes)
+
+
+def as_stated(folder, name, suffixes=()) -> Path | None:
+    """Return the path of the file where `name` says that it is, or None."""
+    for each in dict.fromkeys((name, plain_path(name))):
+        for suffix in ("", *suffixes):
+            if os.path.isfile(os.path.join(folder, each + suffix)):
+                return folder / (each + suffix)
+    return None
+
+
+def by_its_end(folder, name, suffixes=()) -> Path | None:
+    """Return the path of a file below `folder` that has the end of `name`, which leads elsewhere, or None."""
+    plain = plain_path(name)
+    if not re.match(r"/|[A-Za-z]:|\.\./", plain):
+        return None
+    parts = plain.split("/")[1:]
+    for i in range(max(0, len(parts) - 8), len(parts)):
+        end = "/".join(parts[i:])
+        for suffix in ("", *suffixes):
+            if not end.startswith("..") and os.path.isfile(os.path.join(folder, end + suffix)):
+                return folder / (end + suffix)
+    return None
+
+
+def plain_path(name) -> str:
+    """Return a path with slashes only, without steps that lead nowhere, to be compared with others."""
+    return posixpath.normpath(name.replace("\\", "/"))
+
+
+# ---------------------------------------------------------------- pictures of several frames
+
+
+def shared_pictures(folder, splits):
+    """Write a note on frames of {split: `Frame`s} that have one picture and different poses.
+
+    Raises UserError where one of them was found by its path's end, which then does not tell pictures apart.
+    """
+    groups = {}
+    for split, frames in splits.items():
+        for frame in frames:  # one that is in several splits counts once
+            groups.setdefault(os.path.normpath(frame.picture), {})[frame.where] = split, frame
+    groups = [list(group.values()) for group in groups.values()]
+    shared = [group for group in groups if any(pose(frame) != pose(group[0][1]) for _, frame in group)]
+    if not shared:
+        return
+    n = sum(map(len, shared))
+    for group in shared:
+        frames = sorted((frame for _, frame in group), key=lambda frame: frame.name)
+        lost = next((frame for frame in frames if frame.by_end), None)
+        if lost:
+            other = next(frame for frame in frames if pose(frame) != pose(lost))
+            raise UserError(f"{lost.where}: its picture was found by the path's end, as "
+                            f"{shown(str(lost.picture), 300)}, which is that of {shown(other.name)} too, of "
+                            f"another pose (so it is with {n} frames); put the pictures where "
+                            "file_path says, or correct it")
+    both = sum({"train", "test"} <= {split for split, _ in group} for group in shared)
+    leak = f"; {both} of these pictures are both trained on and tested" if both else ""
+    note(f"{folder}: {n} frames of different poses have {len(shared)} pictures, such as {shown(shared[0][0][1].name)}: "
+         f"a picture has one pose; correct file_path, or leave the others out{leak}")
+
+
+def pose(frame) -> tuple:
+    """Return what a frame states as its pose, to be compared."""
+    return frame.own.get("transform_matrix"), frame.own.get("transform_matrix_start")
