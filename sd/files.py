@@ -51,8 +51,8 @@ def predicts(parts, facts, empty):
 
 def tell(file, version, prediction, where, facts, sd):
     """Note in one line what a file is, by what, and what of it is not used."""
-    used = (*stated.MARKERS, noise.TABLE, layout.UNET, layout.VAE, layout.TEXT)
-    others = sum(not name.startswith(used) for name in file.shapes)
+    table, used = noise.table_name(file.shapes), (layout.UNET, layout.VAE, layout.TEXT)
+    others = sum(not name.startswith(used) and name not in (*stated.MARKERS, table) for name in file.shapes)
     note(f"{file.path.name} is Stable Diffusion {version}.x, {prediction.replace('_', '-')} ({where})"
          f"{', zero terminal SNR' * ('zero_snr' in facts)}"
          f"{f'; {others} tensors of its training are not used' if others else ''}"
