@@ -1,5 +1,7 @@
 """The parts of a Stable Diffusion out of a single file in the CompVis layout."""
 
+import math
+
 from my.errors import UserError, first_line, note, shown
 from my.tensor_file import TensorFile
 from sd import kinds, layout, names, noise, stated, vae, yaml_beside
@@ -7,6 +9,8 @@ from sd.find import WITHOUT
 from sd.networks import Published, fill, refuse_misfits, refuse_mismatches
 from sd.tokenizer import END, clip_tokenizer
 
+SCALE = "scale_factor"  # a tensor: the scale of latents that was found in training (scale_by_std)
+SCALE_RTOL = 1e-3  # by which half precision rounds it
 HIGH_RES = 768  # pixels of the pictures of 2.x with v-prediction
 
 
@@ -25,7 +29,7 @@ def file_parts(path, sd, dtype, empty=False):
     if called and called.value != version:
         note(f"{path.name} is of version {shown(called.value)} by {called.where}, and of {version} by its weights, "
              "which count; if the results are wrong, get another copy of it")
-    scaling = facts["scaling_factor"].value if "scaling_factor" in facts else layout.SCALING
+    scaling = scale_of_latents(path, file, facts)
     if sd.vae is not None:
         nets["vae"] = vae.read(sd.vae, scaling, dtype, empty)
     nets["vae"].register_to_config(scaling_factor=scaling)
@@ -42,6 +46,41 @@ def file_parts(path, sd, dtype, empty=False):
     return parts, version
 
 
+def scale_of_latents(path, file, facts):
+    """Return the scale of a file's latents: of its tensor, else of the .yaml, else Stable Diffusion's.
+
+    Raises UserError where the two differ, unless the .yaml leaves it to the tensor, and where the tensor is no scale.
+    """
+    found, by_std = facts.get("scaling_factor"), facts.get("scale_by_std")
+    stated_scale = layout.SCALING if found is None else found.value
+    if SCALE not in file.shapes:
+        if by_std is not None and (found is None or found.value == 1):
+            raise UserError(f"{path}: {by_std.where} says scale_by_std: True, and the file lacks the tensor {SCALE}, "
+                            "which then holds the scale of its latents; write that as scale_factor into the .yaml")
+        return stated_scale
+    scale = only_number(path, file)
+    if math.isclose(scale, stated_scale, rel_tol=SCALE_RTOL):
+        return stated_scale
+    if found is not None and by_std is None:
+        raise UserError(f"{path}: the scale of its latents is {scale:g} by its tensor {SCALE}, and {found.value:g} by "
+                        f"{found.where}; move the .yaml away to use the tensor, or get the file again")
+    if not math.isclose(scale, layout.SCALING, rel_tol=SCALE_RTOL):
+        note(f"{path.name}: the scale of its latents is {scale:g} by its tensor {SCALE}, not {layout.SCALING}; it is "
+             "used")
+    return scale
+
+
+def only_number(path, file):
+    """Return the number in the tensor of the scale; raises UserError where it is none that latents can have."""
+    shape = tuple(file.shapes[SCALE])
+    if shape in ((), (1,)):
+        scale = float(file.tensor(SCALE))
+        if 0 < scale < yaml_beside.MAX_SCALING:
+            return scale
+    raise UserError(f"{path}: its tensor {SCALE} {shown(list(shape))} is not one number above 0 and below "
+                    f"{yaml_beside.MAX_SCALING:g}, as the scale of latents is; it is damaged: get the file again")
+
+
 def predicts(parts, facts, empty):
     """Return (what the UNet predicts, where that is stated); where nothing states it, the UNet is asked."""
     if "prediction_type" in facts:
@@ -52,7 +91,7 @@ def predicts(parts, facts, empty):
 def tell(file, version, prediction, where, facts, sd):
     """Note in one line what a file is, by what, and what of it is not used."""
     table, used = noise.table_name(file.shapes), (layout.UNET, layout.VAE, layout.TEXT)
-    others = sum(not name.startswith(used) and name not in (*stated.MARKERS, table) for name in file.shapes)
+    others = sum(not name.startswith(used) and name not in (*stated.MARKERS, table, SCALE) for name in file.shapes)
     note(f"{file.path.name} is Stable Diffusion {version}.x, {prediction.replace('_', '-')} ({where})"
          f"{', zero terminal SNR' * ('zero_snr' in facts)}"
          f"{f'; {others} tensors of its training are not used' if others else ''}"

@@ -27,13 +27,13 @@ OF_TRAINING = frozenset(
     "channels log_every_t num_timesteps_cond first_stage_key cond_stage_key image_size cond_stage_trainable monitor "
     "use_ema scheduler_config loss_type l_simple_weight original_elbo_weight v_posterior learn_logvar logvar_init "
     "clip_denoised ckpt_path ignore_keys unet_trainable finetune_keys load_only_unet make_it_fit ucg_training "
-    "scale_by_std embedding_reg_weight personalization_config use_positional_encodings reset_ema "
+    "embedding_reg_weight personalization_config use_positional_encodings reset_ema "
     "reset_num_ema_updates cosine_s concat_mode force_null_conditioning first_stage_config cond_stage_config "
     "unet_config given_betas input_key "
     "disable_first_stage_autocast denoiser_config network_config conditioner_config sampler_config loss_fn_config "
     "network_wrapper compile_model no_cond_log en_and_decode_n_samples_a_time log_keys optimizer_config".split())
 USED = frozenset("parameterization linear_start linear_end timesteps beta_schedule scale_factor conditioning_key "
-                 "zero_snr zero_terminal_snr ztsnr rescale_betas_zero_snr".split())
+                 "scale_by_std zero_snr zero_terminal_snr ztsnr rescale_betas_zero_snr".split())
 
 
 class Statement(NamedTuple):
@@ -83,6 +83,8 @@ class Reader:
         self._schedule(params)
         self._denoiser(_below(params, "denoiser_config"), params)
         self._number(params, "scale_factor", "scaling_factor", 0, MAX_SCALING)
+        if params.get("scale_by_std") is True:
+            self.state("scale_by_std", True)
         key = params.get("conditioning_key", "crossattn")
         if key not in ("crossattn", None):
             self.refuse(f"its conditioning_key is {shown(key)}, and only crossattn, a prompt alone, is supported",

@@ -178,6 +178,8 @@ def test_marker_tensors(facts, names, want):
 @pytest.mark.parametrize("metadata, want", [
     ({"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
     ({"modelspec.prediction_type": "Epsilon"}, {"prediction_type": "epsilon"}),
+    ({"modelspec.predict_key": "v"}, {"prediction_type": "v_prediction"}),
+    ({"modelspec.predict_key": "epsilon"}, {"prediction_type": "epsilon"}),
     ({"modelspec.architecture": "stable-diffusion-v1", "modelspec.resolution": "768x768"},
      {"version": 1, "pixels": 768}),
     ({"modelspec.architecture": "stable-diffusion-v2-512"}, {"version": 2}),
@@ -202,6 +204,9 @@ def test_metadata_that_are_noted(facts, capsys, metadata, words):
 
 @pytest.mark.parametrize("metadata, words", [
     ({"modelspec.prediction_type": "flow"}, "predicts flow by its metadata, which is not known; known are epsilon and"),
+    ({"modelspec.predict_key": "flow"}, "predicts flow by its metadata, which is not known"),
+    ({"modelspec.predict_key": "edm_eps"}, "predict_key edm_eps. it has the noise levels of EDM, which are not"),
+    ({"modelspec.predict_key": "v", "modelspec.prediction_type": "epsilon"}, "is epsilon by its metadata, and v_pred"),
     ({"modelspec.encoder_layer": "-1"}, "its metadata say -1 for modelspec.encoder_layer"),
     ({"ss_clip_skip": "9"}, "its metadata say 9 for ss_clip_skip, .*, which may be 1 to 4")])
 def test_metadata_that_are_refused(facts, metadata, words):
@@ -301,6 +306,35 @@ def test_clip_skip_leaves_the_last_layers_out(tensors, tmp_path):
 def test_a_layer_that_is_not_there(tmp_path, v2, layer, words):
     with pytest.raises(UserError, match=f"ask for layer {layer} of the text encoder.*{words}"):
         loaded(crafted.single_file(crafted.small_parts(v2), v2), tmp_path / "a.safetensors", {"ss_clip_skip": layer})
+
+
+# ---------------------------------------------------------------- the scale of latents
+
+
+@pytest.mark.parametrize("scale, params, want", [
+    (torch.tensor(0.25), {}, 0.25), (torch.tensor(0.18215), {}, 0.18215), (torch.tensor(0.18215).half(), {}, 0.18215),
+    (torch.tensor([0.25]), {"scale_by_std": True, "scale_factor": 1.0}, 0.25),
+    (torch.tensor(0.25), {"scale_by_std": True}, 0.25), (torch.tensor(0.25), {"scale_factor": 0.25}, 0.25),
+    (None, {"scale_by_std": True, "scale_factor": 0.25}, 0.25), (None, {"scale_by_std": False}, 0.18215)])
+def test_the_scale_of_latents(tensors, tmp_path, capsys, scale, params, want):
+    file = {**tensors, **({} if scale is None else {"scale_factor": scale})}
+    parts = loaded(file, tmp_path / "a.safetensors", tree=with_params(log_every_t=1, **params))
+    assert parts["vae"].config.scaling_factor == want
+    noted = "a.safetensors: the scale of its latents is 0.25 by its tensor scale_factor, not 0.18215; it is used"
+    assert (noted in capsys.readouterr().err) == (want == 0.25 and params.get("scale_factor") != 0.25)
+
+
+@pytest.mark.parametrize("scale, params, words", [
+    (torch.tensor(0.25), {"scale_factor": 0.18215}, "is 0.25 by its tensor scale_factor, and 0.18215 by a.yaml; move"),
+    (torch.tensor(math.nan), {}, r"its tensor scale_factor \[\] is not one number above 0"),
+    (torch.tensor(math.inf), {}, "is not one number"), (torch.tensor(0.0), {}, "is not one number"),
+    (torch.ones(3), {}, r"its tensor scale_factor \[3\] is not one"),
+    (None, {"scale_by_std": True}, "a.yaml says scale_by_std: True, and the file lacks the tensor scale_factor"),
+    (None, {"scale_by_std": True, "scale_factor": 1.0}, "lacks the tensor scale_factor, which")])
+def test_scales_of_latents_that_are_refused(tensors, tmp_path, scale, params, words):
+    file = {**tensors, **({} if scale is None else {"scale_factor": scale})}
+    with pytest.raises(UserError, match=words):
+        loaded(file, tmp_path / "a.safetensors", tree=with_params(log_every_t=1, **params))
 
 
 # ---------------------------------------------------------------- noise
