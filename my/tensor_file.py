@@ -27,6 +27,8 @@ ITEMSIZE = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "ui
 class TensorFile:
     """`shapes` {name: shape}, `metadata` {str: str} and, by `tensor(name)`, the tensors of a file.
 
+    `numbers` {name: float, or None} are what stands among the tensors and is none: None is what is no plain number.
+
     Takes .safetensors, and what torch.save wrote, as an archive or (torch < 1.6) as a stream, whatever
     the file is called. Tensors under "state_dict" are taken if it is there, else those at the top.
     Nothing in the file is executed, and reading it takes time and memory linear in its bytes. Raises UserError,
@@ -36,7 +38,7 @@ class TensorFile:
 
     def __init__(self, path, flag=""):
         self.label = f"{flag} {path}".strip()
-        self.path, self.metadata, self.starts = Path(path), {}, {}  # starts: {storage key: first byte}
+        self.path, self.metadata, self.numbers, self.starts = Path(path), {}, {}, {}  # starts: {storage key: first byte}
         self.unchecked = {}  # {storage key: (bytes, CRC-32)} of an archive's data that nobody has read yet
         try:
             if not plain_files.size_of(self.path):
@@ -212,28 +214,38 @@ class TensorFile:
     def _tensors_of(self, value, most):
         """Return {name: Stored} of a checkpoint's value: of its "state_dict", else its own, else a level deeper.
 
-        `most` are the bytes of the pickle. Raises UserError where one dict is in so many places, or under names so
+        Fills `numbers` from there, too. `most` are the bytes of the pickle. Raises UserError where one dict is in so many places, or under names so
         long, that it has more tensors than these bytes can name.
         """
         value = value if isinstance(value, dict) else {}
         inner = value.get("state_dict")
-        found = stored_in(inner if isinstance(inner, dict) else value)
+        inner = inner if isinstance(inner, dict) else value
+        found = stored_in(inner)
         if found:
+            self.numbers = numbers_in(inner)
             return found
         for group, inside in value.items():
             if isinstance(inside, dict):
                 most -= len(inside)
                 there = stored_in(inside) if most >= 0 else {}
-                most -= len(str(group)) * len(there)
+                numbers = numbers_in(inside) if there else {}
+                most -= len(str(group)) * (len(there) + len(numbers))
                 if most < 0:
                     raise UserError(f"{self.label}: names the same tensors over and over; give another file")
                 found |= {f"{group}.{name}": stored for name, stored in there.items()}
+                self.numbers |= {f"{group}.{name}": number for name, number in numbers.items()}
         return found
 
 
 def stored_in(values):
     """Return {name: Stored} of the tensors in a dict."""
     return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, unpickled.Stored)}
+
+
+def numbers_in(values):
+    """Return {name: float, or None where it is no plain number} of what is no tensor in a dict."""
+    return {k: float(v) if type(v) in (int, float) else None for k, v in values.items()
+            if isinstance(k, str) and not isinstance(v, unpickled.Stored)}
 
 
 def entry_of(name, entry):

@@ -214,7 +214,8 @@ def product(change, role):
 
 def fits(change, role, shape):
     """Whether the tensors of a role are a change of weights of `shape`; of convolutions, A or T has the kernel."""
-    size = {name: tuple(change.file.shapes[tensor]) for name, tensor in change.tensors.items()}
+    size = {name: tuple(change.file.shapes[tensor]) for name, tensor in change.tensors.items()
+            if name != "alpha"}
     if role == "up":
         return _fits_low_rank(size["down"], size["up"], size.get("mid"), shape)
     if role == "token_B":

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -40,6 +41,19 @@ def test_what_torch_wrote_comes_back(tensors, tmp_path, stream):
 def test_tensors_at_the_top(tmp_path):
     torch.save({"a": torch.arange(3), "step": 4}, tmp_path / "a.pt")
     assert TensorFile(tmp_path / "a.pt").tensor("a").tolist() == [0, 1, 2]
+
+
+def test_numbers_beside_tensors(tmp_path):
+    """Of the same dict as the tensors; None for what is no plain number."""
+    for wrap, prefix in ((lambda d: d, ""), (lambda d: {"state_dict": d, "epoch": 3}, ""), (lambda d: {"a": d}, "a.")):
+        torch.save(wrap({"w": torch.ones(2), "x.alpha": 2, "y.alpha": 0.5, "z.alpha": numpy.float64(3), "t": True,
+                         1: 4}), tmp_path / "a.pt")
+        file = TensorFile(tmp_path / "a.pt")
+        assert file.shapes == {f"{prefix}w": (2,)}
+        assert file.numbers == {f"{prefix}x.alpha": 2.0, f"{prefix}y.alpha": 0.5, f"{prefix}z.alpha": None,
+                                f"{prefix}t": None}
+    save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert TensorFile(tmp_path / "a.safetensors").numbers == {}
 
 
 def test_tensors_a_level_deeper_where_there_are_no_others(tmp_path):

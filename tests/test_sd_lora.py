@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -99,6 +100,28 @@ def only(changes, part, name):
     ((key, got),) = changes.items()
     assert key[0] == part and key[1].removeprefix("text_model.") == f"{name}.weight"
     return got
+
+
+# ---------------------------------------------------------------- an alpha that is no tensor
+
+
+@pytest.mark.parametrize("alpha", [3, 3.0, torch.tensor(3.0)])
+def test_an_alpha_that_is_a_plain_number(v1, tmp_path, alpha):
+    """Rank 2, alpha 3: the change is 1.5 B A."""
+    A, B = pair(v1["unet"].get_submodule(Q).weight)
+    layer = f"lora_unet_{Q.replace('.', '_')}"
+    torch.save({f"{layer}.lora_down.weight": A, f"{layer}.lora_up.weight": B, f"{layer}.alpha": alpha, "step": 4},
+               tmp_path / "a.pt")
+    torch.testing.assert_close(only(change(v1, tmp_path / "a.pt"), "unet", Q), 1.5 * B @ A, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [numpy.float32(3), "3", None, True, [3.0]])
+def test_an_alpha_that_cannot_be_read(v1, tmp_path, alpha):
+    A, B = pair(v1["unet"].get_submodule(Q).weight)
+    layer = f"lora_unet_{Q.replace('.', '_')}"
+    torch.save({f"{layer}.lora_down.weight": A, f"{layer}.lora_up.weight": B, f"{layer}.alpha": alpha},
+               tmp_path / "a.pt")
+    refused(v1, tmp_path / "a.pt", "the alphas in its tensors, .* are not one number each, as a tensor or plain; get the file again")
 
 
 # ---------------------------------------------------------------- peft
