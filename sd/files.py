@@ -115,7 +115,7 @@ def empty_networks(file, metadata, sd):
         configs = layout.configurations(shapes)
         if sd.vae is not None:
             configs.pop("vae", None)
-        settle(configs, facts)
+        settle(file.path, shapes, configs, facts)
         with init_empty_weights(include_buffers=False):
             nets = {part: classes[part](**config) for part, config in configs.items()}
     except kinds.NotStableDiffusion as error:
@@ -128,7 +128,7 @@ def empty_networks(file, metadata, sd):
     return nets, sources, facts
 
 
-def settle(configs, facts):
+def settle(path, shapes, configs, facts):
     """Put into the configurations what no shapes tell; raises UserError for what contradicts the shapes."""
     for part, config in configs.items():
         if f"{part} sizes" in facts:
@@ -141,6 +141,11 @@ def settle(configs, facts):
                 raise UserError(f"{facts[fact].where}, beside the checkpoint: {n} {fact} do not divide {channels}, the "
                                 "channels of its UNet; correct it, or move it away")
             configs["unet"]["attention_head_dim"] = n if fact == "heads" else [c // n for c in channels]
+    n = layout.V2_HEAD_CHANNELS
+    if layout.is_v2(shapes) and not {"heads", "head_channels"} & set(facts) and any(c % n for c in channels):
+        raise UserError(f"{path}: nothing tells the heads of its attention, for the {n} channels of each in 2.x do not "
+                        f"divide {channels}, those of its UNet; state num_heads or num_head_channels in a .yaml beside "
+                        "it (model: params: unet_config: params:)")
 
 
 def averaged(file, sources):
@@ -156,13 +161,14 @@ def averaged(file, sources):
 def skip_layers(path, text_encoder, facts, version):
     """Let the last layers of a text encoder pass on what they get, as its file asks for ("clip skip").
 
-    Version 2 has its last block left out already. The final norm stays, as in the trainer that writes the fact.
+    Version 2 has its last block left out already: what it then gives is layer 1 to a trainer, which counts without
+    that block, and layer 2 to others. The final norm stays, as in the trainer that writes the fact.
     """
-    skipped = facts["layer"].value - version if "layer" in facts else 0
+    skipped = max(0, facts["layer"].value - version) if "layer" in facts else 0
     layers = text_encoder.encoder.layers
-    if not 0 <= skipped < len(layers):
+    if skipped >= len(layers):
         raise UserError(f"{path}: its metadata ask for layer {facts['layer'].value} of the text encoder, counted from "
-                        f"the last; of version {version} it may be {version} to {len(layers) + version - 1}; get "
+                        f"the last; of version {version} it may be 1 to {len(layers) + version - 1}; get "
                         "another copy of the file")
     for layer in layers[len(layers) - skipped:]:
         layer.forward = lambda hidden_states, *_, **__: hidden_states

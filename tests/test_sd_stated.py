@@ -301,11 +301,39 @@ def test_clip_skip_leaves_the_last_layers_out(tensors, tmp_path):
     assert len(net.encoder.layers) == 2
 
 
+@pytest.mark.parametrize("layer, without", [("1", 0), ("2", 0), ("3", 1)])
+def test_clip_skip_of_2x_counts_without_its_last_block_or_with_it(tmp_path, capsys, layer, without):
+    """Trainers count on the encoder without its unused block, web UIs with it: 1 and 2 are the ordinary output."""
+    for key in ("modelspec.encoder_layer", "ss_clip_skip"):
+        loaded(crafted.single_file(crafted.small_parts(True), True), tmp_path / "a.safetensors", {key: layer})
+        assert (f"last {without} layer(s) are left out" in capsys.readouterr().err) == (without > 0)
+
+
 @pytest.mark.parametrize("v2, layer, words", [
-    (False, "3", "of version 1 it may be 1 to 2"), (True, "1", "of version 2 it may be 2 to 3")])
+    (False, "3", "of version 1 it may be 1 to 2"), (True, "4", "of version 2 it may be 1 to 3")])
 def test_a_layer_that_is_not_there(tmp_path, v2, layer, words):
     with pytest.raises(UserError, match=f"ask for layer {layer} of the text encoder.*{words}"):
         loaded(crafted.single_file(crafted.small_parts(v2), v2), tmp_path / "a.safetensors", {"ss_clip_skip": layer})
+
+
+# ---------------------------------------------------------------- heads
+
+
+def narrow(tensors):
+    """A 1.x UNet, 32 channels wide, with the text encoder of 2.x."""
+    v2 = crafted.single_file(crafted.small_parts(True), True)
+    return {name: t for own, file in ((False, tensors), (True, v2)) for name, t in file.items()
+            if name.startswith(layout.TEXT) == own}
+
+
+def test_heads_that_nothing_tells(tensors, tmp_path):
+    """2.x has heads of 64 channels, which 32 channels cannot have; a .yaml can tell them."""
+    file = narrow(tensors)
+    with pytest.raises(UserError, match=r"nothing tells the heads .* 64 channels .* do not divide \[32, 64\].*; state"):
+        loaded(file, tmp_path / "a.safetensors")
+    for options, heads in (({"num_heads": 4}, 4), ({"num_head_channels": 16}, 2)):
+        parts = loaded(file, tmp_path / "a.safetensors", tree=with_params(unet_config={"params": options}))
+        assert parts["unet"].down_blocks[0].attentions[0].transformer_blocks[0].attn1.heads == heads
 
 
 # ---------------------------------------------------------------- the scale of latents
