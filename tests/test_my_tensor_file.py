@@ -1,6 +1,9 @@
 """Tensor files: what torch.save and safetensors wrote comes back; nothing is executed; damage is one line."""
 
+import bz2
+import gzip
 import io
+import lzma
 import subprocess
 import sys
 import zipfile
@@ -197,6 +200,30 @@ def test_other_files(tmp_path, content, words):
     (tmp_path / "a.ckpt").write_bytes(content)
     with pytest.raises(UserError, match=words):
         TensorFile(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"GGUF\3\0\0\0\x7b\0\0\0", "a GGUF file, whose weights are quantised, which is not read; use plain weights"),
+    (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive, which is not read; unpack it, and give the file that is in it"),
+    (b"Rar!\x1a\x07\x01\0", "a RAR archive, .*; unpack it"), (gzip.compress(b"a"), "a gzip archive, .*; unpack it"),
+    (bz2.compress(b"a"), "a bzip2 archive"), (lzma.compress(b"a"), "an xz archive"),
+    (b"\x28\xb5\x2f\xfd\0", "a Zstandard archive"), (b"a.ckpt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive"),
+    (b"\x89HDF\r\n\x1a\n\0\0", "an HDF5 file, .*; use its .safetensors file, or convert it to that"),
+    (b"\x08\x07\x12\x07pytorch\x1a\x061.13.1", "an ONNX file, which is not read; use its .safetensors"),
+    (b"\x82\xa6params\x81\xa1w\xc7", r"Flax weights \(msgpack\), which is not read; use its .safetensors"),
+    (b"\xde\0\x10\xadsome/long/key\x81", "Flax weights")])
+def test_other_formats(tmp_path, content, words):
+    (tmp_path / "a.ckpt").write_bytes(content + b"\0" * 600)
+    with pytest.raises(UserError, match=words) as caught:
+        TensorFile(tmp_path / "a.ckpt")
+    assert "again" not in str(caught.value)
+
+
+def test_other_formats_by_their_ending(tmp_path):
+    for ending, words in ((".msgpack", "Flax weights"), (".onnx", "an ONNX file")):
+        (tmp_path / f"a{ending}").write_bytes(b"junk" * 9)
+        with pytest.raises(UserError, match=words):
+            TensorFile(tmp_path / f"a{ending}")
 
 
 def test_the_flag_that_gave_a_file_is_told(tmp_path):
