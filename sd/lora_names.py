@@ -149,6 +149,19 @@ PREFIXES = {"unet": ("lora_unet_", "unet_", "", "lycoris_", "diffusion_model_", 
                              "text_encoders_clip_h_transformer_", "cond_stage_model_")}
 
 
+def of_unused_block(layers, parts, known):
+    """Return those flat names of layers that are of OpenCLIP's last block, which 2.x does not use and we do not load.
+
+    `known` are the flat names of the model's own layers.
+    """
+    config = parts["text_encoder"].config
+    if config.hidden_act != "gelu":  # CLIP's, of 1.x, is used to its end
+        return []
+    block = re.compile(rf"(encoder_layers|transformer_resblocks)_{config.num_hidden_layers}_")
+    return [layer for layer in layers if layer not in known and (m := block.search(layer))
+            and f"{layer[:m.start()]}{m[1]}_0_{layer[m.end():]}" in known]
+
+
 def named(parts):
     """Return {flat name: (part, names of modules)} of all that a LoRA can change, by every name that files use.
 

@@ -106,8 +106,8 @@ def unknown(values):
 
 
 def damaged(label):
-    return UserError(f"{label}: the alphas in its tensors, metadata or {CONFIG} are not one number each, "
-                     "as a tensor or plain; get the file again, or its .safetensors")
+    return UserError(f"{label}: the alphas in its tensors, metadata or {CONFIG} are not one number each; get "
+                     "the file again, as .safetensors where it is none")
 
 
 def number(value):
