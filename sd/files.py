@@ -7,7 +7,7 @@ from my.tensor_file import TensorFile
 from sd import kinds, layout, names, noise, stated, vae, yaml_beside
 from sd.find import WITHOUT
 from sd.networks import Published, fill, refuse_misfits, refuse_mismatches
-from sd.tokenizer import END, clip_tokenizer
+from sd.tokenizer import END, LENGTH, clip_tokenizer
 
 SCALE = "scale_factor"  # a tensor: the scale of latents that was found in training (scale_by_std)
 SCALE_RTOL = 1e-3  # by which half precision rounds it
@@ -34,7 +34,9 @@ def file_parts(path, sd, dtype, empty=False):
         nets["vae"] = vae.read(sd.vae, scaling, dtype, empty)
     nets["vae"].register_to_config(scaling_factor=scaling)
     scheduler = noise.scheduler(noise.of_file(path, file, facts))
-    parts = {"tokenizer": clip_tokenizer("!" if version == 2 else END), **nets, "scheduler": scheduler}
+    length = max(LENGTH, nets["text_encoder"].config.max_position_embeddings)
+    tokenizer = clip_tokenizer("!" if version == 2 else END, length)
+    parts = {"tokenizer": tokenizer, **nets, "scheduler": scheduler}
     refuse_misfits(path, parts)
     prediction, where = predicts(parts, facts, empty)
     scheduler.register_to_config(prediction_type=prediction)

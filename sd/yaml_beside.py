@@ -141,13 +141,14 @@ class Reader:
         """Read the noise levels of generative-models' layout, where a discretization holds the betas."""
         inside, target = _below(config, "params"), config.get("target")
         if target is not None and _end(target) != DENOISER:
-            self.refuse(f"its denoiser is {shown(target)}, and only {DENOISER} has the noise levels of Stable Diffusion")
+            self.refuse(f"its denoiser is {shown(target)}, and only {DENOISER} has the noise levels of Stable "
+                        "Diffusion")
         if "discretization_config" in inside:
             self._discretization(_below(inside, "discretization_config"))
         steps = next((found.value for found in self.found if found.fact == "num_train_timesteps"), STEPS)
         if inside.get("num_idx", steps) != steps:
-            self.refuse(f"its num_idx is {shown(inside['num_idx'])}, and its levels are those of {steps} timesteps; only "
-                        "as many are supported")
+            self.refuse(f"its num_idx is {shown(inside['num_idx'])}, and its levels are those of {steps} timesteps; "
+                        "only as many are supported")
         self._note_unknown([key for key in inside if key not in OF_DENOISER])
 
     def _discretization(self, config):
