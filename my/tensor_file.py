@@ -3,6 +3,7 @@
 import io
 import math
 import mmap
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +13,17 @@ from my.errors import UserError, first_line, shown
 
 AGAIN = "it is incomplete or damaged: get the file again"
 NO_FILE = {b"version https://git-lfs": "a Git LFS pointer", b"<": "a web page"}  # beginnings of what comes instead
+PLAIN, UNPACK = "use its .safetensors file, or convert it to that", "unpack it, and give the file that is in it"
+GGUF = b"GGUF"
+FORMATS = (  # first byte, beginning there, what the file is, and what to do
+    (0, GGUF, "a GGUF file, whose weights are quantised", "use plain weights, in .safetensors"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK), (0, b"Rar!\x1a\x07", "a RAR archive", UNPACK),
+    (0, b"\x1f\x8b", "a gzip archive", UNPACK), (0, b"BZh", "a bzip2 archive", UNPACK),
+    (0, b"\xfd7zXZ\0", "an xz archive", UNPACK), (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
+    (257, b"ustar", "a tar archive", UNPACK),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as of TensorFlow or Keras", PLAIN))
+ONNX = re.compile(rb"\x08[\x01-\x20](\x12.[ -~]|\x3a|\x42)", re.DOTALL)  # its version, then its maker's name
+MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..)([\xa1-\xbf]|\xd9.)[ -~]", re.DOTALL)  # a dict whose first key is a text
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch < 1.6 wrote
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 MAX_NAME = 1000  # characters of a tensor's name
@@ -27,6 +39,8 @@ ITEMSIZE = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "ui
 class TensorFile:
     """`shapes` {name: shape}, `metadata` {str: str} and, by `tensor(name)`, the tensors of a file.
 
+    `numbers` {name: float, or None} are what stands among the tensors and is none: None is what is no plain number.
+
     Takes .safetensors, and what torch.save wrote, as an archive or (torch < 1.6) as a stream, whatever
     the file is called. Tensors under "state_dict" are taken if it is there, else those at the top.
     Nothing in the file is executed, and reading it takes time and memory linear in its bytes. Raises UserError,
@@ -36,7 +50,8 @@ class TensorFile:
 
     def __init__(self, path, flag=""):
         self.label = f"{flag} {path}".strip()
-        self.path, self.metadata, self.starts = Path(path), {}, {}  # starts: {storage key: first byte}
+        self.path, self.metadata, self.numbers = Path(path), {}, {}
+        self.starts = {}  # {storage key: first byte}
         self.unchecked = {}  # {storage key: (bytes, CRC-32)} of an archive's data that nobody has read yet
         try:
             if not plain_files.size_of(self.path):
@@ -107,7 +122,7 @@ class TensorFile:
 
     def _index(self, file):
         """Return {name: Stored}, and fill `starts`."""
-        if self.memory[8:9] == b"{":  # behind the header's length, which can begin like anything
+        if self.memory[8:9] == b"{" and self.memory[:4] != GGUF:  # behind the header's length, of nearly any bytes
             return self._index_safetensors()
         if self.memory[:4] == b"PK\x03\x04":
             return self._index_archive(file)
@@ -116,7 +131,20 @@ class TensorFile:
         for first, what in NO_FILE.items():
             if self.memory[:99].lstrip().startswith(first):
                 raise UserError(f"{self.label}: {what}, not the file itself; download that")
+        what, to_do = self._format()
+        if what:
+            raise UserError(f"{self.label}: {what}, which is not read; {to_do}")
         raise UserError(f"{self.label}: neither .safetensors nor a PyTorch checkpoint; get the file again")
+
+    def _format(self):
+        """Return (what a file of another format is, what to do), or (None, None)."""
+        found = next(((what, to_do) for at, first, what, to_do in FORMATS
+                      if self.memory[at:at + len(first)] == first), None)
+        if found is None and (MSGPACK.match(self.memory) or self.path.suffix == ".msgpack"):
+            found = "Flax weights (msgpack)", PLAIN
+        if found is None and (ONNX.match(self.memory) or self.path.suffix == ".onnx"):
+            found = "an ONNX file", PLAIN
+        return found or (None, None)
 
     def _index_safetensors(self):
         end = 8 + int.from_bytes(self.memory[:8], "little")
@@ -212,28 +240,38 @@ class TensorFile:
     def _tensors_of(self, value, most):
         """Return {name: Stored} of a checkpoint's value: of its "state_dict", else its own, else a level deeper.
 
-        `most` are the bytes of the pickle. Raises UserError where one dict is in so many places, or under names so
-        long, that it has more tensors than these bytes can name.
+        Fills `numbers` from there, too. `most` are the bytes of the pickle. Raises UserError where one dict is in so
+        many places, or under names so long, that it has more tensors than these bytes can name.
         """
         value = value if isinstance(value, dict) else {}
         inner = value.get("state_dict")
-        found = stored_in(inner if isinstance(inner, dict) else value)
+        inner = inner if isinstance(inner, dict) else value
+        found = stored_in(inner)
         if found:
+            self.numbers = numbers_in(inner)
             return found
         for group, inside in value.items():
             if isinstance(inside, dict):
                 most -= len(inside)
                 there = stored_in(inside) if most >= 0 else {}
-                most -= len(str(group)) * len(there)
+                numbers = numbers_in(inside) if there else {}
+                most -= len(str(group)) * (len(there) + len(numbers))
                 if most < 0:
                     raise UserError(f"{self.label}: names the same tensors over and over; give another file")
                 found |= {f"{group}.{name}": stored for name, stored in there.items()}
+                self.numbers |= {f"{group}.{name}": number for name, number in numbers.items()}
         return found
 
 
 def stored_in(values):
     """Return {name: Stored} of the tensors in a dict."""
     return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, unpickled.Stored)}
+
+
+def numbers_in(values):
+    """Return {name: float, or None where it is no plain number} of what is no tensor in a dict."""
+    return {k: float(v) if type(v) in (int, float) else None for k, v in values.items()
+            if isinstance(k, str) and not isinstance(v, unpickled.Stored)}
 
 
 def entry_of(name, entry):

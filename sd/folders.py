@@ -3,7 +3,7 @@
 from my.errors import UserError, shown
 from sd import kinds, noise, vae
 from sd.find import MINI, WITHOUT, has_vocabulary, read_json, reason
-from sd.networks import from_folder, named, refuse_misfits
+from sd.networks import from_folder, named, refuse_misfits, refuse_other_formats
 
 ELSEWHERE = {  # settings of a UNet that is told more than a prompt -> what it then is
     "class_embed_type": "unCLIP, or another that is told classes", "num_class_embeds": "one that is told classes",
@@ -50,6 +50,8 @@ def refuse_other_tokenizers(settings):
 def refuse_other_folders(folder, sd):
     """Raise ValueError for a folder of another model, or another kind of weights, which has the same five parts."""
     parts = ("unet", "text_encoder") if sd.vae is not None else ("unet", "text_encoder", "vae")
+    for part in parts:
+        refuse_other_formats(part, folder / part, folder)
     settings = {part: read_json(folder / part / "config.json") for part in parts}
     for part, of_part in settings.items():
         if "quantization_config" in of_part:

@@ -36,6 +36,8 @@ ADDED = (  # small files that go with a checkpoint
          "a LoRA, or an adapter like it", "give it as --sd.lora, beside a checkpoint"),
     Kind(r"^string_to_(param|token)\b|^emb_params$|^clip_[lg]$|^<.*>$", "a textual-inversion embedding",
          "embeddings are not supported: describe it in the prompt, or look for a LoRA of it (--sd.lora)"),
+    Kind(r"(_custom_diffusion\.|^modifier_token)", "a Custom Diffusion adapter",
+         "it is not supported: merge it into a checkpoint with the tool that made it, or look for a LoRA of it"),
     Kind(r"^(\d+\.)?\d+\.linear\.\d+\.(weight|bias)$|^(320|640|768|1280)\.[01]\.linear", "a hypernetwork", BESIDE),
 )
 OTHERS = (  # whole models of another kind
@@ -82,6 +84,8 @@ ALONE = (  # parts of a Stable Diffusion
     Kind(r"^(text_model|transformer|token_embedding|embeddings|encoder|cond_stage_model|shared|te|clip)\b",
          "a text encoder alone", WHOLE),
 )
+ENCODER, DECODER = (re.compile(rf"^([\w.]*\.)?{way}coder\.(conv_in|conv_out|mid|down|up)", re.MULTILINE)
+                    for way in ("en", "de"))  # of a VAE
 CHANNELS = {9: "an inpainting model", 8: "InstructPix2Pix, or another that reads a picture",
             5: "a depth-to-image model", 7: "an upscaler"}  # that a UNet takes -> what the model is
 
@@ -100,6 +104,9 @@ def refuse_others(shapes, vae_given=False):
     if not has["UNet"]:
         first = ", ".join(f"{shown(name, 40)} {shown(list(shape), 20)}" for name, shape in list(shapes.items())[:2])
         raise NotStableDiffusion(f"it has no UNet in the CompVis layout; it begins with {first}; {PLAIN}")
+    if not any(name.startswith(f"{UNET}middle_block.") for name in shapes):
+        raise NotStableDiffusion("it is a pruned UNet without a middle block, such as BK-SDM; give its diffusers "
+                                 "folder")
     _refuse_channels(shapes.get(f"{UNET}input_blocks.0.0.weight", ()))
     if not has["text encoder"]:
         other = next((name for name in shapes if name.startswith(TEXT)), None)
@@ -132,6 +139,9 @@ def refuse_other_vaes(shapes):
     for kind in (*ADDED, TAESD):
         if any(re.search(kind.pattern, name) for name in shapes):
             raise NotStableDiffusion(f"it is {kind.what}, and no VAE of Stable Diffusion; give such a file or folder")
+    names = "\n".join(shapes)
+    if DECODER.search(names) and not ENCODER.search(names):
+        raise NotStableDiffusion("it is the decoder of a VAE alone; give a file or a folder that has its encoder, too")
     if any("time_mix" in name or "time_stack" in name or "time_conv_out" in name for name in shapes):
         raise NotStableDiffusion("it is the VAE of a video model; give one of Stable Diffusion 1.x or 2.x")
 

@@ -54,10 +54,13 @@ def changes_of(file, parts, spellings):
         alphas = lora_names.alphas_of(file, layers)
     except TypeError:
         raise lora_settings.damaged(file.label) from None
-    unknown = [layer for layer in layers if layer not in spellings]
-    if unknown:
+    unused = lora_names.of_unused_block(layers, parts, spellings)
+    unknown = [layer for layer in layers if layer not in spellings and layer not in unused]
+    if unknown or len(unused) == len(layers):
+        unknown = unknown or unused
         refuse(file, layers, parts, f"{len(unknown)} of its {len(layers)} layers are not in this model: "
                f"{some(unknown, 2)}", f"if it is made for this model, {MERGE}")
+    layers = {layer: tensors for layer, tensors in layers.items() if layer not in unused}
     bare = [layer for layer, tensors in layers.items() if set(tensors) == {"alpha"}]
     if bare:
         raise UserError(f"{file.label}: {some(bare, 1)} has an alpha alone: what it scales is missing, or has another "
@@ -69,7 +72,7 @@ def changes_of(file, parts, spellings):
         scale = scale_of(file, layer, part, dotted[layer], tensors, alphas, scales)
         unstated += [layer] * (scale is None)
         changes.append(Change(file, layer, part, modules, tensors, 1.0 if scale is None else scale))
-    tell(file, parts, stated, unstated, changes, alphas)
+    tell(file, parts, stated, unstated, changes, alphas, unused)
     return changes
 
 
@@ -106,9 +109,11 @@ def refuse_twice(changes):
                                 "use a file with one LoRA in it")
 
 
-def tell(file, parts, stated, unstated, changes, alphas):
+def tell(file, parts, stated, unstated, changes, alphas, unused):
     """Print in one line what is taken for want of a statement, and what else a user should know of a file."""
     words, zero = lora_about.facts(file, parts), sum(alpha == 0 for alpha in alphas.values())
+    words += [f"{len(unused)} layers of it are of the text encoder's last block, which 2.x does not use: they are left "
+              "out"] if unused else []
     words += [lora_about.no_alpha(file, unstated, len(changes))] if unstated else []
     words += [f"alpha is 0 in {zero} of its {len(changes)} layers: they add nothing"] if zero else []
     unknown = [key for found in stated.values() for key in found.unknown]
@@ -214,7 +219,8 @@ def product(change, role):
 
 def fits(change, role, shape):
     """Whether the tensors of a role are a change of weights of `shape`; of convolutions, A or T has the kernel."""
-    size = {name: tuple(change.file.shapes[tensor]) for name, tensor in change.tensors.items()}
+    size = {name: tuple(change.file.shapes[tensor]) for name, tensor in change.tensors.items()
+            if name != "alpha"}
     if role == "up":
         return _fits_low_rank(size["down"], size["up"], size.get("mid"), shape)
     if role == "token_B":

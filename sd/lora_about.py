@@ -8,6 +8,7 @@ import re
 from my.errors import shown, some
 from sd.lora_files import CONFIG
 from sd.lora_settings import PEFT_PREFIX
+from sd.stated import PREDICTION_KEYS, PREDICTIONS
 
 V1, V2, XL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
 BY_NAME = (  # a pattern of flat names of layers, and the only model that has such
@@ -63,7 +64,8 @@ def _trigger(metadata):
 
 def _prediction(metadata, parts):
     """Of a UNet without weights, the kind of prediction may not be known yet."""
-    stated = {"v": "v_prediction", "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", "").lower())
+    said = (metadata.get(key, "").strip().lower() for key in PREDICTION_KEYS)
+    stated = next((PREDICTIONS[word] for word in said if word in PREDICTIONS), None)
     stated = stated or {"True": "v_prediction"}.get(metadata.get("ss_v_parameterization"))
     here = "scheduler" in parts and parts["scheduler"].config.prediction_type
     if not stated or not here or stated == here or parts["unet"].device.type == "meta":

@@ -46,12 +46,15 @@ KINDS = (  # of the tensors that are of no plain LoRA
 def read(file, whole=False):
     """Return {flat name of a layer: {role: name of its tensor}} and {the same: its name with dots} of a TensorFile.
 
+    An alpha may also be the name of a plain number beside the tensors.
+
     `whole` is whether peft's configuration allows for whole weights. Raises UserError for a file that is no
     plain LoRA, is not whole, or names a tensor twice.
     """
     layers, dotted, others = {}, {}, []
-    for name in file.shapes:
-        role, layer = role_of(name, whole)
+    roles = [(name, *role_of(name, whole)) for name in file.shapes]
+    roles += [found for found in ((name, *role_of(name, False)) for name in file.numbers) if found[1] == "alpha"]
+    for name, role, layer in roles:
         if role is None:
             others.append(name)
             continue
@@ -119,16 +122,18 @@ def refuse_parts(file, layers, changing):
 
 
 def alphas_of(file, layers):
-    """Return {flat name of a layer: alpha} of the tensors that state one; TypeError where one is not one number."""
-    return {layer: number(file.tensor(tensors["alpha"]).tolist()) for layer, tensors in layers.items()
-            if "alpha" in tensors and one_number(file.shapes[tensors["alpha"]])}
+    """Return {flat name of a layer: alpha} where one is stated; TypeError where one is not one number."""
+    return {layer: alpha_of(file, tensors["alpha"]) for layer, tensors in layers.items() if "alpha" in tensors}
 
 
-def one_number(shape):
-    """Whether a shape is of one number; TypeError for any other."""
+def alpha_of(file, name):
+    """Return the alpha in a tensor of one number, or beside the tensors; TypeError for any other."""
+    if name in file.numbers:
+        return number(file.numbers[name])
+    shape = file.shapes[name]
     if any(n != 1 for n in shape) or len(shape) > 8:
         raise TypeError
-    return True
+    return number(file.tensor(name).tolist())
 
 
 def flat(name):
@@ -142,6 +147,19 @@ PREFIXES = {"unet": ("lora_unet_", "unet_", "", "lycoris_", "diffusion_model_", 
             "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "", "lycoris_", "te_", "te1_", "clip_l_",
                              "cond_stage_model_transformer_", "text_encoders_clip_l_transformer_",
                              "text_encoders_clip_h_transformer_", "cond_stage_model_")}
+
+
+def of_unused_block(layers, parts, known):
+    """Return those flat names of layers that are of OpenCLIP's last block, which 2.x does not use and we do not load.
+
+    `known` are the flat names of the model's own layers.
+    """
+    config = parts["text_encoder"].config
+    if config.hidden_act != "gelu":  # CLIP's, of 1.x, is used to its end
+        return []
+    block = re.compile(rf"(encoder_layers|transformer_resblocks)_{config.num_hidden_layers}_")
+    return [layer for layer in layers if layer not in known and (m := block.search(layer))
+            and f"{layer[:m.start()]}{m[1]}_0_{layer[m.end():]}" in known]
 
 
 def named(parts):

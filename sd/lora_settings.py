@@ -107,7 +107,7 @@ def unknown(values):
 
 def damaged(label):
     return UserError(f"{label}: the alphas in its tensors, metadata or {CONFIG} are not one number each; get "
-                     "the file again")
+                     "the file again, as .safetensors where it is none")
 
 
 def number(value):

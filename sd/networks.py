@@ -14,6 +14,7 @@ from sd.find import WITHOUT, read_json, reason
 
 NETWORKS = {"text_encoder": ("model", "pytorch_model"), "unet": ("diffusion_pytorch_model",) * 2,
             "vae": ("diffusion_pytorch_model",) * 2}  # part of a folder -> stems of its .safetensors and its .bin
+OTHER_FORMATS = {".msgpack": "Flax", ".onnx": "ONNX", ".h5": "TensorFlow", ".gguf": "GGUF"}  # by their files' endings
 UNUSED = re.compile(r"position_ids$|_projection\.|^vision_model\.|logit_scale$")  # of CLIP's other half
 MAX_SETTING = 1_000_000  # that a setting of a network may be, however few weights it has
 
@@ -118,6 +119,16 @@ def weight_files(part, folder):
         raise ValueError(f"no {stems['.safetensors']}.safetensors and no {stems['.bin']}.bin; get the folder again")
     first = min(found, key=lambda key: (key[0], key[1], key[2] or ""))
     return stems[".safetensors"], first[2], [TensorFile(path) for path in found[first]]
+
+
+def refuse_other_formats(part, folder, label):
+    """Raise UserError, which begins with `label`, where a folder's network has weights for another library alone."""
+    endings = {path.suffix: path.name for path in sorted(folder.glob("*"))}
+    other = next((ending for ending in OTHER_FORMATS if ending in endings), None)
+    if other and not {".safetensors", ".bin"} & set(endings):
+        raise UserError(f"{label}: its {part} has no other weights: {shown(endings[other])} holds "
+                        f"{OTHER_FORMATS[other]} weights, which are not read; convert them to .safetensors, or "
+                        "give a folder that has these")
 
 
 def refuse_quantised(files):

@@ -8,7 +8,10 @@ from sd.yaml_beside import MAX_STEPS, Statement
 PROBE_SIZE = 32  # latent pixels
 ECHO = 0.5  # correlation of output and input, above which a network predicts the noise
 SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")  # facts that are the scheduler's own
-TABLE = "alphas_cumprod"  # a tensor: the noise table that a file was trained with
+TABLE = "alphas_cumprod"
+TABLES = {  # tensors of the noise table that a file was trained with, the first that is there counts -> abar of it
+    TABLE: lambda abar: abar, "sqrt_alphas_cumprod": lambda root: root.square(),
+    "betas": lambda betas: (1 - betas).cumprod(0), "denoiser.sigmas": lambda sigmas: abar_of_sigmas(sigmas)}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")  # that `adapt.denoised` knows
 MAX_TIMESTEPS = 1_000_000
 WITH_BETAS = frozenset(f"{name}Scheduler" for name in (  # classes of diffusers whose levels are those of betas
@@ -28,32 +31,44 @@ def of_file(path, file, facts):
     """
     said = {name: facts[name].value for name in SCHEDULE if name in facts}
     settings = {**layout.SCHEDULE, **said, "rescale_betas_zero_snr": "zero_snr" in facts}
-    abar = own_table(path, file)
+    table, abar = table_name(file.shapes), own_table(path, file)
     if abar is None or is_table(abar, {**settings, "rescale_betas_zero_snr": False}):
         return settings
     if is_table(abar, {**settings, "rescale_betas_zero_snr": True}):
-        facts["zero_snr"] = Statement(f"its tensor {TABLE}", "zero_snr", True)
+        facts["zero_snr"] = Statement(f"its tensor {table}", "zero_snr", True)
         return {**settings, "rescale_betas_zero_snr": True}
     if said:
-        raise UserError(f"{path}: its tensor {TABLE} is another noise schedule than its "
+        raise UserError(f"{path}: its tensor {table} is another noise schedule than its "
                         f"{facts[next(iter(said))].where} states; move that file away to use the tensor")
-    note(f"{path.name} has noise levels of its own (its tensor {TABLE}), which are used")
+    note(f"{path.name} has noise levels of its own (its tensor {table}), which are used")
     before = abar.roll(1)
     before[0] = 1
     return {**settings, "num_train_timesteps": len(abar), "trained_betas": (1 - abar / before).tolist()}
 
 
+def table_name(shapes):
+    """Return the name of the tensor that holds a file's own noise table, or None."""
+    return next((name for name in TABLES if name in shapes), None)
+
+
 def own_table(path, file):
     """Return the noise table abar (n,) float64 in a file, or None; UserError where it is no schedule."""
-    shape = tuple(file.shapes.get(TABLE, ()))
-    if not shape:
+    name = table_name(file.shapes)
+    if name is None:
         return None
+    shape = tuple(file.shapes[name])
     if len(shape) == 1 and 1 < shape[0] <= MAX_STEPS:
-        abar = file.tensor(TABLE).double().clone()
-        if 1 > abar[0] and (abar.diff() <= 0).all() and abar[-1] >= 0 and abar[-2] > 0:
-            return abar
-    raise UserError(f"{path}: its tensor {TABLE} {shown(list(shape))} is no noise schedule, which falls from 1 toward "
+        abar = TABLES[name](file.tensor(name).double())
+        if len(abar) > 1 and 1 > abar[0] and (abar.diff() <= 0).all() and abar[-1] >= 0 and abar[-2] > 0:
+            return abar.clone()
+    raise UserError(f"{path}: its tensor {name} {shown(list(shape))} is no noise schedule, which falls from 1 toward "
                     "0; it is damaged: get the file again")
+
+
+def abar_of_sigmas(sigmas):
+    """Return abar = 1 / (1 + sigma^2) of noise levels in either order, of which one of zero is no step of training."""
+    rising = sigmas if sigmas[0] < sigmas[-1] else sigmas.flip(0)
+    return 1 / (1 + rising[1 if rising[0] == 0 else 0:].square())
 
 
 def is_table(abar, settings):

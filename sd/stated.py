@@ -13,6 +13,7 @@ from sd.yaml_beside import Statement
 
 MARKERS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("zero_snr", True)}  # empty tensors
 PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # the second is ComfyUI's
 VERSIONS = {"stable-diffusion-v1": 1, "stable-diffusion-v2": 2, "sd_v1": 1, "sd_v2": 2, "sd_v2_v": 2}
 V_PREDICTION = ("stable-diffusion-v2-768-v", "sd_v2_v")
 WHOLE_RANGE = ("0,1000", "0,999", "1,1000")
@@ -62,12 +63,7 @@ def _metadata(path, metadata, sd):
         yield Statement("its metadata", "version", version)
     if architecture in V_PREDICTION or metadata.get("ss_v_parameterization") == "True":
         yield Statement("its metadata", "prediction_type", "v_prediction")
-    predicts = metadata.get("modelspec.prediction_type", "").strip().lower()
-    if predicts in PREDICTIONS:
-        yield Statement("its metadata", "prediction_type", PREDICTIONS[predicts])
-    elif predicts and sd.prediction_type == "auto":
-        raise UserError(f"{path}: predicts {shown(predicts)} by its metadata, which is not known; known are epsilon "
-                        "and v; say which with --sd.prediction_type")
+    yield from _prediction(path, metadata, sd)
     if metadata.get("ss_zero_terminal_snr") == "True":
         yield Statement("its metadata", "zero_snr", True)
     yield from _layer(path, metadata)
@@ -75,6 +71,20 @@ def _metadata(path, metadata, sd):
     steps = re.sub(r"[\s()]", "", metadata.get("modelspec.timestep_range", ""))
     if steps and steps not in WHOLE_RANGE:
         note(f"{path.name} was trained at timesteps {shown(steps)} only, by its metadata: give such a --sigma_range")
+
+
+def _prediction(path, metadata, sd):
+    """Yield what the network predicts, by either name of that fact."""
+    for key in PREDICTION_KEYS:
+        predicts = metadata.get(key, "").strip().lower()
+        if predicts in PREDICTIONS:
+            yield Statement("its metadata", "prediction_type", PREDICTIONS[predicts])
+        elif predicts.startswith("edm"):
+            raise UserError(f"{path}: by its metadata ({key} {shown(predicts)}) it has the noise levels of EDM, which "
+                            "are not supported; use a checkpoint of Stable Diffusion 1.x or 2.x")
+        elif predicts and sd.prediction_type == "auto":
+            raise UserError(f"{path}: predicts {shown(predicts)} by its metadata, which is not known; known are "
+                            "epsilon and v; say which with --sd.prediction_type")
 
 
 def _layer(path, metadata):

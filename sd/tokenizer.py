@@ -18,8 +18,11 @@ def byte_characters():
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
-def clip_tokenizer(pad=END):
-    """Return transformers' CLIPTokenizer; `pad` is END for Stable Diffusion 1.x and "!", token 0, for 2.x."""
+def clip_tokenizer(pad=END, length=LENGTH):
+    """Return transformers' CLIPTokenizer; `pad` is END for Stable Diffusion 1.x and "!", token 0, for 2.x.
+
+    `length` are the tokens that the text encoder reads, of which LongCLIP's (arXiv 2403.15378) reads 248.
+    """
     from transformers import CLIPTokenizer
 
     merges = gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")
@@ -27,4 +30,4 @@ def clip_tokenizer(pad=END):
     characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), *map("".join, pairs), START, END]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs, unk_token=END,
-                         bos_token=START, eos_token=END, pad_token=pad, model_max_length=LENGTH)
+                         bos_token=START, eos_token=END, pad_token=pad, model_max_length=length)

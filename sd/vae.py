@@ -33,6 +33,7 @@ def _of_folder(folder, dtype, empty):
     """Return the AutoencoderKL of a diffusers folder; raises ValueError where it is none."""
     from diffusers import AutoencoderKL
 
+    networks.refuse_other_formats("vae", folder, f"{FLAG} {folder}")
     refuse_other_classes(read_json(folder / "config.json"))
     return networks.from_folder("vae", AutoencoderKL, folder, empty, torch_dtype=dtype)
 

@@ -11,10 +11,15 @@ from my import plain_files
 from my.errors import UserError, note, shown, some
 
 MAX_BYTES = 100_000  # of which published ones have 2,000
-MAX_STEPS = 10_000
+STEPS, MAX_STEPS = 1000, 10_000  # of training: unless stated, and at most
 MAX_SCALING = 1e6  # that the scale of latents may be
 PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}  # of generative-models, by the end of the class's name
+DENOISER = "DiscreteDenoiser"  # of generative-models, whose levels are those of betas; ends of its classes' names
+DISCRETIZATIONS = {"LegacyDDPMDiscretization": False, "ZeroSNRDDPMDiscretization": True}  # -> zero terminal SNR
+OF_DISCRETIZATION = {"linear_start": "beta_start", "linear_end": "beta_end"}
+OF_DENOISER = frozenset("num_idx scaling_config discretization_config weighting_config do_append_zero "
+                        "quantize_c_noise flip".split())
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the published code's word -> diffusers'
 TEXT_ENCODERS = {"FrozenCLIPEmbedder": 1, "FrozenOpenCLIPEmbedder": 2}  # end of the class's name -> version
 LAYERS = {1: ("last", None), 2: ("penultimate", None)}  # of the text encoder that each version is read at
@@ -22,13 +27,13 @@ OF_TRAINING = frozenset(
     "channels log_every_t num_timesteps_cond first_stage_key cond_stage_key image_size cond_stage_trainable monitor "
     "use_ema scheduler_config loss_type l_simple_weight original_elbo_weight v_posterior learn_logvar logvar_init "
     "clip_denoised ckpt_path ignore_keys unet_trainable finetune_keys load_only_unet make_it_fit ucg_training "
-    "scale_by_std embedding_reg_weight personalization_config use_positional_encodings reset_ema "
+    "embedding_reg_weight personalization_config use_positional_encodings reset_ema "
     "reset_num_ema_updates cosine_s concat_mode force_null_conditioning first_stage_config cond_stage_config "
     "unet_config given_betas input_key "
     "disable_first_stage_autocast denoiser_config network_config conditioner_config sampler_config loss_fn_config "
     "network_wrapper compile_model no_cond_log en_and_decode_n_samples_a_time log_keys optimizer_config".split())
 USED = frozenset("parameterization linear_start linear_end timesteps beta_schedule scale_factor conditioning_key "
-                 "zero_snr zero_terminal_snr ztsnr rescale_betas_zero_snr".split())
+                 "scale_by_std zero_snr zero_terminal_snr ztsnr rescale_betas_zero_snr".split())
 
 
 class Statement(NamedTuple):
@@ -76,7 +81,10 @@ class Reader:
         """Read `model: params:`."""
         self._prediction(params)
         self._schedule(params)
+        self._denoiser(_below(params, "denoiser_config"), params)
         self._number(params, "scale_factor", "scaling_factor", 0, MAX_SCALING)
+        if params.get("scale_by_std") is True:
+            self.state("scale_by_std", True)
         key = params.get("conditioning_key", "crossattn")
         if key not in ("crossattn", None):
             self.refuse(f"its conditioning_key is {shown(key)}, and only crossattn, a prompt alone, is supported",
@@ -87,7 +95,9 @@ class Reader:
         vae = _below(params, "first_stage_config", "params")
         self._sizes(_below(vae, "ddconfig"), {"z_channels": "latent_channels", "ch": "width", "ch_mult": "multiples",
                                               "num_res_blocks": "layers_per_block"}, "vae")
-        unknown = [key for key in params if key not in USED and key not in OF_TRAINING]
+        self._note_unknown([key for key in params if key not in USED and key not in OF_TRAINING])
+
+    def _note_unknown(self, unknown):
         if unknown:
             note(f"{self.path.name} states {some(unknown)}, which is not known here and not used; if the results are "
                  "wrong, look there")
@@ -100,7 +110,7 @@ class Reader:
             self.state("prediction_type", PARAMETERIZATIONS[stated])
         scaling = _below(params, "denoiser_config", "params", "scaling_config").get("target")
         if scaling is not None:
-            name = str(scaling).rpartition(".")[2] if isinstance(scaling, str) else ""
+            name = _end(scaling)
             if name not in SCALINGS:
                 self.refuse(f"its denoiser scales by {shown(scaling)}; known are {', '.join(SCALINGS)}")
             self.state("prediction_type", SCALINGS[name])
@@ -108,11 +118,7 @@ class Reader:
     def _schedule(self, params):
         self._number(params, "linear_start", "beta_start", 0, 1)
         self._number(params, "linear_end", "beta_end", 0, 1)
-        steps = params.get("timesteps")
-        if steps is not None:
-            if type(steps) is not int or not 1 < steps <= MAX_STEPS:
-                self.refuse(f"its timesteps are {shown(steps)}, not one whole number from 2 to {MAX_STEPS}")
-            self.state("num_train_timesteps", steps)
+        self._steps(params, "timesteps")
         schedule = params.get("beta_schedule")
         if schedule is not None:
             if not isinstance(schedule, str) or schedule not in SCHEDULES:
@@ -124,11 +130,47 @@ class Reader:
         if any(params.get(key) is True for key in ("zero_snr", "zero_terminal_snr", "ztsnr", "rescale_betas_zero_snr")):
             self.state("zero_snr", True)
 
+    def _steps(self, params, key):
+        steps = params.get(key)
+        if steps is not None:
+            if type(steps) is not int or not 1 < steps <= MAX_STEPS:
+                self.refuse(f"its {key} are {shown(steps)}, not one whole number from 2 to {MAX_STEPS}")
+            self.state("num_train_timesteps", steps)
+
+    def _denoiser(self, config, params):
+        """Read the noise levels of generative-models' layout, where a discretization holds the betas."""
+        inside, target = _below(config, "params"), config.get("target")
+        if target is not None and _end(target) != DENOISER:
+            self.refuse(f"its denoiser is {shown(target)}, and only {DENOISER} has the noise levels of Stable "
+                        "Diffusion")
+        if "discretization_config" in inside:
+            self._discretization(_below(inside, "discretization_config"))
+        steps = next((found.value for found in self.found if found.fact == "num_train_timesteps"), STEPS)
+        if inside.get("num_idx", steps) != steps:
+            self.refuse(f"its num_idx is {shown(inside['num_idx'])}, and its levels are those of {steps} timesteps; "
+                        "only as many are supported")
+        self._note_unknown([key for key in inside if key not in OF_DENOISER])
+
+    def _discretization(self, config):
+        target, params = config.get("target"), _below(config, "params")
+        if _end(target) not in DISCRETIZATIONS:
+            self.refuse(f"its noise levels are those of {shown(target)}; known are {', '.join(DISCRETIZATIONS)}")
+        unknown = [key for key in params if key not in (*OF_DISCRETIZATION, "num_timesteps")]
+        if unknown:
+            self.refuse(f"its {_end(target)} states {some(unknown)}, which is not known here, and may change the noise "
+                        "levels", "take that out to go without")
+        for key, fact in OF_DISCRETIZATION.items():
+            self._number(params, key, fact, 0, 1)
+        self._steps(params, "num_timesteps")
+        self.state("beta_schedule", "scaled_linear")
+        if DISCRETIZATIONS[_end(target)]:
+            self.state("zero_snr", True)
+
     def _text_encoder(self, config):
         target = config.get("target")
         if target is None:
             return
-        name = target.rpartition(".")[2] if isinstance(target, str) else ""
+        name = _end(target)
         if name not in TEXT_ENCODERS:
             self.refuse(f"its text encoder is {shown(target)}; known are {', '.join(TEXT_ENCODERS)}",
                         "use a checkpoint of Stable Diffusion 1.x or 2.x")
@@ -174,6 +216,11 @@ def _below(tree, *keys):
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) else {}
+
+
+def _end(target):
+    """Return the last word of a class's name, "" for what is no name."""
+    return target.rpartition(".")[2] if isinstance(target, str) else ""
 
 
 def _embedder(params):

@@ -1,10 +1,14 @@
 """Tensor files: what torch.save and safetensors wrote comes back; nothing is executed; damage is one line."""
 
+import bz2
+import gzip
 import io
+import lzma
 import subprocess
 import sys
 import zipfile
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -40,6 +44,19 @@ def test_what_torch_wrote_comes_back(tensors, tmp_path, stream):
 def test_tensors_at_the_top(tmp_path):
     torch.save({"a": torch.arange(3), "step": 4}, tmp_path / "a.pt")
     assert TensorFile(tmp_path / "a.pt").tensor("a").tolist() == [0, 1, 2]
+
+
+def test_numbers_beside_tensors(tmp_path):
+    """Of the same dict as the tensors; None for what is no plain number."""
+    for wrap, prefix in ((lambda d: d, ""), (lambda d: {"state_dict": d, "epoch": 3}, ""), (lambda d: {"a": d}, "a.")):
+        torch.save(wrap({"w": torch.ones(2), "x.alpha": 2, "y.alpha": 0.5, "z.alpha": numpy.float64(3), "t": True,
+                         1: 4}), tmp_path / "a.pt")
+        file = TensorFile(tmp_path / "a.pt")
+        assert file.shapes == {f"{prefix}w": (2,)}
+        assert file.numbers == {f"{prefix}x.alpha": 2.0, f"{prefix}y.alpha": 0.5, f"{prefix}z.alpha": None,
+                                f"{prefix}t": None}
+    save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert TensorFile(tmp_path / "a.safetensors").numbers == {}
 
 
 def test_tensors_a_level_deeper_where_there_are_no_others(tmp_path):
@@ -183,6 +200,30 @@ def test_other_files(tmp_path, content, words):
     (tmp_path / "a.ckpt").write_bytes(content)
     with pytest.raises(UserError, match=words):
         TensorFile(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"GGUF\3\0\0\0\x7b\0\0\0", "a GGUF file, whose weights are quantised, which is not read; use plain weights"),
+    (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive, which is not read; unpack it, and give the file that is in it"),
+    (b"Rar!\x1a\x07\x01\0", "a RAR archive, .*; unpack it"), (gzip.compress(b"a"), "a gzip archive, .*; unpack it"),
+    (bz2.compress(b"a"), "a bzip2 archive"), (lzma.compress(b"a"), "an xz archive"),
+    (b"\x28\xb5\x2f\xfd\0", "a Zstandard archive"), (b"a.ckpt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive"),
+    (b"\x89HDF\r\n\x1a\n\0\0", "an HDF5 file, .*; use its .safetensors file, or convert it to that"),
+    (b"\x08\x07\x12\x07pytorch\x1a\x061.13.1", "an ONNX file, which is not read; use its .safetensors"),
+    (b"\x82\xa6params\x81\xa1w\xc7", r"Flax weights \(msgpack\), which is not read; use its .safetensors"),
+    (b"\xde\0\x10\xadsome/long/key\x81", "Flax weights")])
+def test_other_formats(tmp_path, content, words):
+    (tmp_path / "a.ckpt").write_bytes(content + b"\0" * 600)
+    with pytest.raises(UserError, match=words) as caught:
+        TensorFile(tmp_path / "a.ckpt")
+    assert "again" not in str(caught.value)
+
+
+def test_other_formats_by_their_ending(tmp_path):
+    for ending, words in ((".msgpack", "Flax weights"), (".onnx", "an ONNX file")):
+        (tmp_path / f"a{ending}").write_bytes(b"junk" * 9)
+        with pytest.raises(UserError, match=words):
+            TensorFile(tmp_path / f"a{ending}")
 
 
 def test_the_flag_that_gave_a_file_is_told(tmp_path):

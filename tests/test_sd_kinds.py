@@ -69,6 +69,8 @@ WHOLE_FILES = [  # what is said, and a file of that kind
 ADDED_FILES = [
     (LORA, alone("lora_unet_down_blocks_0_attentions_0.lora_down.weight")),
     (LORA, alone("unet.down_blocks.0.attn1.to_q.lora_A.weight")), (LORA, alone("lora_te_text_model_x.lora_up.weight")),
+    ("a Custom Diffusion adapter; it is not supported: merge it",
+     alone("down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_custom_diffusion.weight")),
     (LORA, alone("lycoris_x.hada_w1_a")), (LORA, alone("base_model.model.x.lora_A.weight")),
     (EMBEDDING, alone("string_to_param.*")), (EMBEDDING, alone("emb_params")), (EMBEDDING, alone("<cat-toy>")),
     ("a ControlNet", alone("controlnet_cond_embedding.conv_in.weight", "conv_in.weight")),
@@ -93,6 +95,8 @@ PARTS = [
     ("a text encoder alone; give the whole", without("cond_stage_model.transformer.")),
     ("a text encoder alone", alone("encoder.layers.0.mlp.fc1.bias", "embeddings.token_embedding.weight")),
     ("a text encoder alone", alone("encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight")),
+    ("a pruned UNet without a middle block, such as BK-SDM; give its diffusers folder",
+     lambda v1: {name: shape for name, shape in v1.items() if "middle_block" not in name}),
     ("it has no VAE; give one with --sd.vae FILE_OR_FOLDER", only(UNET, CLIP)),
     ("it has no text encoder, and there is no option to give one; give the whole", only(UNET, VAE)),
     (r"it has no text encoder that is known \(cond_stage_model.bert.x\)",
@@ -121,6 +125,9 @@ def test_names_out_of_a_file_are_escaped_and_cut():
 
 
 @pytest.mark.parametrize("make, words", [
+    (alone("decoder.conv_in.weight", "post_quant_conv.weight", "first_stage_model.decoder.mid.block_1.conv1.weight"),
+     "it is the decoder of a VAE alone; give a file or a folder that has its encoder, too"),
+    (alone("up_blocks.0.attn2.processor.to_k_custom_diffusion.weight"), "it is a Custom Diffusion adapter"),
     (alone("lora_unet_x.lora_down.weight"), "it is a LoRA, .* and no VAE of Stable Diffusion"),
     (alone("encoder.layers.0.weight"), "TAESD"), (alone("decoder.time_conv_out.weight"), "the VAE of a video model")])
 def test_what_is_no_vae(make, words):

@@ -423,6 +423,16 @@ def test_unfit_files_end_in_one_line(tmp_path, v1_tensors, change, words):
     assert str(tmp_path / "a.safetensors") in message and "--preset mini" in message and "\n" not in message
 
 
+def test_a_text_encoder_of_more_tokens(tmp_path, v1_tensors):
+    """LongCLIP's, which reads 248: so does the tokenizer, and a prompt that long is told apart at its end."""
+    name = f"{layout.CLIP}embeddings.position_embedding.weight"
+    rows = torch.randn(248, 64, generator=torch.Generator().manual_seed(0))
+    save_file({**v1_tensors, name: rows}, tmp_path / "a.safetensors")
+    adapter = StableDiffusionAdapter(load(tmp_path / "a.safetensors", prediction_type="epsilon"))
+    long = adapter.embed(["cat " * 200 + "dog", "cat " * 201])
+    assert long.shape == (2, 248, 64) and not torch.equal(long[0], long[1])
+
+
 @pytest.mark.parametrize("change, words", [
     (lambda t: t.update({f"{layout.UNET}input_blocks.0.0.weight": torch.ones(3)}), "a shape of another architecture"),
     (lambda t: t.update({f"{layout.CLIP}encoder.layers.99999999.x": torch.ones(1)}), "it lacks .*encoder.layers.2"),

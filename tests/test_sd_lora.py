@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -99,6 +100,51 @@ def only(changes, part, name):
     ((key, got),) = changes.items()
     assert key[0] == part and key[1].removeprefix("text_model.") == f"{name}.weight"
     return got
+
+
+# ---------------------------------------------------------------- the block of OpenCLIP that is not used
+
+
+@pytest.mark.parametrize("name", ["lora_te_text_model_encoder_layers_{}_mlp_fc1",
+                                  "cond_stage_model.model.transformer.resblocks.{}.mlp.c_fc"])
+def test_the_unused_last_block_of_2x(v2, v1, tmp_path, capsys, name):
+    """The tiny text encoder has blocks 0 and 1; a trainer of the whole one has 2 also, which no prompt goes through."""
+    A, B = randn(2, 64), randn(128, 2)
+
+    def file(*blocks):
+        tensors = {f"{name.format(i)}.lora_{way}.weight": t.clone()
+                   for i in blocks for way, t in (("down", A), ("up", B))}
+        return saved(tmp_path / "a.safetensors", tensors)
+
+    torch.testing.assert_close(only(change(v2, file(1, 2)), "text_encoder", "encoder.layers.1.mlp.fc1"), B @ A,
+                               rtol=1e-4, atol=1e-5)
+    assert "1 layers of it are of the text encoder's last block, which 2.x does not use: they are left out" in (
+        capsys.readouterr().err)
+    refused(v2, file(1, 3), "does not fit this checkpoint: 1 of its 2 layers are not in this model")
+    refused(v2, file(2), "does not fit this checkpoint: 1 of its 1 layers are not in this model")
+    refused(v1, file(1, 2), "does not fit this checkpoint: [12] of its 2 layers are not in this model")
+
+
+# ---------------------------------------------------------------- an alpha that is no tensor
+
+
+@pytest.mark.parametrize("alpha", [3, 3.0, torch.tensor(3.0)])
+def test_an_alpha_that_is_a_plain_number(v1, tmp_path, alpha):
+    """Rank 2, alpha 3: the change is 1.5 B A."""
+    A, B = pair(v1["unet"].get_submodule(Q).weight)
+    layer = f"lora_unet_{Q.replace('.', '_')}"
+    torch.save({f"{layer}.lora_down.weight": A, f"{layer}.lora_up.weight": B, f"{layer}.alpha": alpha, "step": 4},
+               tmp_path / "a.pt")
+    torch.testing.assert_close(only(change(v1, tmp_path / "a.pt"), "unet", Q), 1.5 * B @ A, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [numpy.float32(3), "3", None, True, [3.0]])
+def test_an_alpha_that_cannot_be_read(v1, tmp_path, alpha):
+    A, B = pair(v1["unet"].get_submodule(Q).weight)
+    layer = f"lora_unet_{Q.replace('.', '_')}"
+    torch.save({f"{layer}.lora_down.weight": A, f"{layer}.lora_up.weight": B, f"{layer}.alpha": alpha},
+               tmp_path / "a.pt")
+    refused(v1, tmp_path / "a.pt", "the alphas in its tensors, .* are not one number each; get the file again, as")
 
 
 # ---------------------------------------------------------------- peft

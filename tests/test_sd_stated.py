@@ -85,7 +85,40 @@ def test_the_layout_of_generative_models(facts):
         facts(tree)
 
 
+def of_denoiser(name="LegacyDDPMDiscretization", target="DiscreteDenoiser", more=None, **params):
+    return with_params(denoiser_config={"target": f"sgm.modules.diffusionmodules.denoiser.{target}", "params": {
+        "discretization_config": {"target": f"sgm.modules.diffusionmodules.discretizer.{name}", "params": params},
+        **(more or {})}})
+
+
+def test_the_noise_levels_of_generative_models(facts, capsys):
+    levels = {"beta_start": 0.001, "beta_end": 0.02, "num_train_timesteps": 500, "beta_schedule": "scaled_linear"}
+    stated = {"linear_start": 0.001, "linear_end": 0.02, "num_timesteps": 500, "more": {"num_idx": 500}}
+    assert facts(of_denoiser(**stated)) == levels
+    assert facts(of_denoiser("ZeroSNRDDPMDiscretization", **stated)) == {**levels, "zero_snr": True}
+    assert facts(of_denoiser(more={"num_idx": 1000, "weighting_config": {}})) == {"beta_schedule": "scaled_linear"}
+    assert capsys.readouterr().err == ""
+    facts(of_denoiser(more={"shift": 3}))
+    assert "a.yaml states shift, which is not known here and not used" in capsys.readouterr().err
+
+
+def test_the_largest_level_by_generative_models(tensors, tmp_path):
+    """sqrt(beta) from sqrt(0.001) to sqrt(0.02) in 500 steps."""
+    tree = of_denoiser(linear_start=0.001, linear_end=0.02, num_timesteps=500)
+    abar = (1 - torch.linspace(0.001**0.5, 0.02**0.5, 500, dtype=torch.float64).square()).prod()
+    sigmas = scheduler_sigmas(loaded(tensors, tmp_path / "a.safetensors", tree=tree)["scheduler"])
+    assert len(sigmas) == 500 and float(sigmas[0]) == pytest.approx(float((1 / abar - 1).sqrt()), rel=1e-4)
+
+
 @pytest.mark.parametrize("tree, words", [
+    (of_denoiser("EDMDiscretization", sigma_max=80), "its noise levels are those of sgm.*EDMDiscretization; known are"),
+    (of_denoiser(linear_end=3), "its linear_end is 3, not a number"),
+    (of_denoiser(num_timesteps=1), "its num_timesteps are 1, not one whole number from 2"),
+    (of_denoiser("ZeroSNRDDPMDiscretization", shift_scale=3.0), "its ZeroSNRDDPMD.* states shift_scale, which is not"),
+    (of_denoiser(target="Denoiser"), "its denoiser is sgm.*Denoiser, and only DiscreteDenoiser has"),
+    (of_denoiser(more={"num_idx": 100}), "its num_idx is 100, and its levels are those of 1000 timesteps"),
+    (with_params(timesteps=500, denoiser_config={"params": {"num_idx": 1000}}), "its num_idx is 1000, and its .* 500"),
+    (with_params(denoiser_config={"params": {"discretization_config": "x"}}), "its noise levels are those of None"),
     (with_params(parameterization="flow"), "its parameterization is flow; known are eps, v, x0; correct it, or move"),
     (with_params(parameterization=["v"]), r"its parameterization is \['v'\]; known are"),
     (with_params(linear_end=2), "its linear_end is 2, not a number above 0 and below 1"),
@@ -145,6 +178,8 @@ def test_marker_tensors(facts, names, want):
 @pytest.mark.parametrize("metadata, want", [
     ({"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
     ({"modelspec.prediction_type": "Epsilon"}, {"prediction_type": "epsilon"}),
+    ({"modelspec.predict_key": "v"}, {"prediction_type": "v_prediction"}),
+    ({"modelspec.predict_key": "epsilon"}, {"prediction_type": "epsilon"}),
     ({"modelspec.architecture": "stable-diffusion-v1", "modelspec.resolution": "768x768"},
      {"version": 1, "pixels": 768}),
     ({"modelspec.architecture": "stable-diffusion-v2-512"}, {"version": 2}),
@@ -169,6 +204,9 @@ def test_metadata_that_are_noted(facts, capsys, metadata, words):
 
 @pytest.mark.parametrize("metadata, words", [
     ({"modelspec.prediction_type": "flow"}, "predicts flow by its metadata, which is not known; known are epsilon and"),
+    ({"modelspec.predict_key": "flow"}, "predicts flow by its metadata, which is not known"),
+    ({"modelspec.predict_key": "edm_eps"}, "predict_key edm_eps. it has the noise levels of EDM, which are not"),
+    ({"modelspec.predict_key": "v", "modelspec.prediction_type": "epsilon"}, "is epsilon by its metadata, and v_pred"),
     ({"modelspec.encoder_layer": "-1"}, "its metadata say -1 for modelspec.encoder_layer"),
     ({"ss_clip_skip": "9"}, "its metadata say 9 for ss_clip_skip, .*, which may be 1 to 4")])
 def test_metadata_that_are_refused(facts, metadata, words):
@@ -263,11 +301,68 @@ def test_clip_skip_leaves_the_last_layers_out(tensors, tmp_path):
     assert len(net.encoder.layers) == 2
 
 
+@pytest.mark.parametrize("layer, without", [("1", 0), ("2", 0), ("3", 1)])
+def test_clip_skip_of_2x_counts_without_its_last_block_or_with_it(tmp_path, capsys, layer, without):
+    """Trainers count on the encoder without its unused block, web UIs with it: 1 and 2 are the ordinary output."""
+    for key in ("modelspec.encoder_layer", "ss_clip_skip"):
+        loaded(crafted.single_file(crafted.small_parts(True), True), tmp_path / "a.safetensors", {key: layer})
+        assert (f"last {without} layer(s) are left out" in capsys.readouterr().err) == (without > 0)
+
+
 @pytest.mark.parametrize("v2, layer, words", [
-    (False, "3", "of version 1 it may be 1 to 2"), (True, "1", "of version 2 it may be 2 to 3")])
+    (False, "3", "of version 1 it may be 1 to 2"), (True, "4", "of version 2 it may be 1 to 3")])
 def test_a_layer_that_is_not_there(tmp_path, v2, layer, words):
     with pytest.raises(UserError, match=f"ask for layer {layer} of the text encoder.*{words}"):
         loaded(crafted.single_file(crafted.small_parts(v2), v2), tmp_path / "a.safetensors", {"ss_clip_skip": layer})
+
+
+# ---------------------------------------------------------------- heads
+
+
+def narrow(tensors):
+    """A 1.x UNet, 32 channels wide, with the text encoder of 2.x."""
+    v2 = crafted.single_file(crafted.small_parts(True), True)
+    return {name: t for own, file in ((False, tensors), (True, v2)) for name, t in file.items()
+            if name.startswith(layout.TEXT) == own}
+
+
+def test_heads_that_nothing_tells(tensors, tmp_path):
+    """2.x has heads of 64 channels, which 32 channels cannot have; a .yaml can tell them."""
+    file = narrow(tensors)
+    with pytest.raises(UserError, match=r"nothing tells the heads .* 64 channels .* do not divide \[32, 64\].*; state"):
+        loaded(file, tmp_path / "a.safetensors")
+    for options, heads in (({"num_heads": 4}, 4), ({"num_head_channels": 16}, 2)):
+        parts = loaded(file, tmp_path / "a.safetensors", tree=with_params(unet_config={"params": options}))
+        assert parts["unet"].down_blocks[0].attentions[0].transformer_blocks[0].attn1.heads == heads
+
+
+# ---------------------------------------------------------------- the scale of latents
+
+
+@pytest.mark.parametrize("scale, params, want", [
+    (torch.tensor(0.25), {}, 0.25), (torch.tensor(0.18215), {}, 0.18215), (torch.tensor(0.18215).half(), {}, 0.18215),
+    (torch.tensor([0.25]), {"scale_by_std": True, "scale_factor": 1.0}, 0.25),
+    (torch.tensor(0.25), {"scale_by_std": True}, 0.25), (torch.tensor(0.25), {"scale_factor": 0.25}, 0.25),
+    (None, {"scale_by_std": True, "scale_factor": 0.25}, 0.25), (None, {"scale_by_std": False}, 0.18215)])
+def test_the_scale_of_latents(tensors, tmp_path, capsys, scale, params, want):
+    file = {**tensors, **({} if scale is None else {"scale_factor": scale})}
+    parts = loaded(file, tmp_path / "a.safetensors", tree=with_params(log_every_t=1, **params))
+    assert parts["vae"].config.scaling_factor == want
+    noted = "a.safetensors: the scale of its latents is 0.25 by its tensor scale_factor, not 0.18215; it is used"
+    assert (noted in capsys.readouterr().err) == (want == 0.25 and params.get("scale_factor") != 0.25)
+
+
+@pytest.mark.parametrize("scale, params, words", [
+    (torch.tensor(0.25), {"scale_factor": 0.18215}, "is 0.25 by its tensor scale_factor, and 0.18215 by a.yaml; move"),
+    (torch.tensor(math.nan), {}, r"its tensor scale_factor \[\] is not one number above 0"),
+    (torch.tensor(math.inf), {}, "is not one number"), (torch.tensor(0.0), {}, "is not one number"),
+    (torch.ones(3), {}, r"its tensor scale_factor \[3\] is not one"),
+    (None, {"scale_by_std": True}, "a.yaml says scale_by_std: True, and the file lacks the tensor scale_factor"),
+    (None, {"scale_by_std": True, "scale_factor": 1.0}, "lacks the tensor scale_factor, which")])
+def test_scales_of_latents_that_are_refused(tensors, tmp_path, scale, params, words):
+    file = {**tensors, **({} if scale is None else {"scale_factor": scale})}
+    with pytest.raises(UserError, match=words):
+        loaded(file, tmp_path / "a.safetensors", tree=with_params(log_every_t=1, **params))
 
 
 # ---------------------------------------------------------------- noise
@@ -309,6 +404,40 @@ def test_another_noise_table_is_used(tensors, tmp_path, capsys):
     assert "has noise levels of its own (its tensor alphas_cumprod), which are used" in capsys.readouterr().err
     with pytest.raises(UserError, match="its tensor alphas_cumprod is another noise schedule than its a.yaml states"):
         loaded(file, tmp_path / "a.safetensors", tree=with_params(linear_start=0.00085))
+
+
+def test_noise_levels_under_other_names(tensors, tmp_path, capsys):
+    """abar of 0.9 and 0.72: betas 0.1 and 0.2. Levels come in both orders, with and without zero."""
+    abar = torch.tensor([0.9, 0.72], dtype=torch.float64)
+    want = (1 / abar - 1).sqrt()
+    for name, table in (("betas", [0.1, 0.2]), ("sqrt_alphas_cumprod", abar.sqrt()), ("denoiser.sigmas", want),
+                        ("denoiser.sigmas", want.flip(0)), ("denoiser.sigmas", [0, *want])):
+        file = {**tensors, name: torch.as_tensor(table).float()}
+        sigmas = scheduler_sigmas(loaded(file, tmp_path / "a.safetensors")["scheduler"])
+        torch.testing.assert_close(sigmas.flip(0), want, rtol=1e-5, atol=0)
+        assert f"(its tensor {name}), which are used" in capsys.readouterr().err
+    both = {**tensors, "betas": torch.tensor([0.1, 0.2]), noise.TABLE: SD_ABAR.float()}  # that one counts
+    assert len(scheduler_sigmas(loaded(both, tmp_path / "a.safetensors")["scheduler"])) == 1000
+
+
+@pytest.mark.parametrize("of_zero", [math.inf, None])
+def test_levels_of_generative_models_with_zero_terminal_snr(tensors, tmp_path, of_zero):
+    root = SD_ABAR.sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    sigmas = (root**-2 - 1).sqrt()
+    sigmas[-1] = sigmas[-1] if of_zero is None else of_zero
+    for name, table in (("denoiser.sigmas", sigmas.flip(0)), ("denoiser.sigmas", sigmas)):
+        file = {**tensors, name: table.float()}
+        parts = loaded(file, tmp_path / "a.safetensors", tree=of_denoiser("ZeroSNRDDPMDiscretization"))
+        found = scheduler_sigmas(loaded(file, tmp_path / "b.safetensors")["scheduler"])
+        assert len(found) == 999 and found[0] == pytest.approx(2254.2, abs=0.2)
+        assert torch.equal(found, scheduler_sigmas(parts["scheduler"]))
+
+
+def test_a_table_of_one_number_is_no_schedule(tmp_path):
+    file = SimpleNamespace(shapes={"betas": ()}, tensor=lambda name: torch.tensor(0.1))
+    with pytest.raises(UserError, match="its tensor betas .* is no noise schedule"):
+        noise.of_file(tmp_path / "a.ckpt", file, {})
 
 
 @pytest.mark.parametrize("table", [torch.ones(1000), torch.linspace(0.1, 0.9, 1000), torch.ones(3, 3), torch.zeros(5),

@@ -96,7 +96,7 @@ def test_a_checkpoint_without_a_vae_says_what_to_do(model):
     (lambda t: t.update({"quant_conv.bias": torch.ones(8, dtype=torch.int8)}), "v: quantised, which is not supported"),
     (lambda t: t.update({"decoder.conv_in.weight": torch.ones(64, 16, 3, 3)}), "VAE of Stable Diffusion 3 or Flux, wh"),
     (lambda t: t.update({"x.lora_A.weight": torch.ones(2)}), "it is a LoRA"),
-    (lambda t: [t.pop(n) for n in list(t) if n.startswith("encoder")], "it lacks encoder.down.0"),
+    (lambda t: [t.pop(n) for n in list(t) if n.startswith("encoder")], "the decoder of a VAE alone; give"),
     (lambda t: (t.clear(), t.update({"w": torch.ones(2)})), "it lacks encoder.down")])
 def test_what_is_no_whole_vae(model, tmp_path, change, words):
     tensors = {n.removeprefix(VAE): t for n, t in model[1].items() if n.startswith(VAE)}
@@ -123,6 +123,18 @@ def test_the_latents_of_another_model(model, tmp_path):
               metadata={"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"})
     with pytest.raises(UserError, match="--sd.vae .*xl: it is of stable-diffusion-xl-v1-base/vae by its metadata"):
         load(folder / "none.safetensors", tmp_path / "xl", empty=True)
+
+
+def test_a_folder_with_weights_of_flax_alone(model, tmp_path):
+    """Whose configuration and weights have other names, in the VAE of --sd.vae and in a whole folder."""
+    folder = shutil.copytree(model[0] / "diffusers", tmp_path / "m")
+    for part in ("unet", "vae"):
+        (folder / part / "diffusion_pytorch_model.safetensors").rename(folder / part / "diffusion_flax_model.msgpack")
+    words = "diffusion_flax_model.msgpack holds Flax weights, which are not read; convert them to .safetensors"
+    with pytest.raises(UserError, match=f"^{folder}: its unet has no other weights: {words}"):
+        load_parts(folder, SDConfig(), torch.float32, empty=True)
+    with pytest.raises(UserError, match=f"^--sd.vae {folder}/vae: its vae has no other weights: {words}"):
+        load(model[0] / "none.safetensors", folder / "vae", empty=True)
 
 
 @pytest.mark.parametrize("text, words", [
