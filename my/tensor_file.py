@@ -14,6 +14,7 @@ from my.errors import UserError, first_line, shown
 AGAIN = "it is incomplete or damaged: get the file again"
 NO_FILE = {b"version https://git-lfs": "a Git LFS pointer", b"<": "a web page"}  # beginnings of what comes instead
 PLAIN, UNPACK = "use its .safetensors file, or convert it to that", "unpack it, and give the file that is in it"
+GIVE = "give a .safetensors or .ckpt file"
 GGUF = b"GGUF"
 FORMATS = (  # first byte, beginning there, what the file is, and what to do
     (0, GGUF, "a GGUF file, whose weights are quantised", "use plain weights, in .safetensors"),
@@ -21,7 +22,11 @@ FORMATS = (  # first byte, beginning there, what the file is, and what to do
     (0, b"\x1f\x8b", "a gzip archive", UNPACK), (0, b"BZh", "a bzip2 archive", UNPACK),
     (0, b"\xfd7zXZ\0", "an xz archive", UNPACK), (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
     (257, b"ustar", "a tar archive", UNPACK),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as of TensorFlow or Keras", PLAIN))
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as of TensorFlow or Keras", PLAIN),
+    (0, b"\x89PNG", "a picture", GIVE), (0, b"\xff\xd8\xff", "a picture", GIVE), (0, b"GIF8", "a picture", GIVE),
+    (8, b"WEBP", "a picture", GIVE), (0, b"v/1\x01", "a picture", GIVE), (4, b"ftyp", "a video or a picture", GIVE),
+    (0, b"\x1a\x45\xdf\xa3", "a video", GIVE), (0, b"%PDF", "a PDF document", GIVE),
+    (0, b"glTF", "a 3D mesh", GIVE))
 ONNX = re.compile(rb"\x08[\x01-\x20](\x12.[ -~]|\x3a|\x42)", re.DOTALL)  # its version, then its maker's name
 MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..)([\xa1-\xbf]|\xd9.)[ -~]", re.DOTALL)  # a dict whose first key is a text
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch < 1.6 wrote
@@ -134,7 +139,8 @@ class TensorFile:
         what, to_do = self._format()
         if what:
             raise UserError(f"{self.label}: {what}, which is not read; {to_do}")
-        raise UserError(f"{self.label}: neither .safetensors nor a PyTorch checkpoint; get the file again")
+        raise UserError(f"{self.label}: neither .safetensors nor a PyTorch checkpoint, or damaged; {GIVE}, or get the "
+                        "file again")
 
     def _format(self):
         """Return (what a file of another format is, what to do), or (None, None)."""
@@ -144,6 +150,8 @@ class TensorFile:
             found = "Flax weights (msgpack)", PLAIN
         if found is None and (ONNX.match(self.memory) or self.path.suffix == ".onnx"):
             found = "an ONNX file", PLAIN
+        if found is None and self.memory[:200].decode("utf-8", "ignore").replace("\n", " ").strip().isprintable():
+            found = "a text file", GIVE
         return found or (None, None)
 
     def _index_safetensors(self):

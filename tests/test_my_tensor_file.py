@@ -190,7 +190,7 @@ def test_damage_in_the_middle_of_an_archive(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"junk" * 99, "neither .safetensors nor a PyTorch checkpoint"), (b"", "it is empty"),
+    (b"\x01\x02junk" * 99, "neither .safetensors nor a PyTorch checkpoint"), (b"", "it is empty"),
     (b"\x10\0\0\0\0\0\0\0{\"a\": {}}       ", "safetensors header"),
     (b"PK\x03\x04" + b"\0" * 99, "not a whole PyTorch archive"),
     (b"\x80\x02" + b"\xff" * 9, "damaged"), (b"\n <!DOCTYPE html>" * 9, "a.ckpt: a web page, not the file itself"),
@@ -261,3 +261,13 @@ def test_types_without_a_storage_of_their_own(tmp_path, stream):
     assert file.shapes == {"a": (3, 4), "b": (2, 4), "c": (3, 4)} and not file.quantised(file.shapes)
     assert torch.equal(file.tensor("a").float(), a) and torch.equal(file.tensor("c"), a)
     assert torch.equal(file.tensor("b").float(), a.to(torch.float8_e5m2)[1:].float())
+
+
+@pytest.mark.parametrize("content, what", [
+    (b"\x89PNG\r\n\x1a\n" + bytes(50), "a picture"), (b"\xff\xd8\xff\xe0" + bytes(50), "a picture"),
+    (b"\0\0\0\x20ftypisom" + bytes(50), "a video or a picture"), (b"%PDF-1.7\n" + bytes(50), "a PDF document"),
+    (b"prompt: a duck\nsteps: 20\n", "a text file"), (b'{"a": 1}\n', "a text file"), ("Grüße".encode(), "a text file")])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content, what):
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match=f"{what}, which is not read; give a .safetensors or .ckpt file"):
+        TensorFile(tmp_path / "x.ckpt")
