@@ -314,7 +314,7 @@ KINDS = {
     "denoising-diffusion-pytorch": {"model.init_conv.weight": W}, "first DDPM": {"down.0.block.0.norm1.weight": W},
     "diffusion transformer": {"joint_blocks.0.x": W}, "VAE alone": {"decoder.conv_in.weight": W},
     "text encoder alone": {"text_model.x": W}, "textual-inversion": {"emb_params": W},
-    "it has no input_blocks.0.0.weight": {"a\x1b[31m" * 1000: W},
+    "it has no input_blocks.0.0.weight": {"a\x1b[31m" * 160: W},
 }
 
 
