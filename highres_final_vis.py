@@ -12,7 +12,7 @@ from my import config, run_dir
 from my.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parent
-SUBPIXELS = 4  # rays an edge of a pixel
+SUBPIXELS = 4  # rays per pixel edge
 DOWNSCALE = 2  # of those are averaged before decoding: twice the training resolution is decoded
 
 
@@ -21,7 +21,7 @@ class VisConfig(config.Config):
 
     n_frames: int = Field(200, gt=0, description="frames of the spiral")
     skip: int = Field(60, ge=0, description="frames left out at its start, where cameras look from overhead")
-    fps: int = Field(30, gt=0, description="frames a second of the videos")
+    fps: int = Field(30, gt=0, description="frames per second of the videos")
     device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
 
 

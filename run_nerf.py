@@ -177,7 +177,7 @@ def check_memory(cfg, device):
                         "at the very most")
     pixel = cfg.subpixels**2 * 4 * (100 + 2 * cfg.model.grid_size / cfg.model.step_ratio)  # bytes
     if cfg.bs * pixel > memory:
-        raise UserError(f"--bs {cfg.bs} at {cfg.subpixels**2} rays a pixel: takes {cfg.bs * pixel / 1e9:.0f} GB of "
+        raise UserError(f"--bs {cfg.bs} at {cfg.subpixels**2} rays per pixel: takes {cfg.bs * pixel / 1e9:.0f} GB of "
                         f"memory and more, there are {memory / 1e9:.0f}; it can be {int(memory / pixel)} at the very "
                         "most")
 

@@ -27,7 +27,7 @@ class SamplingConfig(FamilyConfig):
     sigma_max: float | None = Field(None, gt=0, description="first level of noise; default the model's largest, at "
                                                             "most 80")
     sigma_min: float | None = Field(None, gt=0, description="last level; default the model's smallest")
-    heun: bool = Field(True, description="karras: second order, two evaluations a level; False is Euler")
+    heun: bool = Field(True, description="karras: second order, two evaluations per level; False is Euler")
     langevin: bool = Field(False, description="karras: add noise and remove it on the way, by the four S_ options "
                                               "(EDM, Algorithm 2)")
     # The four are those of EDM's Table 5 for its pretrained ImageNet-64 model, as remembered, not looked up; the ranges
@@ -36,8 +36,8 @@ class SamplingConfig(FamilyConfig):
     S_min: float = Field(0.05, ge=0, description="langevin: least level that gets it")
     S_max: float = Field(50.0, ge=0, description="langevin: largest level that gets it")
     S_noise: float = Field(1.003, gt=0, description="langevin: its standard deviation")
-    smld_steps: int = Field(5, gt=0, description="smld: Langevin steps a level")
-    smld_step_size: float = Field(0.2, gt=0, lt=2, description="smld: a step's variance over sigma^2")
+    smld_steps: int = Field(5, gt=0, description="smld: Langevin steps per level")
+    smld_step_size: float = Field(0.2, gt=0, lt=2, description="smld: variance of a step over sigma^2")
 
     READ_BY: ClassVar[dict] = FamilyConfig.READ_BY | IN_2D | {
         "sd.prompt": {"family": ("sd", "ideal"), "prompts": ()}, "prompts": {"family": ("sd",)},

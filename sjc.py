@@ -152,7 +152,7 @@ class SJC:
     def render(self, camera, hw=None, bg_index=TEST_BACKGROUND, subpixels=1, downscale=1, chunk=None):
         """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space.
 
-        It has `subpixels` x `subpixels` rays a pixel, `downscale` x `downscale` of which will be averaged.
+        It has `subpixels` x `subpixels` rays per pixel, `downscale` x `downscale` of which will be averaged.
         """
         hw = hw or self.cfg.pose.rend_hw
         bg = self.background(bg_index, hw * subpixels // downscale, downscale)

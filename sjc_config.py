@@ -103,7 +103,7 @@ class VoxConfig(Config):
     model_type: Literal["V_SD", "V_SJC", "VoxRF"] | None = Field(
         None, description="field: V_SD latents, V_SJC colours in [-1, 1]; default V_SD for sd, else V_SJC")
     bbox_len: float = Field(1.0, gt=0, description="half edge of the field's cube, world units")
-    grid_size: int = Field(100, gt=1, description="voxels an edge")
+    grid_size: int = Field(100, gt=1, description="voxels per edge")
     step_ratio: float = Field(0.5, ge=0.01, le=10, description="marching step, in voxel edges")
     density_shift: float = Field(-1.0, description="offset of the density before its softplus")
     ray_march_weight_thres: float = Field(1e-4, ge=0, lt=1, description="samples at or below this weight get no colour")
@@ -255,7 +255,7 @@ class SJCConfig(FamilyConfig):
     lr: float = Field(0.05, gt=0, description="learning rate of the field (Adamax)")
     bg_lr: float = Field(1e-4, ge=0, description="learning rate of the background texture")
     n_steps: int = Field(10000, gt=0, description="optimisation steps")
-    batch_views: int = Field(1, gt=0, description="cameras a step, whose gradients are averaged")
+    batch_views: int = Field(1, gt=0, description="cameras per step, whose gradients are averaged")
     vox: VoxConfig = VoxConfig()
     renderer: Literal["auto", "fused", "reference"] = Field(
         "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU")

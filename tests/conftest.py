@@ -49,3 +49,19 @@ def tiny_sd(tmp_path_factory):
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
                   clip_sample=False, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
     return folder
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Training views of the box."""
+    import box_scene
+
+    return box_scene.scene_of(box_scene.box_field(), box_scene.poses(12))
+
+
+@pytest.fixture(scope="module")
+def test_scene():
+    """Views of it that no training has seen."""
+    import box_scene
+
+    return box_scene.scene_of(box_scene.box_field(), box_scene.poses(3, lift=0.9))

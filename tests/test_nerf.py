@@ -33,18 +33,6 @@ from voxnerf.scene import load_scene
 ROOT = Path(run_nerf.__file__).parent
 
 
-@pytest.fixture(scope="module")
-def scene():
-    """Training views of the box."""
-    return scene_of(box_field(), poses(12))
-
-
-@pytest.fixture(scope="module")
-def test_scene():
-    """Views of it that no training has seen."""
-    return scene_of(box_field(), poses(3, lift=0.9))
-
-
 # ---------------------------------------------------------------- rays and batches
 
 
@@ -529,7 +517,7 @@ def test_dry_run_writes_the_configuration_and_stops(here, folder, capsys):
     (["--scene", "nosuch", "--device", "cpu"], ["--scene nosuch: looked for a folder at", "none is there"]),
     (["--downscale", "5", "--device", "cpu"], ["--downscale 5", "is 16x14, which only these divide: 1, 2"]),
     (["--model.grid_size", "20000", "--device", "cpu"], ["--model.grid_size 20000: takes 512000 GB", "it can be"]),
-    (["--bs", "100000000", "--subpixels", "2", "--device", "cpu"], ["--bs 100000000 at 4 rays a pixel: takes"]),
+    (["--bs", "100000000", "--subpixels", "2", "--device", "cpu"], ["--bs 100000000 at 4 rays per pixel: takes"]),
     (["--model.step_ratio", "1e-9"], ["--model.step_ratio", "greater than or equal to 0.01"]),
     (["--resume", "True"], ["no full_config.yml here"]),
 ])

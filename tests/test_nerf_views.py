@@ -25,18 +25,6 @@ SIZES = [(2, 3), (4, 1), (1, 5), (3, 3)]
 BENT = Lens(num=(1.0, 0.5, 0.0, 0.0), p=(0.02, -0.03))  # a strong one
 
 
-@pytest.fixture(scope="module")
-def scene():
-    """Training views of the box."""
-    return scene_of(box_field(), poses(12))
-
-
-@pytest.fixture(scope="module")
-def test_scene():
-    """Views of it that no training has seen."""
-    return scene_of(box_field(), poses(3, lift=0.9))
-
-
 def numbered(usable=None):
     """A scene of several sizes, whose pixels tell their view, y and x."""
     images = [torch.stack(torch.meshgrid(torch.tensor([i]), torch.arange(h), torch.arange(w), indexing="ij"), dim=-1)[0]
