@@ -11,14 +11,26 @@ import torch
 
 from my.errors import UserError
 
-FAMILIES = {"sd": "adapt_sd", "gddpm": "adapt_gddpm", "ddpm": "adapt_ddpm",
-            "ideal": "adapt_ideal"}  # family -> module with make(cfg, device)
+FAMILIES = {
+    "sd": "adapt_sd",
+    "gddpm": "adapt_gddpm",
+    "ddpm": "adapt_ddpm",
+    "ideal": "adapt_ideal",
+}  # family -> module with make(cfg, device)
 
 SLACK = 1e-3  # by which a level may lie outside the model's table: as much as it takes to write one in four digits
 SIGMA_MAX = 80.0  # largest level of noise of a schedule, unless asked for (EDM, arXiv 2206.00364, Table 1)
 
-PLAIN_BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (1.0, 0.85, 0.80), (0.80, 0.90, 1.0),
-                     (0.85, 1.0, 0.85), (1.0, 1.0, 0.80), (0.90, 0.82, 1.0), (0.80, 0.98, 0.98))  # RGB in [0, 1]
+PLAIN_BACKGROUNDS = (
+    (1.0, 1.0, 1.0),
+    (0.85, 0.85, 0.85),
+    (1.0, 0.85, 0.80),
+    (0.80, 0.90, 1.0),
+    (0.85, 1.0, 0.85),
+    (1.0, 1.0, 0.80),
+    (0.90, 0.82, 1.0),
+    (0.80, 0.98, 0.98),
+)  # RGB in [0, 1]
 
 
 class ScoreAdapter(ABC):
@@ -111,8 +123,9 @@ class ScoreAdapter(ABC):
         self.refuse_unknown_sigma("--sigma_max", high)
         if self.round_sigma(low) >= self.round_sigma(high):
             name, value = ("sigma_max", high) if sigma_max else ("sigma_min", low)
-            raise UserError(f"--{name} {value:g}: sigma_max must be above sigma_min; this model knows {least:.4g} to "
-                            f"{most:.4g}")
+            raise UserError(
+                f"--{name} {value:g}: sigma_max must be above sigma_min; this model knows {least:.4g} to {most:.4g}"
+            )
         return low, high
 
     def refuse_unknown_sigma(self, flag, sigma):
@@ -155,8 +168,10 @@ def scheduler_sigmas(scheduler):
     abar = (1 - scheduler.betas.double()).cumprod(0)  # its own float32 product is 1e-5 off at small sigmas
     abar = abar[:-1] if abar[-1] == 0 else abar
     if not (len(abar) and (abar > 0).all() and (abar < 1).all() and (abar.diff() < 0).all()):
-        raise UserError("the betas of its scheduler are no noise schedule: each must lie between 0 and 1; get its "
-                        "scheduler/scheduler_config.json again")
+        raise UserError(
+            "the betas of its scheduler are no noise schedule: each must lie between 0 and 1; get its "
+            "scheduler/scheduler_config.json again"
+        )
     return ((1 - abar) / abar).sqrt().flip(0)
 
 

@@ -28,7 +28,7 @@ class DDPMAdapter(PixelAdapter):
         return torch.empty(len(prompts), 0, device=self.device)
 
     def _denoise(self, x, sigma, cond):
-        out = self.unet((1 + sigma**2) ** -0.5 * x, self.timestep(sigma)).sample[:, :x.shape[1]]
+        out = self.unet((1 + sigma**2) ** -0.5 * x, self.timestep(sigma)).sample[:, : x.shape[1]]
         return denoised(x, sigma, out, self.prediction_type)
 
 
@@ -45,16 +45,18 @@ def load(checkpoint):
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, variant=variant)
     except Exception as error:  # whatever a damaged folder makes of the library
-        raise UserError(f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or "
-                        f"{pixel_folder.WITHOUT}") from None
+        raise UserError(
+            f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or {pixel_folder.WITHOUT}"
+        ) from None
     if variant:
         note(f"{flag}: has no weights but those of variant {variant}, which are taken")
     unet, scheduler = pipe.components["unet"], pipe.components["scheduler"]
     if any(p.is_meta for p in unet.parameters()):
         raise UserError(f"{flag}: some of its weights are missing; get it again, or {pixel_folder.WITHOUT}")
     if not hasattr(scheduler, "betas"):
-        raise UserError(f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; "
-                        f"{pixel_folder.TAKES}")
+        raise UserError(
+            f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; {pixel_folder.TAKES}"
+        )
     stated = pixel_folder.settings(Path(folder), "scheduler", "scheduler_config.json")
     scheduler.register_to_config(prediction_type=pixel_folder.predicts(stated))  # diffusers forgot the first spelling
     return unet.float(), scheduler
@@ -69,8 +71,10 @@ def download(repo, flag):
         folder = DiffusionPipeline.download(repo)
     except Exception:  # whatever the lack of a network makes of the library
         cause = "HF_HUB_OFFLINE, which is set" if constants.HF_HUB_OFFLINE else "the network"
-        raise UserError(f"{flag}: cannot be read as a diffusers pipeline: not in the local cache, and not to be had "
-                        f"from the hub: look at the name, and at {cause}; or {pixel_folder.WITHOUT}") from None
+        raise UserError(
+            f"{flag}: cannot be read as a diffusers pipeline: not in the local cache, and not to be had "
+            f"from the hub: look at the name, and at {cause}; or {pixel_folder.WITHOUT}"
+        ) from None
     pixel_folder.check(folder, flag)
     return folder
 

@@ -12,8 +12,10 @@ from karras import iddpm_sigmas, linear_betas, sigmas_from_betas
 from my.errors import UserError, note, shown
 
 N_LEVELS = 1000  # of the published models, and what both schedules and rescaled timesteps are measured by
-SCHEDULES = {"linear": lambda n: sigmas_from_betas(linear_betas(1e-4 * N_LEVELS / n, 0.02 * N_LEVELS / n, n)),
-             "cosine": iddpm_sigmas}
+SCHEDULES = {
+    "linear": lambda n: sigmas_from_betas(linear_betas(1e-4 * N_LEVELS / n, 0.02 * N_LEVELS / n, n)),
+    "cosine": iddpm_sigmas,
+}
 
 
 class GuidedDDPMAdapter(PixelAdapter):
@@ -28,11 +30,23 @@ class GuidedDDPMAdapter(PixelAdapter):
 
     free_guidance = False
 
-    def __init__(self, unet, schedule="linear", default=-1, classifier=None, cls_scaling=0.0, device="cpu", amp=None,
-                 n_levels=N_LEVELS, rescaled=False, predicts="epsilon"):
+    def __init__(
+        self,
+        unet,
+        schedule="linear",
+        default=-1,
+        classifier=None,
+        cls_scaling=0.0,
+        device="cpu",
+        amp=None,
+        n_levels=N_LEVELS,
+        rescaled=False,
+        predicts="epsilon",
+    ):
         self.device = torch.device(device)
-        self.unet, self.classifier = (net and net.to(self.device).eval().requires_grad_(False)
-                                      for net in (unet, classifier))
+        self.unet, self.classifier = (
+            net and net.to(self.device).eval().requires_grad_(False) for net in (unet, classifier)
+        )
         self.default, self.cls_scaling, self.amp = default, cls_scaling, amp
         self.sigmas = torch.as_tensor(SCHEDULES[schedule](n_levels))
         self.step, self.predicts = N_LEVELS / n_levels if rescaled else 1, predicts
@@ -78,10 +92,12 @@ def load(kind, net):
     here = {name: tuple(shape) for name, shape in published_shapes(built, net.options).items()}
     wrong = [name for name in sorted(there.keys() | here.keys()) if tuple(there.get(name, ())) != here.get(name)]
     if wrong:
-        what = (f"{list(here[wrong[0]])} is meant" if wrong[0] in here else "nothing of that name is meant")
+        what = f"{list(here[wrong[0]])} is meant" if wrong[0] in here else "nothing of that name is meant"
         found = shown(list(there[wrong[0]])) if wrong[0] in there else "absent"
-        raise UserError(f"{file.label}: no guided-diffusion model of one architecture: {shown(wrong[0])} is {found}, "
-                        f"where {what} ({len(wrong)} such); give another file")
+        raise UserError(
+            f"{file.label}: no guided-diffusion model of one architecture: {shown(wrong[0])} is {found}, "
+            f"where {what} ({len(wrong)} such); give another file"
+        )
     whole = file.quantised(net.prefix + name for name in there)
     if whole:
         raise UserError(f"{file.label}: {shown(whole[0])} is of whole numbers; give the file before it was quantised")
@@ -100,6 +116,15 @@ def make(cfg, device):
         classifier = load(NoisyClassifier, files.classifier(g, net))
     amp = torch.float16 if g.precision == "autocast" and torch.device(device).type == "cuda" else None
     o = net.options
-    return GuidedDDPMAdapter(load(build_unet, net), o["noise_schedule"], g.imgnet_cat, classifier, cfg.cls_scaling,
-                             device, amp, o["diffusion_steps"], o["rescale_timesteps"],
-                             "sample" if o["predict_xstart"] else "epsilon")
+    return GuidedDDPMAdapter(
+        load(build_unet, net),
+        o["noise_schedule"],
+        g.imgnet_cat,
+        classifier,
+        cfg.cls_scaling,
+        device,
+        amp,
+        o["diffusion_steps"],
+        o["rescale_timesteps"],
+        "sample" if o["predict_xstart"] else "epsilon",
+    )

@@ -56,13 +56,19 @@ class IdealAdapter(PixelAdapter):
         if not of:
             return ANY_VIEW
         if f"{view} of" not in self.names:
-            raise UserError(f"no picture has the view {f'{view} of'!r}: take more with --ideal.n_cameras; "
-                            f"there are: {', '.join(self.names)}")
+            raise UserError(
+                f"no picture has the view {f'{view} of'!r}: take more with --ideal.n_cameras; "
+                f"there are: {', '.join(self.names)}"
+            )
         return self.names.index(f"{view} of")
 
     def _denoise(self, x, sigma, cond):
-        return torch.stack([self._posterior_mean(xi, sigma, self.all_views if v == ANY_VIEW else self.views[v])
-                            for xi, v in zip(x, cond.tolist())])
+        return torch.stack(
+            [
+                self._posterior_mean(xi, sigma, self.all_views if v == ANY_VIEW else self.views[v])
+                for xi, v in zip(x, cond.tolist())
+            ]
+        )
 
     @staticmethod
     def _posterior_mean(x, sigma, y):
@@ -72,9 +78,12 @@ class IdealAdapter(PixelAdapter):
 
 def paint(color, obj, cameras, size):
     """Return {view prompt: pictures (n_v, 3, size, size) in [-1, 1]} of an object, on every plain background."""
-    maps = torch.cat([coverage_maps(obj, cameras[i:i + RENDER_BATCH], RENDER_SIZE)
-                      for i in tqdm(range(0, len(cameras), RENDER_BATCH), desc="taking pictures", leave=False,
-                                     disable=None)])
+    maps = torch.cat(
+        [
+            coverage_maps(obj, cameras[i : i + RENDER_BATCH], RENDER_SIZE)
+            for i in tqdm(range(0, len(cameras), RENDER_BATCH), desc="taking pictures", leave=False, disable=None)
+        ]
+    )
     pictures = {}
     for view in dict.fromkeys(c.view for c in cameras):
         mine = maps[[c.view == view for c in cameras]]

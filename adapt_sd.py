@@ -53,8 +53,9 @@ class StableDiffusionAdapter(ScoreAdapter):
         length, longest = self.tokenizer.model_max_length, max(prompts, key=self.n_tokens)
         if self.n_tokens(longest) > length:
             note(f"{shown(longest)} has {self.n_tokens(longest)} tokens, and the text encoder reads the first {length}")
-        ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
-                             return_tensors="pt").input_ids
+        ids = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
         return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
 
     def n_tokens(self, text):
@@ -79,12 +80,16 @@ class StableDiffusionAdapter(ScoreAdapter):
             if n:
                 break
         else:
-            raise UserError(f"--pose.view_style suffix: with its view words, the prompt has {tokens} tokens, and the "
-                            f"text encoder reads {length}: no room is left for the prompt; give shorter words with "
-                            "--pose.view_texts")
-        kept = prompt[:ends[n - 1]].rstrip(" ,;.")
-        note(f"the prompt has {tokens} tokens with its view words, and the text encoder reads {length}: so that the "
-             f"view words stay, its own end is left out: {shown(prompt[len(kept):].strip(' ,;.'))}")
+            raise UserError(
+                f"--pose.view_style suffix: with its view words, the prompt has {tokens} tokens, and the "
+                f"text encoder reads {length}: no room is left for the prompt; give shorter words with "
+                "--pose.view_texts"
+            )
+        kept = prompt[: ends[n - 1]].rstrip(" ,;.")
+        note(
+            f"the prompt has {tokens} tokens with its view words, and the text encoder reads {length}: so that the "
+            f"view words stay, its own end is left out: {shown(prompt[len(kept) :].strip(' ,;.'))}"
+        )
         return kept
 
     def text_done(self):

@@ -38,31 +38,40 @@ def read_level(text):
     except ValueError:
         level = 0.0
     if not 0 < level < float("inf"):
-        raise ValueError(f"each must be {ANNEALED}, {UNIFORM} or a number above 0, not {text!r}"
-                         f"{near_miss(text, (ANNEALED, UNIFORM))}")
+        raise ValueError(
+            f"each must be {ANNEALED}, {UNIFORM} or a number above 0, not {text!r}"
+            f"{near_miss(text, (ANNEALED, UNIFORM))}"
+        )
     return f"{level:.12g}"
 
 
 class CanvasConfig(FamilyConfig):
     """Every option of run_2d_sjc.py; lists are compared, each value with all others."""
 
-    schedules: list[str] = Field(["1.5", ANNEALED], min_length=1, description=(
-        f"levels of noise: a number is a single one, {ANNEALED} goes from sigma_max to sigma_min, {UNIFORM} draws any "
-        "of the model's each step"))
-    var_red: list[bool] = Field([True, False], min_length=1, description="subtract the canvas (Eq. 16) or its "
-                                                                         "perturbation (Eq. 15)")
+    schedules: list[str] = Field(
+        ["1.5", ANNEALED],
+        min_length=1,
+        description=(
+            f"levels of noise: a number is a single one, {ANNEALED} goes from sigma_max to sigma_min, {UNIFORM} draws any "
+            "of the model's each step"
+        ),
+    )
+    var_red: list[bool] = Field(
+        [True, False], min_length=1, description="subtract the canvas (Eq. 16) or its perturbation (Eq. 15)"
+    )
     copies: list[int] = Field([1, 8], min_length=1, description="perturbed copies whose scores are averaged, each step")
     n_seeds: int = Field(1, gt=0, description="seeds, from --seed on")
     n_steps: int = Field(120, gt=1, description="steps of each canvas")
     lr: float = Field(0.1, gt=0, le=1, description="step, as a share of the way to the denoised canvas")
-    init_std: float = Field(0.0, ge=0, description="noise on the plain grey, or zero latents, that a canvas "
-                                                       "starts as")
-    sigma_max: float | None = Field(None, gt=0, description=f"where {ANNEALED} begins; default the model's largest, at "
-                                                            "most 80")
+    init_std: float = Field(0.0, ge=0, description="noise on the plain grey, or zero latents, that a canvas starts as")
+    sigma_max: float | None = Field(
+        None, gt=0, description=f"where {ANNEALED} begins; default the model's largest, at most 80"
+    )
     sigma_min: float | None = Field(None, gt=0, description="where it ends; default the model's smallest")
 
-    READ_BY: ClassVar[dict] = FamilyConfig.READ_BY | IN_2D | dict.fromkeys(
-        ("sigma_max", "sigma_min"), {"schedules": (ANNEALED,)})
+    READ_BY: ClassVar[dict] = (
+        FamilyConfig.READ_BY | IN_2D | dict.fromkeys(("sigma_max", "sigma_min"), {"schedules": (ANNEALED,)})
+    )
 
     @field_validator("schedules")
     @classmethod
@@ -88,6 +97,10 @@ class CanvasConfig(FamilyConfig):
 
     def rows(self):
         """Return the settings that are compared, row by row of the figure."""
-        return [[Setting(schedule, var_red, copies, seed)
-                 for copies, seed in product(self.copies, range(self.seed, self.seed + self.n_seeds))]
-                for schedule, var_red in product(self.schedules, self.var_red)]
+        return [
+            [
+                Setting(schedule, var_red, copies, seed)
+                for copies, seed in product(self.copies, range(self.seed, self.seed + self.n_seeds))
+            ]
+            for schedule, var_red in product(self.schedules, self.var_red)
+        ]

@@ -30,8 +30,11 @@ MIN_DISK = 1.0  # GB that the files of a run take at most, pictures and checkpoi
 DOWNLOAD = 6.0  # GB that a Stable Diffusion from the hub takes at most
 MIN_GPU = 6.0  # GB below which Stable Diffusion is not expected to fit; not measured
 GB = 1e9
-OTHER_FAMILIES = {"ideal": "family ideal needs no checkpoint", "gddpm": "the files of family gddpm load",
-                  "ddpm": "the pipeline of family ddpm loads"}
+OTHER_FAMILIES = {
+    "ideal": "family ideal needs no checkpoint",
+    "gddpm": "the files of family gddpm load",
+    "ddpm": "the pipeline of family ddpm loads",
+}
 WEIGHTS = (".safetensors", ".bin")  # endings of a folder's files of tensors
 OK, NOTE, BAD = "ok", "note", "MISSING"
 
@@ -64,23 +67,42 @@ def check_device(cfg):
         return [Finding(BAD, "device", str(error), "leave --device out")]
     if device.type != "cuda":
         build = "no CUDA GPU" if torch.version.cuda else "a PyTorch without CUDA"
-        return [Finding(OK, "device", f"{device} ({torch.get_num_threads()} threads; {build})",
-                        "" if cfg.family != "sd" or cfg.sd.variant == "mini" else
-                        "enough to try real Stable Diffusion, half a minute a step and more: for a run use a CUDA GPU"),
-                Finding(OK, "precision", cfg.sd.precision + ": float32" * (cfg.sd.precision == "autocast"))]
+        return [
+            Finding(
+                OK,
+                "device",
+                f"{device} ({torch.get_num_threads()} threads; {build})",
+                ""
+                if cfg.family != "sd" or cfg.sd.variant == "mini"
+                else "enough to try real Stable Diffusion, half a minute a step and more: for a run use a CUDA GPU",
+            ),
+            Finding(OK, "precision", cfg.sd.precision + ": float32" * (cfg.sd.precision == "autocast")),
+        ]
     free, total = (n / GB for n in torch.cuda.mem_get_info(device))
     few = cfg.family == "sd" and free < MIN_GPU
-    return [Finding(OK, "device", f"{device} ({torch.cuda.get_device_name(device)})"),
-            Finding(OK, "precision", cfg.sd.precision + ": float16" * (cfg.sd.precision == "autocast")),
-            Finding(NOTE if few else OK, "GPU memory", f"{free:.1f} of {total:.1f} GB free",
-                    "end other programs on it, or --sd.precision fp16" if few else "")]
+    return [
+        Finding(OK, "device", f"{device} ({torch.cuda.get_device_name(device)})"),
+        Finding(OK, "precision", cfg.sd.precision + ": float16" * (cfg.sd.precision == "autocast")),
+        Finding(
+            NOTE if few else OK,
+            "GPU memory",
+            f"{free:.1f} of {total:.1f} GB free",
+            "end other programs on it, or --sd.precision fp16" if few else "",
+        ),
+    ]
 
 
 def check_disk():
     free = shutil.disk_usage(".").free / GB
     enough = free > MIN_DISK
-    return [Finding(OK if enough else BAD, "disk", f"{free:.1f} GB free in {Path.cwd()}",
-                    "" if enough else f"a run takes up to {MIN_DISK:g} GB: free some, or start elsewhere")]
+    return [
+        Finding(
+            OK if enough else BAD,
+            "disk",
+            f"{free:.1f} GB free in {Path.cwd()}",
+            "" if enough else f"a run takes up to {MIN_DISK:g} GB: free some, or start elsewhere",
+        )
+    ]
 
 
 def check_ffmpeg():
@@ -118,8 +140,14 @@ def check_data_root(sha256):
     """Return findings about the data root, and about every published checkpoint below it and in the hub's cache."""
     root, found = data_root(), []
     if not root.is_dir():
-        found.append(Finding(NOTE, "data root", f"{root}: no such folder",
-                             f"make it, or name another in {ENV}; not needed with --sd.checkpoint"))
+        found.append(
+            Finding(
+                NOTE,
+                "data root",
+                f"{root}: no such folder",
+                f"make it, or name another in {ENV}; not needed with --sd.checkpoint",
+            )
+        )
     else:
         found.append(Finding(OK, "data root", str(root)))
     paths = [p for base in find.PUBLISHED.values() for p in find.with_endings(root / base) if p.exists()]
@@ -193,8 +221,14 @@ def check_run(cfg):
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return [Finding(BAD, "model", f"too large for this machine's memory, with --vox.grid_size {cfg.vox.grid_size}",
-                        "use a smaller grid, or a smaller model")]
+        return [
+            Finding(
+                BAD,
+                "model",
+                f"too large for this machine's memory, with --vox.grid_size {cfg.vox.grid_size}",
+                "use a smaller grid, or a smaller model",
+            )
+        ]
 
 
 def check_facts(path, cfg):
@@ -248,12 +282,32 @@ def check_download(found, family):
         cache = Path(constants.HF_HUB_CACHE)
         there = next(p for p in (cache, *cache.parents) if p.exists())
         if shutil.disk_usage(there).free / GB < DOWNLOAD:
-            return [Finding(BAD, "model", where, f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free "
-                                                 "some, or set HF_HOME to another disk")]
-        return [Finding(NOTE, "model", where, f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}; "
-                                              "whether it fits the options is seen then")]
-    return [Finding(BAD, "model", f"{where}; on the hub: {'; '.join(reasons)}",
-                    f"give what is on disk with --{family}.checkpoint, try again with a network, or {find.WITHOUT}")]
+            return [
+                Finding(
+                    BAD,
+                    "model",
+                    where,
+                    f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free "
+                    "some, or set HF_HOME to another disk",
+                )
+            ]
+        return [
+            Finding(
+                NOTE,
+                "model",
+                where,
+                f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}; "
+                "whether it fits the options is seen then",
+            )
+        ]
+    return [
+        Finding(
+            BAD,
+            "model",
+            f"{where}; on the hub: {'; '.join(reasons)}",
+            f"give what is on disk with --{family}.checkpoint, try again with a network, or {find.WITHOUT}",
+        )
+    ]
 
 
 # ---------------------------------------------------------------- the table

@@ -33,8 +33,14 @@ MAX_PSNR = 100.0  # dB, of equal pictures
 N_BOOTSTRAP, CONFIDENCE = 10000, 0.95
 FIGURE_VIEWS = {"front": (0, 82), "left side": (90, 82), "back": (180, 82), "overhead": (0, 20)}  # azimuth, v
 ZOOM = 2  # magnification of the figure
-METRICS = {"iou": "IoU", "psnr": "PSNR", "gain": "gain over blank", "r_object": "R-prec object",
-           "r_pair": "R-prec object+colour", "janus": "Janus"}
+METRICS = {
+    "iou": "IoU",
+    "psnr": "PSNR",
+    "gain": "gain over blank",
+    "r_object": "R-prec object",
+    "r_pair": "R-prec object+colour",
+    "janus": "Janus",
+}
 
 
 class EvaluateConfig(config.Config):
@@ -97,8 +103,13 @@ def test_angles(n_views):
     """
     n = n_views // len(RING_V_DEG)
     spacing = 2 * np.pi / n
-    return np.array([(k * spacing + (-1) ** ring * spacing / 3, np.deg2rad(v))
-                     for ring, v in enumerate(RING_V_DEG) for k in range(n)])
+    return np.array(
+        [
+            (k * spacing + (-1) ** ring * spacing / 3, np.deg2rad(v))
+            for ring, v in enumerate(RING_V_DEG)
+            for k in range(n)
+        ]
+    )
 
 
 def sees_back(angles):
@@ -178,13 +189,27 @@ def compare(result, truth, color, obj, angles, judge):
     blank, overlap = psnr(np.ones_like(truth[0]), truth[0]), iou(result[1] > 0.5, truth[1] > 0.5)
     close = psnr(result[0], truth[0])
     taken_for = HEADS["object"][views["object"].mean(axis=0).argmax()]
-    return {"iou": overlap.mean(), "psnr": close.mean(), "gain": close.mean() - blank.mean(),
-            "r_object": first_rank(views["object"], o), "r_pair": first_rank(views["pair"], (c, o)),
-            "janus": front - true_front, "recognised": taken_for == obj, "taken_for": taken_for,
-            "blank_psnr": blank.mean(), "back_as_front": front, "true_back_as_front": true_front,
-            "truth_r_object": first_rank(best["object"], o), "truth_r_pair": first_rank(best["pair"], (c, o)),
-            "views": {"azimuth_deg": np.rad2deg(angles[:, 0]).tolist(), "v_deg": np.rad2deg(angles[:, 1]).tolist(),
-                      "iou": overlap.tolist(), "psnr": close.tolist()}}
+    return {
+        "iou": overlap.mean(),
+        "psnr": close.mean(),
+        "gain": close.mean() - blank.mean(),
+        "r_object": first_rank(views["object"], o),
+        "r_pair": first_rank(views["pair"], (c, o)),
+        "janus": front - true_front,
+        "recognised": taken_for == obj,
+        "taken_for": taken_for,
+        "blank_psnr": blank.mean(),
+        "back_as_front": front,
+        "true_back_as_front": true_front,
+        "truth_r_object": first_rank(best["object"], o),
+        "truth_r_pair": first_rank(best["pair"], (c, o)),
+        "views": {
+            "azimuth_deg": np.rad2deg(angles[:, 0]).tolist(),
+            "v_deg": np.rad2deg(angles[:, 1]).tolist(),
+            "iou": overlap.tolist(),
+            "psnr": close.tolist(),
+        },
+    }
 
 
 def measure(folder, cfg, judge):
@@ -196,8 +221,14 @@ def measure(folder, cfg, judge):
     angles = test_angles(cfg.n_views)
     cameras = cameras_at(angles, sjc.cfg.pose)
     measures = compare(result_views(sjc, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
-    run = {"run": str(folder), "prompt": sjc.cfg.sd.prompt, "seed": sjc.cfg.seed, "family": sjc.cfg.family,
-           "view_words": sjc.cfg.pose.view_words, "n_steps": sjc.cfg.n_steps}
+    run = {
+        "run": str(folder),
+        "prompt": sjc.cfg.sd.prompt,
+        "seed": sjc.cfg.seed,
+        "family": sjc.cfg.family,
+        "view_words": sjc.cfg.pose.view_words,
+        "n_steps": sjc.cfg.n_steps,
+    }
     return run_dir.plain(run | measures), strip(sjc, color, obj) if cfg.figure else None
 
 
@@ -224,22 +255,28 @@ def judge_lines(accuracy, rows):
     """Return the lines on how far the judge can be trusted: on held-out renders, and on these runs' truth."""
     clean, degraded = ({k: f"{v:.1%}" for k, v in accuracy[name].items()} for name in ("clean", "degraded"))
     true_object, true_pair = (np.mean([row[k] for row in rows]) for k in ("truth_r_object", "truth_r_pair"))
-    return (f"judge: {clean['object']} object, {clean['pair']} object and colour, {clean['octant']} octant on held-out "
-            f"true renders ({degraded['object']}, {degraded['pair']}, {degraded['octant']} where these are blurred)\n"
-            f"truth: R-prec {true_object:.3f} object, {true_pair:.3f} object and colour, in these same views")
+    return (
+        f"judge: {clean['object']} object, {clean['pair']} object and colour, {clean['octant']} octant on held-out "
+        f"true renders ({degraded['object']}, {degraded['pair']}, {degraded['octant']} where these are blurred)\n"
+        f"truth: R-prec {true_object:.3f} object, {true_pair:.3f} object and colour, in these same views"
+    )
 
 
 def table(rows, summary):
     """Return the results as aligned text: a line a run, then mean and confidence interval; 0.000, never -0.000."""
     width = max(24, *(len(row["prompt"]) for row in rows))
     lines = [f"{'prompt':{width}} seed  " + "  ".join(METRICS.values())]
-    lines += [f"{row['prompt']:{width}} {row['seed']:4}  "
-              + "  ".join(f"{round(row[k], 3) + 0.0:{len(name)}.3f}" for k, name in METRICS.items()) for row in rows]
+    lines += [
+        f"{row['prompt']:{width}} {row['seed']:4}  "
+        + "  ".join(f"{round(row[k], 3) + 0.0:{len(name)}.3f}" for k, name in METRICS.items())
+        for row in rows
+    ]
     for end, name in (("mean", "mean"), ("low", "95% interval, from"), ("high", "to")):
         if summary["iou"][end] is not None:
-            lines.append(f"{f'{name}':{width}}       "
-                         + "  ".join(f"{round(summary[k][end], 3) + 0.0:{len(head)}.3f}"
-                                     for k, head in METRICS.items()))
+            lines.append(
+                f"{f'{name}':{width}}       "
+                + "  ".join(f"{round(summary[k][end], 3) + 0.0:{len(head)}.3f}" for k, head in METRICS.items())
+            )
     return "\n".join(lines)
 
 

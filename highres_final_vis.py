@@ -1,6 +1,6 @@
 """Render the finished run in the current folder with sub-pixel sampling: pictures and two videos.
 
-    python highres_final_vis.py
+python highres_final_vis.py
 """
 
 import shutil
@@ -33,7 +33,7 @@ def render_spiral(sjc, cfg, out):
     from my.media import VideoWriter, beside, depth_image, to_uint8, write_png
 
     p = sjc.cfg.pose
-    cameras = pose.spiral(cfg.n_frames, p.R, p.R, fov=p.FoV)[cfg.skip:]
+    cameras = pose.spiral(cfg.n_frames, p.R, p.R, fov=p.FoV)[cfg.skip :]
     shutil.rmtree(out / "img", ignore_errors=True)  # frames of another --n_frames
     (out / "img").mkdir(parents=True)
     with VideoWriter(out / "img.mp4", cfg.fps) as video, VideoWriter(out / "img_depth.mp4", cfg.fps) as with_depth:
@@ -50,8 +50,9 @@ def main(argv=None):
     cfg = config.load(VisConfig, argv, prog="highres_final_vis.py", doc=__doc__, config_file=None)
     run_dir.refuse_project_dir(ROOT)
     if cfg.skip >= cfg.n_frames:
-        raise UserError(f"--skip {cfg.skip}: must be less than --n_frames {cfg.n_frames}; give --skip 0 to "
-                        f"{cfg.n_frames - 1}")
+        raise UserError(
+            f"--skip {cfg.skip}: must be less than --n_frames {cfg.n_frames}; give --skip 0 to {cfg.n_frames - 1}"
+        )
     from sjc import load_run
 
     sjc = load_run(".", cfg.device)

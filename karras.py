@@ -15,7 +15,7 @@ def linear_betas(beta_start, beta_end, n):
 
 def scaled_linear_betas(beta_start, beta_end, n):
     """Return n betas (n,) whose roots are at equal steps. Source: latent diffusion, 2112.10752."""
-    return np.linspace(beta_start ** 0.5, beta_end ** 0.5, n, dtype=np.float64) ** 2
+    return np.linspace(beta_start**0.5, beta_end**0.5, n, dtype=np.float64) ** 2
 
 
 def sigmas_from_betas(betas):
@@ -51,8 +51,9 @@ def karras_sigmas(n, sigma_min, sigma_max, rho=7, round_sigma=None):
     Raises ValueError for a range or a number that is not legal. Source: EDM, equation 5.
     """
     if n < 2 or not 0 < sigma_min < sigma_max:
-        raise ValueError("need n >= 2 and 0 < sigma_min < sigma_max, "
-                         f"got n={n}, sigma_min={sigma_min}, sigma_max={sigma_max}")
+        raise ValueError(
+            f"need n >= 2 and 0 < sigma_min < sigma_max, got n={n}, sigma_min={sigma_min}, sigma_max={sigma_max}"
+        )
     ramp = np.arange(n) / (n - 1)
     a, b = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     sigmas = (a + ramp * (b - a)) ** rho
@@ -70,8 +71,9 @@ def geometric_sigmas(n, sigma_min, sigma_max, round_sigma=None):
     return sigmas if round_sigma is None else np.array([float(round_sigma(s)) for s in sigmas])
 
 
-def karras_sampler(D, x, sigmas, heun=True, S_churn=0.0, S_min=0.0, S_max=float("inf"),
-                   S_noise=1.0, round_sigma=None, randn=None):
+def karras_sampler(
+    D, x, sigmas, heun=True, S_churn=0.0, S_min=0.0, S_max=float("inf"), S_noise=1.0, round_sigma=None, randn=None
+):
     """Yield the state after each of n steps through `sigmas`, the last one to sigma 0.
 
     EDM Algorithm 1 (`heun`, or its Euler variant); with S_churn > 0 Algorithm 2.
@@ -91,7 +93,7 @@ def karras_sampler(D, x, sigmas, heun=True, S_churn=0.0, S_min=0.0, S_max=float(
     sigmas = [float(sigma) for sigma in sigmas]
     for sigma, sigma_next in zip(sigmas, sigmas[1:] + [0.0]):
         if S_churn > 0 and S_min <= sigma <= S_max:
-            gamma = min(S_churn / len(sigmas), 2 ** 0.5 - 1)
+            gamma = min(S_churn / len(sigmas), 2**0.5 - 1)
             x, sigma = _raise_noise(x, sigma, (1 + gamma) * sigma, S_noise, round_sigma, randn)
         d = (x - D(x, sigma)) / sigma  # dx/dsigma
         x_next = x + (sigma_next - sigma) * d  # Euler
@@ -106,7 +108,7 @@ def _raise_noise(x, sigma, sigma_hat, S_noise, round_sigma, randn):
     """Return x at the higher level sigma_hat, and that level (EDM Algorithm 2, lines 5 and 6)."""
     if round_sigma is not None:
         sigma_hat = max(sigma, float(round_sigma(sigma_hat)))
-    return x + (sigma_hat ** 2 - sigma ** 2) ** 0.5 * S_noise * randn(x), sigma_hat
+    return x + (sigma_hat**2 - sigma**2) ** 0.5 * S_noise * randn(x), sigma_hat
 
 
 def smld_sampler(D, x, sigmas, randn, n_inner=5, step_size=0.2):
@@ -124,5 +126,5 @@ def smld_sampler(D, x, sigmas, randn, n_inner=5, step_size=0.2):
     sigmas = [float(sigma) for sigma in sigmas]
     for i, sigma in enumerate(sigmas):
         for _ in range(n_inner):
-            x = x + step_size / 2 * (D(x, sigma) - x) + step_size ** 0.5 * sigma * randn(x)
+            x = x + step_size / 2 * (D(x, sigma) - x) + step_size**0.5 * sigma * randn(x)
         yield x if i + 1 < len(sigmas) else D(x, sigma).to(torch.float64)

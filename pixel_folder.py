@@ -9,14 +9,21 @@ from pathlib import Path
 from my.errors import UserError, shown, some
 from my.plain_files import read_json
 
-TAKES = ("this family takes pixel-space pipelines of a unet and a discrete scheduler, such as "
-         "google/ddpm-cifar10-32")
+TAKES = "this family takes pixel-space pipelines of a unet and a discrete scheduler, such as google/ddpm-cifar10-32"
 WITHOUT = "get going without one: --preset mini or --preset ideal"
-OTHER_NOISE = {"ScoreSdeVe": "adds noise without end, as NCSN++ does", "ScoreSdeVp": "has continuous time",
-               "KarrasVe": "is told levels of noise, not steps", "CMStochastic": "draws with a consistency model",
-               "EDM": "is told levels of noise, not steps", "Flow": "is of a flow", "IPNDM": "has no table of betas",
-               "UnCLIP": "is for pictures out of CLIP's embeddings", "VQDiffusion": "is of codes, not of pictures",
-               "Cosine": "is told levels of noise, not steps", "CogVideoX": "is for films"}  # by a part of its name
+OTHER_NOISE = {
+    "ScoreSdeVe": "adds noise without end, as NCSN++ does",
+    "ScoreSdeVp": "has continuous time",
+    "KarrasVe": "is told levels of noise, not steps",
+    "CMStochastic": "draws with a consistency model",
+    "EDM": "is told levels of noise, not steps",
+    "Flow": "is of a flow",
+    "IPNDM": "has no table of betas",
+    "UnCLIP": "is for pictures out of CLIP's embeddings",
+    "VQDiffusion": "is of codes, not of pictures",
+    "Cosine": "is told levels of noise, not steps",
+    "CogVideoX": "is for films",
+}  # by a part of its name
 PREDICTS = ("epsilon", "v_prediction", "sample")
 WEIGHTS = re.compile(r"diffusion_pytorch_model\.((?P<variant>[\w-]+)\.)?(safetensors|bin)(\.index\.json)?")
 SHARD = re.compile(r"\d{5}-of-\d{5}")
@@ -28,16 +35,20 @@ SHARD = re.compile(r"\d{5}-of-\d{5}")
 def find_pipeline(checkpoint):
     """Return the local folder, or the hub id, of a diffusers pipeline that is meant; raises UserError for neither."""
     if checkpoint is None:
-        raise UserError("--family ddpm needs --ddpm.checkpoint: the folder or hub id of an unconditional diffusers "
-                        "pipeline, such as google/ddpm-cifar10-32")
+        raise UserError(
+            "--family ddpm needs --ddpm.checkpoint: the folder or hub id of an unconditional diffusers "
+            "pipeline, such as google/ddpm-cifar10-32"
+        )
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         check(folder, f"--ddpm.checkpoint {checkpoint}")
         return str(folder)
     if folder.exists() or folder.is_absolute() or str(checkpoint).startswith((".", "~")) or checkpoint.count("/") != 1:
         why = "that is a file" if folder.exists() else "no such folder"
-        raise UserError(f"--ddpm.checkpoint {checkpoint}: {why}; give the folder of a diffusers pipeline or a hub id, "
-                        f"such as google/ddpm-cifar10-32, or {WITHOUT}")
+        raise UserError(
+            f"--ddpm.checkpoint {checkpoint}: {why}; give the folder of a diffusers pipeline or a hub id, "
+            f"such as google/ddpm-cifar10-32, or {WITHOUT}"
+        )
     return checkpoint
 
 
@@ -49,9 +60,14 @@ def check(folder, flag):
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         alone = (folder / "config.json").is_file()
-        raise UserError(f"{flag}: that folder has no model_index.json; "
-                        + ("it is one part of a pipeline: give the folder above it" if alone
-                           else f"give the folder of a diffusers pipeline, or {WITHOUT}"))
+        raise UserError(
+            f"{flag}: that folder has no model_index.json; "
+            + (
+                "it is one part of a pipeline: give the folder above it"
+                if alone
+                else f"give the folder of a diffusers pipeline, or {WITHOUT}"
+            )
+        )
     try:
         check_index(settings(folder, "", "model_index.json"))
         check_scheduler(settings(folder, "scheduler", "scheduler_config.json"))
@@ -83,8 +99,11 @@ def check_index(index):
     parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None}
     if sorted(parts) != ["scheduler", "unet"]:
         raise ValueError(f"a {shown(index['_class_name'])} of {some(sorted(parts))}; {TAKES}")
-    own = [f"{part} is {shown(str(v[1]))} of {shown(str(v[0]))}" for part, v in sorted(parts.items())
-           if v[0] != "diffusers"]
+    own = [
+        f"{part} is {shown(str(v[1]))} of {shown(str(v[0]))}"
+        for part, v in sorted(parts.items())
+        if v[0] != "diffusers"
+    ]
     if own:
         raise ValueError(f"its {own[0]}, and code that comes with a pipeline is not run; {TAKES}")
     other = other_noise(parts["scheduler"][1])
@@ -114,8 +133,10 @@ def check_scheduler(s):
         raise ValueError("its scheduler's trained_betas are no list of numbers; get its scheduler_config.json again")
     steps = s.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 1 < steps <= 100_000:
-        raise ValueError(f"its scheduler's num_train_timesteps is {shown(steps)}, not 2 to 100000; get its "
-                         "scheduler_config.json again")
+        raise ValueError(
+            f"its scheduler's num_train_timesteps is {shown(steps)}, not 2 to 100000; get its "
+            "scheduler_config.json again"
+        )
 
 
 def predicts(s):
@@ -132,16 +153,25 @@ def check_unet(s):
     channels, out, blocks = s.get("in_channels", 3), s.get("out_channels", 3), s.get("down_block_types", ())
     size = edge(s)
     halvings = len(blocks) - 1 if isinstance(blocks, list) else 0
-    why = (f"its unet is a {shown(s['_class_name'])}" if s["_class_name"] != "UNet2DModel"
-           else "it takes a class" if s.get("num_class_embeds") or s.get("class_embed_type")
-           else "it draws grey pictures (1 channel), and this family reads RGB only" if channels == 1
-           else f"it takes {shown(channels)} channels, not 3" if channels != 3
-           else f"it gives {shown(out)} channels, not 3, or 6 with a variance" if out not in (3, 6)
-           else "it is told levels of noise, not steps (time_embedding_type fourier)"
-           if s.get("time_embedding_type") == "fourier"
-           else f"its sample_size is {shown(s.get('sample_size'))}, not one number" if size is None
-           else f"its sample_size {shown(size)} cannot be halved {halvings} times" if size % 2**min(halvings, 32)
-           else None)
+    why = (
+        f"its unet is a {shown(s['_class_name'])}"
+        if s["_class_name"] != "UNet2DModel"
+        else "it takes a class"
+        if s.get("num_class_embeds") or s.get("class_embed_type")
+        else "it draws grey pictures (1 channel), and this family reads RGB only"
+        if channels == 1
+        else f"it takes {shown(channels)} channels, not 3"
+        if channels != 3
+        else f"it gives {shown(out)} channels, not 3, or 6 with a variance"
+        if out not in (3, 6)
+        else "it is told levels of noise, not steps (time_embedding_type fourier)"
+        if s.get("time_embedding_type") == "fourier"
+        else f"its sample_size is {shown(s.get('sample_size'))}, not one number"
+        if size is None
+        else f"its sample_size {shown(size)} cannot be halved {halvings} times"
+        if size % 2 ** min(halvings, 32)
+        else None
+    )
     if why:
         raise ValueError(f"{why}; {TAKES}")
 

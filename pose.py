@@ -18,8 +18,7 @@ ELEVATION_SPAN_DEG = 100.0  # elevation draws reach from the pole to a little be
 SIDES = {
     "sjc": ("front", "side", "backside", "side"),
     "sides": ("front", "left side", "backside", "right side"),
-    "octants": ("front", "front left", "left side", "back left",
-                "backside", "back right", "right side", "front right"),
+    "octants": ("front", "front left", "left side", "back left", "backside", "back right", "right side", "front right"),
 }  # azimuth sectors, counted from the front towards the object's left
 VIEW_WORDS = tuple(SIDES)
 
@@ -71,8 +70,9 @@ def eye_on_sphere(azimuth, v, radius):
     """
     v = np.clip(v, 0.01, np.pi - 0.01)
     phi = np.arccos(1 - 2 * v / np.pi)
-    return radius * np.array([np.sin(phi) * np.cos(np.pi - azimuth), np.cos(phi),
-                              np.sin(phi) * np.sin(np.pi - azimuth)])
+    return radius * np.array(
+        [np.sin(phi) * np.cos(np.pi - azimuth), np.cos(phi), np.sin(phi) * np.sin(np.pi - azimuth)]
+    )
 
 
 def view_prompt(azimuth, v, words="sjc"):
@@ -122,8 +122,10 @@ def read_view_texts(texts, words):
         view, equals, own = (part.strip() for part in text.partition("="))
         view = view if view in known else f"{view} view of"
         if not equals or view not in known:
-            raise UserError(f"--pose.view_texts {text!r}: expected VIEW=TEXT, TEXT empty for no words, VIEW "
-                            f"one of {', '.join(v.removesuffix(' view of') for v in known)}")
+            raise UserError(
+                f"--pose.view_texts {text!r}: expected VIEW=TEXT, TEXT empty for no words, VIEW "
+                f"one of {', '.join(v.removesuffix(' view of') for v in known)}"
+            )
         if view in found:
             raise UserError(f"--pose.view_texts {text!r}: this view has the text {found[view]!r} already; give one")
         found[view] = own
@@ -144,11 +146,15 @@ def perp_neg_views(camera):
     from_front = abs((np.rad2deg(camera.azimuth) + 180) % 360 - 180)
     if from_front < 90:
         r = 1 - from_front / 90
-        return ({"front view of": r, "side view of": 1 - r},
-                {"front view of": decay(r, 4, 0.5, -2.426), "side view of": decay(1 - r, 4, 0.5, -2.426)})
+        return (
+            {"front view of": r, "side view of": 1 - r},
+            {"front view of": decay(r, 4, 0.5, -2.426), "side view of": decay(1 - r, 4, 0.5, -2.426)},
+        )
     r = 2 - from_front / 90
-    return ({"side view of": r, "backside view of": 1 - r},
-            {"side view of": decay(r, 1, 0.5, -0.606), "front view of": decay(r, 1, 0.5, 0.967)})
+    return (
+        {"side view of": r, "backside view of": 1 - r},
+        {"side view of": decay(r, 1, 0.5, -0.606), "front view of": decay(r, 1, 0.5, 0.967)},
+    )
 
 
 def decay(u, a, b, c):

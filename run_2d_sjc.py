@@ -19,8 +19,15 @@ CHECK_EVERY = 50  # steps
 
 def read_config(argv):
     """Return the configuration of a command line; with --resume, the one saved in the folder."""
-    return script.read_config(CanvasConfig, argv, root=ROOT, settle=CanvasConfig.absolute, prog="run_2d_sjc.py",
-                              doc=__doc__, presets_dir=ROOT / "presets" / "2d")
+    return script.read_config(
+        CanvasConfig,
+        argv,
+        root=ROOT,
+        settle=CanvasConfig.absolute,
+        prog="run_2d_sjc.py",
+        doc=__doc__,
+        presets_dir=ROOT / "presets" / "2d",
+    )
 
 
 def cell_name(setting):
@@ -37,8 +44,9 @@ def refuse_unfit_levels(cfg, adapter):
         adapter.refuse_unknown_sigma("--schedules", given)
         level = adapter.round_sigma(given)
         if level in rows:
-            raise UserError(f"--schedules {rows[level]:g},{given:g}: the same of this model's levels, {level:.4g}; "
-                            "leave one out")
+            raise UserError(
+                f"--schedules {rows[level]:g},{given:g}: the same of this model's levels, {level:.4g}; leave one out"
+            )
         rows[level] = given
 
 

@@ -1,7 +1,7 @@
 """Pictures out of a diffusion model: 2D samples, in the current folder.
 
-    python run_img_sampling.py --preset mini --sd.prompt "a red house"
-    python run_img_sampling.py --family gddpm --gddpm.model m_imgnet_64 --classes 1,207,281
+python run_img_sampling.py --preset mini --sd.prompt "a red house"
+python run_img_sampling.py --family gddpm --gddpm.model m_imgnet_64 --classes 1,207,281
 """
 
 from pathlib import Path
@@ -17,8 +17,16 @@ PREVIEW_COLUMNS, MAX_PREVIEW = 8, 64  # pictures in the contact sheet
 
 def read_config(argv):
     """Return the configuration of a command line; with --resume, the one saved in the folder."""
-    return script.read_config(SamplingConfig, argv, root=ROOT, settle=SamplingConfig.absolute, leaves=IMAGES,
-                              prog="run_img_sampling.py", doc=__doc__, presets_dir=ROOT / "presets" / "2d")
+    return script.read_config(
+        SamplingConfig,
+        argv,
+        root=ROOT,
+        settle=SamplingConfig.absolute,
+        leaves=IMAGES,
+        prog="run_img_sampling.py",
+        doc=__doc__,
+        presets_dir=ROOT / "presets" / "2d",
+    )
 
 
 def batches(cfg):
@@ -77,8 +85,9 @@ def refuse_broken(cfg, adapter, images, values):
 
     sums = torch.as_tensor(values).flatten(1).sum(dim=1).tolist()
     for i, value in zip(images, sums):
-        script.check_finite({"its value": value}, f"picture {title(i, cfg.subjects()[i])}",
-                            cfg.remedy(adapter.device.type))
+        script.check_finite(
+            {"its value": value}, f"picture {title(i, cfg.subjects()[i])}", cfg.remedy(adapter.device.type)
+        )
 
 
 def decode(adapter, x):
@@ -115,8 +124,9 @@ def preview(cfg):
     n = min(cfg.num_images, MAX_PREVIEW)
     pictures = np.concatenate([np.load(batch_file(images)) for images in batches(cfg) if images[0] < n])[:n]
     cells = list(zip(pictures, map(title, range(n), cfg.subjects())))
-    write_png("preview.png", labelled_grid([(None, cells[i:i + PREVIEW_COLUMNS])
-                                            for i in range(0, n, PREVIEW_COLUMNS)]))
+    write_png(
+        "preview.png", labelled_grid([(None, cells[i : i + PREVIEW_COLUMNS]) for i in range(0, n, PREVIEW_COLUMNS)])
+    )
 
 
 def prepare(cfg):
@@ -130,8 +140,10 @@ def prepare(cfg):
     def run():
         sample(cfg, adapter, levels)
         preview(cfg)
-        print(f"done: {IMAGES} has {cfg.num_images} pictures, preview.png shows "
-              f"{'them' if cfg.num_images <= MAX_PREVIEW else f'the first {MAX_PREVIEW}'}")
+        print(
+            f"done: {IMAGES} has {cfg.num_images} pictures, preview.png shows "
+            f"{'them' if cfg.num_images <= MAX_PREVIEW else f'the first {MAX_PREVIEW}'}"
+        )
 
     return run
 

@@ -1,6 +1,6 @@
 """Train a voxel NeRF on posed images, in the current folder.
 
-    python run_nerf.py --scene ~/data/nerf_synthetic/lego
+python run_nerf.py --scene ~/data/nerf_synthetic/lego
 """
 
 import json
@@ -39,9 +39,11 @@ def train(nerf, test_scene, first_step):
     from voxnerf.nerf import optimise
 
     step, before = first_step, nerf.progress(first_step)
-    with (run_dir.History("history.json", first_step) as history,
-          run_dir.Heartbeat("heartbeat.json", nerf.n_steps, start_step=first_step) as heartbeat,
-          tqdm(total=nerf.n_steps, initial=first_step, desc="nerf", unit="step") as bar):
+    with (
+        run_dir.History("history.json", first_step) as history,
+        run_dir.Heartbeat("heartbeat.json", nerf.n_steps, start_step=first_step) as heartbeat,
+        tqdm(total=nerf.n_steps, initial=first_step, desc="nerf", unit="step") as bar,
+    ):
         running = RunningPSNR(bar)
         for step, progress, stats in optimise(nerf, first_step):
             save = math.floor(progress * N_SAVES) > math.floor(before * N_SAVES)
@@ -64,8 +66,9 @@ def row_of(nerf, test_scene, step, stats, logged):
     """Return what history.json is to say of a step, {} for nothing; raises RunError if it is not finite."""
     row = {**stats, "minutes": nerf.minutes} if logged else {}
     if logged:
-        script.check_finite(stats, f"step {step}", "a checkpoint, if there is one, is from before it; try a smaller "
-                           "--lr")
+        script.check_finite(
+            stats, f"step {step}", "a checkpoint, if there is one, is from before it; try a smaller --lr"
+        )
     if nerf.cfg.test_every and step % nerf.cfg.test_every == 0:
         row["test_psnr"] = mean(view["psnr"] for view in nerf.evaluate(test_scene))
     return row
@@ -125,8 +128,10 @@ def test(nerf, scene, step):
     rows = []
     for i, view in enumerate(tqdm(nerf.views(scene), total=len(scene.names), desc="test views")):
         write_png(root / "view" / f"{i:03d}.png", view.picture)
-        write_png(root / "pane" / f"{i:03d}.png",
-                  pane_of(view.truth, view.picture, view.depth, nerf.depth_range(scene.c2w[i])))
+        write_png(
+            root / "pane" / f"{i:03d}.png",
+            pane_of(view.truth, view.picture, view.depth, nerf.depth_range(scene.c2w[i])),
+        )
         rows.append({"name": view.name, "psnr": view.psnr, "ssim": view.ssim})
     means = {key: mean(row[key] for row in rows) for key in ("psnr", "ssim")}
     metrics = run_dir.plain({"step": step, "minutes": minutes, "mean": means, "views": rows})
@@ -153,8 +158,9 @@ def table(rows):
     names = [shown(row["name"]) for row in rows]
     width = max(map(len, ["view", *names]))
     lines = [f"{'view':{width}}  PSNR, dB   SSIM"]
-    return "\n".join(lines + [f"{name:{width}}  {row['psnr']:8.2f} {row['ssim']:6.4f}"
-                              for name, row in zip(names, rows)])
+    return "\n".join(
+        lines + [f"{name:{width}}  {row['psnr']:8.2f} {row['ssim']:6.4f}" for name, row in zip(names, rows)]
+    )
 
 
 # ---------------------------------------------------------------- the command
@@ -172,14 +178,18 @@ def check_memory(cfg, device):
     else:
         memory = machine_memory()
     if cfg.model.grid_size**3 * voxel > memory:
-        raise UserError(f"--model.grid_size {cfg.model.grid_size}: takes {cfg.model.grid_size**3 * voxel / 1e9:.0f} GB "
-                        f"of memory and more, there are {memory / 1e9:.0f}; it can be {int((memory / voxel)**(1 / 3))} "
-                        "at the very most")
+        raise UserError(
+            f"--model.grid_size {cfg.model.grid_size}: takes {cfg.model.grid_size**3 * voxel / 1e9:.0f} GB "
+            f"of memory and more, there are {memory / 1e9:.0f}; it can be {int((memory / voxel) ** (1 / 3))} "
+            "at the very most"
+        )
     pixel = cfg.subpixels**2 * 4 * (100 + 2 * cfg.model.grid_size / cfg.model.step_ratio)  # bytes
     if cfg.bs * pixel > memory:
-        raise UserError(f"--bs {cfg.bs} at {cfg.subpixels**2} rays per pixel: takes {cfg.bs * pixel / 1e9:.0f} GB of "
-                        f"memory and more, there are {memory / 1e9:.0f}; it can be {int(memory / pixel)} at the very "
-                        "most")
+        raise UserError(
+            f"--bs {cfg.bs} at {cfg.subpixels**2} rays per pixel: takes {cfg.bs * pixel / 1e9:.0f} GB of "
+            f"memory and more, there are {memory / 1e9:.0f}; it can be {int(memory / pixel)} at the very "
+            "most"
+        )
 
 
 def prepare(cfg):

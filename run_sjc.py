@@ -1,7 +1,7 @@
 """Text to 3D by Score Jacobian Chaining: optimise a voxel field in the current folder.
 
-    python run_sjc.py --preset ideal --sd.prompt "a blue duck"
-    python run_sjc.py --sd.prompt "A high quality photo of a delicious burger"
+python run_sjc.py --preset ideal --sd.prompt "a blue duck"
+python run_sjc.py --sd.prompt "A high quality photo of a delicious burger"
 """
 
 from pathlib import Path
@@ -19,8 +19,15 @@ BEFORE = "a checkpoint, if there is one, is from before it"
 
 def read_config(argv):
     """Return the run's configuration; with --resume, the one saved in the folder."""
-    return script.read_config(SJCConfig, argv, root=ROOT, settle=SJCConfig.absolute, prog="run_sjc.py", doc=__doc__,
-                              presets_dir=ROOT / "presets")
+    return script.read_config(
+        SJCConfig,
+        argv,
+        root=ROOT,
+        settle=SJCConfig.absolute,
+        prog="run_sjc.py",
+        doc=__doc__,
+        presets_dir=ROOT / "presets",
+    )
 
 
 def train(sjc, first_step):
@@ -31,9 +38,11 @@ def train(sjc, first_step):
 
     n = sjc.cfg.n_steps
     visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
-    with (run_dir.History("history.json", first_step) as history,
-          run_dir.Heartbeat("heartbeat.json", n, start_step=first_step) as heartbeat,
-          tqdm(total=n, initial=first_step, desc="sjc", unit="step") as bar):
+    with (
+        run_dir.History("history.json", first_step) as history,
+        run_dir.Heartbeat("heartbeat.json", n, start_step=first_step) as heartbeat,
+        tqdm(total=n, initial=first_step, desc="sjc", unit="step") as bar,
+    ):
         for step, stats in optimise(sjc, first_step):
             log, save = (step % every == 0 or step == n for every in (LOG_EVERY, save_every))
             if log or save:
@@ -81,8 +90,10 @@ def save_test_views(sjc):
             picture, depth = to_uint8(picture), depth_image(depth, *sjc.depth_range)
             write_png(root / "view" / f"{i:03d}.png", picture)
             video.append(beside(picture, depth))
-    print(f"done: {root / 'view'} has {N_TEST_VIEWS} views, {root / 'view_seq' / 'view.mp4'} the video; for the "
-          f"final rendering: python {ROOT / 'highres_final_vis.py'}")
+    print(
+        f"done: {root / 'view'} has {N_TEST_VIEWS} views, {root / 'view_seq' / 'view.mp4'} the video; for the "
+        f"final rendering: python {ROOT / 'highres_final_vis.py'}"
+    )
 
 
 def prepare(cfg):

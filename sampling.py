@@ -26,5 +26,6 @@ def draw(cfg, adapter, levels, subjects, images):
     if cfg.sampler == "smld":
         return (yield from smld_sampler(D, x, levels, randn, cfg.smld_steps, cfg.smld_step_size))
     S_churn = cfg.S_churn if cfg.langevin else 0.0
-    yield from karras_sampler(D, x, levels, cfg.heun, S_churn, cfg.S_min, cfg.S_max, cfg.S_noise, adapter.round_sigma,
-                              randn)
+    yield from karras_sampler(
+        D, x, levels, cfg.heun, S_churn, cfg.S_min, cfg.S_max, cfg.S_noise, adapter.round_sigma, randn
+    )

@@ -16,20 +16,24 @@ class SamplingConfig(FamilyConfig):
     """Every option of run_img_sampling.py."""
 
     sd: SDConfig = SDConfig(scale=7.5)  # the usual one of Stable Diffusion
-    prompts: list[str] = Field([], description="several prompts, taken in turn, instead of --sd.prompt; with commas "
-                                               "between, or [\"...\", \"...\"]")
-    classes: list[ImageClass] = Field([], description="several ImageNet classes, taken in turn, instead of "
-                                                      "--gddpm.imgnet_cat")
+    prompts: list[str] = Field(
+        [], description='several prompts, taken in turn, instead of --sd.prompt; with commas between, or ["...", "..."]'
+    )
+    classes: list[ImageClass] = Field(
+        [], description="several ImageNet classes, taken in turn, instead of --gddpm.imgnet_cat"
+    )
     num_images: int = Field(16, gt=0, description="pictures to draw")
     batch_size: int = Field(16, gt=0, description="pictures at a time; what they show does not depend on it")
     num_t: int = Field(40, gt=1, description="levels of noise")
     sampler: Literal["karras", "smld"] = Field("karras", description="EDM's, or annealed Langevin dynamics")
-    sigma_max: float | None = Field(None, gt=0, description="first level of noise; default the model's largest, at "
-                                                            "most 80")
+    sigma_max: float | None = Field(
+        None, gt=0, description="first level of noise; default the model's largest, at most 80"
+    )
     sigma_min: float | None = Field(None, gt=0, description="last level; default the model's smallest")
     heun: bool = Field(True, description="karras: second order, two evaluations per level; False is Euler")
-    langevin: bool = Field(False, description="karras: add noise and remove it on the way, by the four S_ options "
-                                              "(EDM, Algorithm 2)")
+    langevin: bool = Field(
+        False, description="karras: add noise and remove it on the way, by the four S_ options (EDM, Algorithm 2)"
+    )
     # The four are those of EDM's Table 5 for its pretrained ImageNet-64 model, as remembered, not looked up; the ranges
     # that diffusers' KarrasVeScheduler gives for that table, 0 to 100, 0 to 10, 0.2 to 80, 1 to 1.011, hold them.
     S_churn: float = Field(80.0, ge=0, description="langevin: how much noise over all levels (EDM)")
@@ -39,24 +43,31 @@ class SamplingConfig(FamilyConfig):
     smld_steps: int = Field(5, gt=0, description="smld: Langevin steps per level")
     smld_step_size: float = Field(0.2, gt=0, lt=2, description="smld: variance of a step over sigma^2")
 
-    READ_BY: ClassVar[dict] = FamilyConfig.READ_BY | IN_2D | {
-        "sd.prompt": {"family": ("sd", "ideal"), "prompts": ()}, "prompts": {"family": ("sd",)},
-        "gddpm.imgnet_cat": FamilyConfig.READ_BY["gddpm.imgnet_cat"] | {"classes": ()},
-        "classes": FamilyConfig.READ_BY["gddpm.imgnet_cat"],
-        "heun": {"sampler": ("karras",)}, "langevin": {"sampler": ("karras",)},
-        **dict.fromkeys(("S_churn", "S_min", "S_max", "S_noise"), {"sampler": ("karras",), "langevin": (True,)}),
-        **dict.fromkeys(("smld_steps", "smld_step_size"), {"sampler": ("smld",)}),
-    }
+    READ_BY: ClassVar[dict] = (
+        FamilyConfig.READ_BY
+        | IN_2D
+        | {
+            "sd.prompt": {"family": ("sd", "ideal"), "prompts": ()},
+            "prompts": {"family": ("sd",)},
+            "gddpm.imgnet_cat": FamilyConfig.READ_BY["gddpm.imgnet_cat"] | {"classes": ()},
+            "classes": FamilyConfig.READ_BY["gddpm.imgnet_cat"],
+            "heun": {"sampler": ("karras",)},
+            "langevin": {"sampler": ("karras",)},
+            **dict.fromkeys(("S_churn", "S_min", "S_max", "S_noise"), {"sampler": ("karras",), "langevin": (True,)}),
+            **dict.fromkeys(("smld_steps", "smld_step_size"), {"sampler": ("smld",)}),
+        }
+    )
 
     @model_validator(mode="after")
     def _fits(self):
         if "" in (p.strip() for p in self.prompts):
-            raise ValueError("--prompts: one of them is empty; each needs words, such as \"a blue duck\"")
+            raise ValueError('--prompts: one of them is empty; each needs words, such as "a blue duck"')
         for name in ("prompts", "classes"):
             n = len(getattr(self, name))
             if n > self.num_images:
-                raise ValueError(f"--num_images {self.num_images}: fewer than the {n} --{name}, some of which would "
-                                 "never be drawn")
+                raise ValueError(
+                    f"--num_images {self.num_images}: fewer than the {n} --{name}, some of which would never be drawn"
+                )
         if self.S_min > self.S_max:
             raise ValueError(f"--S_max {self.S_max:g} must not be below --S_min {self.S_min:g}")
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:

@@ -93,8 +93,9 @@ class SJC:
         self.field = self._new_field()
         self.names = [name for name, _ in self.field.named_parameters()]
         theta = dict(self.field.named_parameters())
-        self.optimizer = torch.optim.Adamax([
-            {"params": [p], "lr": cfg.bg_lr if name == "bg" else cfg.lr} for name, p in theta.items()])
+        self.optimizer = torch.optim.Adamax(
+            [{"params": [p], "lr": cfg.bg_lr if name == "bg" else cfg.lr} for name, p in theta.items()]
+        )
         self.uncond, self.cond = self._embed_prompts()
         self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
         self._ahead = (None, [], [])  # number of a stretch of AHEAD steps, its cameras, the same on the device
@@ -124,15 +125,24 @@ class SJC:
             if end > levels:
                 raise UserError(f"--{name} ends at {end}: this model's table has {levels} entries")
         if cfg.depth_weight and cfg.pose.rend_hw < MIN_CENTRE:
-            raise UserError(f"--pose.rend_hw {cfg.pose.rend_hw}: --depth_weight needs at least {MIN_CENTRE}, to have "
-                            "a centre")
+            raise UserError(
+                f"--pose.rend_hw {cfg.pose.rend_hw}: --depth_weight needs at least {MIN_CENTRE}, to have a centre"
+            )
 
     def _new_field(self):
         vox, b = self.cfg.vox, self.cfg.vox.bbox_len
-        field = make_field(vox.model_type, [[-b] * 3, [b] * 3], vox.grid_size, vox.c, vox.step_ratio,
-                           vox.density_shift, vox.ray_march_weight_thres,
-                           vox.blend_bg_texture and not self.cfg.plain_bg, vox.bg_texture_hw,
-                           generator=torch_rng(self.cfg.seed, 0, "field"))
+        field = make_field(
+            vox.model_type,
+            [[-b] * 3, [b] * 3],
+            vox.grid_size,
+            vox.c,
+            vox.step_ratio,
+            vox.density_shift,
+            vox.ray_march_weight_thres,
+            vox.blend_bg_texture and not self.cfg.plain_bg,
+            vox.bg_texture_hw,
+            generator=torch_rng(self.cfg.seed, 0, "field"),
+        )
         return field.to(self.adapter.device)
 
     # ------------------------------------------------------------------ rendering
@@ -156,8 +166,18 @@ class SJC:
         """
         hw = hw or self.cfg.pose.rend_hw
         bg = self.background(bg_index, hw * subpixels // downscale, downscale)
-        return render_image(self.field, camera.K(hw, hw), camera.c2w, hw, hw, bg, subpixels, chunk,
-                            self.cfg.emptiness_scale, self.cfg.renderer)
+        return render_image(
+            self.field,
+            camera.K(hw, hw),
+            camera.c2w,
+            hw,
+            hw,
+            bg,
+            subpixels,
+            chunk,
+            self.cfg.emptiness_scale,
+            self.cfg.renderer,
+        )
 
     @property
     def depth_range(self):
@@ -186,8 +206,10 @@ class SJC:
     def draw_cameras(self, step):
         """Return this step's training cameras."""
         p = self.cfg.pose
-        return [pose.train_camera(numpy_rng(self.cfg.seed, step, f"camera/{b}"), p.R, p.fov_range, p.view_words)
-                for b in range(self.cfg.batch_views)]
+        return [
+            pose.train_camera(numpy_rng(self.cfg.seed, step, f"camera/{b}"), p.R, p.fov_range, p.view_words)
+            for b in range(self.cfg.batch_views)
+        ]
 
     def cameras(self, step):
         """Return this step's training cameras, and the same as `DeviceCamera`."""
@@ -195,8 +217,10 @@ class SJC:
         if part != self._ahead[0]:
             drawn = [self.draw_cameras(part * AHEAD + k) for k in range(AHEAD)]
             hw, device = self.cfg.pose.rend_hw, self.adapter.device
-            K, c2w = (torch.from_numpy(np.array([[of(camera) for camera in row] for row in drawn])).to(device)
-                      for of in (lambda camera: camera.K(hw, hw), lambda camera: camera.c2w))
+            K, c2w = (
+                torch.from_numpy(np.array([[of(camera) for camera in row] for row in drawn])).to(device)
+                for of in (lambda camera: camera.K(hw, hw), lambda camera: camera.c2w)
+            )
             self._ahead = part, drawn, [list(map(DeviceCamera, *row)) for row in zip(K, c2w)]
         return self._ahead[1][i], self._ahead[2][i]
 
@@ -251,8 +275,12 @@ class SJC:
         # J = dx / dtheta, without ever forming J. Minus, since the optimizer descends.
         torch.autograd.backward([x, loss], [-g, None])
         self.optimizer.step()
-        return {"sigma": sigma, "score": g.square().mean().sqrt(), "regulariser": loss.detach(),
-                "opacity": torch.stack([r.opacity.detach().mean() for r in renderings]).mean()}
+        return {
+            "sigma": sigma,
+            "score": g.square().mean().sqrt(),
+            "regulariser": loss.detach(),
+            "opacity": torch.stack([r.opacity.detach().mean() for r in renderings]).mean(),
+        }
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -297,8 +325,10 @@ def finished_run(folder):
     if newest is None:
         raise UserError(f"{folder.resolve()} has no checkpoint: run run_sjc.py there first")
     if checkpoint.step_of(newest) < cfg.n_steps:
-        raise UserError(f"{folder.resolve()}: at step {checkpoint.step_of(newest)} of {cfg.n_steps}; finish it there "
-                        "first with run_sjc.py --resume True")
+        raise UserError(
+            f"{folder.resolve()}: at step {checkpoint.step_of(newest)} of {cfg.n_steps}; finish it there "
+            "first with run_sjc.py --resume True"
+        )
     return cfg, newest
 
 

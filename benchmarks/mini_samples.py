@@ -82,8 +82,10 @@ def main(argv=None):
     shares = naming(adapter, judges.load()[0], cfg)
     for name, unseen in (("seen", False), ("unseen", True)):
         chosen = np.array([s for pair, s in shares.items() if (pair in UNSEEN_PAIRS) == unseen])
-        print(f"{name} pairs ({len(chosen)}): {chosen[:, 0].mean():.1%} right object, "
-              f"{chosen[:, 1].mean():.1%} right object and colour")
+        print(
+            f"{name} pairs ({len(chosen)}): {chosen[:, 0].mean():.1%} right object, "
+            f"{chosen[:, 1].mean():.1%} right object and colour"
+        )
     print(f"sheet: {SHEET}")
 
 

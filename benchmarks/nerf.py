@@ -43,10 +43,28 @@ def train(cfg, renderer):
     folder = Path(cfg.out) / renderer
     folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob("test_*/metrics.json")):
-        start = ["--resume", "True"] if (folder / "ckpt").exists() else [
-            "--scene", cfg.scene, "--renderer", renderer, "--max_minutes", str(cfg.minutes), "--n_epoch", "1000",
-            "--model.grid_size", str(cfg.grid_size), "--bs", str(cfg.bs),
-            "--view_dependent", str(cfg.view_dependent), "--test_every", str(TEST_EVERY[renderer])]
+        start = (
+            ["--resume", "True"]
+            if (folder / "ckpt").exists()
+            else [
+                "--scene",
+                cfg.scene,
+                "--renderer",
+                renderer,
+                "--max_minutes",
+                str(cfg.minutes),
+                "--n_epoch",
+                "1000",
+                "--model.grid_size",
+                str(cfg.grid_size),
+                "--bs",
+                str(cfg.bs),
+                "--view_dependent",
+                str(cfg.view_dependent),
+                "--test_every",
+                str(TEST_EVERY[renderer]),
+            ]
+        )
         done = subprocess.run([sys.executable, str(ROOT / "run_nerf.py"), *start], cwd=folder)
         if done.returncode:
             raise RunError(f"{folder}: run_nerf.py ended with status {done.returncode}")
@@ -61,8 +79,10 @@ def main(argv=None):
     scene = Path(cfg.scene).expanduser()
     cfg.scene = str(scene.resolve()) if scene.is_dir() else cfg.scene  # the runs start elsewhere
     curves, finals = zip(*(train(cfg, renderer) for renderer in cfg.renderers))
-    lines = ["| minutes | " + " | ".join(f"{name}, dB" for name in cfg.renderers) + " |",
-             "| ---: |" + " ---: |" * len(cfg.renderers)]
+    lines = [
+        "| minutes | " + " | ".join(f"{name}, dB" for name in cfg.renderers) + " |",
+        "| ---: |" + " ---: |" * len(cfg.renderers),
+    ]
     for i in range(1, cfg.rows + 1):
         at = cfg.minutes * i / cfg.rows
         lines.append(f"| {at:g} | " + " | ".join(psnr_at(curve, at) for curve in curves) + " |")

@@ -26,15 +26,37 @@ from my import config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import write_atomic
 
-VARIANTS = {"": [], "_sjc_words": ["--pose.view_words", "sjc"], "_sides": ["--pose.view_words", "sides"],
-            "_no_var_red": ["--var_red", "False"]}
-SETTINGS = {preset + name: ["--preset", preset, *flags]
-            for preset in ("ideal", "mini") for name, flags in VARIANTS.items()}
-PROMPTS = ["a blue duck", "a green car", "a purple chair", "a yellow rocket", "a red burger", "a cyan icecream",
-           "a purple castle", "a red house", "a green snowman", "a red mushroom", "a yellow boat", "a purple pig"]
-COLUMNS = {"iou": ("IoU", 3), "psnr": ("PSNR, dB", 2), "gain": ("gain over blank, dB", 2),
-           "r_object": ("R-prec object", 3), "r_pair": ("R-prec object+colour", 3),
-           "janus": ("Janus", 3)}  # measure -> heading, decimals
+VARIANTS = {
+    "": [],
+    "_sjc_words": ["--pose.view_words", "sjc"],
+    "_sides": ["--pose.view_words", "sides"],
+    "_no_var_red": ["--var_red", "False"],
+}
+SETTINGS = {
+    preset + name: ["--preset", preset, *flags] for preset in ("ideal", "mini") for name, flags in VARIANTS.items()
+}
+PROMPTS = [
+    "a blue duck",
+    "a green car",
+    "a purple chair",
+    "a yellow rocket",
+    "a red burger",
+    "a cyan icecream",
+    "a purple castle",
+    "a red house",
+    "a green snowman",
+    "a red mushroom",
+    "a yellow boat",
+    "a purple pig",
+]
+COLUMNS = {
+    "iou": ("IoU", 3),
+    "psnr": ("PSNR, dB", 2),
+    "gain": ("gain over blank, dB", 2),
+    "r_object": ("R-prec object", 3),
+    "r_pair": ("R-prec object+colour", 3),
+    "janus": ("Janus", 3),
+}  # measure -> heading, decimals
 
 
 class QualityConfig(config.Config):
@@ -53,8 +75,13 @@ class QualityConfig(config.Config):
 
 def call(script, *flags, cwd):
     """Run one of the project's scripts on one CPU thread; return the last line of its errors, None if it went well."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *flags],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     return (lines[-1] if lines else f"exit status {done.returncode}") if done.returncode else None
 
@@ -90,9 +117,21 @@ def make_run(folder, flags):
 def jobs(cfg):
     """Return {setting: {folder: flags}} of every run."""
     steps = ["--n_steps", str(cfg.n_steps)] if cfg.n_steps else []
-    return {setting: {Path(cfg.out).resolve() / setting / f"{prompt.replace(' ', '_')}_{seed}":
-                      [*SETTINGS[setting], *steps, "--sd.prompt", prompt, "--seed", str(seed)]
-                      for prompt in cfg.prompts for seed in cfg.seeds} for setting in cfg.settings}
+    return {
+        setting: {
+            Path(cfg.out).resolve() / setting / f"{prompt.replace(' ', '_')}_{seed}": [
+                *SETTINGS[setting],
+                *steps,
+                "--sd.prompt",
+                prompt,
+                "--seed",
+                str(seed),
+            ]
+            for prompt in cfg.prompts
+            for seed in cfg.seeds
+        }
+        for setting in cfg.settings
+    }
 
 
 def make_runs(plan, workers):
@@ -102,8 +141,9 @@ def make_runs(plan, workers):
     failed = {}
     pool = ThreadPoolExecutor(workers)
     try:
-        futures = {pool.submit(make_run, folder, flags): folder
-                   for runs in plan.values() for folder, flags in runs.items()}
+        futures = {
+            pool.submit(make_run, folder, flags): folder for runs in plan.values() for folder, flags in runs.items()
+        }
         for future in tqdm(as_completed(futures), total=len(futures), desc="runs", unit="run"):
             folder, error = futures[future], future.result()
             if error:
@@ -123,8 +163,9 @@ def evaluate_all(plan, failed, workers):
     reports = {}
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(lambda runs: evaluate(runs[0].parent, runs), whole.values())
-        for (setting, runs), (report, error) in tqdm(zip(whole.items(), results), total=len(whole), desc="evaluate",
-                                                     unit="setting"):
+        for (setting, runs), (report, error) in tqdm(
+            zip(whole.items(), results), total=len(whole), desc="evaluate", unit="setting"
+        ):
             if error:
                 failed[runs[0].parent / "evaluate.py"] = error
             else:
@@ -137,8 +178,7 @@ def evaluate(folder, runs):
     out = folder / "results.json"
     if report := measured(out, runs):
         return report, None
-    error = call("evaluate.py", *map(str, runs), "--out", str(out), "--figure", str(folder / "figure.png"),
-                 cwd=folder)
+    error = call("evaluate.py", *map(str, runs), "--out", str(out), "--figure", str(folder / "figure.png"), cwd=folder)
     return (None, error) if error else (json.loads(out.read_text()), None)
 
 
@@ -175,8 +215,10 @@ def markdown(heads, rows):
 
 def settings_table(reports):
     """Return the table of settings: mean over runs, and half of the 95% bootstrap interval."""
-    rows = [[setting, str(len(report["runs"])), *(cell(report["summary"][k], d) for k, (_, d) in COLUMNS.items())]
-            for setting, report in reports.items()]
+    rows = [
+        [setting, str(len(report["runs"])), *(cell(report["summary"][k], d) for k, (_, d) in COLUMNS.items())]
+        for setting, report in reports.items()
+    ]
     return markdown(["setting", "runs", *(name for name, _ in COLUMNS.values())], rows)
 
 
@@ -185,8 +227,10 @@ def prompts_table(report):
     by_prompt = {}
     for run in report["runs"]:
         by_prompt.setdefault(run["prompt"], []).append(run)
-    rows = [[prompt, *(number(sum(run[k] for run in runs) / len(runs), d) for k, (_, d) in COLUMNS.items())]
-            for prompt, runs in by_prompt.items()]
+    rows = [
+        [prompt, *(number(sum(run[k] for run in runs) / len(runs), d) for k, (_, d) in COLUMNS.items())]
+        for prompt, runs in by_prompt.items()
+    ]
     return markdown(["prompt", *(name for name, _ in COLUMNS.values())], rows)
 
 
@@ -202,14 +246,18 @@ def command(cfg):
 
 def document(cfg, reports, failed):
     """Return quality.md: the table of settings, one table of prompts a setting, and what failed."""
-    note = (f"    {command(cfg)}\n\n"
-            "Means over runs ± half of their 95% bootstrap interval; `evaluate.py` defines the measures.")
+    note = (
+        f"    {command(cfg)}\n\n"
+        "Means over runs ± half of their 95% bootstrap interval; `evaluate.py` defines the measures."
+    )
     parts = ["# Quality", note, settings_table(reports)]
     for setting, report in reports.items():
         parts += [f"## {setting}", prompts_table(report)]
     if failed:
-        parts += ["## Failed", "\n".join(f"- {what.parent.name}/{what.name}: {error}"
-                                         for what, error in failed.items())]
+        parts += [
+            "## Failed",
+            "\n".join(f"- {what.parent.name}/{what.name}: {error}" for what, error in failed.items()),
+        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -39,7 +39,8 @@ class RenderConfig(config.Config):
     images: list[int] = Field([32, 64, 128, 256], description="images of the table")
     device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
     memory_of: Literal["fused", "reference"] | None = Field(
-        None, description="only print the peak memory of one renderer, in MB; needs a process of its own")
+        None, description="only print the peak memory of one renderer, in MB; needs a process of its own"
+    )
 
 
 # ---------------------------------------------------------------- fields and cameras
@@ -50,8 +51,15 @@ def new_field(grid, device):
     from my.seeds import torch_rng
     from voxnerf.field import make_field
 
-    return make_field("V_SD", [[-1] * 3, [1] * 3], grid, CHANNELS, blend_bg_texture=True, bg_texture_hw=4,
-                      generator=torch_rng(0, 0, "field")).to(device)
+    return make_field(
+        "V_SD",
+        [[-1] * 3, [1] * 3],
+        grid,
+        CHANNELS,
+        blend_bg_texture=True,
+        bg_texture_hw=4,
+        generator=torch_rng(0, 0, "field"),
+    ).to(device)
 
 
 def trained_field(n_steps, device):
@@ -68,15 +76,17 @@ def trained_field(n_steps, device):
     field = new_field(GRID, device)
     cameras = [pose.train_camera(numpy_rng(0, i, "camera"), 1.5, (40, 70), "sjc") for i in range(N_PICTURES)]
     maps = coverage_maps("duck", cameras, IMAGE)  # (n, 5, IMAGE, IMAGE), the last one its coverage
-    optimizer = torch.optim.Adam([{"params": [p], "lr": 0.02 * LR_FACTORS.get(name, 1.0)}
-                                  for name, p in field.named_parameters()])
+    optimizer = torch.optim.Adam(
+        [{"params": [p], "lr": 0.02 * LR_FACTORS.get(name, 1.0)} for name, p in field.named_parameters()]
+    )
     for step in trange(n_steps, desc="training"):
         i = step % N_PICTURES
         bg = torch.rand(CHANNELS, generator=torch_rng(0, step, "background"))  # another one each step: no fog hides
         coverage = maps[i, 4:] / 255
         picture = torch.cat([compose(maps[i], "blue", bg[:3]), coverage + (1 - coverage) * bg[3]]).to(device)
-        r = render_image(field, cameras[i].K(IMAGE, IMAGE), cameras[i].c2w, IMAGE, IMAGE,
-                         bg.to(device).expand(IMAGE**2, CHANNELS))
+        r = render_image(
+            field, cameras[i].K(IMAGE, IMAGE), cameras[i].c2w, IMAGE, IMAGE, bg.to(device).expand(IMAGE**2, CHANNELS)
+        )
         optimizer.zero_grad(set_to_none=True)
         (r.color - picture).square().mean().backward()
         optimizer.step()
@@ -231,15 +241,33 @@ def memory_table(cfg):
     """Return the table of peak memory, each renderer measured in a process of its own."""
     mb = {}
     for name in RENDERERS:
-        done = subprocess.run([sys.executable, __file__, "--memory_of", name, "--device", cfg.device,
-                               *(["--threads", str(cfg.threads)] if cfg.threads else [])],
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                __file__,
+                "--memory_of",
+                name,
+                "--device",
+                cfg.device,
+                *(["--threads", str(cfg.threads)] if cfg.threads else []),
+            ],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise RunError(f"measuring memory: {done.stderr.strip().splitlines()[-1]}")
         mb[name] = float(done.stdout.split()[-1])
-    return table(["peak memory, MB", "reference", "fused", "fused / reference"],
-                 [["forward and backward", f"{mb['reference']:.0f}", f"{mb['fused']:.0f}",
-                   f"{mb['fused'] / mb['reference']:.2f}"]])
+    return table(
+        ["peak memory, MB", "reference", "fused", "fused / reference"],
+        [
+            [
+                "forward and backward",
+                f"{mb['reference']:.0f}",
+                f"{mb['fused']:.0f}",
+                f"{mb['fused'] / mb['reference']:.2f}",
+            ]
+        ],
+    )
 
 
 def scaling_table(field, cfg):
@@ -253,8 +281,9 @@ def scaling_table(field, cfg):
             rays = camera_rays(scaled, image)
             t = median_seconds(scaled, rays, ["fused"], max(1, cfg.repeats // 3))["fused"]
             in_box, in_sight = occupied_samples(scaled, rays)
-            rows.append([f"{grid}^3", f"{image}^2", in_box, in_sight, f"{1000 * t:.1f}",
-                         f"{1e9 * t / max(in_sight, 1):.0f}"])
+            rows.append(
+                [f"{grid}^3", f"{image}^2", in_box, in_sight, f"{1000 * t:.1f}", f"{1e9 * t / max(in_sight, 1):.0f}"]
+            )
     return table(["grid", "rays", "samples in the box", "occupied, in sight", "ms", "ns per occupied sample"], rows)
 
 
@@ -264,8 +293,15 @@ def hardware(device):
 
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else [platform.processor()]
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if Path("/proc/cpuinfo").exists()
+        else [platform.processor()]
+    )
     return f"{names[0]}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
@@ -285,12 +321,22 @@ def main(argv=None):
         print(f"{peak_memory(cfg.memory_of, device):.1f}")
         return
     trained = trained_field(cfg.n_steps, device)
-    headings = ["forward and backward", "samples in the box", "occupied, in sight", "reference, ms", "fused, ms",
-                "ratio"]
+    headings = [
+        "forward and backward",
+        "samples in the box",
+        "occupied, in sight",
+        "reference, ms",
+        "fused, ms",
+        "ratio",
+    ]
     fields = {"random start": new_field(GRID, device), "trained": trained, "trained, its fog removed": emptied(trained)}
     rows = [[name, *compare(field, cfg)] for name, field in fields.items()]
-    text = "\n\n".join(["# Renderer", hardware(device), table(headings, rows), memory_table(cfg),
-                        scaling_table(trained, cfg)]) + "\n"
+    text = (
+        "\n\n".join(
+            ["# Renderer", hardware(device), table(headings, rows), memory_table(cfg), scaling_table(trained, cfg)]
+        )
+        + "\n"
+    )
     print(text)
     if cfg.out:
         write_atomic(cfg.out, text)

@@ -19,8 +19,14 @@ from nerf_config import NeRFConfig
 from sampling_config import SamplingConfig
 from sjc_config import SJCConfig
 
-PAGES = {"run_sjc.py": SJCConfig, "run_img_sampling.py": SamplingConfig, "run_2d_sjc.py": CanvasConfig,
-         "run_nerf.py": NeRFConfig, "highres_final_vis.py": VisConfig, "evaluate.py": EvaluateConfig}
+PAGES = {
+    "run_sjc.py": SJCConfig,
+    "run_img_sampling.py": SamplingConfig,
+    "run_2d_sjc.py": CanvasConfig,
+    "run_nerf.py": NeRFConfig,
+    "highres_final_vis.py": VisConfig,
+    "evaluate.py": EvaluateConfig,
+}
 TABLE = "| option | type | default | meaning |\n|---|---|---|---|\n"
 HEAD = """# Options
 
@@ -36,8 +42,12 @@ def page():
     for script, cls in PAGES.items():
         rows = {option.name: row(option) for option in walk(cls)}
         same = [f"`--{name}`" for name in rows if above.get(name) == rows[name]]
-        parts.append(f"## {script}\n\n" + (f"As above: {', '.join(same)}.\n\n" if same else "") + TABLE
-                     + "".join(text for name, text in rows.items() if above.get(name) != text))
+        parts.append(
+            f"## {script}\n\n"
+            + (f"As above: {', '.join(same)}.\n\n" if same else "")
+            + TABLE
+            + "".join(text for name, text in rows.items() if above.get(name) != text)
+        )
         above |= rows
     return "\n".join(parts)
 

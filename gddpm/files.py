@@ -12,8 +12,17 @@ from gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, 
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
 
-TOLD = ("num_channels", "channel_mult", "num_res_blocks", "attends", "n_classes", "learn_sigma",
-        "use_scale_shift_norm", "resblock_updown", "conv_resample")  # by shapes
+TOLD = (
+    "num_channels",
+    "channel_mult",
+    "num_res_blocks",
+    "attends",
+    "n_classes",
+    "learn_sigma",
+    "use_scale_shift_norm",
+    "resblock_updown",
+    "conv_resample",
+)  # by shapes
 HEADS = ("num_heads", "num_head_channels")
 FLAGS = ("image_size", *SETTINGS)  # of what shapes do not tell
 
@@ -42,12 +51,14 @@ def find_unet(gddpm):
         return given("checkpoint", gddpm.checkpoint), "--gddpm.checkpoint"
     for name in FLAGS:
         if getattr(gddpm, name) is not None:
-            raise UserError(f"--gddpm.{name}: read with --gddpm.checkpoint only, as it is known of {gddpm.model}; "
-                            "leave it out")
+            raise UserError(
+                f"--gddpm.{name}: read with --gddpm.checkpoint only, as it is known of {gddpm.model}; leave it out"
+            )
     if gddpm.model in FILES:
         return find(gddpm.model, FILES[gddpm.model][0], f"--gddpm.model {gddpm.model}"), ""
-    return find(gddpm.model, LSUN_FILES[gddpm.lsun_cat],
-                f"--gddpm.model {gddpm.model} --gddpm.lsun_cat {gddpm.lsun_cat}"), ""
+    return find(
+        gddpm.model, LSUN_FILES[gddpm.lsun_cat], f"--gddpm.model {gddpm.model} --gddpm.lsun_cat {gddpm.lsun_cat}"
+    ), ""
 
 
 def given(option, name):
@@ -58,11 +69,15 @@ def given(option, name):
         raise UserError(f"--gddpm.{option} {name}: {why}; give a guided-diffusion .pt file, or {WITHOUT}")
     step = re.fullmatch(r"opt(\d*)\.pt", path.name)
     if step:
-        raise UserError(f"--gddpm.{option} {name}: the optimizer's state; give the weights that were written with it, "
-                        f"ema_0.9999_{step[1]}.pt or model{step[1]}.pt")
+        raise UserError(
+            f"--gddpm.{option} {name}: the optimizer's state; give the weights that were written with it, "
+            f"ema_0.9999_{step[1]}.pt or model{step[1]}.pt"
+        )
     if re.match(r"(cd|ct|edm)_", path.name):  # as those of arXiv 2303.01469 are published, under the same names inside
-        raise UserError(f"--gddpm.{option} {name}: by its name, a consistency model or a UNet of EDM, which are told "
-                        "levels of noise; give one of guided-diffusion, or, if it is one, give it another name")
+        raise UserError(
+            f"--gddpm.{option} {name}: by its name, a consistency model or a UNet of EDM, which are told "
+            "levels of noise; give one of guided-diffusion, or, if it is one, give it another name"
+        )
     return path
 
 
@@ -77,8 +92,10 @@ def unet(gddpm):
     if gddpm.checkpoint is None:
         if gddpm.model not in same:
             other = f"of {same[0]}" if same else "of no published model"
-            raise UserError(f"{path}: its shapes are {other}, not of {gddpm.model}; put the published file there, or "
-                            "give this one as --gddpm.checkpoint")
+            raise UserError(
+                f"{path}: its shapes are {other}, not of {gddpm.model}; put the published file there, or "
+                "give this one as --gddpm.checkpoint"
+            )
         return Network(file, start, PUBLISHED[gddpm.model], gddpm.model, [])
     model = same[0] if same else None
     options, notes = settle(gddpm, told, model, file.label)
@@ -118,15 +135,19 @@ def refuse_unfit(settings, told, label):
     """Raise UserError for settings that a network of such shapes cannot have."""
     halvings = len(told["channel_mult"]) - 1
     if settings["image_size"] % 2**halvings:
-        raise UserError(f"--gddpm.image_size {settings['image_size']}: {label} halves it {halvings} times; give a "
-                        f"multiple of {shown(2**halvings)}")
+        raise UserError(
+            f"--gddpm.image_size {settings['image_size']}: {label} halves it {halvings} times; give a "
+            f"multiple of {shown(2**halvings)}"
+        )
     attending = [*(m for m, here in zip(told["channel_mult"], told["attends"]) if here), told["channel_mult"][-1]]
     widths = {round(m * told["num_channels"]) for m in attending}  # that of the middle too
     name = next(name for name in HEADS if settings[name])
     bad = [width for width in sorted(widths) if width % settings[name]]
     if bad:
-        raise UserError(f"{label}: attends over {bad[0]} channels, which {name} {settings[name]} does not divide; give "
-                        "--gddpm.num_heads or --gddpm.num_head_channels as it was trained with")
+        raise UserError(
+            f"{label}: attends over {bad[0]} channels, which {name} {settings[name]} does not divide; give "
+            "--gddpm.num_heads or --gddpm.num_head_channels as it was trained with"
+        )
 
 
 def said(settings, told, model, asked, wanted, label):
@@ -141,11 +162,13 @@ def said(settings, told, model, asked, wanted, label):
     kinds = [name for name in ("learn_sigma", "use_scale_shift_norm", "resblock_updown") if told[name]]
     classes = f"{told['n_classes']} classes" if told["n_classes"] else "no classes"
     assumed = [f"{name} {value}" for name, value in settings.items() if value is not None and name not in asked]
-    return [f"{label}: read off its shapes: num_channels {told['num_channels']}, channel_mult {multiples}, "
-            f"num_res_blocks {told['num_res_blocks']}, attention_resolutions {levels}, {classes}"
-            + "".join(f", {kind}" for kind in kinds),
-            f"not told by its shapes, and assumed: {', '.join(assumed)}; where it was trained otherwise, give "
-            "--gddpm.NAME VALUE"]
+    return [
+        f"{label}: read off its shapes: num_channels {told['num_channels']}, channel_mult {multiples}, "
+        f"num_res_blocks {told['num_res_blocks']}, attention_resolutions {levels}, {classes}"
+        + "".join(f", {kind}" for kind in kinds),
+        f"not told by its shapes, and assumed: {', '.join(assumed)}; where it was trained otherwise, give "
+        "--gddpm.NAME VALUE",
+    ]
 
 
 def beside(file, start):
@@ -169,16 +192,27 @@ def classifier(gddpm, net):
         path, flag = given("classifier", gddpm.classifier), "--gddpm.classifier"
     else:
         model = net.model if gddpm.checkpoint else gddpm.model
-        path, flag = find(model, FILES[model][1], "--cls_scaling above 0", "--cls_scaling 0 draws without "
-                          "a classifier; --gddpm.classifier FILE takes it from elsewhere; "), ""
+        path, flag = (
+            find(
+                model,
+                FILES[model][1],
+                "--cls_scaling above 0",
+                "--cls_scaling 0 draws without a classifier; --gddpm.classifier FILE takes it from elsewhere; ",
+            ),
+            "",
+        )
     file, start, options = opened(path, flag, layout.classifier)
     size, labels = net.options["image_size"], net.options["n_classes"]
     if options["image_size"] != size:
-        raise UserError(f"{file.label}: judges pictures of {options['image_size']} pixels, and the UNet draws {size}; "
-                        "give a classifier of that size, or --cls_scaling 0")
+        raise UserError(
+            f"{file.label}: judges pictures of {options['image_size']} pixels, and the UNet draws {size}; "
+            "give a classifier of that size, or --cls_scaling 0"
+        )
     if labels not in (None, options["n_labels"]):
-        raise UserError(f"{file.label}: knows {options['n_labels']} classes, and the UNet {labels}; give a classifier "
-                        "of the same ones, or --cls_scaling 0")
+        raise UserError(
+            f"{file.label}: knows {options['n_labels']} classes, and the UNet {labels}; give a classifier "
+            "of the same ones, or --cls_scaling 0"
+        )
     return Network(file, start, options, None, [])
 
 
@@ -191,21 +225,27 @@ def needs_classifier(gddpm, cls_scaling, classes):
     """Return whether drawing `classes`, -1 for none, takes a classifier; raises UserError for what cannot be drawn."""
     named = [c for c in classes if c >= 0]
     model = gddpm.model if gddpm.checkpoint is None else unet(gddpm).model
-    n, whose = n_classes(gddpm), (f"--gddpm.checkpoint {gddpm.checkpoint}" if gddpm.checkpoint
-                                  else f"--gddpm.model {gddpm.model}")
+    n, whose = (
+        n_classes(gddpm),
+        (f"--gddpm.checkpoint {gddpm.checkpoint}" if gddpm.checkpoint else f"--gddpm.model {gddpm.model}"),
+    )
     guided = model in FILES or gddpm.classifier is not None
     if named and n is None and not guided:
-        raise UserError(f"ImageNet class {named[0]}: {whose} knows none; "
-                        + ("leave it out, or give --gddpm.classifier" if gddpm.checkpoint
-                           else f"use one of {', '.join(FILES)}"))
+        raise UserError(
+            f"ImageNet class {named[0]}: {whose} knows none; "
+            + ("leave it out, or give --gddpm.classifier" if gddpm.checkpoint else f"use one of {', '.join(FILES)}")
+        )
     if named and n and max(named) >= n:
         raise UserError(f"class {max(named)}: {whose} knows 0 to {n - 1}")
     if not named and n:
-        raise UserError(f"{whose} draws one class out of {n}: say which with --gddpm.imgnet_cat 0 to "
-                        f"{min(n, N_CLASSES) - 1}")
+        raise UserError(
+            f"{whose} draws one class out of {n}: say which with --gddpm.imgnet_cat 0 to {min(n, N_CLASSES) - 1}"
+        )
     if gddpm.classifier is not None and not (named and cls_scaling):
-        raise UserError("--gddpm.classifier: guides to a class only; leave it out, or give --gddpm.imgnet_cat and "
-                        "--cls_scaling above 0")
+        raise UserError(
+            "--gddpm.classifier: guides to a class only; leave it out, or give --gddpm.imgnet_cat and "
+            "--cls_scaling above 0"
+        )
     return bool(named) and cls_scaling > 0 and guided
 
 

@@ -15,33 +15,50 @@ POOL = "out.2"  # of a classifier; of a UNet, its last convolution
 HEAD_WIDTH = 64  # channels of a head of a classifier, which its shapes do not tell
 GREY = "it draws grey pictures (1 channel), and this family reads RGB only"
 OTHERS = (  # a pattern of names that some tensor of the file must have, what it then is, and what to do with it
-    (r"lora_(unet|te|up|down)|\.lora_[AB]\.|\.lora\.(up|down)\.", "a LoRA",
-     "give it as --sd.lora, with --family sd"),
+    (r"lora_(unet|te|up|down)|\.lora_[AB]\.|\.lora\.(up|down)\.", "a LoRA", "give it as --sd.lora, with --family sd"),
     (r"control_model\.|controlnet_cond_embedding|input_hint_block", "a ControlNet, which gives no score", ""),
-    (r"^(cond_stage_model|conditioner)\.", "a Stable Diffusion checkpoint",
-     "give it as --sd.checkpoint, with --family sd"),
+    (
+        r"^(cond_stage_model|conditioner)\.",
+        "a Stable Diffusion checkpoint",
+        "give it as --sd.checkpoint, with --family sd",
+    ),
     (r"^first_stage_model\.", "a latent diffusion model without text", ""),
-    (r"transformer_blocks\.", "the UNet of a Stable Diffusion alone",
-     "give the whole checkpoint as --sd.checkpoint, with --family sd"),
-    (r"^(unet\.)?(down_blocks|up_blocks|mid_block)\.", "the unet of a diffusers pipeline alone",
-     "give the pipeline's folder as --ddpm.checkpoint, with --family ddpm"),
-    (r"(^|\.)transformer\.resblocks\.|(^|\.)token_embedding\.|(^|\.)encoder_kv\.", "GLIDE, or a model like it, which "
-     "takes text", ""),
+    (
+        r"transformer_blocks\.",
+        "the UNet of a Stable Diffusion alone",
+        "give the whole checkpoint as --sd.checkpoint, with --family sd",
+    ),
+    (
+        r"^(unet\.)?(down_blocks|up_blocks|mid_block)\.",
+        "the unet of a diffusers pipeline alone",
+        "give the pipeline's folder as --ddpm.checkpoint, with --family ddpm",
+    ),
+    (
+        r"(^|\.)transformer\.resblocks\.|(^|\.)token_embedding\.|(^|\.)encoder_kv\.",
+        "GLIDE, or a model like it, which takes text",
+        "",
+    ),
     (r"string_to_(param|token)|^emb_params$", "a textual-inversion embedding", "give a whole checkpoint"),
     (r"(^|\.)all_modules\.\d", "a model of score_sde, which is told levels of noise", ""),
     (r"(^|\.)(enc|dec)\.\d+x\d+_", "a model of EDM, which is told levels of noise", ""),
     (r"(^|\.)init_conv\.|(^|\.)downs\.0\.", "a model of denoising-diffusion-pytorch", ""),
-    (r"(^|\.)down\.0\.block\.0\.|(^|\.)mid\.block_1\.", "a UNet of the first DDPM's layout",
-     "convert it to a diffusers folder, and give that as --ddpm.checkpoint, with --family ddpm"),
+    (
+        r"(^|\.)down\.0\.block\.0\.|(^|\.)mid\.block_1\.",
+        "a UNet of the first DDPM's layout",
+        "convert it to a diffusers folder, and give that as --ddpm.checkpoint, with --family ddpm",
+    ),
     (r"(joint|double|single)_blocks\.", "a diffusion transformer", ""),
     (r"^(encoder|decoder)\.|^(post_)?quant_conv\.", "a VAE alone, which gives no score", ""),
     (r"^text_model\.", "a text encoder alone, which gives no score", ""),
 )
 INSTEAD = "give a UNet of guided-diffusion"
 INSTEAD_OF_IT = "give a classifier as the published ones are, or --cls_scaling 0"
-IN_CHANNELS = {1: GREY, 4: "it takes 4 channels, as a model in a VAE's latents or for inpainting does",
-               6: "it is an upsampler, which takes a small picture beside the noise",
-               7: "it is an upsampler for inpainting"}
+IN_CHANNELS = {
+    1: GREY,
+    4: "it takes 4 channels, as a model in a VAE's latents or for inpainting does",
+    6: "it is an upsampler, which takes a small picture beside the noise",
+    7: "it is an upsampler for inpainting",
+}
 
 
 class NotGuidedDiffusion(ValueError):
@@ -60,8 +77,9 @@ def prefix(shapes):
     found = [name.removesuffix(FIRST) for name in shapes if name == FIRST or name.endswith(f".{FIRST}")]
     if not found:
         begins = some(f"{shown(name, 50)} {shown(list(shape), 30)}" for name, shape in list(shapes.items())[:3])
-        raise NotGuidedDiffusion(f"it has no {FIRST}, as every guided-diffusion model has; it begins with {begins}; "
-                                 f"{INSTEAD}")
+        raise NotGuidedDiffusion(
+            f"it has no {FIRST}, as every guided-diffusion model has; it begins with {begins}; {INSTEAD}"
+        )
     return next((p for p in found if "ema" in p.lower()), found[0])
 
 
@@ -76,8 +94,9 @@ def unet(s):
     Raises NotGuidedDiffusion for another network.
     """
     if not any(name.startswith("output_blocks.") for name in s):
-        raise NotGuidedDiffusion("it is a noisy classifier; give it as --gddpm.classifier, and a UNet as "
-                                 "--gddpm.checkpoint")
+        raise NotGuidedDiffusion(
+            "it is a noisy classifier; give it as --gddpm.classifier, and a UNet as --gddpm.checkpoint"
+        )
     options = reading(lambda: half(s, levels(s)))
     taken, given = s[FIRST][1], reading(lambda: bounded(s[f"{POOL}.weight"])[0])
     if taken != 3:
@@ -94,11 +113,13 @@ def classifier(s):
     The heads of published classifiers always have 64 channels, in the older order.
     """
     if any(name.startswith("output_blocks.") for name in s):
-        raise NotGuidedDiffusion("it is a UNet; give it as --gddpm.checkpoint, and a noisy classifier as "
-                                 "--gddpm.classifier")
+        raise NotGuidedDiffusion(
+            "it is a UNet; give it as --gddpm.checkpoint, and a noisy classifier as --gddpm.classifier"
+        )
     if f"{POOL}.c_proj.weight" not in s:
-        raise NotGuidedDiffusion("it does not pool by attention, as the published classifiers do; give one that does, "
-                                 "or --cls_scaling 0")
+        raise NotGuidedDiffusion(
+            "it does not pool by attention, as the published classifiers do; give one that does, or --cls_scaling 0"
+        )
     options = reading(lambda: half(s, classifier_levels(s)))
     cells = reading(lambda: bounded(s[f"{POOL}.positional_embedding"])[1] - 1)
     edge = math.isqrt(cells)
@@ -108,9 +129,14 @@ def classifier(s):
     for multiple in (*attending, options["channel_mult"][-1]):
         if round(options["num_channels"] * multiple) % HEAD_WIDTH:
             raise NotGuidedDiffusion(f"a level that attends has no multiple of {HEAD_WIDTH} channels; {INSTEAD_OF_IT}")
-    return options | {"n_labels": reading(lambda: bounded(s[f"{POOL}.c_proj.weight"])[0]),
-                      "num_head_channels": HEAD_WIDTH, "num_heads": None, "use_new_attention_order": False,
-                      "learn_sigma": False, "image_size": edge << len(options["channel_mult"]) - 1}
+    return options | {
+        "n_labels": reading(lambda: bounded(s[f"{POOL}.c_proj.weight"])[0]),
+        "num_head_channels": HEAD_WIDTH,
+        "num_heads": None,
+        "use_new_attention_order": False,
+        "learn_sigma": False,
+        "image_size": edge << len(options["channel_mult"]) - 1,
+    }
 
 
 def reading(read):
@@ -120,8 +146,9 @@ def reading(read):
     except NotGuidedDiffusion:
         raise
     except KeyError as error:
-        raise NotGuidedDiffusion(f"it lacks {shown(str(error.args[0]))}, or that is of another architecture; "
-                                 f"{INSTEAD}") from None
+        raise NotGuidedDiffusion(
+            f"it lacks {shown(str(error.args[0]))}, or that is of another architecture; {INSTEAD}"
+        ) from None
     except (IndexError, ValueError, TypeError, ZeroDivisionError):
         raise NotGuidedDiffusion(f"some tensor has a shape of another architecture; {INSTEAD}") from None
 
@@ -138,14 +165,18 @@ def half(s, n_levels):
     widths = [bounded(s[f"input_blocks.{i}.0.out_layers.3.weight"])[0] for i in starts]
     wrong = next((width for width in widths if width % GROUPS), None)
     if wrong or not time == 4 * num_channels > 0:
-        raise NotGuidedDiffusion(f"it has {f'a level of {shown(wrong)}' if wrong else shown(num_channels)} channels, "
-                                 f"which no such UNet can have; {INSTEAD}")
+        raise NotGuidedDiffusion(
+            f"it has {f'a level of {shown(wrong)}' if wrong else shown(num_channels)} channels, "
+            f"which no such UNet can have; {INSTEAD}"
+        )
     rows = s["input_blocks.1.0.emb_layers.1.weight"][0]
     halves = [f"input_blocks.{i}.0" for i in range(per_level, n, per_level)]
     pooled = any(f"{name}.op.weight" not in s and f"{name}.in_layers.2.weight" not in s for name in halves)
     return {
-        "num_channels": num_channels, "channel_mult": tuple(w / num_channels for w in widths),
-        "num_res_blocks": per_level - 1, "attends": tuple(f"input_blocks.{i}.1.qkv.weight" in s for i in starts),
+        "num_channels": num_channels,
+        "channel_mult": tuple(w / num_channels for w in widths),
+        "num_res_blocks": per_level - 1,
+        "attends": tuple(f"input_blocks.{i}.1.qkv.weight" in s for i in starts),
         "n_classes": bounded(s["label_emb.weight"])[0] if "label_emb.weight" in s else None,
         "use_scale_shift_norm": rows == 2 * widths[0],
         "resblock_updown": any(f"{name}.in_layers.2.weight" in s for name in halves) or n_levels == 1,
@@ -163,10 +194,17 @@ def bounded(shape):
 def levels(s):
     """Return how many levels of resolution a UNet has: one more than it halves, and doubles, the resolution."""
     n = n_blocks(s, "output_blocks")
-    ups = {i for i in range(n) for at in (1, 2) if f"output_blocks.{i}.{at}.conv.weight" in s
-           or f"output_blocks.{i}.{at}.in_layers.2.weight" in s}
-    gaps = [i for i in range(n) if not any(f"input_blocks.{i}.0.{leaf}" in s
-                                           for leaf in ("weight", "in_layers.2.weight", "op.weight"))]
+    ups = {
+        i
+        for i in range(n)
+        for at in (1, 2)
+        if f"output_blocks.{i}.{at}.conv.weight" in s or f"output_blocks.{i}.{at}.in_layers.2.weight" in s
+    }
+    gaps = [
+        i
+        for i in range(n)
+        if not any(f"input_blocks.{i}.0.{leaf}" in s for leaf in ("weight", "in_layers.2.weight", "op.weight"))
+    ]
     return 1 + (len(ups) or len(gaps))
 
 

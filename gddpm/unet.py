@@ -17,29 +17,53 @@ from torch import nn
 from gddpm.layout import GROUPS, HEAD_WIDTH
 
 QKV = ("to_q", "to_k", "to_v")
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # diffusers' name -> the published one
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}  # diffusers' name -> the published one
 ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out.0": "proj_out"}
-ENDS = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2", "class_embedding": "label_emb", "conv_norm_out": "out.0",
-        "conv_out": "out.2", "pool": "out.2"}
+ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding": "label_emb",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "pool": "out.2",
+}
 
 
 def build_unet(options):
     """Return the UNet of `options` on the meta device, its weights yet to come."""
     attends, widths = options["attends"], level_widths(options)
     plain = "Resnet{}sampleBlock2D" if options["resblock_updown"] else "{}Block2D"
-    down, up = (tuple((f"Attn{way}Block2D" if here else plain.format(way)) for here in order)
-                for way, order in (("Down", attends), ("Up", attends[::-1])))
+    down, up = (
+        tuple((f"Attn{way}Block2D" if here else plain.format(way)) for here in order)
+        for way, order in (("Down", attends), ("Up", attends[::-1]))
+    )
     between = "resnet" if options["resblock_updown"] else "conv"
     with torch.device("meta"):
         unet = UNet2DModel(
-            sample_size=options["image_size"], in_channels=3, out_channels=6 if options["learn_sigma"] else 3,
-            block_out_channels=widths, layers_per_block=options["num_res_blocks"], down_block_types=down,
-            up_block_types=up, downsample_type=between, upsample_type=between, attention_head_dim=None,
+            sample_size=options["image_size"],
+            in_channels=3,
+            out_channels=6 if options["learn_sigma"] else 3,
+            block_out_channels=widths,
+            layers_per_block=options["num_res_blocks"],
+            down_block_types=down,
+            up_block_types=up,
+            downsample_type=between,
+            upsample_type=between,
+            attention_head_dim=None,
             resnet_time_scale_shift="scale_shift" if options["use_scale_shift_norm"] else "default",
-            norm_num_groups=GROUPS, attn_norm_num_groups=GROUPS, num_class_embeds=options["n_classes"],
-            time_embedding_dim=4 * options["num_channels"])
+            norm_num_groups=GROUPS,
+            attn_norm_num_groups=GROUPS,
+            num_class_embeds=options["n_classes"],
+            time_embedding_dim=4 * options["num_channels"],
+        )
         unet.time_proj = Timesteps(options["num_channels"], flip_sin_to_cos=True, downscale_freq_shift=0)
         unet.time_embedding = TimestepEmbedding(options["num_channels"], 4 * options["num_channels"])
     if not options["resblock_updown"] and not options["conv_resample"]:
@@ -118,8 +142,11 @@ def blocks(options):
     """Return {diffusers' name of a residual or attention block: the published one}, down, middle and up."""
     attends, n = options["attends"], options["num_res_blocks"]
     last = len(attends) - 1
-    names = {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
-             "mid_block.resnets.1": "middle_block.2"}
+    names = {
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
     for level in range(last + 1):
         first = 1 + level * (n + 1)  # n blocks, then one that halves the resolution
         for i in range(n):

@@ -23,10 +23,12 @@ def _render_object(obj, n, seed):
     """Return maps (n, 5, SIZE, SIZE) of one object and its draws (n, 2): azimuth and v, radians."""
     torch.set_num_threads(1)
     rng = numpy_rng(seed, 0, f"poses/{obj}")
-    draws = [(2 * np.pi * rng.random(), np.deg2rad(pose.ELEVATION_SPAN_DEG) * rng.random(),
-              rng.uniform(*FOV)) for _ in range(n)]
+    draws = [
+        (2 * np.pi * rng.random(), np.deg2rad(pose.ELEVATION_SPAN_DEG) * rng.random(), rng.uniform(*FOV))
+        for _ in range(n)
+    ]
     cameras = [pose.camera_at(a, v, fov=fov) for a, v, fov in draws]
-    maps = [coverage_maps(obj, cameras[i:i + RENDER_BATCH], SIZE) for i in range(0, n, RENDER_BATCH)]
+    maps = [coverage_maps(obj, cameras[i : i + RENDER_BATCH], SIZE) for i in range(0, n, RENDER_BATCH)]
     return torch.cat(maps), torch.tensor(draws, dtype=torch.float64)[:, :2]
 
 

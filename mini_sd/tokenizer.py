@@ -29,7 +29,7 @@ def _apply(symbols, merges):
         i = 0
         while i + 1 < len(symbols):
             if (symbols[i], symbols[i + 1]) == (a, b):
-                symbols[i:i + 2] = [a + b]
+                symbols[i : i + 2] = [a + b]
             i += 1
     return symbols
 
@@ -48,8 +48,12 @@ def build(words, folder):
     vocabulary = {token: i for i, token in enumerate([*vocabulary, *specials])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    tokenizer = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"),
-                              model_max_length=MAX_LENGTH, closed_vocabulary=list(words))
+    tokenizer = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        model_max_length=MAX_LENGTH,
+        closed_vocabulary=list(words),
+    )
     tokenizer.save_pretrained(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     split = [w for w in words if len(tokenizer(w).input_ids) != 3]

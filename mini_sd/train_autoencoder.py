@@ -36,9 +36,18 @@ class AutoencoderConfig(Config):
 
 def build():
     """Return the untrained autoencoder (f = 4, 4 latent channels)."""
-    return AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, sample_size=data.SIZE, layers_per_block=1,
-                         block_out_channels=(16, 32, 64), norm_num_groups=8, mid_block_add_attention=False,
-                         down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        sample_size=data.SIZE,
+        layers_per_block=1,
+        block_out_channels=(16, 32, 64),
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+    )
 
 
 def loss_at(step, vae, world, cfg):
@@ -59,8 +68,10 @@ def finish(vae, world, cfg):
     z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(64)])
     mse = torch.cat([vae.decode(part).sample for part in z.split(64)]).sub(x).div(2).square().mean()
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 6))
-    print(f"PSNR {-10 * mse.log10().item():.2f} dB, latent std {z.std():.4f}, "
-          f"channel means {[round(v, 3) for v in (z.mean((0, 2, 3)) / z.std()).tolist()]} of it")
+    print(
+        f"PSNR {-10 * mse.log10().item():.2f} dB, latent std {z.std():.4f}, "
+        f"channel means {[round(v, 3) for v in (z.mean((0, 2, 3)) / z.std()).tolist()]} of it"
+    )
     vae.half().save_pretrained(HERE / "vae")
 
 

@@ -48,15 +48,32 @@ class TextToLatent(torch.nn.Module):
 
     def __init__(self, vocab_size, eos):
         super().__init__()
-        self.text_encoder = CLIPTextModel(CLIPTextConfig(
-            vocab_size=vocab_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=2,
-            num_attention_heads=4, max_position_embeddings=tokenizer.MAX_LENGTH, projection_dim=WIDTH,
-            bos_token_id=eos - 1, eos_token_id=eos, pad_token_id=eos))
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocab_size,
+                hidden_size=WIDTH,
+                intermediate_size=4 * WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=tokenizer.MAX_LENGTH,
+                projection_dim=WIDTH,
+                bos_token_id=eos - 1,
+                eos_token_id=eos,
+                pad_token_id=eos,
+            )
+        )
         self.unet = UNet2DConditionModel(
-            sample_size=data.SIZE // 4, in_channels=4, out_channels=4, layers_per_block=1,
-            block_out_channels=(48, 96, 112), norm_num_groups=16, cross_attention_dim=WIDTH, attention_head_dim=4,
+            sample_size=data.SIZE // 4,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(48, 96, 112),
+            norm_num_groups=16,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        )
 
     def forward(self, x, t, ids):
         return self.unet(x, t, self.text_encoder(ids).last_hidden_state).sample
@@ -64,8 +81,15 @@ class TextToLatent(torch.nn.Module):
 
 def scheduler():
     """Return Stable Diffusion's noise schedule: scaled-linear betas, epsilon-prediction."""
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-                         clip_sample=False, set_alpha_to_one=False, prediction_type="epsilon")
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        prediction_type="epsilon",
+    )
 
 
 @torch.no_grad()
@@ -109,9 +133,16 @@ def loss_at(step, net, tok, alphas_cumprod, cache, world, cfg):
 def export(net, vae, tok):
     """Write the diffusers folder, half-precision safetensors, into `mini_sd/`."""
     vae.register_to_config(_name_or_path="mini_sd/vae")  # else the path that it was loaded from
-    StableDiffusionPipeline(vae=vae, text_encoder=net.text_encoder, tokenizer=tok, unet=net.unet,
-                            scheduler=scheduler(), safety_checker=None, feature_extractor=None,
-                            requires_safety_checker=False).to(torch.float16).save_pretrained(HERE)
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=net.text_encoder,
+        tokenizer=tok,
+        unet=net.unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(torch.float16).save_pretrained(HERE)
 
 
 def main(argv=None):
@@ -130,8 +161,9 @@ def main(argv=None):
     world = data.poses(work / "poses.safetensors", cfg.poses_per_object, cfg.seed)
     cache = latents(work / "latents.safetensors", vae, world, cfg.seed)
     abar = scheduler().alphas_cumprod
-    train(net, lambda step: loss_at(step, net, tok, abar, cache, world, cfg), Schedule(cfg.n_steps, cfg.lr),
-          work / CKPT)
+    train(
+        net, lambda step: loss_at(step, net, tok, abar, cache, world, cfg), Schedule(cfg.n_steps, cfg.lr), work / CKPT
+    )
     export(net, vae, tok)
 
 

@@ -134,8 +134,10 @@ def load(path):
     if not whole:
         raise RunError(f"{path / TENSORS} is damaged (its SHA-256 differs); {advice}")
     tensors = load_file(path / TENSORS)
-    return {name: tensor.permute([orders[name].index(dim) for dim in range(tensor.ndim)])
-            for name, tensor in tensors.items()}, meta
+    return {
+        name: tensor.permute([orders[name].index(dim) for dim in range(tensor.ndim)])
+        for name, tensor in tensors.items()
+    }, meta
 
 
 # ---------------------------------------------------------------- against a model
@@ -155,11 +157,10 @@ def check(tensors, expected, first=4, most=200):
         if there.get(name) != here.get(name)
     ]
     if wrong:
-        named = [text for i, text in enumerate(wrong[:first]) if not i or len("; ".join(wrong[:i + 1])) <= most]
+        named = [text for i, text in enumerate(wrong[:first]) if not i or len("; ".join(wrong[: i + 1])) <= most]
         more = f"; and {len(wrong) - len(named)} more" if len(wrong) > len(named) else ""
         raise UserError(
-            f"the checkpoint does not fit this model: {'; '.join(named)}{more}; "
-            "use the configuration it was made with"
+            f"the checkpoint does not fit this model: {'; '.join(named)}{more}; use the configuration it was made with"
         )
 
 

@@ -72,10 +72,7 @@ def load(cls, argv, *, prog, doc, presets_dir=None, positional=None, config_file
     for word in words.keys() & ANSWERS.keys():
         print(ANSWERS[word](options, prog, doc, presets, positional))
         raise SystemExit(0)
-    flags = {
-        name: Given(coerce(text, options[name], f"--{name}"), f"--{name}")
-        for name, text in words.items()
-    }
+    flags = {name: Given(coerce(text, options[name], f"--{name}"), f"--{name}") for name, text in words.items()}
     local = {}
     if config_file and Path(config_file).exists():
         local = read_layer(Path(config_file), f"./{config_file}", options)
@@ -119,6 +116,7 @@ def satisfies(value, allowed):
 
 def asked(options, preset, local, flags):
     """{dotted name: where} of every flag, and of what the configuration file changes: it may be a whole one."""
+
     def otherwise(name):
         return preset[name].value if name in preset else options[name].default
 
@@ -133,7 +131,7 @@ def spelled(value):
 
 def quoted(value):
     """A value as it may stand in a message: text in quotes, and cut where it is long."""
-    return shown(repr(value[:2 * SHOWN])) if isinstance(value, str) else shown(value)
+    return shown(repr(value[: 2 * SHOWN])) if isinstance(value, str) else shown(value)
 
 
 def flat(config):
@@ -300,7 +298,7 @@ def unknown(name, options, dashes=""):
 
 
 def near_miss(text, known):
-    """"; perhaps you meant ..." of the one of `known` that is most like `text`, "" where none is."""
+    """ "; perhaps you meant ..." of the one of `known` that is most like `text`, "" where none is."""
     near = difflib.get_close_matches(str(text), map(str, known), n=1)
     return f"; perhaps you meant {near[0]}" if near else ""
 
@@ -353,8 +351,10 @@ def read_preset(given, options, presets):
     if name is None:
         return {}
     if name not in presets:
-        raise UserError(f"{where}: no preset {quoted(name)} of this script{near_miss(name, presets)}; its presets are "
-                        f"{', '.join(presets)}")
+        raise UserError(
+            f"{where}: no preset {quoted(name)} of this script{near_miss(name, presets)}; its presets are "
+            f"{', '.join(presets)}"
+        )
     settable = {key: option for key, option in options.items() if key != "preset"}
     return read_layer(presets[name], f"preset {name} ({presets[name].name})", settable)
 
@@ -500,9 +500,13 @@ def locate(loc, options, given):
     return f"options of {'.'.join(path)}"
 
 
-LIMITS = {"greater_than": "greater than {gt}", "greater_than_equal": "greater than or equal to {ge}",
-          "less_than": "less than {lt}", "less_than_equal": "less than or equal to {le}",
-          "multiple_of": "a multiple of {multiple_of}"}  # what `convert` leaves to pydantic, by its names of errors
+LIMITS = {
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "greater than or equal to {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "less than or equal to {le}",
+    "multiple_of": "a multiple of {multiple_of}",
+}  # what `convert` leaves to pydantic, by its names of errors
 
 
 def reason(first, options):

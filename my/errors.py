@@ -62,8 +62,11 @@ def explain(error, go_on):
 def is_out_of_memory(error):
     """Whether memory ran out, on a GPU or on the CPU, where torch says so in words only."""
     words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-    return (type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-            or isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+    return (
+        type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+        or isinstance(error, RuntimeError)
+        and any(w in str(error) for w in words)
+    )
 
 
 def run_main(main, argv=None, go_on=lambda: "start it again"):
@@ -105,8 +108,10 @@ def note(message):
 
 def one_line(text):
     """Return a text on one line: white space is single spaces, and what is not printable (escapes) is spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-                   for c in " ".join(str(text).split()))
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in " ".join(str(text).split())
+    )
 
 
 def as_message(text):
@@ -116,7 +121,7 @@ def as_message(text):
 
 def cut(text, most=LONGEST):
     """Return a text with its middle left out where it is longer."""
-    return text if len(text) <= most else f"{text[:most // 2]} ... {text[len(text) - most // 2:]}"
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - most // 2 :]}"
 
 
 class Brief(reprlib.Repr):
@@ -133,8 +138,8 @@ class Brief(reprlib.Repr):
 
 def shown(value, most=SHOWN):
     """Return what a file says as it may stand in a message: on one line, cut after `most` characters."""
-    text = one_line(value[:4 * most] if isinstance(value, str) else Brief().repr(value))
-    return text if len(text) <= most else f"{text[:most - 3]}..."
+    text = one_line(value[: 4 * most] if isinstance(value, str) else Brief().repr(value))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def some(names, first=FIRST):
@@ -153,6 +158,7 @@ def first_line(error):
 def stopping_imports(go_on):
     """While the block runs, let Ctrl-C inside an import end the process there: what is half imported makes anything
     of a KeyboardInterrupt, from nothing at all to an abort in C++."""
+
     def stop(number, frame):
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -162,8 +168,10 @@ def stopping_imports(go_on):
             frame = frame.f_back
         raise KeyboardInterrupt
 
-    ours = (threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler)  # not one that is to be ignored
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )  # not one that is to be ignored
     if ours:
         signal.signal(signal.SIGINT, stop)
     try:

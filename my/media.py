@@ -172,9 +172,7 @@ class VideoWriter:
         except (OSError, RuntimeError):
             n_frames = 0
         if n_frames != self.n_frames:
-            raise RunError(
-                f"{self.path}: {n_frames} of {self.n_frames} frames were written; is the disk full?"
-            )
+            raise RunError(f"{self.path}: {n_frames} of {self.n_frames} frames were written; is the disk full?")
 
 
 def fit_player(frame):

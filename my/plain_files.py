@@ -73,16 +73,18 @@ class PlainLoader(yaml.SafeLoader):
 
     def fetch_flow_collection_start(self, token):
         if self.flow_level >= MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_DEPTH} brackets inside one another",
-                                       problem_mark=self.get_mark())
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_DEPTH} brackets inside one another", problem_mark=self.get_mark()
+            )
         super().fetch_flow_collection_start(token)
 
     def flatten_mapping(self, node):
         """Refuse what this method of the library is for: it copies the entries of other mappings."""
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(problem="merge keys (<<) are not read; write the values out",
-                                           problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem="merge keys (<<) are not read; write the values out", problem_mark=key.start_mark
+                )
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -94,8 +96,9 @@ class PlainLoader(yaml.SafeLoader):
     def construct_object(self, node, deep=False):
         words = node.tag.rpartition(":")[2]
         if words in ("int", "float", "timestamp") and len(node.value) > MAX_NUMBER:
-            raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} characters",
-                                       problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"a number of {len(node.value)} characters", problem_mark=node.start_mark
+            )
         return super().construct_object(node, deep)
 
 

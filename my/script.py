@@ -7,10 +7,20 @@ from my.errors import RunError, UserError, some
 
 FULL_CONFIG = "full_config.yml"
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
-KNOWN_BY = {"schedules": "run_2d_sjc.py", "num_images": "run_img_sampling.py", "scene": "run_nerf.py",
-             "emptiness_weight": "run_sjc.py"}  # option that no other script has -> script
-FREE_ON_RESUME = {*OF_ONE_COMMAND, "device", "sd.precision", "gddpm.precision", "sd.offload_text",
-                  "sha256"}  # options that a resumed run may change: they are of the machine, or of one command
+KNOWN_BY = {
+    "schedules": "run_2d_sjc.py",
+    "num_images": "run_img_sampling.py",
+    "scene": "run_nerf.py",
+    "emptiness_weight": "run_sjc.py",
+}  # option that no other script has -> script
+FREE_ON_RESUME = {
+    *OF_ONE_COMMAND,
+    "device",
+    "sd.precision",
+    "gddpm.precision",
+    "sd.offload_text",
+    "sha256",
+}  # options that a resumed run may change: they are of the machine, or of one command
 
 
 def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spec):
@@ -27,8 +37,9 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
         if Path(leaves).is_file():
             raise UserError(f"{leaves}: this run would write a folder of that name, and a file has it; move it away")
         if any(Path(leaves).glob("[!.]*")):  # what begins with a dot was never whole
-            raise UserError("this folder already holds a run: continue it with --resume True, or start in an "
-                            "empty folder")
+            raise UserError(
+                "this folder already holds a run: continue it with --resume True, or start in an empty folder"
+            )
         return cfg
     if not Path(FULL_CONFIG).exists():
         raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
@@ -51,17 +62,24 @@ def refuse_other_run(cls, folder="."):
         others = sorted(map(str, names - {*cls.model_fields, config.MADE_BY}))
         if others:
             whose = next((script for option, script in KNOWN_BY.items() if option in others), "another script")
-            raise UserError(f"{'this folder' if str(folder) == '.' else folder} holds a run of {whose}: its "
-                            f"{FULL_CONFIG} has the option {others[0]}; go to another folder")
+            raise UserError(
+                f"{'this folder' if str(folder) == '.' else folder} holds a run of {whose}: its "
+                f"{FULL_CONFIG} has the option {others[0]}; go to another folder"
+            )
 
 
 def refuse_changes(now, then):
     """Raise UserError for an option whose value differs between the two and is not in FREE_ON_RESUME."""
-    changed = [f"--{name} {now[name]} (was {then[name]})" for name in now
-               if name not in FREE_ON_RESUME and now[name] != then[name]]
+    changed = [
+        f"--{name} {now[name]} (was {then[name]})"
+        for name in now
+        if name not in FREE_ON_RESUME and now[name] != then[name]
+    ]
     if changed:
-        raise UserError(f"--resume True with {some(changed)}: a resumed run can change only "
-                        f"{', '.join(sorted(FREE_ON_RESUME & set(now)))}; for anything else start in an empty folder")
+        raise UserError(
+            f"--resume True with {some(changed)}: a resumed run can change only "
+            f"{', '.join(sorted(FREE_ON_RESUME & set(now)))}; for anything else start in an empty folder"
+        )
 
 
 def begin(cfg, prepare):
@@ -96,8 +114,9 @@ def pick_device(name):
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: not available here; use auto, cpu"
-                        f"{', cuda' if torch.cuda.is_available() else ''}") from None
+        raise UserError(
+            f"--device {name}: not available here; use auto, cpu{', cuda' if torch.cuda.is_available() else ''}"
+        ) from None
     return device
 
 

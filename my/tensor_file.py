@@ -18,27 +18,59 @@ GIVE = "give a .safetensors or .ckpt file"
 GGUF = b"GGUF"
 FORMATS = (  # first byte, beginning there, what the file is, and what to do
     (0, GGUF, "a GGUF file, whose weights are quantised", "use plain weights, in .safetensors"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK), (0, b"Rar!\x1a\x07", "a RAR archive", UNPACK),
-    (0, b"\x1f\x8b", "a gzip archive", UNPACK), (0, b"BZh", "a bzip2 archive", UNPACK),
-    (0, b"\xfd7zXZ\0", "an xz archive", UNPACK), (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (0, b"Rar!\x1a\x07", "a RAR archive", UNPACK),
+    (0, b"\x1f\x8b", "a gzip archive", UNPACK),
+    (0, b"BZh", "a bzip2 archive", UNPACK),
+    (0, b"\xfd7zXZ\0", "an xz archive", UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
     (257, b"ustar", "a tar archive", UNPACK),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as of TensorFlow or Keras", PLAIN),
-    (0, b"\x89PNG", "a picture", GIVE), (0, b"\xff\xd8\xff", "a picture", GIVE), (0, b"GIF8", "a picture", GIVE),
-    (8, b"WEBP", "a picture", GIVE), (0, b"v/1\x01", "a picture", GIVE), (4, b"ftyp", "a video or a picture", GIVE),
-    (0, b"\x1a\x45\xdf\xa3", "a video", GIVE), (0, b"%PDF", "a PDF document", GIVE),
-    (0, b"glTF", "a 3D mesh", GIVE))
+    (0, b"\x89PNG", "a picture", GIVE),
+    (0, b"\xff\xd8\xff", "a picture", GIVE),
+    (0, b"GIF8", "a picture", GIVE),
+    (8, b"WEBP", "a picture", GIVE),
+    (0, b"v/1\x01", "a picture", GIVE),
+    (4, b"ftyp", "a video or a picture", GIVE),
+    (0, b"\x1a\x45\xdf\xa3", "a video", GIVE),
+    (0, b"%PDF", "a PDF document", GIVE),
+    (0, b"glTF", "a 3D mesh", GIVE),
+)
 ONNX = re.compile(rb"\x08[\x01-\x20](\x12.[ -~]|\x3a|\x42)", re.DOTALL)  # its version, then its maker's name
 MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..)([\xa1-\xbf]|\xd9.)[ -~]", re.DOTALL)  # a dict whose first key is a text
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch < 1.6 wrote
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 MAX_NAME = 1000  # characters of a tensor's name
 MAX_SHARING = 16  # times the bytes of the file that its tensors may have in all, as tied weights have several names
-SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-                      "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32",
-                      "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-                      "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-ITEMSIZE = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4, "float16": 2, "bfloat16": 2,
-            "int16": 2, "uint16": 2}  # else 1
+SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+ITEMSIZE = {
+    "float64": 8,
+    "int64": 8,
+    "uint64": 8,
+    "float32": 4,
+    "int32": 4,
+    "uint32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int16": 2,
+    "uint16": 2,
+}  # else 1
 
 
 class TensorFile:
@@ -65,8 +97,9 @@ class TensorFile:
                 self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written stays ours
                 self.tensors = self._index(file)
         except OSError as error:
-            raise UserError(f"{self.label}: cannot be read: {error.strerror or first_line(error)}; give another "
-                            "file") from None
+            raise UserError(
+                f"{self.label}: cannot be read: {error.strerror or first_line(error)}; give another file"
+            ) from None
         except ValueError as error:
             raise UserError(f"{self.label} {first_line(error)}; give another file") from None
         self.shapes = {name: stored.shape for name, stored in self.tensors.items()}
@@ -84,15 +117,21 @@ class TensorFile:
             if end > len(self.memory):
                 raise UserError(f"{self.label}: ends at byte {len(self.memory)}, its tensors reach to {end}; {AGAIN}")
             if elements > storage.numel:  # a few bytes that would fill any memory
-                raise UserError(f"{self.label}: a tensor of shape {shown(list(stored.shape))} has more elements than "
-                                f"the {storage.numel} that are stored of it; get another file")
+                raise UserError(
+                    f"{self.label}: a tensor of shape {shown(list(stored.shape))} has more elements than "
+                    f"the {storage.numel} that are stored of it; get another file"
+                )
             if len(name) > MAX_NAME:
-                raise UserError(f"{self.label}: a tensor's name, {shown(name, 40)}, has {len(name)} characters, more "
-                                f"than {MAX_NAME}; give another file")
+                raise UserError(
+                    f"{self.label}: a tensor's name, {shown(name, 40)}, has {len(name)} characters, more "
+                    f"than {MAX_NAME}; give another file"
+                )
             claimed += elements * itemsize
         if claimed > MAX_SHARING * len(self.memory):
-            raise UserError(f"{self.label}: its tensors have {claimed} bytes in all, and the file {len(self.memory)}: "
-                            "they are the same data over and over; give another file")
+            raise UserError(
+                f"{self.label}: its tensors have {claimed} bytes in all, and the file {len(self.memory)}: "
+                "they are the same data over and over; give another file"
+            )
 
     def tensor(self, name):
         """Return a tensor of the file, which shares memory with it: to be copied, not to be changed."""
@@ -120,9 +159,10 @@ class TensorFile:
         if key in self.unchecked:
             size, crc = self.unchecked[key]
             with memoryview(self.memory) as memory:
-                if zlib.crc32(memory[self.starts[key]:self.starts[key] + size]) != crc:
-                    raise UserError(f"{self.label}: the data of storage {key[:20]!r} are damaged (its CRC-32 differs); "
-                                    f"{AGAIN}")
+                if zlib.crc32(memory[self.starts[key] : self.starts[key] + size]) != crc:
+                    raise UserError(
+                        f"{self.label}: the data of storage {key[:20]!r} are damaged (its CRC-32 differs); {AGAIN}"
+                    )
             del self.unchecked[key]
 
     def _index(self, file):
@@ -139,13 +179,15 @@ class TensorFile:
         what, to_do = self._format()
         if what:
             raise UserError(f"{self.label}: {what}, which is not read; {to_do}")
-        raise UserError(f"{self.label}: neither .safetensors nor a PyTorch checkpoint, or damaged; {GIVE}, or get the "
-                        "file again")
+        raise UserError(
+            f"{self.label}: neither .safetensors nor a PyTorch checkpoint, or damaged; {GIVE}, or get the file again"
+        )
 
     def _format(self):
         """Return (what a file of another format is, what to do), or (None, None)."""
-        found = next(((what, to_do) for at, first, what, to_do in FORMATS
-                      if self.memory[at:at + len(first)] == first), None)
+        found = next(
+            ((what, to_do) for at, first, what, to_do in FORMATS if self.memory[at : at + len(first)] == first), None
+        )
         if found is None and (MSGPACK.match(self.memory) or self.path.suffix == ".msgpack"):
             found = "Flax weights (msgpack)", PLAIN
         if found is None and (ONNX.match(self.memory) or self.path.suffix == ".onnx"):
@@ -166,8 +208,10 @@ class TensorFile:
                 raise ValueError("its metadata are not texts")
             for name, entry in header.items():
                 if entry["dtype"] not in SAFETENSORS_DTYPES:
-                    raise UserError(f"{self.label}: {shown(name)} has numbers of the type {shown(entry['dtype'])}, "
-                                    "which is not read; use a file of float32, float16 or bfloat16")
+                    raise UserError(
+                        f"{self.label}: {shown(name)} has numbers of the type {shown(entry['dtype'])}, "
+                        "which is not read; use a file of float32, float16 or bfloat16"
+                    )
                 tensors[name], first, last = entry_of(name, entry)
                 self.starts[name] = end + first
                 parts.append((first, last - first))
@@ -185,11 +229,13 @@ class TensorFile:
             members = {m.filename: m for m in listed}
             pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
             if listed and not pickled:
-                raise UserError(f"{self.label}: a zip archive, but none that PyTorch wrote; unpack it, and give the "
-                                "file that is in it")
+                raise UserError(
+                    f"{self.label}: a zip archive, but none that PyTorch wrote; unpack it, and give the "
+                    "file that is in it"
+                )
             (pickled,) = pickled
             at, size = self._data_of(members[pickled])
-            content = self.memory[at:at + size]
+            content = self.memory[at : at + size]
             if len(members) < len(listed) or members[pickled].CRC not in (0, zlib.crc32(content)):
                 raise ValueError
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
@@ -219,11 +265,15 @@ class TensorFile:
 
         PyTorch never compresses: a member that is compressed is a bomb.
         """
-        if (member is None or member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size
-                or member.flag_bits & 1):  # encrypted
+        if (
+            member is None
+            or member.compress_type != zipfile.ZIP_STORED
+            or member.compress_size != member.file_size
+            or member.flag_bits & 1
+        ):  # encrypted
             raise ValueError
         at = member.header_offset  # a local header: 30 bytes, its last four the lengths of a name and an extra
-        name, extra = (int.from_bytes(self.memory[at + i:at + i + 2], "little") for i in (26, 28))
+        name, extra = (int.from_bytes(self.memory[at + i : at + i + 2], "little") for i in (26, 28))
         at += 30 + name + extra
         if at + member.file_size > len(self.memory):
             raise ValueError
@@ -231,13 +281,14 @@ class TensorFile:
 
     def _index_stream(self):
         if unpickled.read(self.memory, self.label)[0] != STREAM_MAGIC:
-            raise UserError(f"{self.label}: a pickle, but no PyTorch checkpoint; nothing in it was executed; give "
-                            "another file")
+            raise UserError(
+                f"{self.label}: a pickle, but no PyTorch checkpoint; nothing in it was executed; give another file"
+            )
         _protocol, _system, (value, storages), (keys, _) = [unpickled.read(self.memory, self.label) for _ in range(4)]
         at = self.memory.tell()
         for key in keys if isinstance(keys, list) else []:  # each: its number of elements in 8 bytes, then those
             known = storages.get(key) if isinstance(key, str) and key not in self.starts else None
-            if known is None or int.from_bytes(self.memory[at:at + 8], "little") != known.numel:
+            if known is None or int.from_bytes(self.memory[at : at + 8], "little") != known.numel:
                 raise UserError(f"{self.label}: its storages do not fit its tensors; {AGAIN}")
             self.starts[key] = at + 8
             at += 8 + known.numel * ITEMSIZE.get(known.dtype, 1)
@@ -278,16 +329,22 @@ def stored_in(values):
 
 def numbers_in(values):
     """Return {name: float, or None where it is no plain number} of what is no tensor in a dict."""
-    return {k: float(v) if type(v) in (int, float) else None for k, v in values.items()
-            if isinstance(k, str) and not isinstance(v, unpickled.Stored)}
+    return {
+        k: float(v) if type(v) in (int, float) else None
+        for k, v in values.items()
+        if isinstance(k, str) and not isinstance(v, unpickled.Stored)
+    }
 
 
 def entry_of(name, entry):
     """Return (Stored, first byte, last byte) of an entry in a safetensors header; raises ValueError for a false one."""
     shape, (first, last) = unpickled.sizes(entry["shape"]), entry["data_offsets"]
     storage = unpickled.Storage(name, SAFETENSORS_DTYPES[entry["dtype"]], math.prod(shape))
-    if not (unpickled.is_size(first) and unpickled.is_size(last)
-            and last - first == storage.numel * ITEMSIZE.get(storage.dtype, 1)):
+    if not (
+        unpickled.is_size(first)
+        and unpickled.is_size(last)
+        and last - first == storage.numel * ITEMSIZE.get(storage.dtype, 1)
+    ):
         raise ValueError(f"{shown(name)} has offsets that do not fit its shape")
     return unpickled.rebuild_tensor(storage, 0, shape, unpickled.contiguous(shape)), first, last
 

@@ -20,10 +20,19 @@ from dataclasses import dataclass
 
 from my.errors import UserError, first_line, shown
 
-DTYPES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-          "DoubleStorage": "float64", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
-          "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
-          "storage.UntypedStorage": "bytes"}  # torch.<name> -> dtype
+DTYPES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "storage.UntypedStorage": "bytes",
+}  # torch.<name> -> dtype
 OF_BYTES = {"float8_e4m3fn": 1, "float8_e5m2": 1, "uint16": 2, "uint32": 4, "uint64": 8}  # dtypes without a storage
 MAX_DIMS = 64  # of a tensor, torch's own limit
 MAX_SIZE = 2**63  # below which sizes, strides and numbers of elements are, as in torch
@@ -74,7 +83,7 @@ def sizes(value):
 
 def contiguous(shape):
     """Return the strides of a tensor whose elements lie in a row."""
-    return tuple(itertools.accumulate(reversed(shape[1:]), lambda step, n: step * n, initial=1))[::-1][:len(shape)]
+    return tuple(itertools.accumulate(reversed(shape[1:]), lambda step, n: step * n, initial=1))[::-1][: len(shape)]
 
 
 def rebuild_tensor(storage, offset, shape, stride, *_):
@@ -116,9 +125,16 @@ REBUILD = {  # what these names stand for here; every other name stands for noth
 
 def storage_of(pid):
     """Return the storage that a persistent id ("storage", class, key, device, numel, ...) means, or an Inert."""
-    if (isinstance(pid, tuple) and 5 <= len(pid) <= 6 and pid[0] == "storage" and isinstance(pid[1], Inert)
-            and isinstance(pid[2], str) and len(pid[2]) <= MAX_TEXT and is_size(pid[4])
-            and pid[5:] in ((), (None,))):  # a sixth entry is a view into another storage: torch < 0.4
+    if (
+        isinstance(pid, tuple)
+        and 5 <= len(pid) <= 6
+        and pid[0] == "storage"
+        and isinstance(pid[1], Inert)
+        and isinstance(pid[2], str)
+        and len(pid[2]) <= MAX_TEXT
+        and is_size(pid[4])
+        and pid[5:] in ((), (None,))
+    ):  # a sixth entry is a view into another storage: torch < 0.4
         dtype = DTYPES.get(pid[1].name.removeprefix("torch.")) if pid[1].name.startswith("torch.") else None
         if dtype:
             return Storage(pid[2], dtype, pid[4])
@@ -160,7 +176,7 @@ class Machine:
     def pop(self, n):
         if n > len(self.stack):
             raise IndexError("more is taken from its stack than was put there")
-        items, self.stack[len(self.stack) - n:] = self.stack[len(self.stack) - n:], []
+        items, self.stack[len(self.stack) - n :] = self.stack[len(self.stack) - n :], []
         return items
 
     def op_nothing(self, _):
@@ -306,15 +322,50 @@ class Machine:
         self.stack.append(Inert("extension"))
 
 
-ARGUMENT = ("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-            "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
-            "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")  # opcodes that push what they carry
-ALIAS = {**dict.fromkeys(ARGUMENT, "argument"), "BINPUT": "put", "LONG_BINPUT": "put", "MEMOIZE": "put",
-         "BINGET": "get", "LONG_BINGET": "get", "PROTO": "nothing", "FRAME": "nothing", "READONLY_BUFFER": "nothing",
-         "INST": "instance", "OBJ": "instance", "ADDITEMS": "swallow_to_mark", "FROZENSET": "set_to_mark",
-         "EXT1": "unknown", "EXT2": "unknown", "EXT4": "unknown", "NEXT_BUFFER": "unknown"}
-ACTS = {opcode.name: ALIAS.get(opcode.name, opcode.name.lower())
-        for opcode in pickletools.opcodes if opcode.name != "STOP"}  # opcode -> name of its method, less "op_"
+ARGUMENT = (
+    "INT",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "FLOAT",
+    "BINFLOAT",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+)  # opcodes that push what they carry
+ALIAS = {
+    **dict.fromkeys(ARGUMENT, "argument"),
+    "BINPUT": "put",
+    "LONG_BINPUT": "put",
+    "MEMOIZE": "put",
+    "BINGET": "get",
+    "LONG_BINGET": "get",
+    "PROTO": "nothing",
+    "FRAME": "nothing",
+    "READONLY_BUFFER": "nothing",
+    "INST": "instance",
+    "OBJ": "instance",
+    "ADDITEMS": "swallow_to_mark",
+    "FROZENSET": "set_to_mark",
+    "EXT1": "unknown",
+    "EXT2": "unknown",
+    "EXT4": "unknown",
+    "NEXT_BUFFER": "unknown",
+}
+ACTS = {
+    opcode.name: ALIAS.get(opcode.name, opcode.name.lower()) for opcode in pickletools.opcodes if opcode.name != "STOP"
+}  # opcode -> name of its method, less "op_"
 
 
 def read(file, label):
@@ -326,10 +377,20 @@ def read(file, label):
     try:
         with uncollected():
             return machine.run(file), machine.storages
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError, MemoryError, EOFError,
-            RecursionError) as error:
-        raise UserError(f"{label}: damaged, or no PyTorch checkpoint: {shown(first_line(error))}; "
-                        "get the file again") from None
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        UnicodeError,
+        MemoryError,
+        EOFError,
+        RecursionError,
+    ) as error:
+        raise UserError(
+            f"{label}: damaged, or no PyTorch checkpoint: {shown(first_line(error))}; get the file again"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -27,8 +27,10 @@ def file_parts(path, sd, dtype, empty=False):
     skip_layers(path, nets["text_encoder"], facts, version)
     called = facts.get("version")
     if called and called.value != version:
-        note(f"{path.name} is of version {shown(called.value)} by {called.where}, and of {version} by its weights, "
-             "which count; if the results are wrong, get another copy of it")
+        note(
+            f"{path.name} is of version {shown(called.value)} by {called.where}, and of {version} by its weights, "
+            "which count; if the results are wrong, get another copy of it"
+        )
     scaling = scale_of_latents(path, file, facts)
     if sd.vae is not None:
         nets["vae"] = vae.read(sd.vae, scaling, dtype, empty)
@@ -40,8 +42,11 @@ def file_parts(path, sd, dtype, empty=False):
     refuse_misfits(path, parts)
     prediction, where = predicts(parts, facts, empty)
     scheduler.register_to_config(prediction_type=prediction)
-    pixels = facts["pixels"].value if "pixels" in facts else (
-        HIGH_RES if version == 2 and prediction == "v_prediction" else layout.PIXELS)
+    pixels = (
+        facts["pixels"].value
+        if "pixels" in facts
+        else (HIGH_RES if version == 2 and prediction == "v_prediction" else layout.PIXELS)
+    )
     nets["unet"].register_to_config(sample_size=layout.latent_size(nets["vae"].config.block_out_channels, pixels))
     if not empty:
         tell(file, version, prediction, where, facts, sd)
@@ -57,18 +62,24 @@ def scale_of_latents(path, file, facts):
     stated_scale = layout.SCALING if found is None else found.value
     if SCALE not in file.shapes:
         if by_std is not None and (found is None or found.value == 1):
-            raise UserError(f"{path}: {by_std.where} says scale_by_std: True, and the file lacks the tensor {SCALE}, "
-                            "which then holds the scale of its latents; write that as scale_factor into the .yaml")
+            raise UserError(
+                f"{path}: {by_std.where} says scale_by_std: True, and the file lacks the tensor {SCALE}, "
+                "which then holds the scale of its latents; write that as scale_factor into the .yaml"
+            )
         return stated_scale
     scale = only_number(path, file)
     if math.isclose(scale, stated_scale, rel_tol=SCALE_RTOL):
         return stated_scale
     if found is not None and by_std is None:
-        raise UserError(f"{path}: the scale of its latents is {scale:g} by its tensor {SCALE}, and {found.value:g} by "
-                        f"{found.where}; move the .yaml away to use the tensor, or get the file again")
+        raise UserError(
+            f"{path}: the scale of its latents is {scale:g} by its tensor {SCALE}, and {found.value:g} by "
+            f"{found.where}; move the .yaml away to use the tensor, or get the file again"
+        )
     if not math.isclose(scale, layout.SCALING, rel_tol=SCALE_RTOL):
-        note(f"{path.name}: the scale of its latents is {scale:g} by its tensor {SCALE}, not {layout.SCALING}; it is "
-             "used")
+        note(
+            f"{path.name}: the scale of its latents is {scale:g} by its tensor {SCALE}, not {layout.SCALING}; it is "
+            "used"
+        )
     return scale
 
 
@@ -79,8 +90,10 @@ def only_number(path, file):
         scale = float(file.tensor(SCALE))
         if 0 < scale < yaml_beside.MAX_SCALING:
             return scale
-    raise UserError(f"{path}: its tensor {SCALE} {shown(list(shape))} is not one number above 0 and below "
-                    f"{yaml_beside.MAX_SCALING:g}, as the scale of latents is; it is damaged: get the file again")
+    raise UserError(
+        f"{path}: its tensor {SCALE} {shown(list(shape))} is not one number above 0 and below "
+        f"{yaml_beside.MAX_SCALING:g}, as the scale of latents is; it is damaged: get the file again"
+    )
 
 
 def predicts(parts, facts, empty):
@@ -94,10 +107,12 @@ def tell(file, version, prediction, where, facts, sd):
     """Note in one line what a file is, by what, and what of it is not used."""
     table, used = noise.table_name(file.shapes), (layout.UNET, layout.VAE, layout.TEXT)
     others = sum(not name.startswith(used) and name not in (*stated.MARKERS, table, SCALE) for name in file.shapes)
-    note(f"{file.path.name} is Stable Diffusion {version}.x, {prediction.replace('_', '-')} ({where})"
-         f"{', zero terminal SNR' * ('zero_snr' in facts)}"
-         f"{f'; {others} tensors of its training are not used' if others else ''}"
-         f"{'; its averaged weights (--sd.ema True) are' * sd.ema}")
+    note(
+        f"{file.path.name} is Stable Diffusion {version}.x, {prediction.replace('_', '-')} ({where})"
+        f"{', zero terminal SNR' * ('zero_snr' in facts)}"
+        f"{f'; {others} tensors of its training are not used' if others else ''}"
+        f"{'; its averaged weights (--sd.ema True) are' * sd.ema}"
+    )
 
 
 def empty_networks(file, metadata, sd):
@@ -109,8 +124,14 @@ def empty_networks(file, metadata, sd):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    shapes, classes = file.shapes, {"unet": UNet2DConditionModel, "vae": AutoencoderKL,
-                                    "text_encoder": lambda **c: CLIPTextModel(CLIPTextConfig(**c))}
+    shapes, classes = (
+        file.shapes,
+        {
+            "unet": UNet2DConditionModel,
+            "vae": AutoencoderKL,
+            "text_encoder": lambda **c: CLIPTextModel(CLIPTextConfig(**c)),
+        },
+    )
     try:
         kinds.refuse_others(shapes, vae_given=sd.vae is not None)
         facts = stated.read(file.path, metadata, shapes, sd)
@@ -124,8 +145,10 @@ def empty_networks(file, metadata, sd):
         raise UserError(f"{file.path}: cannot be read as Stable Diffusion: {error}; or {WITHOUT}") from None
     except ValueError as error:
         raise UserError(f"{file.path}: cannot be read as Stable Diffusion: {first_line(error)}; {WITHOUT}") from None
-    sources = {part: layout.sources(part, net.state_dict(), configs[part], layout.is_open_clip(shapes))
-               for part, net in nets.items()}
+    sources = {
+        part: layout.sources(part, net.state_dict(), configs[part], layout.is_open_clip(shapes))
+        for part, net in nets.items()
+    }
     refuse_mismatches(file, nets, sources, f"Stable Diffusion {2 if layout.is_v2(shapes) else 1}.x")
     return nets, sources, facts
 
@@ -140,14 +163,18 @@ def settle(path, shapes, configs, facts):
         if fact in facts:
             n = facts[fact].value
             if any(c % n for c in channels):
-                raise UserError(f"{facts[fact].where}, beside the checkpoint: {n} {fact} do not divide {channels}, the "
-                                "channels of its UNet; correct it, or move it away")
+                raise UserError(
+                    f"{facts[fact].where}, beside the checkpoint: {n} {fact} do not divide {channels}, the "
+                    "channels of its UNet; correct it, or move it away"
+                )
             configs["unet"]["attention_head_dim"] = n if fact == "heads" else [c // n for c in channels]
     n = layout.V2_HEAD_CHANNELS
     if layout.is_v2(shapes) and not {"heads", "head_channels"} & set(facts) and any(c % n for c in channels):
-        raise UserError(f"{path}: nothing tells the heads of its attention, for the {n} channels of each in 2.x do not "
-                        f"divide {channels}, those of its UNet; state num_heads or num_head_channels in a .yaml beside "
-                        "it (model: params: unet_config: params:)")
+        raise UserError(
+            f"{path}: nothing tells the heads of its attention, for the {n} channels of each in 2.x do not "
+            f"divide {channels}, those of its UNet; state num_heads or num_head_channels in a .yaml beside "
+            "it (model: params: unet_config: params:)"
+        )
 
 
 def averaged(file, sources):
@@ -155,8 +182,10 @@ def averaged(file, sources):
     ema = {name: layout.Source(layout.ema_name(source.name)) for name, source in sources.items()}
     missing = [source.name for source in ema.values() if source.name not in file.shapes]
     if missing:
-        raise UserError(f"--sd.ema True: {file.path} lacks {len(missing)} averaged weights, {missing[0]} first; leave "
-                        "the option out")
+        raise UserError(
+            f"--sd.ema True: {file.path} lacks {len(missing)} averaged weights, {missing[0]} first; leave "
+            "the option out"
+        )
     return ema
 
 
@@ -169,10 +198,12 @@ def skip_layers(path, text_encoder, facts, version):
     skipped = max(0, facts["layer"].value - version) if "layer" in facts else 0
     layers = text_encoder.encoder.layers
     if skipped >= len(layers):
-        raise UserError(f"{path}: its metadata ask for layer {facts['layer'].value} of the text encoder, counted from "
-                        f"the last; of version {version} it may be 1 to {len(layers) + version - 1}; get "
-                        "another copy of the file")
-    for layer in layers[len(layers) - skipped:]:
+        raise UserError(
+            f"{path}: its metadata ask for layer {facts['layer'].value} of the text encoder, counted from "
+            f"the last; of version {version} it may be 1 to {len(layers) + version - 1}; get "
+            "another copy of the file"
+        )
+    for layer in layers[len(layers) - skipped :]:
         layer.forward = lambda hidden_states, *_, **__: hidden_states
     if skipped:
         note(f"{path.name}: the text encoder's last {skipped} layer(s) are left out, as its metadata say (clip skip)")

@@ -9,7 +9,7 @@ import yaml
 
 from my import plain_files
 from my.env import ENV, data_root
-from my.errors import STORAGE_HINTS, UserError, first_line, note, some, shown
+from my.errors import STORAGE_HINTS, UserError, first_line, note, shown, some
 from sd import lora_files
 from sd.lora_files import expanded
 
@@ -24,8 +24,15 @@ PUBLISHED = {
 ENDINGS = (".ckpt", ".safetensors", "")  # "" is a diffusers folder
 URL = re.compile(r"https?://(?:(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?$)?", re.IGNORECASE)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_FILES = ["model_index.json", "tokenizer/*", "scheduler/*.json", "*/config.json", "text_encoder/model.safetensors",
-             "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+HUB_FILES = [
+    "model_index.json",
+    "tokenizer/*",
+    "scheduler/*.json",
+    "*/config.json",
+    "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+]
 WITHOUT = "get going without one: --preset mini or --preset ideal"
 MISFIT = re.compile(r"(\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")  # diffusers'
 OFFLINE = "no network, or the hub cannot be reached"
@@ -67,14 +74,18 @@ def prompts_of(sd):
 def find_checkpoint(sd):
     """Return the Found that the options `sd` mean; raises UserError saying where it looked, or for what it has not."""
     if sd.v2_highres and sd.variant != "v2":
-        raise UserError("--sd.v2_highres True: only --sd.variant v2 has it; of a --sd.checkpoint, say "
-                        "--sd.prediction_type v_prediction")
+        raise UserError(
+            "--sd.v2_highres True: only --sd.variant v2 has it; of a --sd.checkpoint, say "
+            "--sd.prediction_type v_prediction"
+        )
     found = _find(sd)
     if found.path is None or found.path.is_dir():
         options = {"--sd.ema True": sd.ema, "--sd.v2_highres True": sd.v2_highres and sd.checkpoint is not None}
         for option in (option for option, given in options.items() if given):
-            raise UserError(f"{option}: {found.flag} is no single file, and only of one does this option say which "
-                            "weights are meant, or what they predict; leave it out")
+            raise UserError(
+                f"{option}: {found.flag} is no single file, and only of one does this option say which "
+                "weights are meant, or what they predict; leave it out"
+            )
     return found
 
 
@@ -113,8 +124,10 @@ def _given(text, parts):
         return Found(flag, _whole_folder(path, flag, parts))
     if is_hub_id(text):
         return Found(flag, repos=tuple(hub_table().get(text, [text])), missed=str(path.absolute()))
-    raise UserError(f"{flag}: looked for a diffusers folder or a file at {path}: no such file or folder; give one, or "
-                    f"a hub id ORG/NAME, or {WITHOUT}")
+    raise UserError(
+        f"{flag}: looked for a diffusers folder or a file at {path}: no such file or folder; give one, or "
+        f"a hub id ORG/NAME, or {WITHOUT}"
+    )
 
 
 def _whole_folder(folder, flag, parts):
@@ -122,8 +135,10 @@ def _whole_folder(folder, flag, parts):
     if missing == ["vae"]:
         raise UserError(f"{flag}: {folder} has no vae; give one with --sd.vae FILE_OR_FOLDER")
     if missing:
-        raise UserError(f"{flag}: {folder} is no diffusers folder of Stable Diffusion: it has no {', '.join(missing)}; "
-                        f"give such a folder, or a .safetensors or .ckpt file, or {WITHOUT}")
+        raise UserError(
+            f"{flag}: {folder} is no diffusers folder of Stable Diffusion: it has no {', '.join(missing)}; "
+            f"give such a folder, or a .safetensors or .ckpt file, or {WITHOUT}"
+        )
     return folder
 
 
@@ -140,14 +155,19 @@ def vae_place(text):
             return folder
     there = text.strip() and os.path.isdir(path)
     lacks = "has no config.json, nor has a vae in it" if there else "no such file or folder"
-    raise UserError(f"--sd.vae {text}: {lacks}; give a .safetensors, .ckpt or .pt file, a diffusers folder of a VAE, "
-                    "or of a whole model; one on the hub is to be downloaded first")
+    raise UserError(
+        f"--sd.vae {text}: {lacks}; give a .safetensors, .ckpt or .pt file, a diffusers folder of a VAE, "
+        "or of a whole model; one on the hub is to be downloaded first"
+    )
 
 
 def is_hub_id(text):
     """Whether an --sd.checkpoint reads as ORG/NAME, and is nothing on disk nor the name of a file."""
-    return bool(HUB_ID.fullmatch(text)) and not os.path.exists(expanded(text)) \
+    return (
+        bool(HUB_ID.fullmatch(text))
+        and not os.path.exists(expanded(text))
         and Path(text).suffix.lower() not in (".ckpt", ".safetensors", ".pt", ".bin")
+    )
 
 
 def absolute(sd):
@@ -183,8 +203,10 @@ def fetch(found):
         if folder:
             return folder
         reasons.append(f"{repo}: {reason}")
-    raise UserError(f"{found.flag}: nothing at {found.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
-                   f"file with --sd.checkpoint, or {WITHOUT}")
+    raise UserError(
+        f"{found.flag}: nothing at {found.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
+        f"file with --sd.checkpoint, or {WITHOUT}"
+    )
 
 
 def cached(repo):
@@ -197,8 +219,11 @@ def cached(repo):
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
         return None
     whole = all(list((folder / part).glob("*.json")) for part in PARTS) and has_vocabulary(folder / "tokenizer")
-    return folder if whole and all(
-        list((folder / part).glob("*.safetensors")) for part in ("unet", "vae", "text_encoder")) else None
+    return (
+        folder
+        if whole and all(list((folder / part).glob("*.safetensors")) for part in ("unet", "vae", "text_encoder"))
+        else None
+    )
 
 
 def has_vocabulary(tokenizer):
@@ -228,10 +253,12 @@ def hub_reason(error):
     from huggingface_hub import errors as hub
 
     offline = "HF_HUB_OFFLINE is set, and it is not in the hub's cache here" if constants.HF_HUB_OFFLINE else OFFLINE
-    for kinds, words in ((hub.GatedRepoError, "gated: accept its licence on its page, then run `hf auth login`"),
-                         (hub.RepositoryNotFoundError, "gone, private, or never there"),
-                         ((hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled), offline),
-                         (hub.HFValidationError, "not a repository's id")):
+    for kinds, words in (
+        (hub.GatedRepoError, "gated: accept its licence on its page, then run `hf auth login`"),
+        (hub.RepositoryNotFoundError, "gone, private, or never there"),
+        ((hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled), offline),
+        (hub.HFValidationError, "not a repository's id"),
+    ):
         if isinstance(error, kinds):
             return words
     return first_line(error)
@@ -248,11 +275,15 @@ def refuse_unknown_words(prompts, tokenizer_config):
         if unknown:
             bare = [w.strip(".,;:!?") for w in unknown]
             if all(w in known for w in bare):
-                raise UserError(f"{option}: this model knows words without punctuation only: write {some(bare)} instead "
-                                f"of {some(unknown)}")
-            raise UserError(f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
-                            f"{' '.join(known)}; for other words give --sd.checkpoint PATH or "
-                            "--sd.variant v1")
+                raise UserError(
+                    f"{option}: this model knows words without punctuation only: write {some(bare)} instead "
+                    f"of {some(unknown)}"
+                )
+            raise UserError(
+                f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
+                f"{' '.join(known)}; for other words give --sd.checkpoint PATH or "
+                "--sd.variant v1"
+            )
 
 
 def reason(error):

@@ -6,10 +6,14 @@ from sd.find import MINI, WITHOUT, has_vocabulary, read_json, reason
 from sd.networks import from_folder, named, refuse_misfits, refuse_other_formats
 
 ELSEWHERE = {  # settings of a UNet that is told more than a prompt -> what it then is
-    "class_embed_type": "unCLIP, or another that is told classes", "num_class_embeds": "one that is told classes",
-    "addition_embed_type": "Stable Diffusion XL, or Kandinsky", "encoder_hid_dim": "DeepFloyd IF, or Kandinsky",
-    "encoder_hid_dim_type": "DeepFloyd IF, or Kandinsky", "time_cond_proj_dim": "a latent consistency model",
-    "dual_cross_attention": "Versatile Diffusion"}
+    "class_embed_type": "unCLIP, or another that is told classes",
+    "num_class_embeds": "one that is told classes",
+    "addition_embed_type": "Stable Diffusion XL, or Kandinsky",
+    "encoder_hid_dim": "DeepFloyd IF, or Kandinsky",
+    "encoder_hid_dim_type": "DeepFloyd IF, or Kandinsky",
+    "time_cond_proj_dim": "a latent consistency model",
+    "dual_cross_attention": "Versatile Diffusion",
+}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": vae.OF_FOLDER}  # that are supported
 TEXT_MODELS = ("clip_text_model", "clip")
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -71,8 +75,9 @@ def refuse_other_folders(folder, sd):
     takes = unet.get("in_channels", 4)
     if takes != channels:
         what = kinds.CHANNELS.get(takes if type(takes) is int else None, "an inpainting, depth or upscaling model")
-        raise kinds.NotStableDiffusion(f"its UNet takes {shown(takes)} channels and its VAE has {shown(channels)}: "
-                                       f"{what}, which is not supported")
+        raise kinds.NotStableDiffusion(
+            f"its UNet takes {shown(takes)} channels and its VAE has {shown(channels)}: {what}, which is not supported"
+        )
     if "vae" in settings:
         vae.refuse_other_classes(settings["vae"])
 
@@ -91,9 +96,11 @@ def read_folder(folder, sd, dtype, empty):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     parts = {
         "tokenizer": tokenizer,
-        "text_encoder": from_folder("text_encoder", CLIPTextModel, folder / "text_encoder", empty, dtype=dtype,
-                                    ignore_mismatched_sizes=True),  # it then tells which
-        "unet": from_folder("unet", UNet2DConditionModel, folder / "unet", empty, torch_dtype=dtype)}
+        "text_encoder": from_folder(
+            "text_encoder", CLIPTextModel, folder / "text_encoder", empty, dtype=dtype, ignore_mismatched_sizes=True
+        ),  # it then tells which
+        "unet": from_folder("unet", UNet2DConditionModel, folder / "unet", empty, torch_dtype=dtype),
+    }
     if sd.vae is None:
         return parts | {"vae": from_folder("vae", AutoencoderKL, folder / "vae", empty, torch_dtype=dtype)}
     return parts | {"vae": vae.read(sd.vae, vae.scaling_of(folder / "vae"), dtype, empty)}

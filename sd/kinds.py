@@ -32,12 +32,21 @@ ADDED = (  # small files that go with a checkpoint
     Kind(r"(^|\.)control_model\.|controlnet_|input_hint_block|^zero_convs\.|^lora_controlnet$", "a ControlNet", BESIDE),
     Kind(r"^ip_adapter\.|^image_proj(_model)?\.|\.to_[kv]_ip\.", "an IP-Adapter", BESIDE),
     Kind(r"^(adapter\.)?body\.\d+\.(block1|in_conv|resnets)\b", "a T2I-Adapter", BESIDE),
-    Kind(r"lora_(unet|te|up|down|linear)|\.lora_[AB]\.|[._]lora\.(up|down)\.|\.(hada_w1|lokr_w1|oft_blocks|oft_diag)",
-         "a LoRA, or an adapter like it", "give it as --sd.lora, beside a checkpoint"),
-    Kind(r"^string_to_(param|token)\b|^emb_params$|^clip_[lg]$|^<.*>$", "a textual-inversion embedding",
-         "embeddings are not supported: describe it in the prompt, or look for a LoRA of it (--sd.lora)"),
-    Kind(r"(_custom_diffusion\.|^modifier_token)", "a Custom Diffusion adapter",
-         "it is not supported: merge it into a checkpoint with the tool that made it, or look for a LoRA of it"),
+    Kind(
+        r"lora_(unet|te|up|down|linear)|\.lora_[AB]\.|[._]lora\.(up|down)\.|\.(hada_w1|lokr_w1|oft_blocks|oft_diag)",
+        "a LoRA, or an adapter like it",
+        "give it as --sd.lora, beside a checkpoint",
+    ),
+    Kind(
+        r"^string_to_(param|token)\b|^emb_params$|^clip_[lg]$|^<.*>$",
+        "a textual-inversion embedding",
+        "embeddings are not supported: describe it in the prompt, or look for a LoRA of it (--sd.lora)",
+    ),
+    Kind(
+        r"(_custom_diffusion\.|^modifier_token)",
+        "a Custom Diffusion adapter",
+        "it is not supported: merge it into a checkpoint with the tool that made it, or look for a LoRA of it",
+    ),
     Kind(r"^(\d+\.)?\d+\.linear\.\d+\.(weight|bias)$|^(320|640|768|1280)\.[01]\.linear", "a hypernetwork", BESIDE),
 )
 OTHERS = (  # whole models of another kind
@@ -56,38 +65,69 @@ OTHERS = (  # whole models of another kind
     Kind(r"encoder_hid_proj\.|encoder_proj\.|encoder_pooling\.", "DeepFloyd IF, or Kandinsky"),
     Kind(r"add_embedding\.(image_proj|image_norm|text_proj)|ln_model_n\.", "Kandinsky"),
     Kind(r"time_embed(ding)?\.cond_proj\.", "a latent consistency model, which is told its guidance"),
-    Kind(r"transformer_blocks\.\d+\.(img_mod|norm1_context|norm1\.linear)|patchify_proj|^patch_embedding\."
-         r"|cap_embedder\.", "a diffusion transformer, no Stable Diffusion"),
+    Kind(
+        r"transformer_blocks\.\d+\.(img_mod|norm1_context|norm1\.linear)|patchify_proj|^patch_embedding\."
+        r"|cap_embedder\.",
+        "a diffusion transformer, no Stable Diffusion",
+    ),
     Kind(r"(^|\.)(body|sub)\.\d+\.(RDB|rdb)\d\.", "an upscaler of pictures, such as ESRGAN"),
     Kind(r"position_net\.", "GLIGEN, which is told boxes"),
-    Kind(r"\.(absmax|quant_map|scale_weight|scale_input)$|\.quant_state\.|^scaled_fp8$|\.SCB$", "quantised",
-         "use the plain weights of it"),
+    Kind(
+        r"\.(absmax|quant_map|scale_weight|scale_input)$|\.quant_state\.|^scaled_fp8$|\.SCB$",
+        "quantised",
+        "use the plain weights of it",
+    ),
     Kind(r"^optimizer|exp_avg", "the state of an optimizer", WHOLE),
 )
-TAESD = Kind(r"^(taesd_)?(en|de)coder\.(layers\.)?\d+\.(weight|conv)|^\d+\.(conv\.\d+\.)?(weight|bias)$",
-             "TAESD, a VAE made small",
-             "it is not supported: give a whole checkpoint, and if it lacks its VAE, --sd.vae with a full one")
+TAESD = Kind(
+    r"^(taesd_)?(en|de)coder\.(layers\.)?\d+\.(weight|conv)|^\d+\.(conv\.\d+\.)?(weight|bias)$",
+    "TAESD, a VAE made small",
+    "it is not supported: give a whole checkpoint, and if it lacks its VAE, --sd.vae with a full one",
+)
 ALONE = (  # parts of a Stable Diffusion
-    Kind(r"^model_ema\.diffusion_model", "the averaged weights (model_ema) of a UNet, without the plain ones",
-         "use the file that has both"),
-    Kind(r"^unet\.(down_blocks|conv_in|mid_block)\.", "a diffusers model put into one file",
-         "give the diffusers folder, or a file in the CompVis layout"),
+    Kind(
+        r"^model_ema\.diffusion_model",
+        "the averaged weights (model_ema) of a UNet, without the plain ones",
+        "use the file that has both",
+    ),
+    Kind(
+        r"^unet\.(down_blocks|conv_in|mid_block)\.",
+        "a diffusers model put into one file",
+        "give the diffusers folder, or a file in the CompVis layout",
+    ),
     Kind(r"^vision_model\.|^visual\.", "an encoder of pictures alone", WHOLE),
     TAESD,
-    Kind(r"^(encoder|decoder)\.(conv_in|down|up|mid)|^(post_)?quant_conv\.|^first_stage_model\.|^vae\.", "a VAE alone",
-         "give it as --sd.vae, beside a checkpoint"),
-    Kind(r"^(module\.)?(input_blocks|time_embed|middle_block)\.",
-         "a UNet alone, or guided-diffusion", f"{WHOLE}, or see --family gddpm"),
+    Kind(
+        r"^(encoder|decoder)\.(conv_in|down|up|mid)|^(post_)?quant_conv\.|^first_stage_model\.|^vae\.",
+        "a VAE alone",
+        "give it as --sd.vae, beside a checkpoint",
+    ),
+    Kind(
+        r"^(module\.)?(input_blocks|time_embed|middle_block)\.",
+        "a UNet alone, or guided-diffusion",
+        f"{WHOLE}, or see --family gddpm",
+    ),
     Kind(r"^model\.diffusion_model\.", "a UNet alone", WHOLE),
-    Kind(r"^(down_blocks|up_blocks|mid_block|conv_in|time_embedding)\.", "the unet of a diffusers folder alone",
-         "give the folder that holds unet, vae and text_encoder"),
-    Kind(r"^(text_model|transformer|token_embedding|embeddings|encoder|cond_stage_model|shared|te|clip)\b",
-         "a text encoder alone", WHOLE),
+    Kind(
+        r"^(down_blocks|up_blocks|mid_block|conv_in|time_embedding)\.",
+        "the unet of a diffusers folder alone",
+        "give the folder that holds unet, vae and text_encoder",
+    ),
+    Kind(
+        r"^(text_model|transformer|token_embedding|embeddings|encoder|cond_stage_model|shared|te|clip)\b",
+        "a text encoder alone",
+        WHOLE,
+    ),
 )
-ENCODER, DECODER = (re.compile(rf"^([\w.]*\.)?{way}coder\.(conv_in|conv_out|mid|down|up)", re.MULTILINE)
-                    for way in ("en", "de"))  # of a VAE
-CHANNELS = {9: "an inpainting model", 8: "InstructPix2Pix, or another that reads a picture",
-            5: "a depth-to-image model", 7: "an upscaler"}  # that a UNet takes -> what the model is
+ENCODER, DECODER = (
+    re.compile(rf"^([\w.]*\.)?{way}coder\.(conv_in|conv_out|mid|down|up)", re.MULTILINE) for way in ("en", "de")
+)  # of a VAE
+CHANNELS = {
+    9: "an inpainting model",
+    8: "InstructPix2Pix, or another that reads a picture",
+    5: "a depth-to-image model",
+    7: "an upscaler",
+}  # that a UNet takes -> what the model is
 
 
 def refuse_others(shapes, vae_given=False):
@@ -95,8 +135,10 @@ def refuse_others(shapes, vae_given=False):
 
     `shapes` are under the published names. Where `vae_given`, it need not have a VAE.
     """
-    has = {what: any(name.startswith(prefix) for name in shapes)
-           for what, prefix in (("UNet", UNET), ("VAE", VAE), ("text encoder", (CLIP, OPEN_CLIP)))}
+    has = {
+        what: any(name.startswith(prefix) for name in shapes)
+        for what, prefix in (("UNet", UNET), ("VAE", VAE), ("text encoder", (CLIP, OPEN_CLIP)))
+    }
     if not has["UNet"] or sum(has.values()) == 1:
         _refuse(shapes, (*ADDED, *OTHERS, *ALONE))
     else:
@@ -105,16 +147,20 @@ def refuse_others(shapes, vae_given=False):
         first = ", ".join(f"{shown(name, 40)} {shown(list(shape), 20)}" for name, shape in list(shapes.items())[:2])
         raise NotStableDiffusion(f"it has no UNet in the CompVis layout; it begins with {first}; {PLAIN}")
     if not any(name.startswith(f"{UNET}middle_block.") for name in shapes):
-        raise NotStableDiffusion("it is a pruned UNet without a middle block, such as BK-SDM; give its diffusers "
-                                 "folder")
+        raise NotStableDiffusion(
+            "it is a pruned UNet without a middle block, such as BK-SDM; give its diffusers folder"
+        )
     _refuse_channels(shapes.get(f"{UNET}input_blocks.0.0.weight", ()))
     if not has["text encoder"]:
         other = next((name for name in shapes if name.startswith(TEXT)), None)
-        raise NotStableDiffusion(f"it has no text encoder{f' that is known ({shown(other)})' if other else ''}, and "
-                                 f"there is no option to give one; {WHOLE}")
+        raise NotStableDiffusion(
+            f"it has no text encoder{f' that is known ({shown(other)})' if other else ''}, and "
+            f"there is no option to give one; {WHOLE}"
+        )
     if not has["VAE"] and not vae_given:
-        raise NotStableDiffusion("it has no VAE; give one with --sd.vae FILE_OR_FOLDER, such as that of another "
-                                 "checkpoint")
+        raise NotStableDiffusion(
+            "it has no VAE; give one with --sd.vae FILE_OR_FOLDER, such as that of another checkpoint"
+        )
 
 
 def _refuse(shapes, kinds):
@@ -151,6 +197,7 @@ def refuse_other_latents(config):
     channels = config["latent_channels"]
     if channels != 4:
         what = "of Stable Diffusion 3 or Flux" if channels == 16 else "of another model"
-        raise NotStableDiffusion(f"it is the VAE {what}, whose latents have {shown(channels)} channels instead of 4; "
-                                 "give one of Stable Diffusion 1.x or 2.x")
-
+        raise NotStableDiffusion(
+            f"it is the VAE {what}, whose latents have {shown(channels)} channels instead of 4; "
+            "give one of Stable Diffusion 1.x or 2.x"
+        )

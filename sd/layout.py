@@ -18,13 +18,21 @@ NOT_NEEDED = re.compile(
     r"cond_stage_model\.(transformer\.text_model\.embeddings\.position_ids|transformer\.vision_model\..*"
     r"|(transformer\.)?(text|visual)_projection(\..*)?|((transformer|model)\.)?logit_scale"
     r"|model\.(text_projection(\..*)?|attn_mask))"
-    r"|first_stage_model\.(loss\..*|model_ema\..*)")  # CLIP's other half, training
+    r"|first_stage_model\.(loss\..*|model_ema\..*)"
+)  # CLIP's other half, training
 OPEN_CLIP_WIDTH, OPEN_CLIP_BLOCKS = 1024, 24  # of 2.x; converters from diffusers folders leave the last block out
 V1_HEADS, V2_HEAD_CHANNELS, TEXT_HEAD_CHANNELS = 8, 64, 64  # of attention: not to be seen in any shape
 PIXELS = 512
 SCALING = 0.18215  # of the VAEs of 1.x and 2.x
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-            "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}  # of every Stable Diffusion 1.x and 2.x
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}  # of every Stable Diffusion 1.x and 2.x
 
 
 class Source(NamedTuple):
@@ -56,10 +64,16 @@ def configurations(shapes):
     """
     vae, v2 = below(shapes, VAE), is_v2(shapes)
     with told_by_shapes():
-        text = (open_clip_configuration(below(shapes, OPEN_CLIP)) if is_open_clip(shapes) else
-                clip_configuration(below(shapes, CLIP), "gelu" if v2 else "quick_gelu"))
-        return {"unet": unet_configuration(below(shapes, UNET), v2), "text_encoder": text,
-                **({"vae": vae_configuration(vae)} if vae else {})}
+        text = (
+            open_clip_configuration(below(shapes, OPEN_CLIP))
+            if is_open_clip(shapes)
+            else clip_configuration(below(shapes, CLIP), "gelu" if v2 else "quick_gelu")
+        )
+        return {
+            "unet": unet_configuration(below(shapes, UNET), v2),
+            "text_encoder": text,
+            **({"vae": vae_configuration(vae)} if vae else {}),
+        }
 
 
 @contextlib.contextmanager
@@ -103,11 +117,14 @@ def unet_configuration(s, v2):
     context = [shape[1] for name, shape in s.items() if name.endswith("attn2.to_k.weight")]
     linear = any(name.endswith("1.proj_in.weight") and len(shape) == 2 for name, shape in s.items())
     return {
-        "in_channels": s["input_blocks.0.0.weight"][1], "out_channels": s["out.2.weight"][0],
-        "block_out_channels": channels, "layers_per_block": per_level - 1 if downs else per_level,
+        "in_channels": s["input_blocks.0.0.weight"][1],
+        "out_channels": s["out.2.weight"][0],
+        "block_out_channels": channels,
+        "layers_per_block": per_level - 1 if downs else per_level,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
-        "cross_attention_dim": context[0], "use_linear_projection": linear,
+        "cross_attention_dim": context[0],
+        "use_linear_projection": linear,
         "attention_head_dim": [c // V2_HEAD_CHANNELS for c in channels] if v2 else V1_HEADS,  # diffusers: heads
         "upcast_attention": v2,  # the attention of 2.1 leaves the range of fp16
     }
@@ -117,9 +134,13 @@ def vae_configuration(s):
     """Return the options of diffusers' AutoencoderKL."""
     channels = [s[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(count(s, r"encoder\.down\.(\d+)\."))]
     return {
-        "sample_size": PIXELS, "scaling_factor": SCALING, "in_channels": s["encoder.conv_in.weight"][1],
-        "out_channels": s["decoder.conv_out.weight"][0], "latent_channels": s["decoder.conv_in.weight"][1],
-        "block_out_channels": channels, "layers_per_block": count(s, r"encoder\.down\.0\.block\.(\d+)\."),
+        "sample_size": PIXELS,
+        "scaling_factor": SCALING,
+        "in_channels": s["encoder.conv_in.weight"][1],
+        "out_channels": s["decoder.conv_out.weight"][0],
+        "latent_channels": s["decoder.conv_in.weight"][1],
+        "block_out_channels": channels,
+        "layers_per_block": count(s, r"encoder\.down\.0\.block\.(\d+)\."),
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(channels),
     }
@@ -128,17 +149,27 @@ def vae_configuration(s):
 def clip_configuration(s, hidden_act="quick_gelu"):
     """Return the options of transformers' CLIPTextConfig for a text encoder under transformers' names."""
     vocabulary, width = s["embeddings.token_embedding.weight"]
-    return text_configuration(vocabulary, width, s["embeddings.position_embedding.weight"][0],
-                              s["encoder.layers.0.mlp.fc1.weight"][0], count(s, r"encoder\.layers\.(\d+)\."),
-                              hidden_act=hidden_act)
+    return text_configuration(
+        vocabulary,
+        width,
+        s["embeddings.position_embedding.weight"][0],
+        s["encoder.layers.0.mlp.fc1.weight"][0],
+        count(s, r"encoder\.layers\.(\d+)\."),
+        hidden_act=hidden_act,
+    )
 
 
 def open_clip_configuration(s):
     """Return the options of transformers' CLIPTextConfig for a text encoder of 2.x, without its last block."""
     vocabulary, width = s["token_embedding.weight"]
-    return text_configuration(vocabulary, width, s["positional_embedding"][0],
-                              s["transformer.resblocks.0.mlp.c_fc.weight"][0],
-                              used_blocks(s), hidden_act="gelu")
+    return text_configuration(
+        vocabulary,
+        width,
+        s["positional_embedding"][0],
+        s["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        used_blocks(s),
+        hidden_act="gelu",
+    )
 
 
 def used_blocks(s):
@@ -149,18 +180,37 @@ def used_blocks(s):
 
 
 def text_configuration(vocabulary, width, length, inner, layers, **options):
-    return {"vocab_size": vocabulary, "hidden_size": width, "max_position_embeddings": length,
-            "intermediate_size": inner, "num_hidden_layers": layers,
-            "num_attention_heads": max(1, width // TEXT_HEAD_CHANNELS),
-            "projection_dim": width, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, **options}
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "max_position_embeddings": length,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // TEXT_HEAD_CHANNELS),
+        "projection_dim": width,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        **options,
+    }
 
 
 # ---------------------------------------------------------------- names
 
-IN_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-             "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
-UNET_ENDS = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-             "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+IN_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 MIDDLE = {("resnets", "0"): 0, ("attentions", "0"): 1, ("resnets", "1"): 2}
 
 
@@ -190,11 +240,18 @@ def in_block(kind, rest):
     return f"{IN_RESNET[layer]}.{leaf}" if kind == "resnets" else rest
 
 
-VAE_WORDS = ((r"mid_block\.resnets\.0", "mid.block_1"), (r"mid_block\.resnets\.1", "mid.block_2"),
-             (r"mid_block\.attentions\.0", "mid.attn_1"), (r"group_norm", "norm"), (r"\bto_([qkv])\b", r"\1"),
-             (r"to_out\.0", "proj_out"), (r"(down|up)_blocks\.(\d+)\.resnets\.", r"\1.\2.block."),
-             (r"(down|up)_blocks\.(\d+)\.(down|up)samplers\.0\.", r"\1.\2.\3sample."),
-             (r"conv_shortcut", "nin_shortcut"), (r"conv_norm_out", "norm_out"))
+VAE_WORDS = (
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"group_norm", "norm"),
+    (r"\bto_([qkv])\b", r"\1"),
+    (r"to_out\.0", "proj_out"),
+    (r"(down|up)_blocks\.(\d+)\.resnets\.", r"\1.\2.block."),
+    (r"(down|up)_blocks\.(\d+)\.(down|up)samplers\.0\.", r"\1.\2.\3sample."),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"conv_norm_out", "norm_out"),
+)
 
 
 def vae_source(name, config):
@@ -211,10 +268,17 @@ def clip_source(name, _config):
     return Source(CLIP + name.removeprefix("text_model."))
 
 
-OPEN_CLIP_WORDS = {"embeddings.token_embedding.weight": "token_embedding.weight",
-                   "embeddings.position_embedding.weight": "positional_embedding"}
-OPEN_CLIP_LAYERS = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
-                    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+OPEN_CLIP_WORDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+}
+OPEN_CLIP_LAYERS = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
 
 
 def open_clip_source(name, _config):
@@ -247,14 +311,22 @@ def ema_name(name):
 def mismatches(shapes, expected):
     """Return (missing or of a wrong shape, unexpected) of a file in words, given {Source: shape} of all parameters."""
     whole = {s.name: (shape if s.third is None else (3 * shape[0], *shape[1:])) for s, shape in expected.items()}
-    missing = [f"{name} {list(shape)}" + (f" (is {shown(list(shapes[name]))})" if name in shapes else "")
-               for name, shape in whole.items() if name not in shapes or not same(shapes[name], shape)]
+    missing = [
+        f"{name} {list(shape)}" + (f" (is {shown(list(shapes[name]))})" if name in shapes else "")
+        for name, shape in whole.items()
+        if name not in shapes or not same(shapes[name], shape)
+    ]
     blocks = used_blocks(below(shapes, OPEN_CLIP)) if is_open_clip(shapes) else None
     unused = "" if blocks is None else f"{OPEN_CLIP}transformer.resblocks.{blocks}."
     prefixes = tuple({prefix for prefix in (UNET, VAE, TEXT) if any(name.startswith(prefix) for name in whole)})
-    unexpected = [f"{name} {shown(list(shape))}" for name, shape in shapes.items()
-                  if name.startswith(prefixes) and name not in whole
-                  and not NOT_NEEDED.fullmatch(name) and not (unused and name.startswith(unused))]
+    unexpected = [
+        f"{name} {shown(list(shape))}"
+        for name, shape in shapes.items()
+        if name.startswith(prefixes)
+        and name not in whole
+        and not NOT_NEEDED.fullmatch(name)
+        and not (unused and name.startswith(unused))
+    ]
     return missing, unexpected
 
 

@@ -35,18 +35,23 @@ def settle_settings(path, unet, vae):
     if size is None:
         unet.register_to_config(sample_size=layout.latent_size(vae.config.block_out_channels))
     elif type(size) is not int or not 0 < size <= MAX_SIZE:
-        raise UserError(f"{path}: sample_size in unet/config.json is {shown(size)}, not one whole number from 1 to "
-                        f"{MAX_SIZE} (pictures are square); correct it, or {WITHOUT}")
+        raise UserError(
+            f"{path}: sample_size in unet/config.json is {shown(size)}, not one whole number from 1 to "
+            f"{MAX_SIZE} (pictures are square); correct it, or {WITHOUT}"
+        )
     if scaling is None:
         vae.register_to_config(scaling_factor=layout.SCALING)
     elif type(scaling) not in (int, float) or not 0 < scaling < math.inf:
-        raise UserError(f"{path}: scaling_factor in vae/config.json is {shown(scaling)}, not a number above 0, such as "
-                        f"{layout.SCALING}; correct it, or {WITHOUT}")
+        raise UserError(
+            f"{path}: scaling_factor in vae/config.json is {shown(scaling)}, not a number above 0, such as "
+            f"{layout.SCALING}; correct it, or {WITHOUT}"
+        )
 
 
 def refuse_other_variant(path, variant, version):
     """Raise UserError where the checkpoint is not of the `variant`, or None, that was asked for beside it."""
     of_file = "mini" if path == MINI else f"v{version}"
     if variant not in (None, of_file):
-        raise UserError(f"--sd.variant {variant}: {path}, given as --sd.checkpoint, is {of_file}; leave one of the two "
-                        "out")
+        raise UserError(
+            f"--sd.variant {variant}: {path}, given as --sd.checkpoint, is {of_file}; leave one of the two out"
+        )

@@ -58,13 +58,20 @@ def changes_of(file, parts, spellings):
     unknown = [layer for layer in layers if layer not in spellings and layer not in unused]
     if unknown or len(unused) == len(layers):
         unknown = unknown or unused
-        refuse(file, layers, parts, f"{len(unknown)} of its {len(layers)} layers are not in this model: "
-               f"{some(unknown, 2)}", f"if it is made for this model, {MERGE}")
+        refuse(
+            file,
+            layers,
+            parts,
+            f"{len(unknown)} of its {len(layers)} layers are not in this model: {some(unknown, 2)}",
+            f"if it is made for this model, {MERGE}",
+        )
     layers = {layer: tensors for layer, tensors in layers.items() if layer not in unused}
     bare = [layer for layer, tensors in layers.items() if set(tensors) == {"alpha"}]
     if bare:
-        raise UserError(f"{file.label}: {some(bare, 1)} has an alpha alone: what it scales is missing, or has another "
-                        "kind of name; use a file with names of one kind")
+        raise UserError(
+            f"{file.label}: {some(bare, 1)} has an alpha alone: what it scales is missing, or has another "
+            "kind of name; use a file with names of one kind"
+        )
     scales = lora_settings.Scales(stated)
     changes, unstated = [], []
     for layer, tensors in layers.items():
@@ -88,12 +95,16 @@ def scale_of(file, layer, part, name, tensors, alphas, scales):
         return 1.0
     has = file.shapes[down][0] if file.shapes[down] else 0
     if rank is not None and rank != has:
-        raise UserError(f"{file.label}: its settings state rank {rank:g} of {shown(layer)}, whose tensors have rank "
-                        f"{has}: they are of another file; get both again")
+        raise UserError(
+            f"{file.label}: its settings state rank {rank:g} of {shown(layer)}, whose tensors have rank "
+            f"{has}: they are of another file; get both again"
+        )
     tensor = alphas.get(layer)
     if None not in (tensor, alpha) and tensor != alpha:
-        raise UserError(f"{file.label}: states two alphas of {shown(layer)}, {tensor:g} in a tensor and {alpha:g} in "
-                        "its settings; get the file again")
+        raise UserError(
+            f"{file.label}: states two alphas of {shown(layer)}, {tensor:g} in a tensor and {alpha:g} in "
+            "its settings; get the file again"
+        )
     alpha = alpha if tensor is None else tensor
     return None if alpha is None else alpha / max(1.0, scales.divisor(part, has))
 
@@ -105,20 +116,31 @@ def refuse_twice(changes):
         for module in change.modules:
             other = seen.setdefault((change.part, module), change)
             if other is not change:
-                raise UserError(f"{change.file.label}: changes a layer twice, by {some([other.layer, change.layer])}; "
-                                "use a file with one LoRA in it")
+                raise UserError(
+                    f"{change.file.label}: changes a layer twice, by {some([other.layer, change.layer])}; "
+                    "use a file with one LoRA in it"
+                )
 
 
 def tell(file, parts, stated, unstated, changes, alphas, unused):
     """Print in one line what is taken for want of a statement, and what else a user should know of a file."""
     words, zero = lora_about.facts(file, parts), sum(alpha == 0 for alpha in alphas.values())
-    words += [f"{len(unused)} layers of it are of the text encoder's last block, which 2.x does not use: they are left "
-              "out"] if unused else []
+    words += (
+        [f"{len(unused)} layers of it are of the text encoder's last block, which 2.x does not use: they are left out"]
+        if unused
+        else []
+    )
     words += [lora_about.no_alpha(file, unstated, len(changes))] if unstated else []
     words += [f"alpha is 0 in {zero} of its {len(changes)} layers: they add nothing"] if zero else []
     unknown = [key for found in stated.values() for key in found.unknown]
-    words += [f"its settings state {some(unknown)}, which this version does not know: compare a picture with the one "
-              "it should give"] if unknown else []
+    words += (
+        [
+            f"its settings state {some(unknown)}, which this version does not know: compare a picture with the one "
+            "it should give"
+        ]
+        if unknown
+        else []
+    )
     words = [text for text in words if text]
     if words:
         note(f"{file.path.name}: {'; '.join(words)}")
@@ -154,17 +176,24 @@ def check(change, parts, weight):
             if not fits(change, role, shape):
                 refuse_shape(change, parts, f"is {shown(list(shape))}", given)
         if not (weight * added(change, kind, there)).to(there[0].dtype).isfinite().all():
-            raise UserError(f"{change.file.label}: what it adds to {shown(change.layer)} is not finite, with weight "
-                            f"{weight:g}, scale {change.scale:g} and the numbers in the file; get the file again, or "
-                            "give another weight")
+            raise UserError(
+                f"{change.file.label}: what it adds to {shown(change.layer)} is not finite, with weight "
+                f"{weight:g}, scale {change.scale:g} and the numbers in the file; get the file again, or "
+                "give another weight"
+            )
 
 
 def refuse_shape(change, parts, here, roles):
     """Raise UserError for tensors that make no change of a layer, which `here` describes."""
     roles = [role for role in change.tensors if role != "alpha"] if "up" in roles or "token_B" in roles else roles
     given = " and ".join(shown(list(change.file.shapes[change.tensors[role]]), 40) for role in sorted(roles)[:3])
-    refuse(change.file, {change.layer: change.tensors}, parts, f"{shown(change.layer)} {here} here, which {given} do "
-           "not make", "it is made for a model of other widths: use one made for this checkpoint")
+    refuse(
+        change.file,
+        {change.layer: change.tensors},
+        parts,
+        f"{shown(change.layer)} {here} here, which {given} do not make",
+        "it is made for a model of other widths: use one made for this checkpoint",
+    )
 
 
 def apply(change, parts, kind, weight):
@@ -219,8 +248,7 @@ def product(change, role):
 
 def fits(change, role, shape):
     """Whether the tensors of a role are a change of weights of `shape`; of convolutions, A or T has the kernel."""
-    size = {name: tuple(change.file.shapes[tensor]) for name, tensor in change.tensors.items()
-            if name != "alpha"}
+    size = {name: tuple(change.file.shapes[tensor]) for name, tensor in change.tensors.items() if name != "alpha"}
     if role == "up":
         return _fits_low_rank(size["down"], size["up"], size.get("mid"), shape)
     if role == "token_B":
@@ -234,5 +262,10 @@ def _fits_low_rank(A, B, mid, shape):
         return False
     if mid is None:
         return 0 < A[0] == math.prod(B[1:]) and math.prod(A[1:]) == math.prod(shape[1:])
-    return (len(mid) == len(shape) == 4 and mid[:2] == (math.prod(B[1:]), A[0]) and math.prod(A[1:]) == shape[1]
-            and mid[2:] == shape[2:] and 0 < max(mid[:2]) <= max(shape[:2]))
+    return (
+        len(mid) == len(shape) == 4
+        and mid[:2] == (math.prod(B[1:]), A[0])
+        and math.prod(A[1:]) == shape[1]
+        and mid[2:] == shape[2:]
+        and 0 < max(mid[:2]) <= max(shape[:2])
+    )

@@ -13,17 +13,28 @@ from sd.stated import PREDICTION_KEYS, PREDICTIONS
 V1, V2, XL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
 BY_NAME = (  # a pattern of flat names of layers, and the only model that has such
     (r"double_blocks_|single_blocks_|single_transformer_blocks_", "Flux, or a transformer like it"),
-    (r"joint_blocks_|^(lora_)?transformer_transformer_blocks_|^lora_te3_|^text_encoder_3_",
-     "Stable Diffusion 3, or a transformer like it"),
+    (
+        r"joint_blocks_|^(lora_)?transformer_transformer_blocks_|^lora_te3_|^text_encoder_3_",
+        "Stable Diffusion 3, or a transformer like it",
+    ),
     (r"motion_modules_", "AnimateDiff"),
     (r"^lora_te2_|^text_encoder_2_|clip_g_|label_emb_|add_embedding_|transformer_blocks_[1-9]_", XL),
-    (r"^(lora_)?(transformer|prior|dit)_(?!resblocks_|text_model_)"
-     r"|^(lora_unet|diffusion_model)_(transformer_)?(blocks|layers|caption)_", "a diffusion transformer"))
+    (
+        r"^(lora_)?(transformer|prior|dit)_(?!resblocks_|text_model_)"
+        r"|^(lora_unet|diffusion_model)_(transformer_)?(blocks|layers|caption)_",
+        "a diffusion transformer",
+    ),
+)
 CONTEXT = re.compile(r"attn2_to_[kv]$")  # its inputs have the width of the text
 QUERY = re.compile(r"self_attn_[qkv]_proj$")
 BY_CONTEXT, BY_TEXT = {768: V1, 1024: V2, 2048: XL}, {768: V1, 1024: V2, 1280: XL}
-BY_WORDS = ((r"stable-diffusion-v1|\bsd_v1|\bsd1", V1), (r"stable-diffusion-v2|\bsd_v2|\bsd2", V2),
-            (r"stable-diffusion-xl|sdxl", XL), (r"stable-diffusion-3|\bsd3", "Stable Diffusion 3"), (r"flux", "Flux"))
+BY_WORDS = (
+    (r"stable-diffusion-v1|\bsd_v1|\bsd1", V1),
+    (r"stable-diffusion-v2|\bsd_v2|\bsd2", V2),
+    (r"stable-diffusion-xl|sdxl", XL),
+    (r"stable-diffusion-3|\bsd3", "Stable Diffusion 3"),
+    (r"flux", "Flux"),
+)
 MODEL = ("modelspec.architecture", "ss_base_model_version")
 TITLES = ("modelspec.title", "ss_output_name")
 FEW_STEPS = re.compile(r"(?<![a-z])(lcm|lightning|hyper-?sd|turbo|tcd|dmd\d?)(?![a-z])")
@@ -34,8 +45,12 @@ def made_for(file, layers):
     names = "\n".join(layers)
     by_name = (what for pattern, what in BY_NAME if re.search(pattern, names, re.MULTILINE))
     downs = [(layer, file.shapes[tensors["down"]]) for layer, tensors in layers.items() if "down" in tensors]
-    by_shape = (table[shape[1]] for pattern, table in ((CONTEXT, BY_CONTEXT), (QUERY, BY_TEXT))
-                for layer, shape in downs if pattern.search(layer) and len(shape) > 1 and shape[1] in table)
+    by_shape = (
+        table[shape[1]]
+        for pattern, table in ((CONTEXT, BY_CONTEXT), (QUERY, BY_TEXT))
+        for layer, shape in downs
+        if pattern.search(layer) and len(shape) > 1 and shape[1] in table
+    )
     return next(by_name, None) or next(by_shape, None) or stated_model(file.metadata)
 
 
@@ -53,8 +68,16 @@ def version(parts):
 
 def facts(file, parts):
     """Return in words, each with what to do, what the metadata and the name tell that a user should know."""
-    return [words for words in (_trigger(file.metadata), _prediction(file.metadata, parts),
-                                _clip_skip(file.metadata), _few_steps(file)) if words]
+    return [
+        words
+        for words in (
+            _trigger(file.metadata),
+            _prediction(file.metadata, parts),
+            _clip_skip(file.metadata),
+            _few_steps(file),
+        )
+        if words
+    ]
 
 
 def _trigger(metadata):
@@ -70,23 +93,29 @@ def _prediction(metadata, parts):
     here = "scheduler" in parts and parts["scheduler"].config.prediction_type
     if not stated or not here or stated == here or parts["unet"].device.type == "meta":
         return None
-    return (f"it was trained for {stated.replace('_', '-')}, and this checkpoint is {here.replace('_', '-')}: use the "
-            "checkpoint that it was trained on")
+    return (
+        f"it was trained for {stated.replace('_', '-')}, and this checkpoint is {here.replace('_', '-')}: use the "
+        "checkpoint that it was trained on"
+    )
 
 
 def _clip_skip(metadata):
     skip = metadata.get("ss_clip_skip", "")
     if not re.fullmatch(r"\d{1,3}", skip) or int(skip) < 2:
         return None
-    return (f"it was trained with clip skip {int(skip)}, and the text encoder is read to its end here: if its words "
-            "act weakly, give a higher weight")
+    return (
+        f"it was trained with clip skip {int(skip)}, and the text encoder is read to its end here: if its words "
+        "act weakly, give a higher weight"
+    )
 
 
 def _few_steps(file):
     words = " ".join((file.path.name, file.path.parent.name, *(file.metadata.get(key, "")[:200] for key in TITLES)))
     found = FEW_STEPS.search(words.lower())
-    return found and (f"its name says {found[1]}, which is for pictures in few steps: leave it out for 3D, which asks "
-                      "the model for one noise level at a time")
+    return found and (
+        f"its name says {found[1]}, which is for pictures in few steps: leave it out for 3D, which asks "
+        "the model for one noise level at a time"
+    )
 
 
 def no_alpha(file, without, count):
@@ -95,9 +124,13 @@ def no_alpha(file, without, count):
     if len(without) < count:
         return f"{len(without)} of its {count} layers state no alpha, {some(without, 1)} first: a scale of 1 is taken"
     if stated and stated != rank:
-        return (f"its metadata state alpha {stated} and rank {rank}, its tensors no alpha: a scale of 1 is taken, as "
-                "web UIs do; for another give PATH:WEIGHT")
+        return (
+            f"its metadata state alpha {stated} and rank {rank}, its tensors no alpha: a scale of 1 is taken, as "
+            "web UIs do; for another give PATH:WEIGHT"
+        )
     if any(name.startswith(PEFT_PREFIX) for name in file.shapes):
-        return (f"no alpha is stated: a scale of 1 is taken; put its {CONFIG} beside it, or give PATH:WEIGHT with "
-                "alpha / rank as weight")
+        return (
+            f"no alpha is stated: a scale of 1 is taken; put its {CONFIG} beside it, or give PATH:WEIGHT with "
+            "alpha / rank as weight"
+        )
     return None

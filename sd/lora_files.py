@@ -47,8 +47,10 @@ def read(text):
     if not names_file(text):
         raise UserError(f"--sd.lora: {text!r} names no file; give PATH or PATH:WEIGHT, several with commas between")
     if not os.path.exists(path):
-        raise UserError(f"--sd.lora {text}: no such file: {path}; give PATH or PATH:WEIGHT of a .safetensors file or "
-                        "an adapter's folder")
+        raise UserError(
+            f"--sd.lora {text}: no such file: {path}; give PATH or PATH:WEIGHT of a .safetensors file or "
+            "an adapter's folder"
+        )
     if not math.isfinite(weight):
         raise UserError(f"--sd.lora {text}: the weight must be a finite number")
     files_of(path)
@@ -74,14 +76,18 @@ def files_of(path):
         return chosen
     if chosen:
         names = [str(file.relative_to(path)) for file in chosen]
-        raise UserError(f"{label}: a folder of {len(chosen)} LoRAs or files of weights: {some(names, 2)}; give one of "
-                        "them by its path")
+        raise UserError(
+            f"{label}: a folder of {len(chosen)} LoRAs or files of weights: {some(names, 2)}; give one of "
+            "them by its path"
+        )
     if (path / "model_index.json").is_file():
         raise UserError(f"{label}: no LoRA, but the diffusers folder of a model; give it as --sd.checkpoint")
     if (path / CONFIG).is_file():
         raise UserError(f"{label}: has {CONFIG}, but no {WEIGHTS[0][0]} or .bin beside it; get the folder again")
-    raise UserError(f"{label}: a folder without a LoRA: it has no {WEIGHTS[0][0]} and no {WEIGHTS[1][0]}; give a file, "
-                    "or an adapter's folder")
+    raise UserError(
+        f"{label}: a folder without a LoRA: it has no {WEIGHTS[0][0]} and no {WEIGHTS[1][0]}; give a file, "
+        "or an adapter's folder"
+    )
 
 
 def _adapters(folder):

@@ -19,25 +19,39 @@ from sd.lora_settings import MERGE, PEFT_PREFIX, number
 
 ADAPTER = r"(?:\.[\w-]{1,100})?"  # its name, "default"
 OLD = r"(?:[._]lora|\.lora_linear_layer)"  # of diffusers
-ENDING = re.compile(rf"\.lora_(?P<low>down|up|mid|A|B){ADAPTER}\.weight\Z|{OLD}\.(?P<old>down|up)\.weight\Z"
-                    rf"|\.lora_(?:up|B){ADAPTER}\.(?P<bias>bias)\Z|\.lora_embedding_(?P<token>A|B){ADAPTER}\Z"
-                    rf"|\.(?P<diff>diff|diff_b|w_norm|b_norm)\Z|{OLD}?\.(?P<alpha>alpha)\Z")
-ROLES = {"low": {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}, "old": {"down": "down", "up": "up"},
-         "bias": {"bias": "bias"}, "token": {"A": "token_A", "B": "token_B"}, "alpha": {"alpha": "alpha"},
-         "diff": {"diff": "diff", "diff_b": "diff_b", "w_norm": "diff", "b_norm": "diff_b"},
-         "whole": {"weight": "weight", "bias": "weight_b"}}
+ENDING = re.compile(
+    rf"\.lora_(?P<low>down|up|mid|A|B){ADAPTER}\.weight\Z|{OLD}\.(?P<old>down|up)\.weight\Z"
+    rf"|\.lora_(?:up|B){ADAPTER}\.(?P<bias>bias)\Z|\.lora_embedding_(?P<token>A|B){ADAPTER}\Z"
+    rf"|\.(?P<diff>diff|diff_b|w_norm|b_norm)\Z|{OLD}?\.(?P<alpha>alpha)\Z"
+)
+ROLES = {
+    "low": {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"},
+    "old": {"down": "down", "up": "up"},
+    "bias": {"bias": "bias"},
+    "token": {"A": "token_A", "B": "token_B"},
+    "alpha": {"alpha": "alpha"},
+    "diff": {"diff": "diff", "diff_b": "diff_b", "w_norm": "diff", "b_norm": "diff_b"},
+    "whole": {"weight": "weight", "bias": "weight_b"},
+}
 WHOLE = re.compile(r"(?:\.base_layer)?\.(?P<whole>weight|bias)\Z")  # in a file of peft's
 LONGEST = 500  # characters of a name that is looked at
 PAIRS = (("down", "up"), ("token_A", "token_B"))
 
 KINDS = (  # of the tensors that are of no plain LoRA
-    (r"lora_magnitude_vector|dora_scale", "DoRA"), (r"\.hada_", "LoHa"), (r"\.lokr_", "LoKr"),
-    (r"\.oft_|\.boft_", "OFT"), (r"\.on_input$|\.ia3_", "IA3"), (r"\.lora_E|\.ranknum", "AdaLoRA"),
-    (r"\.vera_|\.randlora_", "VeRA"), (r"\.[ab][12]\.weight$", "GLoRA"),
+    (r"lora_magnitude_vector|dora_scale", "DoRA"),
+    (r"\.hada_", "LoHa"),
+    (r"\.lokr_", "LoKr"),
+    (r"\.oft_|\.boft_", "OFT"),
+    (r"\.on_input$|\.ia3_", "IA3"),
+    (r"\.lora_E|\.ranknum", "AdaLoRA"),
+    (r"\.vera_|\.randlora_", "VeRA"),
+    (r"\.[ab][12]\.weight$", "GLoRA"),
     (r"^bundle_emb\.", "a LoRA with embeddings of words in it"),
-    (r"\.trainable_tokens", "a LoRA with new words"), (r"\.set_weight$", "a change that sets weights anew"),
+    (r"\.trainable_tokens", "a LoRA with new words"),
+    (r"\.set_weight$", "a change that sets weights anew"),
     (r"scale_weight|scaled_fp8|\.absmax|quant_state|\.weight_scale", "quantised weights"),
-    (r"^(unet|text_encoder):\d+:", "the LoRA of an early tool, which numbers its layers"))
+    (r"^(unet|text_encoder):\d+:", "the LoRA of an early tool, which numbers its layers"),
+)
 
 
 # ---------------------------------------------------------------- names in a file
@@ -60,8 +74,9 @@ def read(file, whole=False):
             continue
         tensors = layers.setdefault(flat(layer), {})
         if role in tensors:
-            raise UserError(f"{file.label}: changes a layer twice, by {some([tensors[role], name])}; use a file with "
-                            "one LoRA in it")
+            raise UserError(
+                f"{file.label}: changes a layer twice, by {some([tensors[role], name])}; use a file with one LoRA in it"
+            )
         tensors[role] = name
         dotted.setdefault(flat(layer), layer)
     changing = any(set(tensors) - {"alpha"} for tensors in layers.values())
@@ -76,7 +91,7 @@ def role_of(name, whole):
     m = ENDING.search(name) if len(name) <= LONGEST else None
     if m is None and whole and name.startswith(PEFT_PREFIX):
         m = WHOLE.search(name)
-    layer = name[:m.start()].removeprefix(PEFT_PREFIX) if m else ""
+    layer = name[: m.start()].removeprefix(PEFT_PREFIX) if m else ""
     return (ROLES[m.lastgroup][m[m.lastgroup]], layer) if layer else (None, None)
 
 
@@ -86,8 +101,10 @@ def refuse_others(file, others):
     kind = next((kind for pattern, kind in KINDS if re.search(pattern, names, re.MULTILINE)), None)
     if kind is None and not any("lora" in name.lower() for name in file.shapes):
         refuse_no_lora(file)
-    raise UserError(f"{file.label}: {len(others)} of its tensors are of no plain LoRA: {some(others, 1)}; "
-                    f"{f'it is {kind}, which is' if kind else 'that is'} not supported: {MERGE}")
+    raise UserError(
+        f"{file.label}: {len(others)} of its tensors are of no plain LoRA: {some(others, 1)}; "
+        f"{f'it is {kind}, which is' if kind else 'that is'} not supported: {MERGE}"
+    )
 
 
 def refuse_no_lora(file):
@@ -114,8 +131,10 @@ def refuse_parts(file, layers, changing):
     for layer, tensors in layers.items():
         alone = {"mid", "bias"} & set(tensors) and "up" not in tensors
         if alone or any((a in tensors) != (b in tensors) for a, b in PAIRS):
-            raise UserError(f"{file.label}: incomplete or damaged: {some([layer])} has one of its two tensors only; "
-                            "get the file again")
+            raise UserError(
+                f"{file.label}: incomplete or damaged: {some([layer])} has one of its two tensors only; "
+                "get the file again"
+            )
     quantised = file.quantised(name for tensors in layers.values() for role, name in tensors.items() if role != "alpha")
     if quantised:
         raise UserError(f"{file.label}: quantised, which is not supported: {some(quantised, 1)}; use a plain one")
@@ -143,10 +162,23 @@ def flat(name):
 
 # ---------------------------------------------------------------- names in the model
 
-PREFIXES = {"unet": ("lora_unet_", "unet_", "", "lycoris_", "diffusion_model_", "model_diffusion_model_"),
-            "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "", "lycoris_", "te_", "te1_", "clip_l_",
-                             "cond_stage_model_transformer_", "text_encoders_clip_l_transformer_",
-                             "text_encoders_clip_h_transformer_", "cond_stage_model_")}
+PREFIXES = {
+    "unet": ("lora_unet_", "unet_", "", "lycoris_", "diffusion_model_", "model_diffusion_model_"),
+    "text_encoder": (
+        "lora_te_",
+        "lora_te1_",
+        "text_encoder_",
+        "",
+        "lycoris_",
+        "te_",
+        "te1_",
+        "clip_l_",
+        "cond_stage_model_transformer_",
+        "text_encoders_clip_l_transformer_",
+        "text_encoders_clip_h_transformer_",
+        "cond_stage_model_",
+    ),
+}
 
 
 def of_unused_block(layers, parts, known):
@@ -158,8 +190,13 @@ def of_unused_block(layers, parts, known):
     if config.hidden_act != "gelu":  # CLIP's, of 1.x, is used to its end
         return []
     block = re.compile(rf"(encoder_layers|transformer_resblocks)_{config.num_hidden_layers}_")
-    return [layer for layer in layers if layer not in known and (m := block.search(layer))
-            and f"{layer[:m.start()]}{m[1]}_0_{layer[m.end():]}" in known]
+    return [
+        layer
+        for layer in layers
+        if layer not in known
+        and (m := block.search(layer))
+        and f"{layer[: m.start()]}{m[1]}_0_{layer[m.end() :]}" in known
+    ]
 
 
 def named(parts):

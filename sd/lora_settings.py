@@ -18,14 +18,54 @@ METADATA = "lora_adapter_metadata"  # under which diffusers keeps peft's setting
 PEFT_PREFIX = "base_model.model."  # of the names in files that peft writes
 MERGE = "merge it into a checkpoint with the tool that made it, and give that as --sd.checkpoint"
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # the others change the model's weights
-OTHER_KINDS = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-               "monteclora_config", "layer_replication", "target_parameters", "trainable_token_indices")
-USED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "peft_type", "bias",
-        "modules_to_save", "lora_bias")
-OF_TRAINING = ("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
-               "lora_dropout", "fan_in_fan_out", "target_modules", "exclude_modules", "layers_to_transform",
-               "layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
-               "lora_ga_config", "velora_config", "qalora_group_size", "runtime_config", "ensure_weight_tying")
+OTHER_KINDS = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+)
+USED = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
+    "peft_type",
+    "bias",
+    "modules_to_save",
+    "lora_bias",
+)
+OF_TRAINING = (
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "peft_version",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_config",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+)
 SAFE = re.compile(r"(?:[\w^$|()-]|\\[.d]|\.)(?:[\w^$|()-]|\\[.d]|\.|(?<=[.d])[*+])*")
 FREE = re.compile(r"[*+|]")  # what a regular expression can spend time on
 MAX_FREE, MAX_PATTERNS, MAX_PATTERN = 2, 20, 200
@@ -55,8 +95,10 @@ def read(file):
             raise UserError(f"{file.label}: {CONFIG} beside it {error}; get the folder again") from None
     stated = metadata(file)
     if named_so and not stated:
-        raise UserError(f"{file.label}: peft's file without its {CONFIG}, which states alpha; put that beside it, or "
-                        "give the folder")
+        raise UserError(
+            f"{file.label}: peft's file without its {CONFIG}, which states alpha; put that beside it, or "
+            "give the folder"
+        )
     return {part: settings(values, file.label, False) for part, values in stated.items()}
 
 
@@ -64,8 +106,10 @@ def metadata(file):
     """Return {part: peft's settings} in the metadata of a file that diffusers wrote, {} for none."""
     try:
         values = json.loads(file.metadata.get(METADATA, "{}"))
-        parts = {part: {key.removeprefix(f"{part}."): value for key, value in values.items()
-                        if key.startswith(f"{part}.")} for part in PARTS}
+        parts = {
+            part: {key.removeprefix(f"{part}."): value for key, value in values.items() if key.startswith(f"{part}.")}
+            for part in PARTS
+        }
     except (ValueError, AttributeError, RecursionError):
         raise damaged(file.label) from None
     parts[""] = {key: value for key, value in values.items() if "." not in key}
@@ -77,21 +121,34 @@ def settings(values, label, whole):
     kind, start = values.get("peft_type", "LORA"), values.get("init_lora_weights", True)
     others = [key for key in OTHER_KINDS if values.get(key)]
     if kind != "LORA":
-        raise UserError(f"{label}: its settings state peft_type {shown(kind)}, which is no plain LoRA and is not "
-                        f"supported: {MERGE}")
+        raise UserError(
+            f"{label}: its settings state peft_type {shown(kind)}, which is no plain LoRA and is not supported: {MERGE}"
+        )
     if others:
-        raise UserError(f"{label}: its settings state {some(others)}, which is no plain LoRA and is not supported: "
-                        f"{MERGE}")
+        raise UserError(
+            f"{label}: its settings state {some(others)}, which is no plain LoRA and is not supported: {MERGE}"
+        )
     if not any(start is plain or start == plain for plain in PLAIN_STARTS):
-        raise UserError(f"{label}: its settings state init_lora_weights {shown(start, 20)}: what it adds is meant for "
-                        "other weights than the model's; save it with peft's path_initial_model_for_weight_conversion, "
-                        f"or {MERGE}")
+        raise UserError(
+            f"{label}: its settings state init_lora_weights {shown(start, 20)}: what it adds is meant for "
+            "other weights than the model's; save it with peft's path_initial_model_for_weight_conversion, "
+            f"or {MERGE}"
+        )
     try:
-        alphas, ranks = ({pattern: number(value) for pattern, value in (values.get(key) or {}).items()}
-                         for key in ("alpha_pattern", "rank_pattern"))
+        alphas, ranks = (
+            {pattern: number(value) for pattern, value in (values.get(key) or {}).items()}
+            for key in ("alpha_pattern", "rank_pattern")
+        )
         rank = values.get("r")
-        found = Settings(number(values["lora_alpha"]), None if rank is None else number(rank),
-                         values.get("use_rslora") or False, alphas, ranks, whole, unknown(values))
+        found = Settings(
+            number(values["lora_alpha"]),
+            None if rank is None else number(rank),
+            values.get("use_rslora") or False,
+            alphas,
+            ranks,
+            whole,
+            unknown(values),
+        )
         if type(found.stabilised) is not bool:
             raise TypeError
     except (TypeError, AttributeError, KeyError, OverflowError):
@@ -106,8 +163,10 @@ def unknown(values):
 
 
 def damaged(label):
-    return UserError(f"{label}: the alphas in its tensors, metadata or {CONFIG} are not one number each; get "
-                     "the file again, as .safetensors where it is none")
+    return UserError(
+        f"{label}: the alphas in its tensors, metadata or {CONFIG} are not one number each; get "
+        "the file again, as .safetensors where it is none"
+    )
 
 
 def number(value):
@@ -125,17 +184,23 @@ def number(value):
 def refuse_slow(patterns, label):
     """Raise UserError for patterns that could take any time: only a few may have a few parts of free length."""
     free = [pattern for pattern in patterns if not is_name(pattern)]
-    slow = [pattern for pattern in free if len(pattern) > MAX_PATTERN or not SAFE.fullmatch(pattern)
-            or len(FREE.findall(pattern)) > MAX_FREE]
+    slow = [
+        pattern
+        for pattern in free
+        if len(pattern) > MAX_PATTERN or not SAFE.fullmatch(pattern) or len(FREE.findall(pattern)) > MAX_FREE
+    ]
     if slow or len(free) > MAX_PATTERNS:
-        raise UserError(f"{label}: its settings have patterns that are more than names of layers: "
-                        f"{some(slow or free, 1)}; write the layers' names instead")
+        raise UserError(
+            f"{label}: its settings have patterns that are more than names of layers: "
+            f"{some(slow or free, 1)}; write the layers' names instead"
+        )
     for pattern in free:
         try:
             re.compile(pattern)
         except re.error:
-            raise UserError(f"{label}: {shown(pattern)} in its settings is no pattern of names; write the layers' "
-                            "names instead") from None
+            raise UserError(
+                f"{label}: {shown(pattern)} in its settings is no pattern of names; write the layers' names instead"
+            ) from None
 
 
 def is_name(pattern):

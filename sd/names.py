@@ -9,12 +9,16 @@ import re
 
 from sd import layout
 
-WRAPPED = re.compile(r"^((?:(?:module|model|_forward_module|state_dict|model_state_dict|params|pipeline|net)\.)+)"
-                     r"(?=model\.diffusion_model\.)")
+WRAPPED = re.compile(
+    r"^((?:(?:module|model|_forward_module|state_dict|model_state_dict|params|pipeline|net)\.)+)"
+    r"(?=model\.diffusion_model\.)"
+)
 COMPILED = "_orig_mod."
 SGM_TEXT = "conditioner.embedders.0."
-BARE_TEXT = re.compile(rf"^({re.escape(layout.TEXT)}transformer\.)"
-                       r"(?=(?:embeddings|encoder|final_layer_norm|position_ids)\b)")
+BARE_TEXT = re.compile(
+    rf"^({re.escape(layout.TEXT)}transformer\.)"
+    r"(?=(?:embeddings|encoder|final_layer_norm|position_ids)\b)"
+)
 OLD_ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))  # of diffusers' VAEs
 OF_DIFFUSERS_VAE = re.compile(r"^(?:vae\.)?(?:en|de)coder\.(?:(?:down|up)_blocks|mid_block)\.")
 OF_VAE = re.compile(r"^(?:encoder|decoder|quant_conv|post_quant_conv|loss|model_ema)\b")
@@ -42,8 +46,9 @@ def published_vae(names):
     if found:
         return found
     if not any(map(OF_DIFFUSERS_VAE.match, names)):
-        return {layout.VAE + name.removeprefix("vae."): name for name in names
-                if OF_VAE.match(name.removeprefix("vae."))}
+        return {
+            layout.VAE + name.removeprefix("vae."): name for name in names if OF_VAE.match(name.removeprefix("vae."))
+        }
     levels = {name.partition("up_blocks.")[2].partition(".")[0] for name in names if "decoder.up_blocks." in name}
     config = {"block_out_channels": [0] * len(levels)}
     return {layout.vae_source(of_new_diffusers(name), config).name: name for name in names}

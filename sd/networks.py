@@ -12,8 +12,11 @@ from my.tensor_file import TensorFile
 from sd import layout
 from sd.find import WITHOUT, read_json, reason
 
-NETWORKS = {"text_encoder": ("model", "pytorch_model"), "unet": ("diffusion_pytorch_model",) * 2,
-            "vae": ("diffusion_pytorch_model",) * 2}  # part of a folder -> stems of its .safetensors and its .bin
+NETWORKS = {
+    "text_encoder": ("model", "pytorch_model"),
+    "unet": ("diffusion_pytorch_model",) * 2,
+    "vae": ("diffusion_pytorch_model",) * 2,
+}  # part of a folder -> stems of its .safetensors and its .bin
 OTHER_FORMATS = {".msgpack": "Flax", ".onnx": "ONNX", ".h5": "TensorFlow", ".gguf": "GGUF"}  # by their files' endings
 UNUSED = re.compile(r"position_ids$|_projection\.|^vision_model\.|logit_scale$")  # of CLIP's other half
 MAX_SETTING = 1_000_000  # that a setting of a network may be, however few weights it has
@@ -38,19 +41,28 @@ class Published:
 
 def refuse_mismatches(file, nets, sources, what):
     """Raise UserError where a file lacks parameters of the networks, has others, or has them as whole numbers."""
-    expected = {sources[part][name]: tuple(there.shape)
-                for part, net in nets.items() for name, there in net.state_dict().items()}
+    expected = {
+        sources[part][name]: tuple(there.shape)
+        for part, net in nets.items()
+        for name, there in net.state_dict().items()
+    }
     missing, unexpected = layout.mismatches(file.shapes, expected)
     if missing:
-        raise UserError(f"{file.file.label}: not a whole {what}: lacks {len(missing)} tensors: {some(missing, 1)}; it "
-                        f"is incomplete or damaged: get the file again, or {WITHOUT}")
+        raise UserError(
+            f"{file.file.label}: not a whole {what}: lacks {len(missing)} tensors: {some(missing, 1)}; it "
+            f"is incomplete or damaged: get the file again, or {WITHOUT}"
+        )
     if unexpected:
-        raise UserError(f"{file.file.label}: no plain {what}: it has no place for {len(unexpected)} tensors: "
-                        f"{some(unexpected, 1)}; it is a model built on top of that: use a plain one, or {WITHOUT}")
+        raise UserError(
+            f"{file.file.label}: no plain {what}: it has no place for {len(unexpected)} tensors: "
+            f"{some(unexpected, 1)}; it is a model built on top of that: use a plain one, or {WITHOUT}"
+        )
     quantised = file.quantised({source.name for source in expected})
     if quantised:
-        raise UserError(f"{file.file.label}: quantised, which is not supported: {shown(min(quantised))}, ...; use "
-                        f"plain weights, or {WITHOUT}")
+        raise UserError(
+            f"{file.file.label}: quantised, which is not supported: {shown(min(quantised))}, ...; use "
+            f"plain weights, or {WITHOUT}"
+        )
 
 
 def fill(nets, sources, file, dtype):
@@ -91,11 +103,19 @@ def from_folder(part, cls, folder, empty, **options):
         refuse_quantised(files)
         refuse_endless(read_json(folder / "config.json"), files)
         with without_pickles(folder, files, ".".join(filter(None, (stem, variant, "safetensors")))) as safe:
-            net, info = cls.from_pretrained(safe, local_files_only=True, output_loading_info=True, variant=variant,
-                                            use_safetensors=True, device_map="meta" if empty else None, **options)
+            net, info = cls.from_pretrained(
+                safe,
+                local_files_only=True,
+                output_loading_info=True,
+                variant=variant,
+                use_safetensors=True,
+                device_map="meta" if empty else None,
+                **options,
+            )
         for name, there, expected in sorted(info["mismatched_keys"]):
-            raise ValueError(f"{shown(name)} is {shown(tuple(there))} in the weights, and {tuple(expected)} by "
-                             "config.json")
+            raise ValueError(
+                f"{shown(name)} is {shown(tuple(there))} in the weights, and {tuple(expected)} by config.json"
+            )
     for what, keys in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys")):
         names = sorted(name for name in info[keys] if not UNUSED.search(name))
         if names:
@@ -126,9 +146,11 @@ def refuse_other_formats(part, folder, label):
     endings = {path.suffix: path.name for path in sorted(folder.glob("*"))}
     other = next((ending for ending in OTHER_FORMATS if ending in endings), None)
     if other and not {".safetensors", ".bin"} & set(endings):
-        raise UserError(f"{label}: its {part} has no other weights: {shown(endings[other])} holds "
-                        f"{OTHER_FORMATS[other]} weights, which are not read; convert them to .safetensors, or "
-                        "give a folder that has these")
+        raise UserError(
+            f"{label}: its {part} has no other weights: {shown(endings[other])} holds "
+            f"{OTHER_FORMATS[other]} weights, which are not read; convert them to .safetensors, or "
+            "give a folder that has these"
+        )
 
 
 def refuse_quantised(files):
@@ -146,8 +168,9 @@ def refuse_endless(settings, files):
         values = value if isinstance(value, list) else [value]
         limit = tensors if "layers" in name else most
         if len(values) > tensors or any(type(n) in (int, float) and not n <= limit for n in values):
-            raise ValueError(f"{shown(name)}, {shown(value, 40)}, is beyond what weights of {tensors} tensors can "
-                             "be of")
+            raise ValueError(
+                f"{shown(name)}, {shown(value, 40)}, is beyond what weights of {tensors} tensors can be of"
+            )
 
 
 @contextlib.contextmanager
@@ -160,8 +183,11 @@ def without_pickles(folder, files, name):
         return
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copy(folder / "config.json", scratch)
-        save_file({key: file.tensor(key).contiguous().clone() for file in files for key in file.shapes},
-                  Path(scratch) / name, metadata={"format": "pt"})
+        save_file(
+            {key: file.tensor(key).contiguous().clone() for file in files for key in file.shapes},
+            Path(scratch) / name,
+            metadata={"format": "pt"},
+        )
         yield Path(scratch)
 
 
@@ -175,12 +201,15 @@ def refuse_misfits(path, parts):
     if "model_max_length" not in tokenizer.init_kwargs:  # the library then takes it for endless
         tokenizer.model_max_length = text.max_position_embeddings
     for what, here, there in (
-            ("the text encoder's width and the UNet's context", text.hidden_size, unet.cross_attention_dim),
-            ("the channels that the UNet takes and the VAE's", unet.in_channels, channels),
-            ("the channels that the UNet gives and the VAE's", unet.out_channels, channels),
-            ("the tokens that the tokenizer gives and the text encoder takes",
-             min(tokenizer.model_max_length, text.max_position_embeddings), tokenizer.model_max_length),
-            ("the words of the tokenizer and of the text encoder", max(len(tokenizer), text.vocab_size),
-             text.vocab_size)):
+        ("the text encoder's width and the UNet's context", text.hidden_size, unet.cross_attention_dim),
+        ("the channels that the UNet takes and the VAE's", unet.in_channels, channels),
+        ("the channels that the UNet gives and the VAE's", unet.out_channels, channels),
+        (
+            "the tokens that the tokenizer gives and the text encoder takes",
+            min(tokenizer.model_max_length, text.max_position_embeddings),
+            tokenizer.model_max_length,
+        ),
+        ("the words of the tokenizer and of the text encoder", max(len(tokenizer), text.vocab_size), text.vocab_size),
+    ):
         if here != there:
             raise UserError(f"{path}: its parts are not of one model: {what} differ, {here} and {there}; {WITHOUT}")

@@ -10,14 +10,21 @@ ECHO = 0.5  # correlation of output and input, above which a network predicts th
 SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")  # facts that are the scheduler's own
 TABLE = "alphas_cumprod"
 TABLES = {  # tensors of the noise table that a file was trained with, the first that is there counts -> abar of it
-    TABLE: lambda abar: abar, "sqrt_alphas_cumprod": lambda root: root.square(),
-    "betas": lambda betas: (1 - betas).cumprod(0), "denoiser.sigmas": lambda sigmas: abar_of_sigmas(sigmas)}
+    TABLE: lambda abar: abar,
+    "sqrt_alphas_cumprod": lambda root: root.square(),
+    "betas": lambda betas: (1 - betas).cumprod(0),
+    "denoiser.sigmas": lambda sigmas: abar_of_sigmas(sigmas),
+}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")  # that `adapt.denoised` knows
 MAX_TIMESTEPS = 1_000_000
-WITH_BETAS = frozenset(f"{name}Scheduler" for name in (  # classes of diffusers whose levels are those of betas
-    "DDIM DDIMParallel DDIMInverse DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete "
-    "HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse "
-    "DPMSolverSinglestep DPMSolverSDE DEISMultistep UniPCMultistep SASolver LCM TCD").split())
+WITH_BETAS = frozenset(
+    f"{name}Scheduler"
+    for name in (  # classes of diffusers whose levels are those of betas
+        "DDIM DDIMParallel DDIMInverse DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete "
+        "HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse "
+        "DPMSolverSinglestep DPMSolverSDE DEISMultistep UniPCMultistep SASolver LCM TCD"
+    ).split()
+)
 FEW_STEPS = ("LCMScheduler", "TCDScheduler")  # of networks that were distilled to draw in a few steps
 OF_SAMPLERS = ("clip_sample", "thresholding")  # settings that change the denoised picture of a sampler
 TABLE_RTOL, TABLE_ATOL = 5e-3, 1e-6  # by which half precision rounds it
@@ -38,8 +45,10 @@ def of_file(path, file, facts):
         facts["zero_snr"] = Statement(f"its tensor {table}", "zero_snr", True)
         return {**settings, "rescale_betas_zero_snr": True}
     if said:
-        raise UserError(f"{path}: its tensor {table} is another noise schedule than its "
-                        f"{facts[next(iter(said))].where} states; move that file away to use the tensor")
+        raise UserError(
+            f"{path}: its tensor {table} is another noise schedule than its "
+            f"{facts[next(iter(said))].where} states; move that file away to use the tensor"
+        )
     note(f"{path.name} has noise levels of its own (its tensor {table}), which are used")
     before = abar.roll(1)
     before[0] = 1
@@ -59,16 +68,18 @@ def own_table(path, file):
     shape = tuple(file.shapes[name])
     if len(shape) == 1 and 1 < shape[0] <= MAX_STEPS:
         abar = TABLES[name](file.tensor(name).double())
-        if len(abar) > 1 and 1 > abar[0] and (abar.diff() <= 0).all() and abar[-1] >= 0 and abar[-2] > 0:
+        if len(abar) > 1 and abar[0] < 1 and (abar.diff() <= 0).all() and abar[-1] >= 0 and abar[-2] > 0:
             return abar.clone()
-    raise UserError(f"{path}: its tensor {name} {shown(list(shape))} is no noise schedule, which falls from 1 toward "
-                    "0; it is damaged: get the file again")
+    raise UserError(
+        f"{path}: its tensor {name} {shown(list(shape))} is no noise schedule, which falls from 1 toward "
+        "0; it is damaged: get the file again"
+    )
 
 
 def abar_of_sigmas(sigmas):
     """Return abar = 1 / (1 + sigma^2) of noise levels in either order, of which one of zero is no step of training."""
     rising = sigmas if sigmas[0] < sigmas[-1] else sigmas.flip(0)
-    return 1 / (1 + rising[1 if rising[0] == 0 else 0:].square())
+    return 1 / (1 + rising[1 if rising[0] == 0 else 0 :].square())
 
 
 def is_table(abar, settings):
@@ -116,12 +127,16 @@ def of_folder(stated, sd):
             raise NotStableDiffusion(f"its scheduler has {key} {value}: its noise levels are of another kind")
     steps, betas = stated.get("num_train_timesteps", 1000), stated.get("trained_betas")
     if type(steps) is not int or not 0 < steps <= MAX_TIMESTEPS:
-        raise ValueError(f"num_train_timesteps in scheduler/scheduler_config.json is {shown(steps)}, not 1 to "
-                         f"{MAX_TIMESTEPS}")
-    if betas is not None and not (isinstance(betas, list) and len(betas) == steps
-                                  and all(type(b) in (int, float) for b in betas)):
-        raise ValueError(f"trained_betas in scheduler/scheduler_config.json are not {steps} numbers, as many as its "
-                         "num_train_timesteps")
+        raise ValueError(
+            f"num_train_timesteps in scheduler/scheduler_config.json is {shown(steps)}, not 1 to {MAX_TIMESTEPS}"
+        )
+    if betas is not None and not (
+        isinstance(betas, list) and len(betas) == steps and all(type(b) in (int, float) for b in betas)
+    ):
+        raise ValueError(
+            f"trained_betas in scheduler/scheduler_config.json are not {steps} numbers, as many as its "
+            "num_train_timesteps"
+        )
     missing = [key for key in ("beta_schedule", "beta_start", "beta_end") if key not in stated] if betas is None else []
     if missing:  # diffusers would guess
         raise ValueError(f"scheduler/scheduler_config.json has no {', '.join(missing)}")
@@ -133,10 +148,15 @@ def of_folder(stated, sd):
     if for_samplers:
         note(f"its scheduler asks for {' and '.join(for_samplers)}, which is for samplers: the score is used unclipped")
     if name in FEW_STEPS:
-        note(f"its scheduler is {name}, for networks that were distilled to draw in a few steps, whose score is another: "
-             "for 3D use the model that it was made from")
-    return {**used, "clip_sample": False,
-            "prediction_type": predicts if sd.prediction_type == "auto" else sd.prediction_type}
+        note(
+            f"its scheduler is {name}, for networks that were distilled to draw in a few steps, whose score is another: "
+            "for 3D use the model that it was made from"
+        )
+    return {
+        **used,
+        "clip_sample": False,
+        "prediction_type": predicts if sd.prediction_type == "auto" else sd.prediction_type,
+    }
 
 
 def scheduler(settings):

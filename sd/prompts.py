@@ -5,8 +5,11 @@ import re
 from my.errors import UserError, note, shown
 
 REFUSED = (  # a pattern, what it is, and what to do
-    (r"<(?:lora|lyco):([^:<>]+)(:[^:<>]+)?[^<>]*>", "a LoRA inside a prompt",
-     r"take it out, and give its file: --sd.lora \1.safetensors\2"),
+    (
+        r"<(?:lora|lyco):([^:<>]+)(:[^:<>]+)?[^<>]*>",
+        "a LoRA inside a prompt",
+        r"take it out, and give its file: --sd.lora \1.safetensors\2",
+    ),
     (r"<hypernet:[^<>]+>", "a hypernetwork, which is not supported", "take it out"),
     (r"\bembedding:[^\s,]+", "a textual inversion, which is not supported", "describe it in words"),
 )

@@ -27,15 +27,19 @@ def read(path, metadata, shapes, sd):
     Raises UserError for statements that differ, or that are no values a model can have.
     """
     facts = {}
-    for found in (*_options(sd), *_markers(path, shapes), *_metadata(path, metadata, sd),
-                  *yaml_beside.read(path)):
+    for found in (*_options(sd), *_markers(path, shapes), *_metadata(path, metadata, sd), *yaml_beside.read(path)):
         there = facts.setdefault(found.fact, found)
         decided = there.where.startswith("--")
         if there.value != found.value and not decided:
-            to_do = ("say which with --sd.prediction_type" if found.fact == "prediction_type" else
-                     "move the .yaml away, or get the file again")
-            raise UserError(f"{path}: {found.fact} is {shown(there.value)} by {there.where}, and {shown(found.value)} "
-                            f"by {found.where}; {to_do}")
+            to_do = (
+                "say which with --sd.prediction_type"
+                if found.fact == "prediction_type"
+                else "move the .yaml away, or get the file again"
+            )
+            raise UserError(
+                f"{path}: {found.fact} is {shown(there.value)} by {there.where}, and {shown(found.value)} "
+                f"by {found.where}; {to_do}"
+            )
     return facts
 
 
@@ -43,8 +47,11 @@ def _options(sd):
     if sd.prediction_type != "auto":
         yield Statement("--sd.prediction_type", "prediction_type", sd.prediction_type)
     elif sd.variant == "v2" and (sd.checkpoint is None or sd.v2_highres):
-        yield Statement("--sd.variant v2" + " --sd.v2_highres True" * sd.v2_highres, "prediction_type",
-                        "v_prediction" if sd.v2_highres else "epsilon")
+        yield Statement(
+            "--sd.variant v2" + " --sd.v2_highres True" * sd.v2_highres,
+            "prediction_type",
+            "v_prediction" if sd.v2_highres else "epsilon",
+        )
     elif sd.variant == "v1" and sd.checkpoint is None:
         yield Statement("--sd.variant v1", "prediction_type", "epsilon")
 
@@ -80,11 +87,15 @@ def _prediction(path, metadata, sd):
         if predicts in PREDICTIONS:
             yield Statement("its metadata", "prediction_type", PREDICTIONS[predicts])
         elif predicts.startswith("edm"):
-            raise UserError(f"{path}: by its metadata ({key} {shown(predicts)}) it has the noise levels of EDM, which "
-                            "are not supported; use a checkpoint of Stable Diffusion 1.x or 2.x")
+            raise UserError(
+                f"{path}: by its metadata ({key} {shown(predicts)}) it has the noise levels of EDM, which "
+                "are not supported; use a checkpoint of Stable Diffusion 1.x or 2.x"
+            )
         elif predicts and sd.prediction_type == "auto":
-            raise UserError(f"{path}: predicts {shown(predicts)} by its metadata, which is not known; known are "
-                            "epsilon and v; say which with --sd.prediction_type")
+            raise UserError(
+                f"{path}: predicts {shown(predicts)} by its metadata, which is not known; known are "
+                "epsilon and v; say which with --sd.prediction_type"
+            )
 
 
 def _layer(path, metadata):
@@ -94,8 +105,10 @@ def _layer(path, metadata):
         if text in ("", "None"):
             continue
         if not re.fullmatch(r"[1-9]\d?", text) or int(text) > MAX_SKIP:
-            raise UserError(f"{path}: its metadata say {shown(text)} for {key}, the text encoder's layer counted from "
-                            f"the last, which may be 1 to {MAX_SKIP}; get another copy of the file")
+            raise UserError(
+                f"{path}: its metadata say {shown(text)} for {key}, the text encoder's layer counted from "
+                f"the last, which may be 1 to {MAX_SKIP}; get another copy of the file"
+            )
         yield Statement("its metadata", "layer", int(text))
 
 
@@ -111,5 +124,7 @@ def _resolution(path, metadata):
     if width == height and MIN_PIXELS <= width <= MAX_PIXELS and width % PIXEL_STEP == 0:
         yield Statement("its metadata", "pixels", width)
     else:
-        note(f"{path.name}: the pictures here are square, of a multiple of {PIXEL_STEP} pixels; the {width}x{height} "
-             "in its metadata is not used")
+        note(
+            f"{path.name}: the pictures here are square, of a multiple of {PIXEL_STEP} pixels; the {width}x{height} "
+            "in its metadata is not used"
+        )

@@ -29,5 +29,12 @@ def clip_tokenizer(pad=END, length=LENGTH):
     pairs = [tuple(merge.split(" ")) for merge in merges]
     characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), *map("".join, pairs), START, END]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs, unk_token=END,
-                         bos_token=START, eos_token=END, pad_token=pad, model_max_length=length)
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=pairs,
+        unk_token=END,
+        bos_token=START,
+        eos_token=END,
+        pad_token=pad,
+        model_max_length=length,
+    )

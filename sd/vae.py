@@ -23,8 +23,10 @@ def read(text, scaling, dtype, empty=False):
         raise UserError(f"{FLAG} {path}: {first_line(error)}") from None
     there = net.config.scaling_factor
     if path.is_dir() and there is not None and there != scaling:
-        raise UserError(f"{FLAG} {path}: its scaling_factor is {shown(there)}, and the checkpoint's is {scaling}: it "
-                        "is of another model's latents; give a VAE of Stable Diffusion 1.x or 2.x")
+        raise UserError(
+            f"{FLAG} {path}: its scaling_factor is {shown(there)}, and the checkpoint's is {scaling}: it "
+            "is of another model's latents; give a VAE of Stable Diffusion 1.x or 2.x"
+        )
     net.register_to_config(scaling_factor=scaling)
     return net
 
@@ -44,8 +46,9 @@ def refuse_other_classes(settings):
         raise ValueError(f"the VAE is an {shown(settings['_class_name'])}, and only {OF_FOLDER} is supported")
     for name in MOVED:
         if settings.get(name) is not None:
-            raise ValueError(f"the VAE has a {name}, as no Stable Diffusion 1.x or 2.x has: its latents are another "
-                             "model's")
+            raise ValueError(
+                f"the VAE has a {name}, as no Stable Diffusion 1.x or 2.x has: its latents are another model's"
+            )
 
 
 def _of_file(path, dtype, empty):
@@ -57,8 +60,9 @@ def _of_file(path, dtype, empty):
     kinds.refuse_other_vaes(opened.shapes)
     architecture = opened.metadata.get("modelspec.architecture", "")
     if "xl" in architecture.lower():
-        raise kinds.NotStableDiffusion(f"it is of {shown(architecture)} by its metadata; give a VAE of Stable "
-                                       "Diffusion 1.x or 2.x")
+        raise kinds.NotStableDiffusion(
+            f"it is of {shown(architecture)} by its metadata; give a VAE of Stable Diffusion 1.x or 2.x"
+        )
     with layout.told_by_shapes():
         file = networks.Published(opened, names.published_vae(opened.shapes))
         config = layout.vae_configuration(layout.below(file.shapes, layout.VAE))

@@ -18,22 +18,89 @@ SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}  # of generativ
 DENOISER = "DiscreteDenoiser"  # of generative-models, whose levels are those of betas; ends of its classes' names
 DISCRETIZATIONS = {"LegacyDDPMDiscretization": False, "ZeroSNRDDPMDiscretization": True}  # -> zero terminal SNR
 OF_DISCRETIZATION = {"linear_start": "beta_start", "linear_end": "beta_end"}
-OF_DENOISER = frozenset("num_idx scaling_config discretization_config weighting_config do_append_zero "
-                        "quantize_c_noise flip".split())
+OF_DENOISER = frozenset(
+    [
+        "num_idx",
+        "scaling_config",
+        "discretization_config",
+        "weighting_config",
+        "do_append_zero",
+        "quantize_c_noise",
+        "flip",
+    ]
+)
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the published code's word -> diffusers'
 TEXT_ENCODERS = {"FrozenCLIPEmbedder": 1, "FrozenOpenCLIPEmbedder": 2}  # end of the class's name -> version
 LAYERS = {1: ("last", None), 2: ("penultimate", None)}  # of the text encoder that each version is read at
 OF_TRAINING = frozenset(
-    "channels log_every_t num_timesteps_cond first_stage_key cond_stage_key image_size cond_stage_trainable monitor "
-    "use_ema scheduler_config loss_type l_simple_weight original_elbo_weight v_posterior learn_logvar logvar_init "
-    "clip_denoised ckpt_path ignore_keys unet_trainable finetune_keys load_only_unet make_it_fit ucg_training "
-    "embedding_reg_weight personalization_config use_positional_encodings reset_ema "
-    "reset_num_ema_updates cosine_s concat_mode force_null_conditioning first_stage_config cond_stage_config "
-    "unet_config given_betas input_key "
-    "disable_first_stage_autocast denoiser_config network_config conditioner_config sampler_config loss_fn_config "
-    "network_wrapper compile_model no_cond_log en_and_decode_n_samples_a_time log_keys optimizer_config".split())
-USED = frozenset("parameterization linear_start linear_end timesteps beta_schedule scale_factor conditioning_key "
-                 "scale_by_std zero_snr zero_terminal_snr ztsnr rescale_betas_zero_snr".split())
+    [
+        "channels",
+        "log_every_t",
+        "num_timesteps_cond",
+        "first_stage_key",
+        "cond_stage_key",
+        "image_size",
+        "cond_stage_trainable",
+        "monitor",
+        "use_ema",
+        "scheduler_config",
+        "loss_type",
+        "l_simple_weight",
+        "original_elbo_weight",
+        "v_posterior",
+        "learn_logvar",
+        "logvar_init",
+        "clip_denoised",
+        "ckpt_path",
+        "ignore_keys",
+        "unet_trainable",
+        "finetune_keys",
+        "load_only_unet",
+        "make_it_fit",
+        "ucg_training",
+        "embedding_reg_weight",
+        "personalization_config",
+        "use_positional_encodings",
+        "reset_ema",
+        "reset_num_ema_updates",
+        "cosine_s",
+        "concat_mode",
+        "force_null_conditioning",
+        "first_stage_config",
+        "cond_stage_config",
+        "unet_config",
+        "given_betas",
+        "input_key",
+        "disable_first_stage_autocast",
+        "denoiser_config",
+        "network_config",
+        "conditioner_config",
+        "sampler_config",
+        "loss_fn_config",
+        "network_wrapper",
+        "compile_model",
+        "no_cond_log",
+        "en_and_decode_n_samples_a_time",
+        "log_keys",
+        "optimizer_config",
+    ]
+)
+USED = frozenset(
+    [
+        "parameterization",
+        "linear_start",
+        "linear_end",
+        "timesteps",
+        "beta_schedule",
+        "scale_factor",
+        "conditioning_key",
+        "scale_by_std",
+        "zero_snr",
+        "zero_terminal_snr",
+        "ztsnr",
+        "rescale_betas_zero_snr",
+    ]
+)
 
 
 class Statement(NamedTuple):
@@ -54,8 +121,9 @@ def read(path):
             raise ValueError(f"has {beside.stat().st_size} bytes, and may have {MAX_BYTES}")
         tree = plain_files.read_yaml(beside)
     except (OSError, ValueError) as error:
-        raise UserError(f"{beside}, beside the checkpoint, {shown(str(error), 150)}; mend it, or move it "
-                        "away") from None
+        raise UserError(
+            f"{beside}, beside the checkpoint, {shown(str(error), 150)}; mend it, or move it away"
+        ) from None
     params = _below(tree, "model", "params")
     if not params:
         note(f"{beside.name} beside the checkpoint has no options of a model (model: params:), and is not used")
@@ -87,20 +155,32 @@ class Reader:
             self.state("scale_by_std", True)
         key = params.get("conditioning_key", "crossattn")
         if key not in ("crossattn", None):
-            self.refuse(f"its conditioning_key is {shown(key)}, and only crossattn, a prompt alone, is supported",
-                        "use a text-to-image checkpoint, or correct the file")
+            self.refuse(
+                f"its conditioning_key is {shown(key)}, and only crossattn, a prompt alone, is supported",
+                "use a text-to-image checkpoint, or correct the file",
+            )
         self._text_encoder(_below(params, "cond_stage_config"))
         self._text_encoder(_embedder(params))
         self._network(_below(params, "unet_config", "params") or _below(params, "network_config", "params"))
         vae = _below(params, "first_stage_config", "params")
-        self._sizes(_below(vae, "ddconfig"), {"z_channels": "latent_channels", "ch": "width", "ch_mult": "multiples",
-                                              "num_res_blocks": "layers_per_block"}, "vae")
+        self._sizes(
+            _below(vae, "ddconfig"),
+            {
+                "z_channels": "latent_channels",
+                "ch": "width",
+                "ch_mult": "multiples",
+                "num_res_blocks": "layers_per_block",
+            },
+            "vae",
+        )
         self._note_unknown([key for key in params if key not in USED and key not in OF_TRAINING])
 
     def _note_unknown(self, unknown):
         if unknown:
-            note(f"{self.path.name} states {some(unknown)}, which is not known here and not used; if the results are "
-                 "wrong, look there")
+            note(
+                f"{self.path.name} states {some(unknown)}, which is not known here and not used; if the results are "
+                "wrong, look there"
+            )
 
     def _prediction(self, params):
         stated = params.get("parameterization")
@@ -125,8 +205,9 @@ class Reader:
                 self.refuse(f"its beta_schedule is {shown(schedule)}; known are {', '.join(SCHEDULES)}")
             self.state("beta_schedule", SCHEDULES[schedule])
         if params.get("given_betas") is not None:
-            self.refuse("it gives betas of its own, which is not supported",
-                        "use a diffusers folder with trained_betas")
+            self.refuse(
+                "it gives betas of its own, which is not supported", "use a diffusers folder with trained_betas"
+            )
         if any(params.get(key) is True for key in ("zero_snr", "zero_terminal_snr", "ztsnr", "rescale_betas_zero_snr")):
             self.state("zero_snr", True)
 
@@ -141,14 +222,17 @@ class Reader:
         """Read the noise levels of generative-models' layout, where a discretization holds the betas."""
         inside, target = _below(config, "params"), config.get("target")
         if target is not None and _end(target) != DENOISER:
-            self.refuse(f"its denoiser is {shown(target)}, and only {DENOISER} has the noise levels of Stable "
-                        "Diffusion")
+            self.refuse(
+                f"its denoiser is {shown(target)}, and only {DENOISER} has the noise levels of Stable Diffusion"
+            )
         if "discretization_config" in inside:
             self._discretization(_below(inside, "discretization_config"))
         steps = next((found.value for found in self.found if found.fact == "num_train_timesteps"), STEPS)
         if inside.get("num_idx", steps) != steps:
-            self.refuse(f"its num_idx is {shown(inside['num_idx'])}, and its levels are those of {steps} timesteps; "
-                        "only as many are supported")
+            self.refuse(
+                f"its num_idx is {shown(inside['num_idx'])}, and its levels are those of {steps} timesteps; "
+                "only as many are supported"
+            )
         self._note_unknown([key for key in inside if key not in OF_DENOISER])
 
     def _discretization(self, config):
@@ -157,8 +241,10 @@ class Reader:
             self.refuse(f"its noise levels are those of {shown(target)}; known are {', '.join(DISCRETIZATIONS)}")
         unknown = [key for key in params if key not in (*OF_DISCRETIZATION, "num_timesteps")]
         if unknown:
-            self.refuse(f"its {_end(target)} states {some(unknown)}, which is not known here, and may change the noise "
-                        "levels", "take that out to go without")
+            self.refuse(
+                f"its {_end(target)} states {some(unknown)}, which is not known here, and may change the noise levels",
+                "take that out to go without",
+            )
         for key, fact in OF_DISCRETIZATION.items():
             self._number(params, key, fact, 0, 1)
         self._steps(params, "num_timesteps")
@@ -172,20 +258,34 @@ class Reader:
             return
         name = _end(target)
         if name not in TEXT_ENCODERS:
-            self.refuse(f"its text encoder is {shown(target)}; known are {', '.join(TEXT_ENCODERS)}",
-                        "use a checkpoint of Stable Diffusion 1.x or 2.x")
+            self.refuse(
+                f"its text encoder is {shown(target)}; known are {', '.join(TEXT_ENCODERS)}",
+                "use a checkpoint of Stable Diffusion 1.x or 2.x",
+            )
         version, params = TEXT_ENCODERS[name], _below(config, "params")
         self.state("version", version)
         layer, at = params.get("layer"), params.get("layer_idx")
         if layer not in LAYERS[version] or at is not None:
-            self.refuse(f"it reads the text encoder at layer {shown(layer if at is None else at)}, and only "
-                        f"{LAYERS[version][0]!r} is supported", "take that line out to have it so")
+            self.refuse(
+                f"it reads the text encoder at layer {shown(layer if at is None else at)}, and only "
+                f"{LAYERS[version][0]!r} is supported",
+                "take that line out to have it so",
+            )
 
     def _network(self, params):
         """Read what the options of the UNet say: sizes, which the weights tell too, and heads, which they do not."""
-        self._sizes(params, {"in_channels": "in_channels", "out_channels": "out_channels", "model_channels": "width",
-                             "channel_mult": "multiples", "num_res_blocks": "layers_per_block",
-                             "context_dim": "cross_attention_dim"}, "unet")
+        self._sizes(
+            params,
+            {
+                "in_channels": "in_channels",
+                "out_channels": "out_channels",
+                "model_channels": "width",
+                "channel_mult": "multiples",
+                "num_res_blocks": "layers_per_block",
+                "context_dim": "cross_attention_dim",
+            },
+            "unet",
+        )
         for key, fact in (("num_heads", "heads"), ("num_head_channels", "head_channels")):
             value = params.get(key)
             if value in (-1, None):
@@ -194,8 +294,10 @@ class Reader:
                 self.refuse(f"its {key} is {shown(value)}, not one whole number above 0")
             self.state(fact, value)
         if params.get("num_classes") is not None or params.get("adm_in_channels") is not None:
-            self.refuse("its UNet is told classes or sizes besides the prompt, which is not supported",
-                        "use a text-to-image checkpoint of Stable Diffusion 1.x or 2.x")
+            self.refuse(
+                "its UNet is told classes or sizes besides the prompt, which is not supported",
+                "use a text-to-image checkpoint of Stable Diffusion 1.x or 2.x",
+            )
 
     def _sizes(self, params, names, part):
         sizes = {mine: params[theirs] for theirs, mine in names.items() if params.get(theirs) is not None}
@@ -236,6 +338,8 @@ def refuse_other_sizes(where, sizes, config):
     told = {**config, "width": channels[0], "multiples": [c // channels[0] for c in channels]}
     for name, value in sizes.items():
         if value != told[name]:
-            raise UserError(f"{where}, beside the checkpoint, is of another model: it states {name} {shown(value)}, "
-                            f"and the weights have {shown(told[name])}; move it away, or give the "
-                            "checkpoint that it is of")
+            raise UserError(
+                f"{where}, beside the checkpoint, is of another model: it states {name} {shown(value)}, "
+                f"and the weights have {shown(told[name])}; move it away, or give the "
+                "checkpoint that it is of"
+            )

@@ -18,8 +18,12 @@ CUBE = np.array([[-1.0] * 3, [1.0] * 3])
 
 def poses(n, lift=0.7):
     """`n` cameras on a ring about z, in two heights, that look at the origin."""
-    return np.stack([pose.look_at((2.5 * math.cos(a), 2.5 * math.sin(a), lift * (1 + 1.5 * (i % 2))), up=(0, 0, 1))
-                     for i, a in enumerate(np.arange(n) * 2 * math.pi / n)])
+    return np.stack(
+        [
+            pose.look_at((2.5 * math.cos(a), 2.5 * math.sin(a), lift * (1 + 1.5 * (i % 2))), up=(0, 0, 1))
+            for i, a in enumerate(np.arange(n) * 2 * math.pi / n)
+        ]
+    )
 
 
 def box_field():
@@ -39,8 +43,13 @@ def scene_of(field, c2w):
         images = torch.stack([render_image(field, K, each, H, W).color.permute(1, 2, 0) for each in c2w])
     n = len(c2w)
     images = (images * 255).round().to(torch.uint8)
-    return Scene(images, torch.full(images.shape[:3], 255, dtype=torch.uint8), torch.from_numpy(c2w),
-                 torch.from_numpy(K).repeat(n, 1, 1), [f"{i:02d}.png" for i in range(n)])
+    return Scene(
+        images,
+        torch.full(images.shape[:3], 255, dtype=torch.uint8),
+        torch.from_numpy(c2w),
+        torch.from_numpy(K).repeat(n, 1, 1),
+        [f"{i:02d}.png" for i in range(n)],
+    )
 
 
 def cfg_of(**options):

@@ -33,21 +33,51 @@ def tiny_sd(tmp_path_factory):
     eos = len(tokenizer.build(caption_words(), folder / "tokenizer")) - 1
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        CLIPTextModel(CLIPTextConfig(
-            vocab_size=eos + 1, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=tokenizer.MAX_LENGTH, projection_dim=16, bos_token_id=eos - 1, eos_token_id=eos,
-            pad_token_id=eos)).save_pretrained(folder / "text_encoder")
+        CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=eos + 1,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=tokenizer.MAX_LENGTH,
+                projection_dim=16,
+                bos_token_id=eos - 1,
+                eos_token_id=eos,
+                pad_token_id=eos,
+            )
+        ).save_pretrained(folder / "text_encoder")
         UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
-            norm_num_groups=4, cross_attention_dim=16, attention_head_dim=2,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            attention_head_dim=2,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")).save_pretrained(folder / "unet")
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        ).save_pretrained(folder / "unet")
         AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, sample_size=16, block_out_channels=(8, 16),
-            layers_per_block=1, norm_num_groups=4, down_block_types=["DownEncoderBlock2D"] * 2,
-            up_block_types=["UpDecoderBlock2D"] * 2).save_pretrained(folder / "vae")
-    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-                  clip_sample=False, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            sample_size=16,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+        ).save_pretrained(folder / "vae")
+    DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+    ).save_pretrained(folder / "scheduler")
     return folder
 
 

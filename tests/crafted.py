@@ -25,20 +25,42 @@ def small_parts(v2=False, prediction="epsilon", seed=0):
     c = 64 if v2 else 32
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        text = CLIPTextModel(CLIPTextConfig(**layout.text_configuration(
-            49408, 64, 77, 128, 2, hidden_act="gelu" if v2 else "quick_gelu")))
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                **layout.text_configuration(49408, 64, 77, 128, 2, hidden_act="gelu" if v2 else "quick_gelu")
+            )
+        )
         unet = UNet2DConditionModel(
-            sample_size=256, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(c, 2 * c),
-            cross_attention_dim=64, attention_head_dim=[1, 2] if v2 else 8, use_linear_projection=v2,
+            sample_size=256,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(c, 2 * c),
+            cross_attention_dim=64,
+            attention_head_dim=[1, 2] if v2 else 8,
+            use_linear_projection=v2,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
         vae = AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, sample_size=512, block_out_channels=(32, 64),
-            layers_per_block=1, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2)
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            sample_size=512,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+        )
         for p in (p for net in (text, unet, vae) for p in net.parameters() if p.ndim == 1):
             torch.nn.init.normal_(p, 1 if p.mean() > 0.5 else 0, 0.1)  # no two biases or norms alike
-    return {"tokenizer": clip_tokenizer("!" if v2 else END), "text_encoder": text.eval(), "unet": unet.eval(),
-            "vae": vae.eval(), "scheduler": DDIMScheduler(**layout.SCHEDULE, prediction_type=prediction)}
+    return {
+        "tokenizer": clip_tokenizer("!" if v2 else END),
+        "text_encoder": text.eval(),
+        "unet": unet.eval(),
+        "vae": vae.eval(),
+        "scheduler": DDIMScheduler(**layout.SCHEDULE, prediction_type=prediction),
+    }
 
 
 def save_folder(parts, folder):
@@ -65,8 +87,11 @@ def single_file(parts, v2=False):
         return tensors | {layout.CLIP + "embeddings.position_ids": torch.arange(77)[None]}
     last = f"{layout.OPEN_CLIP}transformer.resblocks."
     block = {name.replace(last + "1", last + "2"): t + 1 for name, t in tensors.items() if name.startswith(last + "1")}
-    return tensors | block | {layout.OPEN_CLIP + "text_projection": torch.eye(64),
-                              layout.OPEN_CLIP + "logit_scale": torch.tensor(4.6)}
+    return (
+        tensors
+        | block
+        | {layout.OPEN_CLIP + "text_projection": torch.eye(64), layout.OPEN_CLIP + "logit_scale": torch.tensor(4.6)}
+    )
 
 
 class Callback:
@@ -78,8 +103,14 @@ class Callback:
 
 def save_ckpt(tensors, path, stream=False):
     """Write a checkpoint as Lightning does: callbacks, an optimizer's state and counters beside the tensors."""
-    value = {"state_dict": tensors, "epoch": 3, "global_step": 470000, "callbacks": {Callback: Callback()},
-             "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2, 2)}}}], "hparams": {"lr": 1e-4}}
+    value = {
+        "state_dict": tensors,
+        "epoch": 3,
+        "global_step": 470000,
+        "callbacks": {Callback: Callback()},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2, 2)}}}],
+        "hparams": {"lr": 1e-4},
+    }
     torch.save(value, path, _use_new_zipfile_serialization=not stream)
     return path
 
@@ -146,8 +177,17 @@ def attacks(canary):
         "newobj": (b"\x80\x02csubprocess\nPopen\n(](S'touch'\nS'" + str(canary).encode() + b"'\nete\x85\x81.", False),
         "newobj_ex": (b"\x80\x04csubprocess\nPopen\n)}S'args'\nS'" + text + b"'\ns\x92.", False),
         "persistent id": (dumped({"state_dict": {"w": Persistent(bite)}}), False),
-        "storage class": (dumped({"w": Reduce(torch._utils._rebuild_tensor_v2, (
-            Persistent(("storage", bite, "0", "cpu", 1)), 0, (1,), (1,), False, {}))}), False),
+        "storage class": (
+            dumped(
+                {
+                    "w": Reduce(
+                        torch._utils._rebuild_tensor_v2,
+                        (Persistent(("storage", bite, "0", "cpu", 1)), 0, (1,), (1,), False, {}),
+                    )
+                }
+            ),
+            False,
+        ),
         "backward hooks": (dumped({"w": Reduce(torch._utils._rebuild_parameter, (bite, True, bite))}), True),
         "pickle in a pickle": (dumped(Reduce(pickle.loads, (dumped(bite),))), True),
         "torch's own loader": (dumped(Reduce(torch.storage._load_from_bytes, (dumped(bite),))), False),

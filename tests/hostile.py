@@ -8,7 +8,8 @@ import json
 import struct
 import warnings
 import zipfile
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -31,18 +32,22 @@ KINDS = {}  # name -> Kind
 
 def kind(like, reads=False, times=1):
     """Enter a function n -> bytes, or for a pickle n -> opcodes, under its name in words."""
+
     def enter(make):
         content = make if like not in WRAPPED else lambda n: WRAPPED[like](make(n))
         KINDS[make.__name__.replace("_", " ")] = Kind(content, like, reads, times)
         return make
+
     return enter
 
 
 def whole(like, reads=False):
     """Enter a function n -> bytes of a whole file."""
+
     def enter(make):
         KINDS[make.__name__.replace("_", " ")] = Kind(make, like, reads)
         return make
+
     return enter
 
 
@@ -52,7 +57,7 @@ def whole(like, reads=False):
 def sound_tensors(n, each):
     """{name: tensor} of about `n` bytes in a file, at `each` bytes of index for a tensor; all are of one storage."""
     base = torch.arange(max(n // each, 1), dtype=torch.float32)
-    return {f"blocks.{i}.weight": base[i:i + 1] for i in range(len(base))}
+    return {f"blocks.{i}.weight": base[i : i + 1] for i in range(len(base))}
 
 
 def sound_pickle(n, archive):
@@ -65,8 +70,13 @@ SOUND = {  # n -> bytes
     "archive": lambda n: sound_pickle(n, archive=True),
     "stream": lambda n: sound_pickle(n, archive=False),
     "safetensors": lambda n: save(sound_tensors(n, 85)),
-    "json": lambda n: json.dumps({"frames": [{"file_path": f"images/{i}.png", "transform_matrix": [[1.0] * 4] * 4}
-                                             for i in range(max(n // 160, 1))]}).encode(),
+    "json": lambda n: json.dumps(
+        {
+            "frames": [
+                {"file_path": f"images/{i}.png", "transform_matrix": [[1.0] * 4] * 4} for i in range(max(n // 160, 1))
+            ]
+        }
+    ).encode(),
     "yaml": lambda n: "\n".join(f"option{i}: {i}" for i in range(max(n // 18, 1))).encode(),
 }
 
@@ -204,8 +214,13 @@ def a_list_as_shape_over_and_over(n):
 
 @kind("archive")
 def a_shape_of_64_dimensions_over_and_over(n):
-    made = REBUILD + put(1) + b"0" + many([storage(), integer(0), b"](" + integer(1) * 64 + b"e",
-                                           b"](" + integer(1) * 64 + b"e"]) + put(2)
+    made = (
+        REBUILD
+        + put(1)
+        + b"0"
+        + many([storage(), integer(0), b"](" + integer(1) * 64 + b"e", b"](" + integer(1) * 64 + b"e"])
+        + put(2)
+    )
     return beside(over_and_over(made, get(1) + get(2) + b"R", n))
 
 
@@ -217,8 +232,9 @@ def a_shape_of_many_dimensions(n):
 
 @kind("archive")
 def no_elements_of_enormous_rows(n):
-    return state((text("t"), tensor(shape=many([integer(0), integer(2**62), integer(2**62)]),
-                                    stride=many([integer(1)] * 3))))
+    return state(
+        (text("t"), tensor(shape=many([integer(0), integer(2**62), integer(2**62)]), stride=many([integer(1)] * 3)))
+    )
 
 
 @kind("archive")
@@ -477,7 +493,7 @@ def a_compressed_storage(n):
 def patched(content, what, at, value):
     """An archive with bytes of its first record of a kind overwritten: b"PK\\1\\2" is a line of its directory."""
     i = content.index(what) + at
-    return content[:i] + value + content[i + len(value):]
+    return content[:i] + value + content[i + len(value) :]
 
 
 @whole("archive")
@@ -538,12 +554,15 @@ def storages_that_overlap(n):
     """Each line of the directory gives the same bytes another name."""
     count = max(n // 350, 2)
     storages = [(text(f"{i}"), tensor(of=storage(key=f"{i}"))) for i in range(10, 10 + count)]
-    content = archive(b"\x80\x02}(" + b"".join(k + v for k, v in storages) + b"u.",
-                      [(f"archive/data/{i}", b"\0" * 16) for i in range(10, 10 + count)])
+    content = archive(
+        b"\x80\x02}(" + b"".join(k + v for k, v in storages) + b"u.",
+        [(f"archive/data/{i}", b"\0" * 16) for i in range(10, 10 + count)],
+    )
     first = content.index(b"archive/data/10") - 30
     parts = content.split(b"PK\x01\x02")
-    lines = [line if b"archive/data/" not in line else line[:38] + struct.pack("<I", first) + line[42:]
-             for line in parts[1:]]
+    lines = [
+        line if b"archive/data/" not in line else line[:38] + struct.pack("<I", first) + line[42:] for line in parts[1:]
+    ]
     return parts[0] + b"".join(b"PK\x01\x02" + line for line in lines)
 
 
@@ -692,9 +711,14 @@ def metadata_of_many_characters(n):
 @whole("safetensors", reads=True)
 def settings_of_a_lora_without_end(n):
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q."
-    return safetensors({"__metadata__": {"lora_adapter_metadata": "[" * n},
-                        layer + "lora_down.weight": plain([1, 4]), layer + "lora_up.weight": plain([4, 1], (16, 32))},
-                       b"\0" * 32)
+    return safetensors(
+        {
+            "__metadata__": {"lora_adapter_metadata": "[" * n},
+            layer + "lora_down.weight": plain([1, 4]),
+            layer + "lora_up.weight": plain([4, 1], (16, 32)),
+        },
+        b"\0" * 32,
+    )
 
 
 @whole("safetensors")
@@ -704,8 +728,9 @@ def a_header_with_a_name_of_many_characters(n):
 
 @whole("safetensors", reads=True)
 def a_header_with_names_of_terminal_escapes(n):
-    return safetensors({f"\x1b[2J\x9b31m\u202e\n{i}": plain((4,), (16 * i, 16 * i + 16)) for i in range(9)},
-                       b"\0" * 144)
+    return safetensors(
+        {f"\x1b[2J\x9b31m\u202e\n{i}": plain((4,), (16 * i, 16 * i + 16)) for i in range(9)}, b"\0" * 144
+    )
 
 
 @whole("safetensors", reads=True)

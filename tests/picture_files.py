@@ -36,11 +36,21 @@ def tiff(pixels, photometric, order="<", packed=False, width=None, height=None, 
     if isinstance(pixels, np.ndarray):
         height, width, samples = pixels.shape
         data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-        fields = {258: (8 * pixels.dtype.itemsize,) * samples, 277: samples,
-                  339: ({"u": 1, "i": 2, "f": 3}[pixels.dtype.kind],) * samples}
+        fields = {
+            258: (8 * pixels.dtype.itemsize,) * samples,
+            277: samples,
+            339: ({"u": 1, "i": 2, "f": 3}[pixels.dtype.kind],) * samples,
+        }
     data = zlib.compress(data) if packed else data
-    fields |= {256: width, 257: height, 259: 8 if packed else 1, 262: photometric, 278: height, 273: 0,
-               279: len(data)} | {int(key[1:]): value for key, value in tags.items()}
+    fields |= {
+        256: width,
+        257: height,
+        259: 8 if packed else 1,
+        262: photometric,
+        278: height,
+        273: 0,
+        279: len(data),
+    } | {int(key[1:]): value for key, value in tags.items()}
     fields = {tag: value if isinstance(value, tuple) else (value,) for tag, value in sorted(fields.items())}
     directory, extra, base = b"", b"", 8 + 2 + 12 * len(fields) + 4
     longs = {tag for tag in fields if tag in (256, 257, 273, 278, 279)}

@@ -59,7 +59,7 @@ def test_guidance_by_hand(scale, want, batch):
     """D_u + s (D_c - D_u) with D_c = 3 and D_u = 1, in one batch of both."""
     adapter, x = Constant(), torch.zeros(2, 3, 4, 4)
     D = adapter.denoise(x, 1.0, adapter.embed([3, 3]), adapter.embed([1, 1]), scale)
-    assert D.shape == x.shape and (D == want).all() and adapter.batches == [batch]
+    assert D.shape == x.shape and (want == D).all() and adapter.batches == [batch]
 
 
 def test_guidance_keeps_the_rows_apart():
@@ -171,8 +171,12 @@ def test_score_is_the_gradient_of_the_log_density(sigma):
 
 
 def test_ideal_pictures_of_the_toy_world(capfd):
-    cfg = SJCConfig(family="ideal", sd={"prompt": "a red mushroom"}, ideal={"n_cameras": 12},
-                    pose={"rend_hw": 16, "fov_range": (50.0, 60.0)})
+    cfg = SJCConfig(
+        family="ideal",
+        sd={"prompt": "a red mushroom"},
+        ideal={"n_cameras": 12},
+        pose={"rend_hw": 16, "fov_range": (50.0, 60.0)},
+    )
     adapter = make_adapter(cfg, "cpu")
     assert set(adapter.names) <= set(all_view_prompts("sjc"))
     assert adapter.data_shape == (3, 16, 16) and adapter.picture_size == 16
@@ -269,8 +273,9 @@ def test_denoised_equals_the_schedulers(parts, batch, kind, t):
 @pytest.mark.parametrize("t", [0, 300, 969])
 @torch.no_grad()
 def test_epsilon_and_v_models_agree(parts, sd, batch, t):
-    v = StableDiffusionAdapter(with_prediction(parts, "v_prediction", AsV(
-        parts["unet"], parts["scheduler"].alphas_cumprod)))
+    v = StableDiffusionAdapter(
+        with_prediction(parts, "v_prediction", AsV(parts["unet"], parts["scheduler"].alphas_cumprod))
+    )
     x0, cond = batch
     sigma = sd.sigmas[999 - t].item()
     x = x0 + sigma * x0.flip(0)
@@ -325,7 +330,7 @@ def test_view_words_behind_a_long_prompt_stay(sd, capsys):
     prompt = " ".join(["a", "blue", "duck"] * 5)
     n = sd.n_tokens(suffixed(prompt)[1]) - 15  # that are not of the prompt
     kept = sd.fitting(prompt, suffixed)
-    assert kept == " ".join(prompt.split()[:16 - n]) and len(kept.split()) < 15
+    assert kept == " ".join(prompt.split()[: 16 - n]) and len(kept.split()) < 15
     assert max(map(sd.n_tokens, suffixed(kept))) == 16
     err = capsys.readouterr().err
     assert f"the prompt has {15 + n} tokens with its view words" in err and err.endswith(" blue duck\n")

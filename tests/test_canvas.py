@@ -100,8 +100,9 @@ def test_the_canvas_becomes_one_of_the_pictures(var_red):
 def test_schedules():
     adapter, cfg = Affine(), CanvasConfig(n_steps=50, sigma_max=10.0)
     table = set(adapter.sigmas.tolist())
-    single, annealed, uniform = (noise_levels(cfg, adapter, EQ16._replace(schedule=s))
-                                 for s in ("1.5", ANNEALED, UNIFORM))
+    single, annealed, uniform = (
+        noise_levels(cfg, adapter, EQ16._replace(schedule=s)) for s in ("1.5", ANNEALED, UNIFORM)
+    )
     assert set(single) == {adapter.round_sigma(1.5)} and len(single) == len(annealed) == len(uniform) == 50
     assert annealed == sorted(annealed, reverse=True)
     assert (annealed[0], annealed[-1]) == (adapter.round_sigma(10.0), adapter.sigmas[-1])
@@ -113,8 +114,12 @@ def test_a_canvas_depends_on_its_setting_only():
     cfg, adapter = CanvasConfig(n_steps=5), Affine()
     a = last(cfg, adapter, EQ16)
     assert torch.equal(a, last(CanvasConfig(n_steps=5, schedules=["3"], copies=[4], seed=9), adapter, EQ16))
-    for other in (EQ16._replace(seed=1), EQ16._replace(var_red=False), EQ16._replace(schedule="2"),
-                  EQ16._replace(copies=2)):
+    for other in (
+        EQ16._replace(seed=1),
+        EQ16._replace(var_red=False),
+        EQ16._replace(schedule="2"),
+        EQ16._replace(copies=2),
+    ):
         assert not torch.equal(a, last(cfg, adapter, other))
 
 
@@ -123,8 +128,24 @@ def test_a_canvas_depends_on_its_setting_only():
 
 @pytest.fixture(scope="module")
 def flags(tiny_sd):
-    return ["--sd.checkpoint", str(tiny_sd), "--sd.prompt", "a blue duck", "--sd.scale", "2", "--n_steps", "3",
-            "--schedules", "1.5,annealed", "--copies", "1,2", "--n_seeds", "1", "--device", "cpu"]
+    return [
+        "--sd.checkpoint",
+        str(tiny_sd),
+        "--sd.prompt",
+        "a blue duck",
+        "--sd.scale",
+        "2",
+        "--n_steps",
+        "3",
+        "--schedules",
+        "1.5,annealed",
+        "--copies",
+        "1,2",
+        "--n_seeds",
+        "1",
+        "--device",
+        "cpu",
+    ]
 
 
 def test_the_figure_has_every_cell(here, flags, tiny_sd):
@@ -182,27 +203,37 @@ def test_a_decoder_that_breaks_down(here):
     assert not list((here / "cells").iterdir()) and not (here / "grid.png").exists()
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--schedules", "1.5,anneald"], ["--schedules", "annealed, uniform or a number above 0, not 'anneald'",
-                                      "perhaps you meant annealed"]),
-    (["--schedules", "1.5,1.50"], ["--schedules: 1.5 is given twice; leave one out"]),
-    (["--preset", "mini", "--schedules", "1.5,1.5001"], ["--schedules 1.5,1.5001: the same of this model's levels"]),
-    (["--preset", "mini", "--schedules", "1.5", "--sigma_max", "9"],
-     ["--sigma_max: not read with --schedules 1.5; leave it out, or give --schedules annealed"]),
-    (["--preset", "burger"], ["no preset 'burger' of this script; its presets are ideal, mini"]),
-    (["--sd.prompt", ""], ["--sd.prompt: needs words", "got ''"]),
-    (["--schedules", "0"], ["--schedules", "not '0'"]),
-    (["--schedules", "[]"], ["--schedules: needs at least 1 value", "got ''"]),
-    (["--copies", ""], ["--copies: expected a list, each an integer, got ''"]),
-    (["--copies", "0"], ["--copies must be at least 1, got 0"]),
-    (["--var_red", "True,True"], ["--var_red: True is given twice"]),
-    (["--var_red", "both"], ["--var_red: expected a list, each True or False"]),
-    (["--n_seeds", "0"], ["--n_seeds", "greater than 0"]),
-    (["--lr", "2"], ["--lr", "less than or equal to 1"]),
-    (["--sigma_max", "1", "--sigma_min", "2"], ["--sigma_max 1 must be above --sigma_min 2"]),
-    (["--preset", "mini", "--sigma_max", "0.01"], ["--sigma_max 0.01", "0.02917"]),
-    (["--sd.checkpoint", "nosuch"], ["nosuch: looked for", "--preset mini"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (
+            ["--schedules", "1.5,anneald"],
+            ["--schedules", "annealed, uniform or a number above 0, not 'anneald'", "perhaps you meant annealed"],
+        ),
+        (["--schedules", "1.5,1.50"], ["--schedules: 1.5 is given twice; leave one out"]),
+        (
+            ["--preset", "mini", "--schedules", "1.5,1.5001"],
+            ["--schedules 1.5,1.5001: the same of this model's levels"],
+        ),
+        (
+            ["--preset", "mini", "--schedules", "1.5", "--sigma_max", "9"],
+            ["--sigma_max: not read with --schedules 1.5; leave it out, or give --schedules annealed"],
+        ),
+        (["--preset", "burger"], ["no preset 'burger' of this script; its presets are ideal, mini"]),
+        (["--sd.prompt", ""], ["--sd.prompt: needs words", "got ''"]),
+        (["--schedules", "0"], ["--schedules", "not '0'"]),
+        (["--schedules", "[]"], ["--schedules: needs at least 1 value", "got ''"]),
+        (["--copies", ""], ["--copies: expected a list, each an integer, got ''"]),
+        (["--copies", "0"], ["--copies must be at least 1, got 0"]),
+        (["--var_red", "True,True"], ["--var_red: True is given twice"]),
+        (["--var_red", "both"], ["--var_red: expected a list, each True or False"]),
+        (["--n_seeds", "0"], ["--n_seeds", "greater than 0"]),
+        (["--lr", "2"], ["--lr", "less than or equal to 1"]),
+        (["--sigma_max", "1", "--sigma_min", "2"], ["--sigma_max 1 must be above --sigma_min 2"]),
+        (["--preset", "mini", "--sigma_max", "0.01"], ["--sigma_max 0.01", "0.02917"]),
+        (["--sd.checkpoint", "nosuch"], ["nosuch: looked for", "--preset mini"]),
+    ],
+)
 def test_mistakes_end_in_one_line(here, capsys, argv, words):
     with pytest.raises(SystemExit) as ended:
         run_main(run_2d_sjc.main, [*argv, "--device", "cpu"])

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    ScoreSdeVePipeline,
-    ScoreSdeVeScheduler,
-    UNet2DModel,
-)
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipeline, ScoreSdeVeScheduler, UNet2DModel
 
 import run_sjc
 from adapt import make_adapter
@@ -28,9 +21,14 @@ from sjc_config import SJCConfig
 def unet():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UNet2DModel(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-                           down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-                           up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+        return UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +66,12 @@ def test_layout_of_the_first_pipelines(unet, tmp_path, capfd):
     """As the ones of 2022 are on the hub: all in one folder, weights in .bin, read as tensors only."""
     unet.save_pretrained(tmp_path, safe_serialization=False)
     DDPMScheduler(beta_end=0.01).save_pretrained(tmp_path)
-    index = {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1", "unet": ["diffusers", "UNet2DModel"],
-             "scheduler": ["diffusers", "DDPMScheduler"]}
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": "0.1.1",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     capfd.readouterr()
     loaded, scheduler = load(str(tmp_path))
@@ -89,8 +91,9 @@ def test_a_last_level_of_pure_noise_is_left_out(unet):
     assert adapter.sigma_range()[1] == 80
 
 
-@pytest.mark.parametrize("betas", [[0.1, 1.0, 0.1], [0.1, 1.2], [0.1, -0.1], [0.1, float("nan")], [0.0, 0.1], [1.0]],
-                         ids=str)
+@pytest.mark.parametrize(
+    "betas", [[0.1, 1.0, 0.1], [0.1, 1.2], [0.1, -0.1], [0.1, float("nan")], [0.0, 0.1], [1.0]], ids=str
+)
 def test_betas_that_are_no_schedule_are_refused(folder, tmp_path, betas):
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     settings = broken / "scheduler" / "scheduler_config.json"
@@ -109,33 +112,41 @@ def edited(folder, to, file, **changes):
 UNET, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json", "model_index.json"
 
 
-@pytest.mark.parametrize("file, changes, words", [
-    (SCHEDULER, {"prediction_type": "flow_prediction"}, ["prediction_type is flow_prediction", "epsilon"]),
-    (SCHEDULER, {"timestep_type": "continuous"}, ["timestep_type is continuous"]),
-    (SCHEDULER, {"use_flow_sigmas": True}, ["use_flow_sigmas"]),
-    (SCHEDULER, {"_class_name": "CMStochasticIterativeScheduler"}, ["consistency model"]),
-    (SCHEDULER, {"_class_name": "EDMEulerScheduler"}, ["told levels of noise"]),
-    (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, ["is of a flow"]),
-    (SCHEDULER, {"_class_name": "IPNDMScheduler"}, ["no table of betas"]),
-    (SCHEDULER, {"trained_betas": ["a"]}, ["trained_betas are no list of numbers"]),
-    (SCHEDULER, {"num_train_timesteps": 10**12}, ["num_train_timesteps is 1000000000000"]),
-    (SCHEDULER, {"num_train_timesteps": "\x1b[31m" * 500}, ["num_train_timesteps is \\x1b"]),
-    (SCHEDULER, {"beta_schedule": "odd"}, ["cannot be read", "odd"]),
-    (INDEX, {"scheduler": ["diffusers", "KarrasVeScheduler"]}, ["told levels of noise, not steps"]),
-    (INDEX, {"unet": ["my_unet", "MyUNet"]}, ["unet is MyUNet of my_unet", "not run"]),
-    (INDEX, {"vqvae": ["diffusers", "VQModel"], "_class_name": "LDMPipeline"}, ["a LDMPipeline of", "vqvae"]),
-    (INDEX, {"_class_name": None}, ["not what diffusers writes"]),
-    (UNET, {"_class_name": "UNet2DConditionModel"}, ["its unet is a UNet2DConditionModel"]),
-    (UNET, {"in_channels": 1, "out_channels": 1}, ["grey pictures (1 channel)", "RGB only", "google/ddpm-cifar10-32"]),
-    (UNET, {"in_channels": 4}, ["takes 4 channels, not 3"]),
-    (UNET, {"out_channels": 4}, ["gives 4 channels, not 3"]),
-    (UNET, {"num_class_embeds": 10}, ["takes a class"]),
-    (UNET, {"class_embed_type": "timestep"}, ["takes a class"]),
-    (UNET, {"time_embedding_type": "fourier"}, ["told levels of noise", "fourier"]),
-    (UNET, {"sample_size": [8, 16]}, ["sample_size is [8, 16], not one number"]),
-    (UNET, {"sample_size": None}, ["sample_size is None"]),
-    (UNET, {"sample_size": 9}, ["sample_size 9 cannot be halved 1 times"]),
-], ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(
+    "file, changes, words",
+    [
+        (SCHEDULER, {"prediction_type": "flow_prediction"}, ["prediction_type is flow_prediction", "epsilon"]),
+        (SCHEDULER, {"timestep_type": "continuous"}, ["timestep_type is continuous"]),
+        (SCHEDULER, {"use_flow_sigmas": True}, ["use_flow_sigmas"]),
+        (SCHEDULER, {"_class_name": "CMStochasticIterativeScheduler"}, ["consistency model"]),
+        (SCHEDULER, {"_class_name": "EDMEulerScheduler"}, ["told levels of noise"]),
+        (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, ["is of a flow"]),
+        (SCHEDULER, {"_class_name": "IPNDMScheduler"}, ["no table of betas"]),
+        (SCHEDULER, {"trained_betas": ["a"]}, ["trained_betas are no list of numbers"]),
+        (SCHEDULER, {"num_train_timesteps": 10**12}, ["num_train_timesteps is 1000000000000"]),
+        (SCHEDULER, {"num_train_timesteps": "\x1b[31m" * 500}, ["num_train_timesteps is \\x1b"]),
+        (SCHEDULER, {"beta_schedule": "odd"}, ["cannot be read", "odd"]),
+        (INDEX, {"scheduler": ["diffusers", "KarrasVeScheduler"]}, ["told levels of noise, not steps"]),
+        (INDEX, {"unet": ["my_unet", "MyUNet"]}, ["unet is MyUNet of my_unet", "not run"]),
+        (INDEX, {"vqvae": ["diffusers", "VQModel"], "_class_name": "LDMPipeline"}, ["a LDMPipeline of", "vqvae"]),
+        (INDEX, {"_class_name": None}, ["not what diffusers writes"]),
+        (UNET, {"_class_name": "UNet2DConditionModel"}, ["its unet is a UNet2DConditionModel"]),
+        (
+            UNET,
+            {"in_channels": 1, "out_channels": 1},
+            ["grey pictures (1 channel)", "RGB only", "google/ddpm-cifar10-32"],
+        ),
+        (UNET, {"in_channels": 4}, ["takes 4 channels, not 3"]),
+        (UNET, {"out_channels": 4}, ["gives 4 channels, not 3"]),
+        (UNET, {"num_class_embeds": 10}, ["takes a class"]),
+        (UNET, {"class_embed_type": "timestep"}, ["takes a class"]),
+        (UNET, {"time_embedding_type": "fourier"}, ["told levels of noise", "fourier"]),
+        (UNET, {"sample_size": [8, 16]}, ["sample_size is [8, 16], not one number"]),
+        (UNET, {"sample_size": None}, ["sample_size is None"]),
+        (UNET, {"sample_size": 9}, ["sample_size 9 cannot be halved 1 times"]),
+    ],
+    ids=lambda v: str(v)[:30],
+)
 def test_what_files_state_and_cannot_be_used(folder, tmp_path, file, changes, words):
     """One line, of at most 300 characters besides paths, none of them a control character."""
     bad = edited(folder, tmp_path / "bad", file, **changes)
@@ -165,9 +176,16 @@ def test_the_first_schedulers_said_what_is_predicted_otherwise(folder, tmp_path)
     assert make_adapter(cfg, "cpu").prediction_type == "sample"
 
 
-@pytest.mark.parametrize("changes", [{"trained_betas": [0.1, 0.2, 0.3]}, {"beta_schedule": "squaredcos_cap_v2"},
-                                     {"beta_schedule": "scaled_linear", "beta_end": 0.01},
-                                     {"beta_schedule": "sigmoid", "num_train_timesteps": 50}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trained_betas": [0.1, 0.2, 0.3]},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_schedule": "scaled_linear", "beta_end": 0.01},
+        {"beta_schedule": "sigmoid", "num_train_timesteps": 50},
+    ],
+    ids=str,
+)
 def test_schedules_that_files_state_are_used(folder, tmp_path, changes):
     """Against the product of 1 - beta over diffusers' own betas, and by hand where they are given."""
     path = str(edited(folder, tmp_path / "x", SCHEDULER, **changes))
@@ -178,8 +196,16 @@ def test_schedules_that_files_state_are_used(folder, tmp_path, changes):
         assert sigmas.tolist() == pytest.approx([(1 / 0.504 - 1) ** 0.5, (1 / 0.72 - 1) ** 0.5, (1 / 9) ** 0.5])
 
 
-@pytest.mark.parametrize("changes", [{"clip_sample": True, "clip_sample_range": 0.1}, {"thresholding": True},
-                                     {"variance_type": "learned_range"}, {"timestep_spacing": "trailing"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_sample": True, "clip_sample_range": 0.1},
+        {"thresholding": True},
+        {"variance_type": "learned_range"},
+        {"timestep_spacing": "trailing"},
+    ],
+    ids=str,
+)
 def test_what_only_a_sampler_reads_changes_no_score(folder, tmp_path, changes):
     x, D = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), []
     for path in (folder, edited(folder, tmp_path / "x", SCHEDULER, **changes)):
@@ -220,8 +246,12 @@ def test_what_is_no_such_pipeline_is_refused(folder, unet, tmp_path):
     refused(Path(run_sjc.__file__).parent / "mini_sd", "a StableDiffusionPipeline of", "pixel-space")
     no_betas = tmp_path / "no_betas"
     ScoreSdeVePipeline(unet, ScoreSdeVeScheduler()).save_pretrained(no_betas)
-    refused(no_betas, "a ScoreSdeVePipeline of scheduler, unet", "ScoreSdeVeScheduler adds noise without end",
-            "discrete scheduler")
+    refused(
+        no_betas,
+        "a ScoreSdeVePipeline of scheduler, unet",
+        "ScoreSdeVeScheduler adds noise without end",
+        "discrete scheduler",
+    )
     guessed = Path(shutil.copytree(folder, tmp_path / "guessed"))
     (guessed / "scheduler" / "scheduler_config.json").write_text("{}")
     refused(guessed, "guessed/scheduler/scheduler_config.json is not what diffusers writes", "get that file again")
@@ -234,8 +264,9 @@ def test_what_is_no_such_pipeline_is_refused(folder, unet, tmp_path):
 @pytest.mark.parametrize("rend_hw", [8, 12])
 def test_text_to_3d_without_text(folder, rend_hw):
     """Colours in [-1, 1], 3 channels, rendered at the model's resolution or resized to it."""
-    cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": str(folder)}, vox={"grid_size": 6}, pose={"rend_hw": rend_hw},
-                    n_steps=10)
+    cfg = SJCConfig(
+        family="ddpm", ddpm={"checkpoint": str(folder)}, vox={"grid_size": 6}, pose={"rend_hw": rend_hw}, n_steps=10
+    )
     assert (cfg.vox.model_type, cfg.vox.c) == ("V_SJC", 3)
     sjc = SJC(cfg, make_adapter(cfg, "cpu"))
     before = sjc.field.color.detach().clone()
@@ -246,6 +277,20 @@ def test_text_to_3d_without_text(folder, rend_hw):
 
 def test_a_whole_run(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_sjc.main(["--family", "ddpm", "--ddpm.checkpoint", str(folder), "--n_steps", "2", "--vox.grid_size", "6",
-                  "--pose.rend_hw", "8", "--device", "cpu"])
+    run_sjc.main(
+        [
+            "--family",
+            "ddpm",
+            "--ddpm.checkpoint",
+            str(folder),
+            "--n_steps",
+            "2",
+            "--vox.grid_size",
+            "6",
+            "--pose.rend_hw",
+            "8",
+            "--device",
+            "cpu",
+        ]
+    )
     assert len(list((tmp_path / "test_2" / "view").iterdir())) == 100

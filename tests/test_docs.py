@@ -40,8 +40,17 @@ def test_the_readme_is_a_landing_page():
 
 
 def test_options_are_as_the_code_says():
-    done = subprocess.run([sys.executable, "-c", "import sys; sys.path.insert(0, 'docs'); import write_options; "
-                           "sys.stdout.write(write_options.page())"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.path.insert(0, 'docs'); import write_options; sys.stdout.write(write_options.page())",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert text_of(ROOT / "docs" / "options.md") == done.stdout, "run python docs/write_options.py"
 
 
@@ -80,8 +89,9 @@ def quickstart(tmp_path):
         log = tmp_path / "log"
         log.write_text("")
         env = {**os.environ, "PATH": f"{stubs}:{os.environ['PATH']}", "HOME": str(home), "LOG": str(log)}
-        done = subprocess.run(["bash", str(project / "quickstart.sh"), *words], env=env, cwd=home, capture_output=True,
-                              text=True)
+        done = subprocess.run(
+            ["bash", str(project / "quickstart.sh"), *words], env=env, cwd=home, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout, log.read_text().splitlines()
 
@@ -92,13 +102,22 @@ def test_quickstart_makes_an_asset_and_can_be_repeated(quickstart, tmp_path):
     project = tmp_path / "caf\u00e9 au lait"
     for name in ("a_red_pig", "a_red_pig_2", "a_red_pig_3"):
         out, commands = quickstart("a red pig")
-        assert commands == ["python3 -m venv .venv", "python -m pip install -q -r requirements.txt",
-                            f"python {project}/run_sjc.py --preset ideal --sd.prompt a red pig",
-                            f"python {project}/highres_final_vis.py"]
+        assert commands == [
+            "python3 -m venv .venv",
+            "python -m pip install -q -r requirements.txt",
+            f"python {project}/run_sjc.py --preset ideal --sd.prompt a red pig",
+            f"python {project}/highres_final_vis.py",
+        ]
         assert out.splitlines()[-1] == f"Look at {tmp_path}/home/sjc_runs/{name}/highres_5/img.mp4"
 
 
 def test_quickstart_runs_the_tests_as_ci_does(quickstart):
     _, commands = quickstart("--tests")
-    assert commands == ["python3 -m venv .venv", "python -m pip install -q -r requirements.txt pytest peft", "python -m pytest"]
-    assert "bash quickstart.sh --tests\n" in README and "bash quickstart.sh --tests" in (ROOT / ".ci" / "run").read_text()
+    assert commands == [
+        "python3 -m venv .venv",
+        "python -m pip install -q -r requirements.txt pytest peft",
+        "python -m pytest",
+    ]
+    assert (
+        "bash quickstart.sh --tests\n" in README and "bash quickstart.sh --tests" in (ROOT / ".ci" / "run").read_text()
+    )

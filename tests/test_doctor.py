@@ -51,8 +51,13 @@ def test_an_embedded_model_can_always_start(capsys):
 def test_without_weights_and_network_it_cannot(capsys):
     status, states, text = run(capsys)
     assert status == 2 and states["model"] == [doctor.BAD] and states["hub"] == [doctor.NOTE]
-    for words in ("sd-v1-5.ckpt", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--sd.checkpoint", "--preset mini",
-                  "cannot start; the table says what to do about: model"):
+    for words in (
+        "sd-v1-5.ckpt",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "--sd.checkpoint",
+        "--preset mini",
+        "cannot start; the table says what to do about: model",
+    ):
         assert words in text
 
 
@@ -105,10 +110,14 @@ def test_what_a_file_states_is_told(capsys, home, tensors):
     (home / "fur.yaml").write_text('model: {params: {parameterization: "v"}}')
     assert "v_prediction, by fur.yaml" in run(capsys, *flags)[2]
     save_file({n: t for n, t in tensors.items() if n.startswith(layout.VAE)}, home / "v.safetensors")
-    save_file({**{n: t for n, t in tensors.items() if not n.startswith(layout.VAE)}, "ztsnr": torch.zeros(0)},
-              home / "fur.safetensors")
+    save_file(
+        {**{n: t for n, t in tensors.items() if not n.startswith(layout.VAE)}, "ztsnr": torch.zeros(0)},
+        home / "fur.safetensors",
+    )
     assert "it has no VAE; give one with --sd.vae" in run(capsys, *flags)[2]
-    status, states, text = run(capsys, *flags, "--sd.vae", "v.safetensors", "--sha256", "True", "--sigma_range", "10,900")
+    status, states, text = run(
+        capsys, *flags, "--sd.vae", "v.safetensors", "--sha256", "True", "--sigma_range", "10,900"
+    )
     assert status == 0 and f"VAE         {home / 'v.safetensors'}: .safetensors" in text and "zero terminal SNR" in text
     (home / "fur.yaml").write_text("model: [")
     status, _, text = run(capsys, *flags, "--sd.vae", "v.safetensors")
@@ -154,26 +163,37 @@ def test_a_grid_beyond_the_machine(capsys, home, monkeypatch):
 def test_what_only_the_model_can_tell_is_told(capsys, home, tensors):
     """The run's own checks before its first step, of each option that may not fit this model."""
     save_file(tensors, home / "a.safetensors")
-    save_file({"unet.nosuch.lora_A.weight": torch.ones(2, 9), "unet.nosuch.lora_B.weight": torch.ones(9, 2)},
-              home / "l.safetensors")
+    save_file(
+        {"unet.nosuch.lora_A.weight": torch.ones(2, 9), "unet.nosuch.lora_B.weight": torch.ones(9, 2)},
+        home / "l.safetensors",
+    )
     flags = "--sd.checkpoint", "a.safetensors"
     assert run(capsys, *flags)[0] == 0
     for option, value, words in (
-            ("sd.ema", "True", "--sd.ema True: .* lacks .* averaged weights"),
-            ("sd.lora", "l.safetensors", "l.safetensors: does not fit this checkpoint: 1 of its 1 layers"),
-            ("sigma_range", "10,1001", "--sigma_range ends at 1001: this model's table has 1000 entries"),
-            ("vox.c", "3", "--vox.c 3: this model's space has 4 channels")):
+        ("sd.ema", "True", "--sd.ema True: .* lacks .* averaged weights"),
+        ("sd.lora", "l.safetensors", "l.safetensors: does not fit this checkpoint: 1 of its 1 layers"),
+        ("sigma_range", "10,1001", "--sigma_range ends at 1001: this model's table has 1000 entries"),
+        ("vox.c", "3", "--vox.c 3: this model's space has 4 channels"),
+    ):
         status, states, text = run(capsys, *flags, f"--{option}", value)
         assert status == 2 and states["model"] == [doctor.BAD] and re.search(words, text), text
-    for option, value, words in (("sd.negative_prompt", "ugly", "--sd.negative_prompt: this model has no word"),
-                                 ("pose.view_texts", "front=the face of", "--pose.view_texts .*: this model has no")):
+    for option, value, words in (
+        ("sd.negative_prompt", "ugly", "--sd.negative_prompt: this model has no word"),
+        ("pose.view_texts", "front=the face of", "--pose.view_texts .*: this model has no"),
+    ):
         status, _, text = run(capsys, "--preset", "mini", f"--{option}", value)
         assert status == 2 and re.search(words, text), text
 
 
 def test_a_pipeline_of_family_ddpm(capsys, home):
-    unet = UNet2DModel(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-                       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=500)).save_pretrained(home / "a")
     flags = "--family", "ddpm", "--ddpm.checkpoint"
     assert run(capsys, *flags, "a", "--sigma_range", "10,480")[0] == 0
@@ -210,10 +230,12 @@ def test_the_projects_own_folder_is_none_for_a_run(capsys, monkeypatch):
 # ---------------------------------------------------------------- the hub
 
 
-@pytest.mark.parametrize("free_gb, status, words", [(20, 0, "the run downloads org/b first"),
-                                                    (3, 2, "it takes up to 6 GB")])
+@pytest.mark.parametrize(
+    "free_gb, status, words", [(20, 0, "the run downloads org/b first"), (3, 2, "it takes up to 6 GB")]
+)
 def test_what_the_hub_has_can_be_downloaded(capsys, monkeypatch, free_gb, status, words):
     """A hub in which only the second repository is left, and a disk with room for it or not."""
+
     def model_info(self, repo, timeout):
         if repo != "org/b":
             raise OSError("gone")
@@ -247,11 +269,15 @@ def test_the_hub_is_the_one_of_hf_endpoint(monkeypatch):
     assert doctor.check_hub()[0].found == "http://mirror.localhost answers" and asked == ["http://mirror.localhost"]
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--sd.chekpoint", "x"], "perhaps you meant --sd.checkpoint"),
-    (["--preset", "ideal", "--device", "warp"], "device"),
-    (["--sd.lora", "nosuch.safetensors"], "no such file"),
-    (["--preset", "ideal", "--sd.prompt", "a burger on mars"], "colours")])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--sd.chekpoint", "x"], "perhaps you meant --sd.checkpoint"),
+        (["--preset", "ideal", "--device", "warp"], "device"),
+        (["--sd.lora", "nosuch.safetensors"], "no such file"),
+        (["--preset", "ideal", "--sd.prompt", "a burger on mars"], "colours"),
+    ],
+)
 def test_mistakes(capsys, argv, words):
     argv = argv if "--device" in argv else ["--device", "cpu", *argv]
     with pytest.raises(SystemExit) as ended:
@@ -261,8 +287,7 @@ def test_mistakes(capsys, argv, words):
 
 
 def test_help_imports_nothing_heavy():
-    code = ("import sys, doctor\ntry: doctor.main(['-h'])\nexcept SystemExit: pass\n"
-            "print('MODULES', *sys.modules)")
+    code = "import sys, doctor\ntry: doctor.main(['-h'])\nexcept SystemExit: pass\nprint('MODULES', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=doctor.ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "diffusers", "transformers", "huggingface_hub"} & set(done.stdout.splitlines()[-1].split())
     assert "--sha256" in done.stdout and "--sd.checkpoint" in done.stdout

@@ -109,8 +109,16 @@ def test_leaves_a_hundred_test_views_and_their_video(run):
 
 def test_nothing_else_is_left(run):
     names = {p.name for p in run.iterdir()} - {f"highres_{N_STEPS}"}
-    assert names == {"ckpt", "depth", "full_config.yml", "heartbeat.json", "history.json", "img", f"test_{N_STEPS}",
-                     "view"}
+    assert names == {
+        "ckpt",
+        "depth",
+        "full_config.yml",
+        "heartbeat.json",
+        "history.json",
+        "img",
+        f"test_{N_STEPS}",
+        "view",
+    }
 
 
 def test_highres_makes_its_videos(run, monkeypatch, capsys):
@@ -125,8 +133,13 @@ def test_highres_makes_its_videos(run, monkeypatch, capsys):
     assert re.search(r"done: .*img.mp4 and .*img_depth.mp4", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("argv, message", [(["--skip", "9", "--n_frames", "9"], "--skip 9: must be less"),
-                                           (["--frames", "9"], "perhaps you meant --n_frames")])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--skip", "9", "--n_frames", "9"], "--skip 9: must be less"),
+        (["--frames", "9"], "perhaps you meant --n_frames"),
+    ],
+)
 def test_highres_mistakes(run, monkeypatch, argv, message):
     monkeypatch.chdir(run)
     with pytest.raises(UserError, match=message):
@@ -139,8 +152,10 @@ def test_highres_needs_a_finished_run(tmp_path, monkeypatch):
         highres_final_vis.main([])
 
 
-@pytest.mark.parametrize("cls, script", [(CanvasConfig, "run_2d_sjc.py"), (SamplingConfig, "run_img_sampling.py"),
-                                         (NeRFConfig, "run_nerf.py")])
+@pytest.mark.parametrize(
+    "cls, script",
+    [(CanvasConfig, "run_2d_sjc.py"), (SamplingConfig, "run_img_sampling.py"), (NeRFConfig, "run_nerf.py")],
+)
 def test_highres_in_the_folder_of_another_script(tmp_path, monkeypatch, cls, script):
     monkeypatch.chdir(tmp_path)
     config.write(cls(), "full_config.yml")

@@ -116,8 +116,24 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_sjc.main(["--preset", "ideal", "--n_steps", "40", "--ideal.n_cameras", "40",
-                      "--pose.view_words", "sjc", "--pose.rend_hw", "16", "--vox.grid_size", "16", "--device", "cpu"])
+        run_sjc.main(
+            [
+                "--preset",
+                "ideal",
+                "--n_steps",
+                "40",
+                "--ideal.n_cameras",
+                "40",
+                "--pose.view_words",
+                "sjc",
+                "--pose.rend_hw",
+                "16",
+                "--vox.grid_size",
+                "16",
+                "--device",
+                "cpu",
+            ]
+        )
     return folder
 
 
@@ -229,8 +245,10 @@ def test_outputs_are_checked_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "read_prompt", lambda folder: None)
     monkeypatch.setattr("sjc.finished_run", lambda folder: None)
-    for argv, words in ((["--out", str(tmp_path)], "that is a folder; give the name of a file"),
-                        (["--figure", str(tmp_path / "a.txt")], "give a name that ends in .png")):
+    for argv, words in (
+        (["--out", str(tmp_path)], "that is a folder; give the name of a file"),
+        (["--figure", str(tmp_path / "a.txt")], "give a name that ends in .png"),
+    ):
         with pytest.raises(UserError, match=words):
             evaluate.main(["run", *argv])
 

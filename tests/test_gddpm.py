@@ -24,11 +24,20 @@ REFERENCE = Path(__file__).resolve().parent / "reference"
 SHARED = REFERENCE.parents[2] / "shared" / "reference"  # next to the repository
 KEYS = json.loads((REFERENCE / "gddpm_checkpoint_keys.json").read_text())
 SMALL = published.OPTIONS | {"image_size": 64, "num_res_blocks": 1, "n_classes": None, "n_labels": 1000}
-SMALL_UNET = SMALL | {"num_channels": 32, "channel_mult": (1, 1, 2), "num_head_channels": 16,
-                      "attends": (False, True, True)}
+SMALL_UNET = SMALL | {
+    "num_channels": 32,
+    "channel_mult": (1, 1, 2),
+    "num_head_channels": 16,
+    "attends": (False, True, True),
+}
 SMALL_CLASSIFIER = SMALL | {"num_channels": 64, "channel_mult": (1, 2, 3, 4), "attends": (False, True, True, False)}
-TINY = SMALL | {"image_size": 16, "num_channels": 32, "channel_mult": (1, 2), "attends": (False, True),
-                "num_head_channels": 32}
+TINY = SMALL | {
+    "image_size": 16,
+    "num_channels": 32,
+    "channel_mult": (1, 2),
+    "attends": (False, True),
+    "num_head_channels": 32,
+}
 
 
 def fill(shapes, seed=0):
@@ -57,7 +66,7 @@ def reference(name):
     if not path.exists():
         pytest.skip(f"{name} is too large for the repository and not in {SHARED}: NOT compared")
     arrays = dict(np.load(path))
-    return arrays, {k[len("param/"):]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith("param/")}
+    return arrays, {k[len("param/") :]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith("param/")}
 
 
 @torch.no_grad()
@@ -218,8 +227,12 @@ def test_published_files_are_found_and_loaded(models):
     imagenet = make_adapter(config(model="m_imgnet_64", imgnet_cat=4), "cpu")
     assert imagenet.classifier is not None and imagenet.embed(["front view of it"]).tolist() == [4]
     assert imagenet.sigmas[0] > 1000 > faces.sigmas[0]  # cosine, linear
-    assert make_adapter(SJCConfig(family="gddpm", gddpm={"model": "m_imgnet_64", "imgnet_cat": 4}, cls_scaling=0),
-                        "cpu").classifier is None
+    assert (
+        make_adapter(
+            SJCConfig(family="gddpm", gddpm={"model": "m_imgnet_64", "imgnet_cat": 4}, cls_scaling=0), "cpu"
+        ).classifier
+        is None
+    )
 
 
 def refused(options, *words):
@@ -246,7 +259,7 @@ def test_unfit_files_are_told_apart(models):
 
     refused(given(models / "64x64_classifier.pt"), "it is a noisy classifier", "--gddpm.classifier")
     whole = (models / "ffhq.pt").read_bytes()
-    (models / "cut.pt").write_bytes(whole[:len(whole) // 2])
+    (models / "cut.pt").write_bytes(whole[: len(whole) // 2])
     refused(given(models / "cut.pt"), "cut.pt: not a whole PyTorch archive")
     torch.save([torch.zeros(1)], models / "list.pt")
     refused(given(models / "list.pt"), "list.pt: holds no tensors")
@@ -265,21 +278,37 @@ def test_classes_are_taken_in_turn():
     assert cfg.subjects() == ["1", "207", "1", "207", "1"]
     assert SamplingConfig(family="gddpm", num_images=2).subjects() == ["", ""]  # bedrooms have no class
     drawn = SamplingConfig(family="gddpm", gddpm={"model": "m_imgnet_64"}, num_images=30).drawn_classes()
-    assert len(set(drawn)) > 20 and drawn[:9] == SamplingConfig(
-        family="gddpm", gddpm={"model": "m_imgnet_64"}, num_images=9).drawn_classes()
+    assert (
+        len(set(drawn)) > 20
+        and drawn[:9] == SamplingConfig(family="gddpm", gddpm={"model": "m_imgnet_64"}, num_images=9).drawn_classes()
+    )
 
 
 # ---------------------------------------------------------------- 3D
 
 
-@pytest.mark.parametrize("options", [["--gddpm.lsun_cat", "ffhq"],
-                                     ["--gddpm.model", "m_imgnet_64", "--gddpm.imgnet_cat", "4"]])
+@pytest.mark.parametrize(
+    "options", [["--gddpm.lsun_cat", "ffhq"], ["--gddpm.model", "m_imgnet_64", "--gddpm.imgnet_cat", "4"]]
+)
 def test_a_whole_run(models, tmp_path, monkeypatch, options):
     """run_sjc.py with an unconditional model, and with a class and its classifier, rendered smaller than the model."""
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path / "run")
-    flags = ["--family", "gddpm", *options, "--n_steps", "2", "--vox.grid_size", "6", "--pose.rend_hw", "8",
-             "--sigma_anneal", "200", "--device", "cpu"]
+    flags = [
+        "--family",
+        "gddpm",
+        *options,
+        "--n_steps",
+        "2",
+        "--vox.grid_size",
+        "6",
+        "--pose.rend_hw",
+        "8",
+        "--sigma_anneal",
+        "200",
+        "--device",
+        "cpu",
+    ]
     doctor.main(flags)  # knows that it can
     run_sjc.main(flags)
     assert len(list(Path("test_2/view").iterdir())) == 100

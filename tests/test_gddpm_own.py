@@ -14,8 +14,16 @@ from my.errors import UserError
 from sampling_config import SamplingConfig
 from sjc_config import SJCConfig
 
-TINY = published.OPTIONS | {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2),
-                            "attends": (False, True), "n_classes": None, "num_heads": 2, "num_head_channels": None}
+TINY = published.OPTIONS | {
+    "image_size": 16,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "channel_mult": (1, 2),
+    "attends": (False, True),
+    "n_classes": None,
+    "num_heads": 2,
+    "num_head_channels": None,
+}
 PLAIN = {"use_scale_shift_norm": False, "resblock_updown": False, "learn_sigma": False}
 LABELS = {"n_labels": 7, "num_heads": None, "num_head_channels": 64}
 
@@ -23,8 +31,10 @@ LABELS = {"n_labels": 7, "num_heads": None, "num_head_channels": 64}
 def fill(options, kind=build_unet, seed=0, dtype=torch.float32):
     """Return random weights by published names."""
     rng = torch.Generator().manual_seed(seed)
-    return {name: (torch.randn(shape, generator=rng) * 0.1).to(dtype)
-            for name, shape in published_shapes(kind(options), options).items()}
+    return {
+        name: (torch.randn(shape, generator=rng) * 0.1).to(dtype)
+        for name, shape in published_shapes(kind(options), options).items()
+    }
 
 
 def save(path, state):
@@ -89,10 +99,14 @@ class Plain:
 
     def attention(self, name, x):
         b, c, height, width = x.shape
-        rows = F.conv1d(self.norm(f"{name}.norm", x).reshape(b, c, -1), self.w[f"{name}.qkv.weight"],
-                        self.w[f"{name}.qkv.bias"])
-        parts = rows.chunk(3, 1) if self.new_order else [
-            torch.cat([one.chunk(3, 1)[i] for one in rows.chunk(self.heads, 1)], 1) for i in range(3)]
+        rows = F.conv1d(
+            self.norm(f"{name}.norm", x).reshape(b, c, -1), self.w[f"{name}.qkv.weight"], self.w[f"{name}.qkv.bias"]
+        )
+        parts = (
+            rows.chunk(3, 1)
+            if self.new_order
+            else [torch.cat([one.chunk(3, 1)[i] for one in rows.chunk(self.heads, 1)], 1) for i in range(3)]
+        )
         out = []
         for q, k, v in zip(*(part.chunk(self.heads, 1) for part in parts)):  # (b, c / heads, n)
             weight = (q.transpose(1, 2) @ k / math.sqrt(q.shape[1])).softmax(-1)
@@ -141,15 +155,21 @@ class Plain:
 
 
 VARIANTS = {
-    "published kind": {}, "improved-diffusion": PLAIN | {"learn_sigma": True}, "no variance": {"learn_sigma": False},
-    "time added": {"use_scale_shift_norm": False}, "convolutions between": {"resblock_updown": False},
-    "averages between": {"resblock_updown": False, "conv_resample": False}, "ten classes": {"n_classes": 10},
-    "deeper": {"num_res_blocks": 2, "attends": (True, True)}, "everywhere": {"attends": (True, True)},
-    "only in the middle": {"attends": (False, False)}, "three levels": {"channel_mult": (1, 1, 2),
-                                                                      "attends": (False, True, False)},
-    "half width": {"num_channels": 64, "channel_mult": (0.5, 1.5)}, "one level": {"channel_mult": (1,),
-                                                                             "attends": (True,)},
-    "new order": {"use_new_attention_order": True}, "plain and averaged": PLAIN | {"conv_resample": False},
+    "published kind": {},
+    "improved-diffusion": PLAIN | {"learn_sigma": True},
+    "no variance": {"learn_sigma": False},
+    "time added": {"use_scale_shift_norm": False},
+    "convolutions between": {"resblock_updown": False},
+    "averages between": {"resblock_updown": False, "conv_resample": False},
+    "ten classes": {"n_classes": 10},
+    "deeper": {"num_res_blocks": 2, "attends": (True, True)},
+    "everywhere": {"attends": (True, True)},
+    "only in the middle": {"attends": (False, False)},
+    "three levels": {"channel_mult": (1, 1, 2), "attends": (False, True, False)},
+    "half width": {"num_channels": 64, "channel_mult": (0.5, 1.5)},
+    "one level": {"channel_mult": (1,), "attends": (True,)},
+    "new order": {"use_new_attention_order": True},
+    "plain and averaged": PLAIN | {"conv_resample": False},
 }
 
 
@@ -166,14 +186,16 @@ def test_outputs_of_every_variant(variant, tmp_path, capsys):
     x, t = torch.randn(2, 3, 16, 16, generator=rng), torch.tensor([5, 900])
     y = torch.tensor([3, 9]) if options["n_classes"] else None
     want = Plain(weights, 2, options["use_new_attention_order"])(
-        x, t, y, options["num_res_blocks"], len(options["channel_mult"]))
+        x, t, y, options["num_res_blocks"], len(options["channel_mult"])
+    )
     out = got.unet(x, t, class_labels=y).sample
     assert out.shape[1] == (6 if options["learn_sigma"] else 3) and out.std() > 0.01
     torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
     told = layout.unet({k: v.shape for k, v in weights.items()})
     one = variant == "one level"  # nothing to change the resolution
     assert {k: options[k] for k in told if not one or k != "resblock_updown"} == {
-        k: v for k, v in told.items() if not one or k != "resblock_updown"}
+        k: v for k, v in told.items() if not one or k != "resblock_updown"
+    }
 
 
 # ---------------------------------------------------------------- what shapes do not tell
@@ -184,19 +206,39 @@ def test_what_was_read_and_what_was_assumed_is_said(tmp_path, capsys):
     options = TINY | PLAIN | {"channel_mult": (1, 2, 3, 4), "attends": (False, False, True, True), "image_size": 64}
     ours = adapter(checkpoint=save(tmp_path / "ema_0.9999_000100.pt", fill(options)))
     read, assumed = capsys.readouterr().err.splitlines()
-    for words in ("num_channels 32", "channel_mult 1,2,3,4", "num_res_blocks 1", "attention_resolutions 16,8",
-                  "no classes"):
+    for words in (
+        "num_channels 32",
+        "channel_mult 1,2,3,4",
+        "num_res_blocks 1",
+        "attention_resolutions 16,8",
+        "no classes",
+    ):
         assert words in read
-    for words in ("num_heads 4", "noise_schedule linear", "diffusion_steps 1000", "use_new_attention_order False",
-                  "rescale_timesteps False", "predict_xstart False", "image_size 64", "--gddpm."):
+    for words in (
+        "num_heads 4",
+        "noise_schedule linear",
+        "diffusion_steps 1000",
+        "use_new_attention_order False",
+        "rescale_timesteps False",
+        "predict_xstart False",
+        "image_size 64",
+        "--gddpm.",
+    ):
         assert words in assumed
     assert len(read.replace(str(tmp_path), "")) <= 300 and len(assumed) <= 300
     assert ours.data_shape == (3, 64, 64) and ours.unet.mid_block.attentions[0].heads == 4
 
 
 def test_flags_go_before_what_is_assumed(tmp_path, capsys):
-    ours = adapter(checkpoint=save(tmp_path / "own.pt", fill(TINY)), image_size=16, num_head_channels=16,
-                   noise_schedule="cosine", diffusion_steps=4000, rescale_timesteps=True, predict_xstart=True)
+    ours = adapter(
+        checkpoint=save(tmp_path / "own.pt", fill(TINY)),
+        image_size=16,
+        num_head_channels=16,
+        noise_schedule="cosine",
+        diffusion_steps=4000,
+        rescale_timesteps=True,
+        predict_xstart=True,
+    )
     assert "diffusion_steps" not in capsys.readouterr().err
     assert ours.unet.mid_block.attentions[0].heads == 64 // 16
     assert len(ours.sigmas) == 4000 and ours.sigmas.tolist() == SCHEDULES["cosine"](4000).tolist()
@@ -228,13 +270,16 @@ def test_settings_of_a_published_model_are_taken_by_its_shapes(tmp_path, monkeyp
     refused(run(), "its shapes are of m_imgnet_64, not of m_lsun_256", "--gddpm.checkpoint")
 
 
-@pytest.mark.parametrize("gddpm, words", [
-    ({}, ["do not tell the edge of its pictures", "--gddpm.image_size"]),
-    ({"image_size": 15}, ["--gddpm.image_size 15", "halves it 1 times", "a multiple of 2"]),
-    ({"image_size": 16, "num_heads": 3}, ["64 channels, which num_heads 3 does not divide"]),
-    ({"image_size": 16, "num_heads": 2, "num_head_channels": 32}, ["each tells the heads", "give one"]),
-    ({"image_size": 16, "imgnet_cat": 3}, ["ImageNet class 3", "knows none", "--gddpm.classifier"]),
-])
+@pytest.mark.parametrize(
+    "gddpm, words",
+    [
+        ({}, ["do not tell the edge of its pictures", "--gddpm.image_size"]),
+        ({"image_size": 15}, ["--gddpm.image_size 15", "halves it 1 times", "a multiple of 2"]),
+        ({"image_size": 16, "num_heads": 3}, ["64 channels, which num_heads 3 does not divide"]),
+        ({"image_size": 16, "num_heads": 2, "num_head_channels": 32}, ["each tells the heads", "give one"]),
+        ({"image_size": 16, "imgnet_cat": 3}, ["ImageNet class 3", "knows none", "--gddpm.classifier"]),
+    ],
+)
 def test_settings_that_do_not_fit(tmp_path, gddpm, words):
     refused(run(checkpoint=save(tmp_path / "own.pt", fill(TINY)), **gddpm), *words)
 
@@ -246,12 +291,19 @@ def test_settings_of_published_models_are_known():
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda w: {f"module.{k}": v for k, v in w.items()}, lambda w: {"state_dict": w}, lambda w: {"model": w},
-    lambda w: {f"_orig_mod.module.{k}": v for k, v in w.items()}, lambda w: {k: v.half() for k, v in w.items()},
-    lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()}},
-    lambda w: {k: v.bfloat16() for k, v in w.items()},
-], ids=["module", "state_dict", "model", "compiled", "fp16", "lightning", "bf16"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {f"module.{k}": v for k, v in w.items()},
+        lambda w: {"state_dict": w},
+        lambda w: {"model": w},
+        lambda w: {f"_orig_mod.module.{k}": v for k, v in w.items()},
+        lambda w: {k: v.half() for k, v in w.items()},
+        lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()}},
+        lambda w: {k: v.bfloat16() for k, v in w.items()},
+    ],
+    ids=["module", "state_dict", "model", "compiled", "fp16", "lightning", "bf16"],
+)
 def test_names_and_types_that_trainers_write(tmp_path, wrap):
     weights = {k: v.bfloat16().half().float() for k, v in fill(TINY).items()}
     unet = adapter(checkpoint=save(tmp_path / "own.pt", wrap(weights)), image_size=16).unet
@@ -293,8 +345,9 @@ def test_a_classifier_of_ones_own(tmp_path):
     assert ours.classifier.n_labels == 7 and ours.cls_scaling == 1
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     y = ours.embed([""])
-    assert not torch.equal(ours.denoise(x, ours.sigmas[500].item(), y),
-                           GuidedDDPMAdapter(ours.unet).denoise(x, ours.sigmas[500].item(), y))
+    assert not torch.equal(
+        ours.denoise(x, ours.sigmas[500].item(), y), GuidedDDPMAdapter(ours.unet).denoise(x, ours.sigmas[500].item(), y)
+    )
     refused(run(**own), "--gddpm.classifier: guides to a class only")
     refused(run(**own | {"image_size": 32}, imgnet_cat=6), "judges pictures of 16 pixels, and the UNet draws 32")
     refused(run(**own | {"classifier": own["checkpoint"]}, imgnet_cat=6), "it is a UNet; give it as --gddpm.checkpoint")
@@ -305,15 +358,21 @@ def test_a_classifier_of_ones_own(tmp_path):
 
 W = torch.zeros(2, 2)
 KINDS = {
-    "LoRA": {"lora_unet_x.lora_up.weight": W}, "ControlNet": {"control_model.x": W},
+    "LoRA": {"lora_unet_x.lora_up.weight": W},
+    "ControlNet": {"control_model.x": W},
     "Stable Diffusion checkpoint": {"cond_stage_model.x": W, "model.diffusion_model.input_blocks.0.0.weight": W},
     "UNet of a Stable Diffusion alone": {"input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": W},
     "latent diffusion model without text": {"first_stage_model.encoder.conv_in.weight": W},
-    "diffusers pipeline alone": {"down_blocks.0.resnets.0.conv1.weight": W}, "GLIDE": {"token_embedding.weight": W},
-    "score_sde": {"module.all_modules.0.W": W}, "EDM": {"model.enc.64x64_conv.weight": W},
-    "denoising-diffusion-pytorch": {"model.init_conv.weight": W}, "first DDPM": {"down.0.block.0.norm1.weight": W},
-    "diffusion transformer": {"joint_blocks.0.x": W}, "VAE alone": {"decoder.conv_in.weight": W},
-    "text encoder alone": {"text_model.x": W}, "textual-inversion": {"emb_params": W},
+    "diffusers pipeline alone": {"down_blocks.0.resnets.0.conv1.weight": W},
+    "GLIDE": {"token_embedding.weight": W},
+    "score_sde": {"module.all_modules.0.W": W},
+    "EDM": {"model.enc.64x64_conv.weight": W},
+    "denoising-diffusion-pytorch": {"model.init_conv.weight": W},
+    "first DDPM": {"down.0.block.0.norm1.weight": W},
+    "diffusion transformer": {"joint_blocks.0.x": W},
+    "VAE alone": {"decoder.conv_in.weight": W},
+    "text encoder alone": {"text_model.x": W},
+    "textual-inversion": {"emb_params": W},
     "it has no input_blocks.0.0.weight": {"a\x1b[31m" * 160: W},
 }
 
@@ -327,21 +386,26 @@ def changed(weights, **shapes):
     return weights | {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("shapes, words", [
-    ({"input_blocks__0__0__weight": (32, 1, 3, 3)}, ["grey pictures", "RGB only"]),
-    ({"input_blocks__0__0__weight": (32, 6, 3, 3)}, ["an upsampler"]),
-    ({"input_blocks__0__0__weight": (32, 5, 3, 3)}, ["takes 5 channels"]),
-    ({"out__2__weight": (4, 32, 3, 3)}, ["gives 4 channels"]),
-    ({"input_blocks__1__0__out_layers__3__weight": (33, 33, 3, 3)}, ["a level of 33 channels"]),
-    ({"time_embed__0__weight": (0, 10**12)}, ["1000000000000 channels"]),
-    ({"time_embed__0__weight": (3,)}, ["shape of another architecture"]),
-    ({"input_blocks__999999__0__weight": (1,)}, ["numbers input_blocks to 999999"]),
-    ({"input_blocks__4__0__weight": (1,)}, ["5 input blocks are no 2 levels"]),
-    ({"label_emb__weight": (0, 10**12)}, ["shape of another architecture"]),
-    ({"middle_block__0__in_layers__2__weight": (32, 64, 3, 3)}, ["middle_block.0.in_layers.2.weight is [32, 64, 3, 3]",
-                                                                 "[64, 64, 3, 3] is meant"]),
-    ({"middle_block__9__x": (2,)}, ["nothing of that name is meant"]),
-])
+@pytest.mark.parametrize(
+    "shapes, words",
+    [
+        ({"input_blocks__0__0__weight": (32, 1, 3, 3)}, ["grey pictures", "RGB only"]),
+        ({"input_blocks__0__0__weight": (32, 6, 3, 3)}, ["an upsampler"]),
+        ({"input_blocks__0__0__weight": (32, 5, 3, 3)}, ["takes 5 channels"]),
+        ({"out__2__weight": (4, 32, 3, 3)}, ["gives 4 channels"]),
+        ({"input_blocks__1__0__out_layers__3__weight": (33, 33, 3, 3)}, ["a level of 33 channels"]),
+        ({"time_embed__0__weight": (0, 10**12)}, ["1000000000000 channels"]),
+        ({"time_embed__0__weight": (3,)}, ["shape of another architecture"]),
+        ({"input_blocks__999999__0__weight": (1,)}, ["numbers input_blocks to 999999"]),
+        ({"input_blocks__4__0__weight": (1,)}, ["5 input blocks are no 2 levels"]),
+        ({"label_emb__weight": (0, 10**12)}, ["shape of another architecture"]),
+        (
+            {"middle_block__0__in_layers__2__weight": (32, 64, 3, 3)},
+            ["middle_block.0.in_layers.2.weight is [32, 64, 3, 3]", "[64, 64, 3, 3] is meant"],
+        ),
+        ({"middle_block__9__x": (2,)}, ["nothing of that name is meant"]),
+    ],
+)
 def test_shapes_of_no_such_model(tmp_path, shapes, words):
     refused(run(checkpoint=save(tmp_path / "x.pt", changed(fill(TINY), **shapes)), image_size=16), *words)
 

@@ -23,13 +23,13 @@ from my.tensor_file import TensorFile
 N = 15_000  # bytes that a file has, or is patched out of
 MORE_WORK, MORE_MEMORY = 8, 12  # times those of a sound file of equal size
 SMALL = 300_000  # bytes of memory, and a hundredth as many calls, that no file is too small for
-READERS = {"archive": TensorFile, "stream": TensorFile, "safetensors": TensorFile, "json": read_json,
-           "yaml": read_yaml}
+READERS = {"archive": TensorFile, "stream": TensorFile, "safetensors": TensorFile, "json": read_json, "yaml": read_yaml}
 
 
 @contextlib.contextmanager
 def no_hang(seconds=60):
     """Fail where the block is still running after a minute."""
+
     def stop(*_):
         raise AssertionError("hangs")
 
@@ -80,6 +80,7 @@ def work_of(read, path):
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A function that gives (bytes, memory, work) per file of a kind of sound file: that of at least `size` bytes."""
+
     @functools.cache
     def measured(like):
         path = tmp_path_factory.mktemp("sound") / "a"
@@ -87,6 +88,7 @@ def sound(tmp_path_factory):
         words, memory = memory_of(READERS[like], path)
         assert words is None
         return path.stat().st_size, memory, work_of(READERS[like], path)
+
     return measured
 
 
@@ -117,29 +119,51 @@ def test_a_file_takes_what_its_bytes_take(name, tmp_path, sound):
 OVER, SHAPE, HEADER = "over and over", "a shape or stride that is not up to 64 whole numbers", "header cannot be read: "
 ARCHIVE, STREAM = "not a whole PyTorch archive", "its storages do not fit its tensors"
 WHY = {
-    "a shape of one enormous integer": SHAPE, "an enormous integer as shape and stride": SHAPE,
-    "a list as shape over and over": OVER, "a shape of 64 dimensions over and over": OVER,
-    "a shape of many dimensions": SHAPE, "no elements of enormous rows": "2.63 elements or more",
-    "a tensor that repeats one element": "has more elements than the 4", "one storage under many names": OVER,
+    "a shape of one enormous integer": SHAPE,
+    "an enormous integer as shape and stride": SHAPE,
+    "a list as shape over and over": OVER,
+    "a shape of 64 dimensions over and over": OVER,
+    "a shape of many dimensions": SHAPE,
+    "no elements of enormous rows": "2.63 elements or more",
+    "a tensor that repeats one element": "has more elements than the 4",
+    "one storage under many names": OVER,
     "a storage of an enormous number of elements": "a tensor without a storage",
-    "pairs made into dicts over and over": OVER, "texts as pairs": "not made of pairs",
-    "arguments over and over": "what are no arguments", "one dict in many places": OVER,
-    "a long name before many tensors": OVER, "a name of many characters": "15000 characters, more than 1000",
+    "pairs made into dicts over and over": OVER,
+    "texts as pairs": "not made of pairs",
+    "arguments over and over": "what are no arguments",
+    "one dict in many places": OVER,
+    "a long name before many tensors": OVER,
+    "a name of many characters": "15000 characters, more than 1000",
     "a storage with a long name": "a tensor without a storage",
-    "a place in the memo that is empty": "more is taken from its memo", "a compressed pickle": ARCHIVE,
+    "a place in the memo that is empty": "more is taken from its memo",
+    "a compressed pickle": ARCHIVE,
     "members of one name": ARCHIVE,
-    "a compressed storage": "no plain data of storage 0", "storages that overlap": "its data overlap",
-    "a storage named over and over": STREAM, "keys that are no texts": STREAM,
-    "pairs over and over in a stream": OVER, "a header of lists in lists": HEADER + "too deep",
-    "a header longer than the file": "longer than the file", "a name that is given twice": HEADER + "w is given twice",
-    "one shape of many dimensions": SHAPE, "one enormous dimension": SHAPE, "dimensions that are no numbers": SHAPE,
-    "a shape that is a text": SHAPE, "no elements of enormous rows in a header": SHAPE,
-    "more elements than can be counted": "offsets that do not fit", "tensors that overlap": "overlap",
-    "offsets below zero": "offsets that do not fit", "offsets that are no numbers": "offsets that do not fit",
-    "offsets beyond the file": "ends at byte", "metadata that are no texts": "metadata are not texts",
-    "yaml of merges that double": "merge keys", "yaml of lists in lists": "more than 32 brackets",
-    "yaml with a number in base 60": "a number of", "yaml with a float in base 60": "a number of",
-    "json with a key twice": "0 is given twice", "yaml with a key twice": "option0 is given twice"}
+    "a compressed storage": "no plain data of storage 0",
+    "storages that overlap": "its data overlap",
+    "a storage named over and over": STREAM,
+    "keys that are no texts": STREAM,
+    "pairs over and over in a stream": OVER,
+    "a header of lists in lists": HEADER + "too deep",
+    "a header longer than the file": "longer than the file",
+    "a name that is given twice": HEADER + "w is given twice",
+    "one shape of many dimensions": SHAPE,
+    "one enormous dimension": SHAPE,
+    "dimensions that are no numbers": SHAPE,
+    "a shape that is a text": SHAPE,
+    "no elements of enormous rows in a header": SHAPE,
+    "more elements than can be counted": "offsets that do not fit",
+    "tensors that overlap": "overlap",
+    "offsets below zero": "offsets that do not fit",
+    "offsets that are no numbers": "offsets that do not fit",
+    "offsets beyond the file": "ends at byte",
+    "metadata that are no texts": "metadata are not texts",
+    "yaml of merges that double": "merge keys",
+    "yaml of lists in lists": "more than 32 brackets",
+    "yaml with a number in base 60": "a number of",
+    "yaml with a float in base 60": "a number of",
+    "json with a key twice": "0 is given twice",
+    "yaml with a key twice": "option0 is given twice",
+}
 
 
 @pytest.mark.parametrize("name", WHY)
@@ -154,9 +178,14 @@ def test_it_is_refused_for_what_it_claims(name, tmp_path):
 def test_what_is_no_file_is_not_waited_for(read, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
-    for path, words in ((tmp_path / "fifo", "is a pipe or a device"), ("/dev/zero", "is a pipe or a device"),
-                        (tmp_path, "is a directory"), (tmp_path / "loop", "symbolic links"),
-                        (tmp_path / "absent", "no such file"), ("a\0b", "null")):
+    for path, words in (
+        (tmp_path / "fifo", "is a pipe or a device"),
+        ("/dev/zero", "is a pipe or a device"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "loop", "symbolic links"),
+        (tmp_path / "absent", "no such file"),
+        ("a\0b", "null"),
+    ):
         with no_hang(5), pytest.raises((UserError, ValueError, OSError)) as caught:
             read(path)
         assert words in str(caught.value).lower()
@@ -168,8 +197,12 @@ def test_what_is_no_file_is_not_waited_for(read, tmp_path):
 def test_a_training_with_thousands_of_states(tmp_path):
     """Lightning's checkpoint of a whole Stable Diffusion by the number of its tensors, and an optimizer's states."""
     step = torch.zeros(2, 2)
-    states = [{"state": {i: {"step": i, "exp_avg": step[:1], "exp_avg_sq": step[1:]} for i in range(1500)},
-               "param_groups": [{"lr": 1e-4, "params": list(range(1500))}]}]
+    states = [
+        {
+            "state": {i: {"step": i, "exp_avg": step[:1], "exp_avg_sq": step[1:]} for i in range(1500)},
+            "param_groups": [{"lr": 1e-4, "params": list(range(1500))}],
+        }
+    ]
     tensors = {f"model.diffusion_model.blocks.{i}.weight": torch.full((2, 1), float(i)) for i in range(1145)}
     torch.save({"state_dict": tensors, "optimizer_states": states, "loops": {"seed": 2**100}}, tmp_path / "a.ckpt")
     file = TensorFile(tmp_path / "a.ckpt")
@@ -180,8 +213,10 @@ def test_a_training_with_thousands_of_states(tmp_path):
 def test_a_dict_of_pairs_as_python_2_wrote_it():
     pairs = b"](" + b"".join(b"](" + hostile.text(f"{i}") + hostile.integer(i) + b"e" for i in range(99)) + b"e"
     made = hostile.call(hostile.ORDERED, pairs) + hostile.put(0)
-    assert unpickled.read(io.BytesIO(b"\x80\x02(" + made + hostile.get(0) + b"t."), "it")[0] == (
-        {f"{i}": i for i in range(99)},) * 2
+    assert (
+        unpickled.read(io.BytesIO(b"\x80\x02(" + made + hostile.get(0) + b"t."), "it")[0]
+        == ({f"{i}": i for i in range(99)},) * 2
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -237,8 +272,15 @@ def test_enormous_integers_are_inert():
 
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("flag", ["sd.checkpoint", "sd.lora", "gddpm.checkpoint"])
-@pytest.mark.parametrize("name", ["names with terminal escapes", "a header with names of terminal escapes",
-                                  "a name of many characters", "the name of a class of many characters"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "names with terminal escapes",
+        "a header with names of terminal escapes",
+        "a name of many characters",
+        "the name of a class of many characters",
+    ],
+)
 def test_every_line_is_printable_and_short(name, flag, home, capsys):
     path = home / "a.ckpt"
     path.write_bytes(hostile.KINDS[name].content(10**5))
@@ -273,15 +315,27 @@ class Options(config.Config):
     names: list[str] = []
 
 
-@pytest.mark.parametrize("text, words", [
-    ("n: &a [x]", "n: expected an integer, got ['x']"), ("n: [1", "broken YAML at line 1"),
-    ("n: 2001-99-99", "broken YAML: month must be"), ("n: 1" + ":1" * 10**5, "a number of 200001 characters"),
-    ("0x" + "f" * 90 + ": 1", "no such option"), ("? " + "a" * 10**5 + "\n: 1", "no such option"),
-    ("names: '" + "[" * 400 + "'", "names: expected a list"), ("n: " + "'x" * 10**5 + "'", "is damaged|n: expected"),
-    ("<<: {n: 1}", "merge keys (<<) are not read; write the values out"), ("n" * 300_000, "more than 250000"),
-    ("b: " + "[" * 20 + "]" * 20, "no such option"), ("n: \x1b", "is damaged"),
-    ("\n".join(f"n{i}: &n{i} [*n{i - 1}, *n{i - 1}]" if i else "n0: &n0 x" for i in range(60)) + "\nn: *n59",
-     "no such option")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("n: &a [x]", "n: expected an integer, got ['x']"),
+        ("n: [1", "broken YAML at line 1"),
+        ("n: 2001-99-99", "broken YAML: month must be"),
+        ("n: 1" + ":1" * 10**5, "a number of 200001 characters"),
+        ("0x" + "f" * 90 + ": 1", "no such option"),
+        ("? " + "a" * 10**5 + "\n: 1", "no such option"),
+        ("names: '" + "[" * 400 + "'", "names: expected a list"),
+        ("n: " + "'x" * 10**5 + "'", "is damaged|n: expected"),
+        ("<<: {n: 1}", "merge keys (<<) are not read; write the values out"),
+        ("n" * 300_000, "more than 250000"),
+        ("b: " + "[" * 20 + "]" * 20, "no such option"),
+        ("n: \x1b", "is damaged"),
+        (
+            "\n".join(f"n{i}: &n{i} [*n{i - 1}, *n{i - 1}]" if i else "n0: &n0 x" for i in range(60)) + "\nn: *n59",
+            "no such option",
+        ),
+    ],
+)
 def test_a_configuration_that_claims_too_much(text, words, tmp_path):
     (tmp_path / "c.yml").write_text(text)
     with no_hang(), pytest.raises(UserError) as caught:

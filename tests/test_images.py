@@ -9,10 +9,22 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from picture_files import (GREY, GREY_ALPHA, PALETTE, RGB, RGBA, chunk, png, png_of, saved, tiff, with_orientation,
-                           write_exr)
 
 from my.errors import UserError
+from picture_files import (
+    GREY,
+    GREY_ALPHA,
+    PALETTE,
+    RGB,
+    RGBA,
+    chunk,
+    png,
+    png_of,
+    saved,
+    tiff,
+    with_orientation,
+    write_exr,
+)
 from voxnerf.images import MAX_PIXELS, image_size, read_image, read_mask
 
 rng = np.random.default_rng(0)
@@ -21,19 +33,22 @@ rng = np.random.default_rng(0)
 @pytest.fixture
 def read(tmp_path):
     """Reads the bytes of a picture, written into a folder of its own."""
+
     def of(data, suffix=".png", **options):
         path = tmp_path / f"picture{suffix}"
         path.write_bytes(data)
         rgba = read_image(path, **options)
-        assert rgba.dtype == np.float32 and rgba.flags.c_contiguous and 0 <= rgba.min() and rgba.max() <= 1
+        assert rgba.dtype == np.float32 and rgba.flags.c_contiguous and rgba.min() >= 0 and rgba.max() <= 1
         assert image_size(path, **{k: v for k, v in options.items() if k == "size"}) == rgba.shape[1::-1]
         return rgba
+
     return of
 
 
 @pytest.fixture
 def refused(read):
     """Returns the one line in which the bytes of a picture are refused."""
+
     def of(data, suffix=".png"):
         with pytest.raises(UserError) as error:
             read(data, suffix, where="frames[3]")
@@ -41,6 +56,7 @@ def refused(read):
         assert line.startswith("frames[3]: ") and f"picture{suffix}: " in line and line.isprintable()
         assert len(line.split(f"picture{suffix}")[1]) < 320
         return line
+
     return of
 
 
@@ -58,15 +74,19 @@ def near(rgba, expected, most=1e-7):
 # ---------------------------------------------------------------- PNG
 
 
-@pytest.mark.parametrize("bits, row, values", [
-    (1, 0b10100000, [1, 0, 1]), (2, 0b00011011, [0, 1 / 3, 2 / 3, 1]), (4, 0x0F, [0, 1]), (4, 0x5A, [1 / 3, 2 / 3])])
+@pytest.mark.parametrize(
+    "bits, row, values",
+    [(1, 0b10100000, [1, 0, 1]), (2, 0b00011011, [0, 1 / 3, 2 / 3, 1]), (4, 0x0F, [0, 1]), (4, 0x5A, [1 / 3, 2 / 3])],
+)
 def test_grey_below_8_bits_fills_its_range(read, capsys, bits, row, values):
     assert near(read(png([bytes([row])], len(values), bits, GREY)), opaque([values]))
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("bits, row, stated", [(1, 0b10000000, 1), (2, 0b01000000, 1), (4, 0x30, 3),
-                                               (8, b"\x80\0", 128), (16, b"\x80\1\x80\2", 0x8001)])
+@pytest.mark.parametrize(
+    "bits, row, stated",
+    [(1, 0b10000000, 1), (2, 0b01000000, 1), (4, 0x30, 3), (8, b"\x80\0", 128), (16, b"\x80\1\x80\2", 0x8001)],
+)
 def test_a_grey_value_may_stand_for_transparent(read, bits, row, stated):
     row = row if isinstance(row, bytes) else bytes([row])
     rgba = read(png([row], 2, bits, GREY, (b"tRNS", struct.pack(">H", stated))))
@@ -119,8 +139,10 @@ def test_an_interlaced_png(read):
     assert near(rgba, opaque(np.array([[[1, 2, 3], [4, 5, 6]], [[7, 8, 65535], [0, 1, 0]]]) / 65535))
 
 
-@pytest.mark.parametrize("gamma, value, expected, said", [
-    (45455, 128, 128 / 255, False), (100000, 127.5, 0.735357, True), (50000, 51, 0.220916, True)])
+@pytest.mark.parametrize(
+    "gamma, value, expected, said",
+    [(45455, 128, 128 / 255, False), (100000, 127.5, 0.735357, True), (50000, 51, 0.220916, True)],
+)
 def test_a_gamma_that_is_not_srgbs_is_converted(read, capsys, gamma, value, expected, said):
     """gAMA 1 is linear light. With gAMA 0.5, the value 0.2 is the light 0.04: 1.055 0.04^(1/2.4) - 0.055 = 0.220916."""
     pixels = np.full((1, 2, 1), round(value * 257), np.uint16)
@@ -206,13 +228,17 @@ def test_a_float_tiff_is_linear(read, capsys):
     assert "linear light" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("pixels, photometric, tags, words", [
-    (np.zeros((1, 1, 3), np.float32), 2, {}, "TIFF (to 16 bits, or grey floats)"),
-    (np.zeros((1, 1, 1), np.int16), 1, {}, "signed numbers"),
-    (np.zeros((1, 1, 1), np.uint32), 1, {}, "32-bit integers"),
-    (np.zeros((1, 1, 3), np.uint8), 8, {}, "kind LAB"),
-    (np.zeros((1, 1, 3), np.uint8), 2, {"t254": 1}, "small preview"),
-    (np.zeros((1, 1, 3), np.uint16), 2, {"t284": 2}, "separate planes")])
+@pytest.mark.parametrize(
+    "pixels, photometric, tags, words",
+    [
+        (np.zeros((1, 1, 3), np.float32), 2, {}, "TIFF (to 16 bits, or grey floats)"),
+        (np.zeros((1, 1, 1), np.int16), 1, {}, "signed numbers"),
+        (np.zeros((1, 1, 1), np.uint32), 1, {}, "32-bit integers"),
+        (np.zeros((1, 1, 3), np.uint8), 8, {}, "kind LAB"),
+        (np.zeros((1, 1, 3), np.uint8), 2, {"t254": 1}, "small preview"),
+        (np.zeros((1, 1, 3), np.uint16), 2, {"t284": 2}, "separate planes"),
+    ],
+)
 def test_tiffs_that_are_not_read(refused, pixels, photometric, tags, words):
     assert words in refused(tiff(pixels, photometric, **tags), ".tif")
 
@@ -224,9 +250,15 @@ def flat(mode, colour):
     return Image.new(mode, (16, 16), colour)
 
 
-@pytest.mark.parametrize("image, expected", [
-    (flat("L", 128), [128 / 255] * 3), (flat("RGB", (128, 128, 128)), [128 / 255] * 3),
-    (flat("CMYK", (0, 51, 255, 0)), [1, 0.8, 0]), (flat("CMYK", (0, 0, 0, 204)), [0.2] * 3)])
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        (flat("L", 128), [128 / 255] * 3),
+        (flat("RGB", (128, 128, 128)), [128 / 255] * 3),
+        (flat("CMYK", (0, 51, 255, 0)), [1, 0.8, 0]),
+        (flat("CMYK", (0, 0, 0, 204)), [0.2] * 3),
+    ],
+)
 def test_jpeg_of_each_colour_type(read, capsys, image, expected):
     """Pillow writes CMYK as Adobe does, inverted."""
     assert near(read(saved(image, "JPEG", quality=100), ".jpg"), opaque(np.full((16, 16, 3), expected)), 0.005)
@@ -241,15 +273,23 @@ def test_jpeg_of_ycck(read):
     """
     data = saved(flat("CMYK", (0, 0, 0, 0)), "JPEG", quality=100)  # 255 everywhere, as it is stored
     start = data.index(b"\xff\xee")
-    data = data[:start] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x02" + data[start + 16:]
+    data = data[:start] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x02" + data[start + 16 :]
     assert near(read(data, ".jpg"), opaque(np.full((16, 16, 3), [0, 134.4 / 255, 0])), 0.003)
 
 
-@pytest.mark.parametrize("kind, image, expected", [
-    ("WEBP", flat("RGBA", (255, 51, 0, 102)), [1, 0.2, 0, 0.4]), ("BMP", flat("RGB", (255, 51, 0)), [1, 0.2, 0, 1]),
-    ("GIF", flat("P", 0), [0, 0, 0, 1]), ("PPM", flat("RGB", (255, 51, 0)), [1, 0.2, 0, 1]),
-    ("PPM", flat("L", 51), [0.2, 0.2, 0.2, 1]), ("TGA", flat("RGBA", (255, 51, 0, 102)), [1, 0.2, 0, 0.4]),
-    ("BMP", flat("1", 1), [1, 1, 1, 1]), ("TGA", flat("LA", (51, 102)), [0.2, 0.2, 0.2, 0.4])])
+@pytest.mark.parametrize(
+    "kind, image, expected",
+    [
+        ("WEBP", flat("RGBA", (255, 51, 0, 102)), [1, 0.2, 0, 0.4]),
+        ("BMP", flat("RGB", (255, 51, 0)), [1, 0.2, 0, 1]),
+        ("GIF", flat("P", 0), [0, 0, 0, 1]),
+        ("PPM", flat("RGB", (255, 51, 0)), [1, 0.2, 0, 1]),
+        ("PPM", flat("L", 51), [0.2, 0.2, 0.2, 1]),
+        ("TGA", flat("RGBA", (255, 51, 0, 102)), [1, 0.2, 0, 0.4]),
+        ("BMP", flat("1", 1), [1, 1, 1, 1]),
+        ("TGA", flat("LA", (51, 102)), [0.2, 0.2, 0.2, 0.4]),
+    ],
+)
 def test_other_kinds(read, kind, image, expected):
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
     assert near(read(saved(image, kind, **options), f".{kind.lower()}"), np.broadcast_to(expected, (16, 16, 4)))
@@ -269,8 +309,11 @@ def test_pfm_is_linear(read, capsys):
 
 
 def test_avif(read):
-    assert near(read(saved(flat("RGB", (255, 51, 0)), "AVIF", quality=100), ".avif"),
-                np.broadcast_to([1, 0.2, 0, 1], (16, 16, 4)), 0.02)
+    assert near(
+        read(saved(flat("RGB", (255, 51, 0)), "AVIF", quality=100), ".avif"),
+        np.broadcast_to([1, 0.2, 0, 1], (16, 16, 4)),
+        0.02,
+    )
 
 
 def test_tiff_palette(read):
@@ -287,11 +330,21 @@ def test_the_first_of_several_pictures_is_used(read, capsys, kind, suffix):
     assert "several pictures: the first is used" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("data, words", [
-    (b"", "is empty"), (b"#?RADIANCE\n", "Radiance HDR"), (b"8BPS" + bytes(40), "Photoshop"), (b"<html>", "text file"),
-    (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"), (b"\0\0\0\x0cJXL \r\n", "JPEG XL"), (b"\0\0\0\x18ftypisom", "video"),
-    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (bytes(range(64)), "of no kind that is read"),
-    (b"\0\0\0\x0cjP  \r\n", "JPEG 2000")])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "is empty"),
+        (b"#?RADIANCE\n", "Radiance HDR"),
+        (b"8BPS" + bytes(40), "Photoshop"),
+        (b"<html>", "text file"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
+        (b"\0\0\0\x18ftypisom", "video"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (bytes(range(64)), "of no kind that is read"),
+        (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"),
+    ],
+)
 def test_what_else_a_file_may_be(refused, data, words):
     assert words in refused(data)
 
@@ -307,9 +360,16 @@ def test_a_missing_file_and_a_folder(tmp_path):
 # ---------------------------------------------------------------- orientation
 
 STORED = np.array([[[10], [20], [30]], [[40], [50], [60]]], np.uint8)  # 3 wide, 2 high
-SHOWN = {1: [[10, 20, 30], [40, 50, 60]], 2: [[30, 20, 10], [60, 50, 40]], 3: [[60, 50, 40], [30, 20, 10]],
-         4: [[40, 50, 60], [10, 20, 30]], 5: [[10, 40], [20, 50], [30, 60]], 6: [[40, 10], [50, 20], [60, 30]],
-         7: [[60, 30], [50, 20], [40, 10]], 8: [[30, 60], [20, 50], [10, 40]]}
+SHOWN = {
+    1: [[10, 20, 30], [40, 50, 60]],
+    2: [[30, 20, 10], [60, 50, 40]],
+    3: [[60, 50, 40], [30, 20, 10]],
+    4: [[40, 50, 60], [10, 20, 30]],
+    5: [[10, 40], [20, 50], [30, 60]],
+    6: [[40, 10], [50, 20], [60, 30]],
+    7: [[60, 30], [50, 20], [40, 10]],
+    8: [[30, 60], [20, 50], [10, 40]],
+}
 
 
 def oriented(kind, orientation):
@@ -364,23 +424,30 @@ def test_damaged_exif_is_noted(read, capsys):
 @pytest.fixture
 def mask(tmp_path):
     """Reads the bytes of a mask."""
+
     def of(data, **options):
         (tmp_path / "mask.png").write_bytes(data)
         found = read_mask(tmp_path / "mask.png", **options)
         assert found.dtype == bool
         return found.tolist()
+
     return of
 
 
-@pytest.mark.parametrize("data", [
-    png([bytes([0b01100000])], 3, 1, GREY), png([bytes([0, 1, 255])], 3, 8, GREY),
-    png_of(np.array([[[0], [1], [65535]]], np.uint16), GREY),
-    png_of(np.array([[[0, 0, 0], [0, 0, 1], [255, 255, 255]]], np.uint8), RGB),
-    png_of(np.array([[[255, 0], [255, 1], [255, 255]]], np.uint8), GREY_ALPHA),
-    png_of(np.array([[[0, 0], [0, 1], [0, 255]]], np.uint8), GREY_ALPHA),
-    png_of(np.array([[[0, 255], [9, 255], [9, 9]]], np.uint8), GREY_ALPHA),
-    png([bytes([0, 1, 2])], 3, 8, PALETTE, (b"PLTE", bytes([0, 0, 0, 255, 0, 0, 0, 0, 9]))),
-    png([bytes([2, 1, 0])], 3, 8, PALETTE, (b"PLTE", bytes([255, 0, 0, 0, 0, 9, 0, 0, 0])))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        png([bytes([0b01100000])], 3, 1, GREY),
+        png([bytes([0, 1, 255])], 3, 8, GREY),
+        png_of(np.array([[[0], [1], [65535]]], np.uint16), GREY),
+        png_of(np.array([[[0, 0, 0], [0, 0, 1], [255, 255, 255]]], np.uint8), RGB),
+        png_of(np.array([[[255, 0], [255, 1], [255, 255]]], np.uint8), GREY_ALPHA),
+        png_of(np.array([[[0, 0], [0, 1], [0, 255]]], np.uint8), GREY_ALPHA),
+        png_of(np.array([[[0, 255], [9, 255], [9, 9]]], np.uint8), GREY_ALPHA),
+        png([bytes([0, 1, 2])], 3, 8, PALETTE, (b"PLTE", bytes([0, 0, 0, 255, 0, 0, 0, 0, 9]))),
+        png([bytes([2, 1, 0])], 3, 8, PALETTE, (b"PLTE", bytes([255, 0, 0, 0, 0, 9, 0, 0, 0]))),
+    ],
+)
 def test_a_mask_leaves_out_what_is_0(mask, data):
     assert mask(data) == [[False, True, True]]
 
@@ -413,11 +480,13 @@ def test_a_mask_that_is_not_there_names_its_frame(tmp_path):
 @pytest.fixture
 def exr(tmp_path):
     """Reads an OpenEXR picture of channels (H, W)."""
+
     def of(header=None, **channels):
         write_exr(tmp_path / "a.exr", header, **channels)
         rgba = read_image(tmp_path / "a.exr")
         assert rgba.dtype == np.float32 and image_size(tmp_path / "a.exr") == rgba.shape[1::-1]
         return rgba
+
     return of
 
 
@@ -481,9 +550,15 @@ def test_damaged_exr_is_refused_in_one_line(exr, tmp_path, capfd):
     assert out == "" and err == ""
 
 
-@pytest.mark.parametrize("flags, rest, words", [
-    (0x1002, b"", "several parts"), (0x802, b"", "deep pixels"), (2, b"channels\0chlist\0\0\0\1\0", "too many ch"),
-    (2, b"a\0int\0\0\0\0\0" * 2000, "too many attributes")])
+@pytest.mark.parametrize(
+    "flags, rest, words",
+    [
+        (0x1002, b"", "several parts"),
+        (0x802, b"", "deep pixels"),
+        (2, b"channels\0chlist\0\0\0\1\0", "too many ch"),
+        (2, b"a\0int\0\0\0\0\0" * 2000, "too many attributes"),
+    ],
+)
 def test_exr_claims(tmp_path, flags, rest, words):
     (tmp_path / "a.exr").write_bytes(b"\x76\x2f\x31\x01" + struct.pack("<I", flags) + rest)
     with pytest.raises(UserError, match=f"a.exr: has .*{words}"):
@@ -521,7 +596,7 @@ def counted(call):
 ZEROS = zlib.compress(bytes(2**20))  # 1 MB in 1 KB
 SMALL = png([b"\0"], 1, 8, GREY)
 JPEG = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
-SCANS = JPEG[:-2] + JPEG[JPEG.index(b"\xff\xda"):-2] * 200 + JPEG[-2:]
+SCANS = JPEG[:-2] + JPEG[JPEG.index(b"\xff\xda") : -2] * 200 + JPEG[-2:]
 
 CLAIMS = {
     "png": png([b""], 2**31 - 1, 16, RGBA, height=2**31 - 1),
@@ -546,7 +621,8 @@ CLAIMS = {
     "tiff of strips": tiff(b"", 1, width=8, height=8, t258=8, t278=1, t273=(400,) * 300_000),
     "jpeg": JPEG.replace(struct.pack(">HH", 64, 64), b"\xff\xff\xff\xff"),
     "jpeg of few bytes in one scan": saved(Image.new("L", (64, 64)), "JPEG").replace(
-        struct.pack(">HH", 64, 64), struct.pack(">HH", 8192, 8192)),
+        struct.pack(">HH", 64, 64), struct.pack(">HH", 8192, 8192)
+    ),
     "jpeg of few bytes": JPEG.replace(struct.pack(">HH", 64, 64), struct.pack(">HH", 8192, 8192)),
     "jpeg of scans": SCANS,
     "jpeg of segments": JPEG[:2] + b"\xff\xfe\0\2" * 20_000 + JPEG[2:],

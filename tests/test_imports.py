@@ -15,8 +15,13 @@ MY, DOMAIN_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(5)
 
 def sources():
     """{path relative to the root: syntax tree} of every Python file that git tracks or would track."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"], cwd=ROOT,
-                            capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     return {Path(p): ast.parse((ROOT / p).read_text(), p) for p in listed if (ROOT / p).exists()}
 
 
@@ -46,8 +51,11 @@ def imports(path):
 
 def calls(path, name):
     """The lines of a file that call `name` or use it as an attribute, such as "eval" or "torch.load"."""
-    return [node.lineno for node in ast.walk(SOURCES[path])
-            if isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node) == name]
+    return [
+        node.lineno
+        for node in ast.walk(SOURCES[path])
+        if isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node) == name
+    ]
 
 
 CODE = [path for path in SOURCES if path.parts[0] != "tests"]
@@ -55,8 +63,21 @@ CODE = [path for path in SOURCES if path.parts[0] != "tests"]
 
 def test_the_rooms_are_found():
     rooms = {path.parts[0].removesuffix(".py") for path in CODE}
-    assert {"run_sjc", "highres_final_vis", "sjc", "sjc_config", "adapt", "adapt_ideal", "adapt_sd", "karras", "pose",
-            "voxnerf", "toyworld", "mini_sd", "my"} <= rooms
+    assert {
+        "run_sjc",
+        "highres_final_vis",
+        "sjc",
+        "sjc_config",
+        "adapt",
+        "adapt_ideal",
+        "adapt_sd",
+        "karras",
+        "pose",
+        "voxnerf",
+        "toyworld",
+        "mini_sd",
+        "my",
+    } <= rooms
 
 
 @pytest.mark.parametrize("path", CODE, ids=str)

@@ -37,10 +37,10 @@ def mixture_denoiser(means, std):
     means = torch.as_tensor(means)
 
     def D(x, sigma):
-        var = std ** 2 + sigma ** 2
+        var = std**2 + sigma**2
         gap = x[:, None] - means  # (n, 2, C, H, W)
         p = torch.softmax(-gap.flatten(2).square().sum(-1) / (2 * var), dim=1)  # (n, 2)
-        clean = means + std ** 2 / var * gap
+        clean = means + std**2 / var * gap
         return (p[..., None, None, None] * clean).sum(1)
 
     return D
@@ -50,8 +50,9 @@ def schedule(kind):
     if kind == "continuous":
         return karras.karras_sigmas(18, 0.002, 80.0)
     table = TABLES[kind]()
-    return karras.karras_sigmas(18, table.min(), min(80.0, table.max()),
-                                round_sigma=lambda s: karras.nearest_sigma(s, table))
+    return karras.karras_sigmas(
+        18, table.min(), min(80.0, table.max()), round_sigma=lambda s: karras.nearest_sigma(s, table)
+    )
 
 
 @pytest.mark.parametrize("kind", ["continuous", "ddpm_linear"])
@@ -80,8 +81,7 @@ def test_steps_by_hand():
         assert states[0].dtype == torch.float64
     # D = x / 2 gives dx/dsigma = x / (2 sigma): from 4 at sigma 4 to sigma 2, Euler 3, and
     # Heun 4 - 2 (1/2 + 3/4) / 2 = 2.75
-    half = [next(iter(karras.karras_sampler(lambda x, sigma: x / 2, x, [4.0, 2.0], heun)))
-            for heun in (False, True)]
+    half = [next(iter(karras.karras_sampler(lambda x, sigma: x / 2, x, [4.0, 2.0], heun))) for heun in (False, True)]
     assert [s.item() for s in half] == [3.0, 2.75]
 
 
@@ -92,9 +92,13 @@ def test_churn_keeps_the_distribution():
     def draw(seed, **churn):
         g = torch.Generator().manual_seed(seed)
         x = torch.randn(20000, generator=g, dtype=torch.float64) * sigmas[0]
-        *_, x = karras.karras_sampler(lambda x, s: x * 0.25 / (0.25 + s * s), x, sigmas,
-                                      randn=lambda x: torch.randn(x.shape, generator=g, dtype=x.dtype),
-                                      **churn)
+        *_, x = karras.karras_sampler(
+            lambda x, s: x * 0.25 / (0.25 + s * s),
+            x,
+            sigmas,
+            randn=lambda x: torch.randn(x.shape, generator=g, dtype=x.dtype),
+            **churn,
+        )
         return x
 
     churned = draw(0, S_churn=20)
@@ -112,8 +116,16 @@ def test_churn_visits_only_known_levels():
         seen.append(sigma)
         return 0 * x
 
-    list(karras.karras_sampler(D, torch.ones(1), table[::100], S_churn=5, randn=torch.randn_like,
-                               round_sigma=lambda s: karras.nearest_sigma(s, table)))
+    list(
+        karras.karras_sampler(
+            D,
+            torch.ones(1),
+            table[::100],
+            S_churn=5,
+            randn=torch.randn_like,
+            round_sigma=lambda s: karras.nearest_sigma(s, table),
+        )
+    )
     assert set(seen) <= set(table) and set(seen) - set(table[::100])
 
 
@@ -130,8 +142,9 @@ def test_bad_schedule(args):
 
 def test_geometric_sigmas():
     np.testing.assert_allclose(karras.geometric_sigmas(4, 0.01, 10.0), [10, 1, 0.1, 0.01])
-    np.testing.assert_allclose(karras.geometric_sigmas(5, 0.01, 10.0), karras.karras_sigmas(5, 0.01, 10.0, rho=1e6),
-                               rtol=1e-4)
+    np.testing.assert_allclose(
+        karras.geometric_sigmas(5, 0.01, 10.0), karras.karras_sigmas(5, 0.01, 10.0, rho=1e6), rtol=1e-4
+    )
     assert karras.geometric_sigmas(2, 0.1, 9.0, lambda s: round(s) + 0.5).tolist() == [9.5, 0.5]
     with pytest.raises(ValueError, match="sigma_min"):
         karras.geometric_sigmas(5, 2.0, 1.0)
@@ -265,6 +278,7 @@ def test_langevin_samples_of_a_gaussian():
     """The mean, and the covariance that so many steps give, within sampling error; more of them give C itself."""
     sigmas, randn = karras.geometric_sigmas(20, 0.01, 10.0), noise()
     x = MEAN + sigmas[0] * randn(torch.empty(N, 3))
-    assert_gaussian(last(karras.smld_sampler(gaussian_denoiser, x, sigmas, randn, 10, 0.1)),
-                    langevin_covariance(sigmas, 10, 0.1))
+    assert_gaussian(
+        last(karras.smld_sampler(gaussian_denoiser, x, sigmas, randn, 10, 0.1)), langevin_covariance(sigmas, 10, 0.1)
+    )
     torch.testing.assert_close(langevin_covariance(sigmas, 2000, 0.05), COVARIANCE, rtol=0.02, atol=0.01)

@@ -25,8 +25,9 @@ def adapter():
 
 
 def test_is_small_enough_for_git():
-    weights = [path for part in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-               for path in (FOLDER / part).iterdir()]
+    weights = [
+        path for part in ("tokenizer", "text_encoder", "unet", "vae", "scheduler") for path in (FOLDER / part).iterdir()
+    ]
     assert sum(path.stat().st_size for path in weights) <= 12e6
     assert {path.suffix for path in weights} <= {".json", ".txt", ".safetensors"}
 
@@ -74,15 +75,22 @@ def test_latents_round_trip(adapter):
 def test_draws_the_pairs_that_it_was_never_shown(adapter):
     pictures = draw(adapter, [caption(*pair) for pair in UNSEEN_PAIRS], SamplesConfig(n_steps=12), "test")
     verdict = judges.load()[0](pictures)
-    colors, objects = ([list(table).index(pair[i]) for pair in UNSEEN_PAIRS]
-                       for i, table in ((0, COLORS), (1, OBJECTS)))
+    colors, objects = (
+        [list(table).index(pair[i]) for pair in UNSEEN_PAIRS] for i, table in ((0, COLORS), (1, OBJECTS))
+    )
     right = judges.hits(verdict, torch.tensor(colors), torch.tensor(objects), 0)
     assert right["object"].sum() >= 7 and right["pair"].sum() >= 7  # of 8
 
 
 def test_sjc_shapes_a_known_object(adapter):
-    cfg = config.load(SJCConfig, ["--preset", "mini", "--n_steps", "400"], prog="test", doc="",
-                      presets_dir=ROOT / "presets", config_file=None)
+    cfg = config.load(
+        SJCConfig,
+        ["--preset", "mini", "--n_steps", "400"],
+        prog="test",
+        doc="",
+        presets_dir=ROOT / "presets",
+        config_file=None,
+    )
     sjc = SJC(cfg, adapter)
     for _ in optimise(sjc):
         pass

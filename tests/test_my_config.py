@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal, Optional, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -30,12 +30,12 @@ class SD(cfg.Config):
 
 
 class Toy(cfg.Config):
-    preset: Optional[str] = Field(None, description="named settings")
+    preset: str | None = Field(None, description="named settings")
     sd: SD = SD(scale=50.0)
     n_steps: int = Field(10, gt=0, description="optimisation steps")
     lr: float = Field(0.05, description="learning rate")
     var_red: bool = Field(True, description="variance reduction")
-    depth: Optional[float] = Field(None, description="depth weight")
+    depth: float | None = Field(None, description="depth weight")
     size: tuple[int, int] = Field((64, 64), description="height, width")
     views: list[float] = Field([0.5], description="view angles")
     tags: list[str] = Field([], description="words")
@@ -137,8 +137,10 @@ def test_a_value_that_begins_with_two_dashes_needs_the_equals_spelling(load):
         (["--sd", "1"], ["--sd is a group".replace("--sd ", "--sd: "), "--sd.variant"]),
         (["--sd.prompt", "a", "pig"], ["unexpected word 'pig'", "quotes"]),
         (["-lr", "1"], ["unexpected word '-lr'"]),
-        (["--preset", "burgr"],
-         ["--preset: no preset 'burgr' of this script; perhaps you meant burger; its presets are burger, chair"]),
+        (
+            ["--preset", "burgr"],
+            ["--preset: no preset 'burgr' of this script; perhaps you meant burger; its presets are burger, chair"],
+        ),
         (["--tags", ""], ["--tags: expected a list, each text, got ''"]),
         (["--views", " "], ["--views: expected a list"]),
         (["--preset", "../x"], ["no preset '../x'"]),
@@ -194,20 +196,29 @@ def test_a_mistake_in_a_preset_names_the_preset(load):
 
 # ---------------------------------------------------------------- what is asked for, and read by nothing
 
-READ_BY = {"sd": {"grid": ("dense",)}, "sd.prompt": {}, "depth": {"sd.variant": ("v1",), "tags": ()},
-           "size": {"views": (1.0, 2.0)}, "lr": None}
+READ_BY = {
+    "sd": {"grid": ("dense",)},
+    "sd.prompt": {},
+    "depth": {"sd.variant": ("v1",), "tags": ()},
+    "size": {"views": (1.0, 2.0)},
+    "lr": None,
+}
 
 
 @pytest.mark.parametrize(
     "argv, words",
     [
         (["--sd.scale", "2"], None),
-        (["--sd.scale", "2", "--grid", "tensor"],
-         "--sd.scale: not read with --grid tensor; leave it out, or give --grid dense"),
+        (
+            ["--sd.scale", "2", "--grid", "tensor"],
+            "--sd.scale: not read with --grid tensor; leave it out, or give --grid dense",
+        ),
         (["--sd.scale", "50", "--grid", "tensor"], "--sd.scale: not read"),  # its default, but asked for
         (["--sd.prompt", "x", "--grid", "tensor"], None),  # an option's own entry comes before its group's
-        (["--depth", "1", "--sd.variant", "v2"], "--depth: not read with --sd.variant v2; leave it out, or give "
-                                                 "--sd.variant v1"),
+        (
+            ["--depth", "1", "--sd.variant", "v2"],
+            "--depth: not read with --sd.variant v2; leave it out, or give --sd.variant v1",
+        ),
         (["--depth", "1"], None),
         (["--depth", "1", "--tags", "a,b"], "--depth: not read with --tags a,b; leave it out, or leave out --tags"),
         (["--size", "1,2", "--views", "0,2"], None),
@@ -226,8 +237,15 @@ def test_what_is_asked_for_must_be_read(load, argv, words):
     assert str(caught.value).startswith(words)
 
 
-@pytest.mark.parametrize("text, asked", [("lr: 0.05", False), ("lr: 0.2", True), ("{preset: burger, lr: 0.1}", False),
-                                         ("{preset: burger, lr: 0.05}", True)])
+@pytest.mark.parametrize(
+    "text, asked",
+    [
+        ("lr: 0.05", False),
+        ("lr: 0.2", True),
+        ("{preset: burger, lr: 0.1}", False),
+        ("{preset: burger, lr: 0.05}", True),
+    ],
+)
 def test_a_line_of_config_yml_counts_where_it_changes_something(load, text, asked):
     Path("config.yml").write_text(text)
     config = load()
@@ -262,8 +280,12 @@ def test_every_limit_of_the_project_has_words_of_ours():
             else:
                 yield field
 
-    used = {name for cls in (CanvasConfig, DoctorConfig, EvaluateConfig, VisConfig, NeRFConfig, SamplingConfig)
-            for field in fields(cls) for name in limits(field.annotation, field.metadata)}
+    used = {
+        name
+        for cls in (CanvasConfig, DoctorConfig, EvaluateConfig, VisConfig, NeRFConfig, SamplingConfig)
+        for field in fields(cls)
+        for name in limits(field.annotation, field.metadata)
+    }
     assert used - {"FieldInfo"} == {"Gt", "Ge", "Lt", "Le", "MultipleOf", "MinLen"}
 
 
@@ -314,9 +336,16 @@ def test_yaml_round_trips_every_value_exactly(tmp_path):
     assert path.read_text().partition("made_by:")[0] == cfg.show(config) == cfg.show(cfg.read(Toy, path))
 
 
-@pytest.mark.parametrize("text, word", [("lr: x", "lr: expected a finite number"), ("sd: {a: 1}", "sd.a: no such"),
-                                        ("sd: 3", "is a group"), ("n_steps: 0", "must be greater than 0, got 0"),
-                                        ("lr: [", "YAML")])
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("lr: x", "lr: expected a finite number"),
+        ("sd: {a: 1}", "sd.a: no such"),
+        ("sd: 3", "is a group"),
+        ("n_steps: 0", "must be greater than 0, got 0"),
+        ("lr: [", "YAML"),
+    ],
+)
 def test_reading_an_unfit_full_config_is_one_line(tmp_path, text, word):
     (tmp_path / "f.yml").write_text(text)
     message = refusal(lambda: cfg.read(Toy, tmp_path / "f.yml"))
@@ -400,13 +429,19 @@ def test_ctrl_c_inside_an_import_ends_the_command(tmp_path, swallow):
     """Though what is imported makes nothing of the interrupt, or something else."""
     (tmp_path / "slow.py").write_text(
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    for _ in range(10**6): pass\n"
-        f"except {swallow}:\n    pass\n")
+        f"except {swallow}:\n    pass\n"
+    )
     (tmp_path / "toy.py").write_text(
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever started the tests
         "from my.errors import run_main\ndef main(argv):\n    print('begun')\n    import slow\n    print('went on')\n"
-        "run_main(main, [], go_on=lambda: 'start it again')\n")
-    done = subprocess.run([sys.executable, tmp_path / "toy.py"], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)
+        "run_main(main, [], go_on=lambda: 'start it again')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "toy.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (130, "toy.py: stopped; start it again\n")
     assert "went on" not in done.stdout
 

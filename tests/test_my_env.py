@@ -22,9 +22,22 @@ def test_the_data_root(written, tmp_path):
     assert str(env.data_root()) == "~nosuchuser/x"  # a folder of that name, which is then not there
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "{", '{"data_root": null}', '{"data_root": 3}', '{"data_root": ""}',
-                                  json.dumps({"data_root": "x" * 5000}), '{"data_root": "a\\u0000b"}', "[" * 10**5,
-                                  '{"data_root": ["a"]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "{",
+        '{"data_root": null}',
+        '{"data_root": 3}',
+        '{"data_root": ""}',
+        json.dumps({"data_root": "x" * 5000}),
+        '{"data_root": "a\\u0000b"}',
+        "[" * 10**5,
+        '{"data_root": ["a"]}',
+    ],
+)
 def test_what_names_no_folder_is_refused(written, text):
     written(text)
     with pytest.raises(UserError, match='env.json: .*it must be {"data_root": FOLDER}') as error:

@@ -64,8 +64,7 @@ def test_side_by_side_joins_images_of_one_height():
 
 
 @pytest.mark.parametrize(
-    "size, want",
-    [((3, 5), (258, 430)), ((64, 64), (256, 256)), ((301, 257), (302, 258)), ((256, 400),) * 2],
+    "size, want", [((3, 5), (258, 430)), ((64, 64), (256, 256)), ((301, 257), (302, 258)), ((256, 400),) * 2]
 )
 def test_a_video_reads_back_even_large_enough_and_in_order(tmp_path, size, want):
     path = tmp_path / "v.mp4"
@@ -122,11 +121,11 @@ def test_labelled_grid():
     cell = 120 + media.LABEL + media.GAP
     assert grid.shape == (media.GAP + media.LABEL + 2 * cell, media.GAP + 2 * (200 + media.GAP), 3)
     top, left, right = media.GAP + media.LABEL, media.GAP, 2 * media.GAP + 200
-    assert (grid[top:top + 120, left:left + 200] == (255, 0, 0)).all()
-    assert (grid[top:top + 120, right:right + 200] == (0, 0, 255)).all()
-    assert (grid[top + cell:, right:] == 255).all()  # no second picture in the second row
-    assert (grid[:, right - media.GAP:right] == 255).all()  # nor does a long caption leave its cell
-    for words in (grid[media.GAP:top, left:], grid[top + 120:top + 120 + media.LABEL, left:left + 200]):
+    assert (grid[top : top + 120, left : left + 200] == (255, 0, 0)).all()
+    assert (grid[top : top + 120, right : right + 200] == (0, 0, 255)).all()
+    assert (grid[top + cell :, right:] == 255).all()  # no second picture in the second row
+    assert (grid[:, right - media.GAP : right] == 255).all()  # nor does a long caption leave its cell
+    for words in (grid[media.GAP : top, left:], grid[top + 120 : top + 120 + media.LABEL, left : left + 200]):
         assert words.min() < 128 and words.max() == 255
 
 

@@ -14,8 +14,17 @@ def test_a_mapping_is_read(tmp_path, read, text):
     assert read(tmp_path / "x") == {"a": [1, 2.5, None]}
 
 
-@pytest.mark.parametrize("text, why", [("", "damaged"), ("{", "damaged"), ("[1]", "holds no settings"),
-                                       ("[" * 100_000, "damaged"), ('{"b": 1}', "has no a"), ("\x1b[2J", "damaged")])
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("", "damaged"),
+        ("{", "damaged"),
+        ("[1]", "holds no settings"),
+        ("[" * 100_000, "damaged"),
+        ('{"b": 1}', "has no a"),
+        ("\x1b[2J", "damaged"),
+    ],
+)
 @pytest.mark.parametrize("read", [read_json, read_yaml])
 def test_what_cannot_be_read_is_said(tmp_path, read, text, why):
     (tmp_path / "x").write_text(text)

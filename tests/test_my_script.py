@@ -117,8 +117,9 @@ def test_a_run_of_an_earlier_version_is_resumed(read, tmp_path, capsys):
     Path(script.FULL_CONFIG).write_text("lr: 0.5\ndevice: cpu\nresume: false\ndry_run: false\nn_steps: 7\n")
     cfg = script.read_config(Longer, ["--resume", "True"], root=tmp_path / "project", prog="tiny", doc="Tiny.")
     assert (cfg.lr, cfg.newer, cfg.n_steps) == (0.5, 3, 7)
-    assert capsys.readouterr().err == ("note: full_config.yml is of an earlier version, without newer: these are at "
-                                       "their defaults\n")
+    assert capsys.readouterr().err == (
+        "note: full_config.yml is of an earlier version, without newer: these are at their defaults\n"
+    )
 
 
 def test_the_last_options_stay_the_last():

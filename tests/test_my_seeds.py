@@ -11,10 +11,7 @@ TRIPLES = [(0, 0, "camera"), (1, 0, "camera"), (0, 1, "camera"), (0, 0, "noise")
 
 
 def draws(triple):
-    return (
-        tuple(numpy_rng(*triple).standard_normal(4)),
-        tuple(torch.randn(4, generator=torch_rng(*triple)).tolist()),
-    )
+    return (tuple(numpy_rng(*triple).standard_normal(4)), tuple(torch.randn(4, generator=torch_rng(*triple)).tolist()))
 
 
 def test_one_triple_always_draws_the_same_and_any_other_differently():
@@ -51,5 +48,7 @@ def test_noise_of_an_item_does_not_depend_on_the_others():
         batch = three(x)
         assert batch.shape == x.shape and batch.dtype == x.dtype
         assert torch.equal(batch[2:], one(x[2:])) and not torch.equal(batch[0], batch[1])
-    assert torch.equal(torch_noise(5, [2], "image")(x[2:])[0],
-                       torch.randn(2, 4, generator=torch_rng(5, 2, "image"), dtype=torch.float64))
+    assert torch.equal(
+        torch_noise(5, [2], "image")(x[2:])[0],
+        torch.randn(2, 4, generator=torch_rng(5, 2, "image"), dtype=torch.float64),
+    )

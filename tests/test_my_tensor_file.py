@@ -18,16 +18,32 @@ from my import unpickled
 from my.errors import UserError
 from my.tensor_file import TensorFile
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16,
-          torch.int8, torch.uint8, torch.bool)
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
 
 
 @pytest.fixture(scope="module")
 def tensors():
     rng = torch.Generator().manual_seed(0)
     base = torch.randn(6, 5, generator=rng)
-    return {**{str(d): (base * 9).to(d) for d in DTYPES}, "transposed": base.t(), "slice": base[1:4, 2:], "scalar":
-            torch.tensor(3.5), "empty": torch.empty(0, 3), "parameter": torch.nn.Parameter(torch.ones(2))}
+    return {
+        **{str(d): (base * 9).to(d) for d in DTYPES},
+        "transposed": base.t(),
+        "slice": base[1:4, 2:],
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0, 3),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["archive", "stream"])
@@ -49,12 +65,18 @@ def test_tensors_at_the_top(tmp_path):
 def test_numbers_beside_tensors(tmp_path):
     """Of the same dict as the tensors; None for what is no plain number."""
     for wrap, prefix in ((lambda d: d, ""), (lambda d: {"state_dict": d, "epoch": 3}, ""), (lambda d: {"a": d}, "a.")):
-        torch.save(wrap({"w": torch.ones(2), "x.alpha": 2, "y.alpha": 0.5, "z.alpha": numpy.float64(3), "t": True,
-                         1: 4}), tmp_path / "a.pt")
+        torch.save(
+            wrap({"w": torch.ones(2), "x.alpha": 2, "y.alpha": 0.5, "z.alpha": numpy.float64(3), "t": True, 1: 4}),
+            tmp_path / "a.pt",
+        )
         file = TensorFile(tmp_path / "a.pt")
         assert file.shapes == {f"{prefix}w": (2,)}
-        assert file.numbers == {f"{prefix}x.alpha": 2.0, f"{prefix}y.alpha": 0.5, f"{prefix}z.alpha": None,
-                                f"{prefix}t": None}
+        assert file.numbers == {
+            f"{prefix}x.alpha": 2.0,
+            f"{prefix}y.alpha": 0.5,
+            f"{prefix}z.alpha": None,
+            f"{prefix}t": None,
+        }
     save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
     assert TensorFile(tmp_path / "a.safetensors").numbers == {}
 
@@ -110,10 +132,12 @@ def test_those_pickles_do_bite(tmp_path):
         if bites:
             fatal[name] = tmp_path / f"canary{i}"
             (tmp_path / f"{i}.pkl").write_bytes(crafted.attacks(fatal[name])[name][0])
-    code = ("import pathlib, pickle, sys; sys.path[:0] = sys.argv[2:]\n"
-            "for p in pathlib.Path(sys.argv[1]).glob('*.pkl'):\n"
-            "    try: pickle.loads(p.read_bytes())\n"
-            "    except Exception: pass\n")
+    code = (
+        "import pathlib, pickle, sys; sys.path[:0] = sys.argv[2:]\n"
+        "for p in pathlib.Path(sys.argv[1]).glob('*.pkl'):\n"
+        "    try: pickle.loads(p.read_bytes())\n"
+        "    except Exception: pass\n"
+    )
     root = str(crafted.__file__).rpartition("/tests/")[0]
     subprocess.run([sys.executable, "-c", code, str(tmp_path), root, root + "/tests"], check=True, capture_output=True)
     assert len(fatal) >= 10 and {name for name, canary in fatal.items() if not canary.exists()} == set()
@@ -129,7 +153,11 @@ def test_tensors_beside_an_attack_still_load(tmp_path):
 def test_a_machine_makes_plain_values_only():
     value = {"a": [1, 2.5, None, True, ("x", b"y")], "s": {1, 2}, "o": crafted.WithState(), 3: "three"}
     assert unpickled.read(io.BytesIO(crafted.dumped(value, 4)), "it")[0] == {
-        "a": [1, 2.5, None, True, ("x", b"y")], "s": unpickled.Inert("set"), "o": unpickled.Inert("object"), 3: "three"}
+        "a": [1, 2.5, None, True, ("x", b"y")],
+        "s": unpickled.Inert("set"),
+        "o": unpickled.Inert("object"),
+        3: "three",
+    }
 
 
 def test_names_without_end(tmp_path):
@@ -167,7 +195,7 @@ def test_cut_off_files(tmp_path, kind, keep):
     path, tensors = tmp_path / "a.ckpt", {f"layer.{i}": torch.randn(50, 40) for i in range(8)}
     save_file(tensors, path) if kind == "safetensors" else crafted.save_ckpt(tensors, path, stream=kind == "stream")
     whole = path.read_bytes()
-    path.write_bytes(whole[:int(keep * len(whole))])
+    path.write_bytes(whole[: int(keep * len(whole))])
     with pytest.raises(UserError) as caught:
         TensorFile(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -189,29 +217,45 @@ def test_damage_in_the_middle_of_an_archive(tmp_path):
         assert all(torch.equal(file.tensor(name), tensors[name]) for name in ("layer.0", "layer.2"))
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"\x01\x02junk" * 99, "neither .safetensors nor a PyTorch checkpoint"), (b"", "it is empty"),
-    (b"\x10\0\0\0\0\0\0\0{\"a\": {}}       ", "safetensors header"),
-    (b"PK\x03\x04" + b"\0" * 99, "not a whole PyTorch archive"),
-    (b"\x80\x02" + b"\xff" * 9, "damaged"), (b"\n <!DOCTYPE html>" * 9, "a.ckpt: a web page, not the file itself"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "a Git LFS pointer, not the file itself"),
-    (b"\x28\0\0\0\0\0\0\0{\"__metadata__\": {\"a\": {}}, \"b\": null}  ", "safetensors header")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"\x01\x02junk" * 99, "neither .safetensors nor a PyTorch checkpoint"),
+        (b"", "it is empty"),
+        (b'\x10\0\0\0\0\0\0\0{"a": {}}       ', "safetensors header"),
+        (b"PK\x03\x04" + b"\0" * 99, "not a whole PyTorch archive"),
+        (b"\x80\x02" + b"\xff" * 9, "damaged"),
+        (b"\n <!DOCTYPE html>" * 9, "a.ckpt: a web page, not the file itself"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n",
+            "a Git LFS pointer, not the file itself",
+        ),
+        (b'\x28\0\0\0\0\0\0\0{"__metadata__": {"a": {}}, "b": null}  ', "safetensors header"),
+    ],
+)
 def test_other_files(tmp_path, content, words):
     (tmp_path / "a.ckpt").write_bytes(content)
     with pytest.raises(UserError, match=words):
         TensorFile(tmp_path / "a.ckpt")
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"GGUF\3\0\0\0\x7b\0\0\0", "a GGUF file, whose weights are quantised, which is not read; use plain weights"),
-    (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive, which is not read; unpack it, and give the file that is in it"),
-    (b"Rar!\x1a\x07\x01\0", "a RAR archive, .*; unpack it"), (gzip.compress(b"a"), "a gzip archive, .*; unpack it"),
-    (bz2.compress(b"a"), "a bzip2 archive"), (lzma.compress(b"a"), "an xz archive"),
-    (b"\x28\xb5\x2f\xfd\0", "a Zstandard archive"), (b"a.ckpt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive"),
-    (b"\x89HDF\r\n\x1a\n\0\0", "an HDF5 file, .*; use its .safetensors file, or convert it to that"),
-    (b"\x08\x07\x12\x07pytorch\x1a\x061.13.1", "an ONNX file, which is not read; use its .safetensors"),
-    (b"\x82\xa6params\x81\xa1w\xc7", r"Flax weights \(msgpack\), which is not read; use its .safetensors"),
-    (b"\xde\0\x10\xadsome/long/key\x81", "Flax weights")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"GGUF\3\0\0\0\x7b\0\0\0", "a GGUF file, whose weights are quantised, which is not read; use plain weights"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive, which is not read; unpack it, and give the file that is in it"),
+        (b"Rar!\x1a\x07\x01\0", "a RAR archive, .*; unpack it"),
+        (gzip.compress(b"a"), "a gzip archive, .*; unpack it"),
+        (bz2.compress(b"a"), "a bzip2 archive"),
+        (lzma.compress(b"a"), "an xz archive"),
+        (b"\x28\xb5\x2f\xfd\0", "a Zstandard archive"),
+        (b"a.ckpt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive"),
+        (b"\x89HDF\r\n\x1a\n\0\0", "an HDF5 file, .*; use its .safetensors file, or convert it to that"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x061.13.1", "an ONNX file, which is not read; use its .safetensors"),
+        (b"\x82\xa6params\x81\xa1w\xc7", r"Flax weights \(msgpack\), which is not read; use its .safetensors"),
+        (b"\xde\0\x10\xadsome/long/key\x81", "Flax weights"),
+    ],
+)
 def test_other_formats(tmp_path, content, words):
     (tmp_path / "a.ckpt").write_bytes(content + b"\0" * 600)
     with pytest.raises(UserError, match=words) as caught:
@@ -245,8 +289,14 @@ def rebuilt(offset, shape, stride, numel=4):
 
 def test_tensors_stay_in_their_storage():
     assert rebuilt(0, (2, 2), (2, 1)).shape == (2, 2) and rebuilt(4, (0, 9), (1, 1)).shape == (0, 9)
-    for offset, shape, stride in ((1, (2, 2), (2, 1)), (0, (5,), (1,)), (-1, (1,), (1,)), (0, (2,), (-1,)),
-                                  (0, (2, 2), (1,)), (0, ("2",), (1,))):
+    for offset, shape, stride in (
+        (1, (2, 2), (2, 1)),
+        (0, (5,), (1,)),
+        (-1, (1,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (2, 2), (1,)),
+        (0, ("2",), (1,)),
+    ):
         with pytest.raises(ValueError):
             rebuilt(offset, shape, stride)
 
@@ -255,18 +305,29 @@ def test_tensors_stay_in_their_storage():
 def test_types_without_a_storage_of_their_own(tmp_path, stream):
     """PyTorch stores 8-bit floats as bytes, and names the type beside them."""
     a = torch.arange(12.0).reshape(3, 4)
-    torch.save({"a": a.to(torch.float8_e4m3fn), "b": a.to(torch.float8_e5m2)[1:], "c": a}, tmp_path / "x.pt",
-               _use_new_zipfile_serialization=not stream)
+    torch.save(
+        {"a": a.to(torch.float8_e4m3fn), "b": a.to(torch.float8_e5m2)[1:], "c": a},
+        tmp_path / "x.pt",
+        _use_new_zipfile_serialization=not stream,
+    )
     file = TensorFile(tmp_path / "x.pt")
     assert file.shapes == {"a": (3, 4), "b": (2, 4), "c": (3, 4)} and not file.quantised(file.shapes)
     assert torch.equal(file.tensor("a").float(), a) and torch.equal(file.tensor("c"), a)
     assert torch.equal(file.tensor("b").float(), a.to(torch.float8_e5m2)[1:].float())
 
 
-@pytest.mark.parametrize("content, what", [
-    (b"\x89PNG\r\n\x1a\n" + bytes(50), "a picture"), (b"\xff\xd8\xff\xe0" + bytes(50), "a picture"),
-    (b"\0\0\0\x20ftypisom" + bytes(50), "a video or a picture"), (b"%PDF-1.7\n" + bytes(50), "a PDF document"),
-    (b"prompt: a duck\nsteps: 20\n", "a text file"), (b'{"a": 1}\n', "a text file"), ("Grüße".encode(), "a text file")])
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "a picture"),
+        (b"\xff\xd8\xff\xe0" + bytes(50), "a picture"),
+        (b"\0\0\0\x20ftypisom" + bytes(50), "a video or a picture"),
+        (b"%PDF-1.7\n" + bytes(50), "a PDF document"),
+        (b"prompt: a duck\nsteps: 20\n", "a text file"),
+        (b'{"a": 1}\n', "a text file"),
+        ("Grüße".encode(), "a text file"),
+    ],
+)
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content, what):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(UserError, match=f"{what}, which is not read; give a .safetensors or .ckpt file"):

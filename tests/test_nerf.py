@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import pose
 import run_nerf
-from box_scene import CUBE, H, W, box_field, cfg_of, poses, scene_of, train
+from box_scene import CUBE, H, W, box_field, cfg_of, poses, train
 from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
 from my.media import read_video
@@ -123,8 +123,11 @@ def test_share_of_rays_through_a_box():
 def test_scene_in_other_units_is_refused(scene):
     far = scene.c2w.clone()
     far[:, :3, 3] *= 100
-    with pytest.raises(UserError, match=r"^0.0% of the training views' rays .* half edge 1 round .* 260 to 305 away .*"
-                                        r"larger --model.bbox_len$"):
+    with pytest.raises(
+        UserError,
+        match=r"^0.0% of the training views' rays .* half edge 1 round .* 260 to 305 away .*"
+        r"larger --model.bbox_len$",
+    ):
         NeRF(cfg_of(), scene._replace(c2w=far))
     NeRF(cfg_of(model={"bbox_len": 100.0}), scene._replace(c2w=far))
 
@@ -135,8 +138,11 @@ def test_cameras_that_look_away_are_refused(scene, capsys):
     assert PixelCameras(scene.K, scene.c2w).facing() == pytest.approx(1)
     assert PixelCameras(turned.K, turned.c2w).facing() == pytest.approx(-1)
     for bbox_len in (1.0, 2.0):
-        with pytest.raises(UserError, match="^the cameras look away from the field: are the poses in the axes of "
-                                            "OpenCV or COLMAP.* 2nd and 3rd columns"):
+        with pytest.raises(
+            UserError,
+            match="^the cameras look away from the field: are the poses in the axes of "
+            "OpenCV or COLMAP.* 2nd and 3rd columns",
+        ):
             NeRF(cfg_of(model={"bbox_len": bbox_len}), turned)
     assert not capsys.readouterr().err
     NeRF(cfg_of(model={"bbox_len": 3.0}), turned)  # a room is seen from within
@@ -169,6 +175,7 @@ def test_grid_shape_keeps_the_number_of_voxels():
 
 def test_resampling_keeps_a_linear_function():
     """Values x + 10 y + 100 z on 4 x 5 x 6 voxels of edge 1, read on a part of them at twice the rate."""
+
     def linear(x, y, z):
         return (z[:, None, None] * 100 + y[:, None] * 10 + x)[None, None]
 
@@ -373,12 +380,15 @@ def folder(scene, test_scene, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "box"
     folder.mkdir()
     for split, views in (("train", scene), ("test", test_scene)):
-        frames = [{"file_path": f"./{split}_{name}", "transform_matrix": c2w.tolist()}
-                  for name, c2w in zip(views.names, views.c2w)]
+        frames = [
+            {"file_path": f"./{split}_{name}", "transform_matrix": c2w.tolist()}
+            for name, c2w in zip(views.names, views.c2w)
+        ]
         for frame, image in zip(frames, views.images):
             iio.imwrite(folder / frame["file_path"], image.numpy())
         (folder / f"transforms_{split}.json").write_text(
-            json.dumps({"camera_angle_x": math.radians(50), "frames": frames}))
+            json.dumps({"camera_angle_x": math.radians(50), "frames": frames})
+        )
     assert torch.allclose(load_scene(folder, "train").K, scene.K)
     return folder
 
@@ -392,14 +402,33 @@ def here(tmp_path, monkeypatch):
 
 
 def flags(folder, *more):
-    return ["--scene", str(folder), "--device", "cpu", "--bs", "64", "--model.grid_size", "8", "--model.bbox_len", "1",
-            "--n_epoch", "1", *more]  # 42 steps
+    return [
+        "--scene",
+        str(folder),
+        "--device",
+        "cpu",
+        "--bs",
+        "64",
+        "--model.grid_size",
+        "8",
+        "--model.bbox_len",
+        "1",
+        "--n_epoch",
+        "1",
+        *more,
+    ]  # 42 steps
 
 
 def test_what_a_run_leaves(here, folder, capsys):
     run_nerf.main(flags(folder, "--test_every", "20"))
-    assert {p.name for p in here.iterdir()} == {"full_config.yml", "history.json", "heartbeat.json", "ckpt", "pane",
-                                                "test_42"}
+    assert {p.name for p in here.iterdir()} == {
+        "full_config.yml",
+        "history.json",
+        "heartbeat.json",
+        "ckpt",
+        "pane",
+        "test_42",
+    }
     assert [p.name for p in checkpoint.checkpoints("ckpt")] == ["step_0000038", "step_0000042"]
     panes = sorted((here / "pane").iterdir())
     assert len(panes) == 10 and iio.imread(panes[-1]).shape == (H, 3 * W, 3)
@@ -451,9 +480,11 @@ def test_stopped_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, folder):
 
 def stop_at(last):
     """A pane writer that stops the run from the keyboard at step `last`."""
+
     def write(path, nerf, scene):
         if path.stem == f"step_{last:07d}":
             raise KeyboardInterrupt
+
     return write
 
 
@@ -493,12 +524,20 @@ def test_published_defaults(here):
 
 @pytest.mark.parametrize("argv", [["-h"], ["--dry_run", "True"], ["--lr", "fast"]])
 def test_light_commands_import_nothing_heavy(here, argv):
-    code = ("import sys; import run_nerf; from my.errors import run_main\n"
-            "try: run_main(run_nerf.main, sys.argv[1:])\n"
-            "except SystemExit as e: print(e.code)\n"
-            "print('MODULES', *sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=here, capture_output=True, text=True, check=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import sys; import run_nerf; from my.errors import run_main\n"
+        "try: run_main(run_nerf.main, sys.argv[1:])\n"
+        "except SystemExit as e: print(e.code)\n"
+        "print('MODULES', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert not {"torch", "torchmetrics", "imageio"} & set(done.stdout.splitlines()[-1].split())
 
 
@@ -509,18 +548,21 @@ def test_dry_run_writes_the_configuration_and_stops(here, folder, capsys):
     assert kept.pop("made_by")["version"] and yaml.safe_load(capsys.readouterr().out) == kept
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--bs", "0"], ["--bs", "greater than 0"]),
-    (["--grid_size", "9"], ["perhaps you meant --model.grid_size"]),
-    (["--model.c", "4"], ["--model.c: expected one of 3"]),
-    (["--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
-    (["--scene", "nosuch", "--device", "cpu"], ["--scene nosuch: looked for a folder at", "none is there"]),
-    (["--downscale", "5", "--device", "cpu"], ["--downscale 5", "is 16x14, which only these divide: 1, 2"]),
-    (["--model.grid_size", "20000", "--device", "cpu"], ["--model.grid_size 20000: takes 512000 GB", "it can be"]),
-    (["--bs", "100000000", "--subpixels", "2", "--device", "cpu"], ["--bs 100000000 at 4 rays per pixel: takes"]),
-    (["--model.step_ratio", "1e-9"], ["--model.step_ratio", "greater than or equal to 0.01"]),
-    (["--resume", "True"], ["no full_config.yml here"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--bs", "0"], ["--bs", "greater than 0"]),
+        (["--grid_size", "9"], ["perhaps you meant --model.grid_size"]),
+        (["--model.c", "4"], ["--model.c: expected one of 3"]),
+        (["--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
+        (["--scene", "nosuch", "--device", "cpu"], ["--scene nosuch: looked for a folder at", "none is there"]),
+        (["--downscale", "5", "--device", "cpu"], ["--downscale 5", "is 16x14, which only these divide: 1, 2"]),
+        (["--model.grid_size", "20000", "--device", "cpu"], ["--model.grid_size 20000: takes 512000 GB", "it can be"]),
+        (["--bs", "100000000", "--subpixels", "2", "--device", "cpu"], ["--bs 100000000 at 4 rays per pixel: takes"]),
+        (["--model.step_ratio", "1e-9"], ["--model.step_ratio", "greater than or equal to 0.01"]),
+        (["--resume", "True"], ["no full_config.yml here"]),
+    ],
+)
 def test_mistakes_end_in_one_line(here, folder, capsys, argv, words):
     scene = [] if {"--scene", "--resume"} & set(argv) else ["--scene", str(folder)]
     with pytest.raises(SystemExit) as ended:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import pose
 import run_nerf
-from box_scene import CUBE, H, W, box_field, cfg_of, poses, scene_of, train
+from box_scene import CUBE, H, W, box_field, cfg_of, poses, train
 from my.media import read_video
 from voxnerf.lens import Lens
 from voxnerf.likeness import mse, psnr, ssim
@@ -27,13 +27,21 @@ BENT = Lens(num=(1.0, 0.5, 0.0, 0.0), p=(0.02, -0.03))  # a strong one
 
 def numbered(usable=None):
     """A scene of several sizes, whose pixels tell their view, y and x."""
-    images = [torch.stack(torch.meshgrid(torch.tensor([i]), torch.arange(h), torch.arange(w), indexing="ij"), dim=-1)[0]
-              for i, (h, w) in enumerate(SIZES)]
+    images = [
+        torch.stack(torch.meshgrid(torch.tensor([i]), torch.arange(h), torch.arange(w), indexing="ij"), dim=-1)[0]
+        for i, (h, w) in enumerate(SIZES)
+    ]
     images = [image.to(torch.uint8) for image in images]
     n = len(images)
     K = torch.stack([torch.from_numpy(pose.intrinsics(h, w, 50)) for h, w in SIZES])
-    return Scene(images, [torch.full(size, 255, dtype=torch.uint8) for size in SIZES], torch.from_numpy(poses(n)), K,
-                 [f"{i}.png" for i in range(n)], usable)
+    return Scene(
+        images,
+        [torch.full(size, 255, dtype=torch.uint8) for size in SIZES],
+        torch.from_numpy(poses(n)),
+        K,
+        [f"{i}.png" for i in range(n)],
+        usable,
+    )
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -64,7 +72,7 @@ def test_pixels_that_do_not_count_are_never_drawn(scene):
     flags = torch.cat([each.flatten() for each in usable])
     assert len(pixels) == flags.sum() and set(drawn.tolist()) == set(flags.nonzero()[:, 0].tolist())
     half = torch.ones(len(scene.images), H, W, dtype=torch.bool)
-    half[:, :, W // 2:] = False
+    half[:, :, W // 2 :] = False
     assert NeRF(cfg_of(bs=100, n_epoch=2), scene._replace(usable=half)).n_steps == math.ceil(2 * 12 * 14 * 8 / 100)
 
 
@@ -110,18 +118,22 @@ def test_psnr_and_ssim_of_what_counts_by_hand():
 def test_ssim_where_all_counts_is_that_of_whole_windows():
     """It leaves out the border, which is padded where there is no mask."""
     a, b = torch.rand(2, 17, 19, 3, generator=torch.Generator().manual_seed(0))
-    inner = [ssim(a[y:y + 11, x:x + 11], b[y:y + 11, x:x + 11], torch.ones(11, 11, dtype=torch.bool))
-             for y in range(7) for x in range(9)]
+    inner = [
+        ssim(a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11], torch.ones(11, 11, dtype=torch.bool))
+        for y in range(7)
+        for x in range(9)
+    ]
     assert ssim(a, b, torch.ones(17, 19, dtype=torch.bool)) == pytest.approx(np.mean(inner), abs=1e-5)
 
 
 def test_what_is_masked_is_neither_learned_nor_measured(scene, test_scene):
     """Red bars, at another place in each view."""
+
     def barred(views):
         images, usable = views.images.clone(), torch.ones(views.images.shape[:3], dtype=torch.bool)
         for i in range(len(images)):
-            images[i, :, (3 * i) % W:(3 * i) % W + 4] = torch.tensor([255, 0, 0], dtype=torch.uint8)
-            usable[i, :, (3 * i) % W:(3 * i) % W + 4] = False
+            images[i, :, (3 * i) % W : (3 * i) % W + 4] = torch.tensor([255, 0, 0], dtype=torch.uint8)
+            usable[i, :, (3 * i) % W : (3 * i) % W + 4] = False
         return views._replace(images=images, usable=usable)
 
     nerf = NeRF(cfg_of(n_epoch=24), barred(scene))
@@ -180,8 +192,15 @@ def warped(c2w, height=28, width=32, fine=4, fov=60):
         picture = F.grid_sample(picture[None].double(), torch.from_numpy(at)[None], align_corners=False)[0]
         images.append((picture.permute(1, 2, 0) * 255).round().to(torch.uint8))
     n = len(images)
-    return Scene(images, [torch.full((height, width), 255, dtype=torch.uint8)] * n, torch.from_numpy(c2w),
-                 torch.from_numpy(K).repeat(n, 1, 1), [f"{i}.png" for i in range(n)], None, [BENT] * n)
+    return Scene(
+        images,
+        [torch.full((height, width), 255, dtype=torch.uint8)] * n,
+        torch.from_numpy(c2w),
+        torch.from_numpy(K).repeat(n, 1, 1),
+        [f"{i}.png" for i in range(n)],
+        None,
+        [BENT] * n,
+    )
 
 
 @torch.no_grad()
@@ -229,8 +248,22 @@ def test_run_on_views_of_two_sizes_with_a_mask_and_a_lens(tmp_path, monkeypatch,
     (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": math.radians(50), "frames": frames}))
     monkeypatch.chdir(here)
     monkeypatch.setattr(run_nerf, "N_FRAMES", 2)
-    run_nerf.main(["--scene", str(folder), "--device", "cpu", "--bs", "128", "--model.grid_size", "8",
-                   "--model.bbox_len", "1", "--n_epoch", "1"])
+    run_nerf.main(
+        [
+            "--scene",
+            str(folder),
+            "--device",
+            "cpu",
+            "--bs",
+            "128",
+            "--model.grid_size",
+            "8",
+            "--model.bbox_len",
+            "1",
+            "--n_epoch",
+            "1",
+        ]
+    )
     out, err = capsys.readouterr()
     assert "scene: 10 training views of 16x14, 32x28, 2 test views" in out
     assert "1 of 13 frames are left out" in err and "\x1b[31m" not in err

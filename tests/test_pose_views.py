@@ -16,9 +16,23 @@ def test_cameras_stand_where_their_words_say():
     assert pose.eye_on_sphere(0, OVERHEAD, 1)[1] == pytest.approx(1 - 2 * 15 / 180)  # y = cos phi = 1 - 2 v / pi
 
 
-@pytest.mark.parametrize("azimuth, side", [
-    (0, "front"), (44, "front"), (46, "left side"), (90, "left side"), (134, "left side"), (136, "backside"),
-    (180, "backside"), (226, "right side"), (270, "right side"), (314, "right side"), (316, "front"), (359, "front")])
+@pytest.mark.parametrize(
+    "azimuth, side",
+    [
+        (0, "front"),
+        (44, "front"),
+        (46, "left side"),
+        (90, "left side"),
+        (134, "left side"),
+        (136, "backside"),
+        (180, "backside"),
+        (226, "right side"),
+        (270, "right side"),
+        (314, "right side"),
+        (316, "front"),
+        (359, "front"),
+    ],
+)
 def test_sides(azimuth, side):
     a = np.deg2rad(azimuth)
     assert pose.view_prompt(a, LOW, "sides") == f"{side} view of"
@@ -26,9 +40,22 @@ def test_sides(azimuth, side):
     assert pose.view_prompt(a, OVERHEAD, "sides") == "overhead view of"
 
 
-@pytest.mark.parametrize("azimuth, side", [
-    (0, "front"), (22, "front"), (23, "front left"), (45, "front left"), (90, "left side"), (135, "back left"),
-    (180, "backside"), (225, "back right"), (270, "right side"), (315, "front right"), (338, "front")])
+@pytest.mark.parametrize(
+    "azimuth, side",
+    [
+        (0, "front"),
+        (22, "front"),
+        (23, "front left"),
+        (45, "front left"),
+        (90, "left side"),
+        (135, "back left"),
+        (180, "backside"),
+        (225, "back right"),
+        (270, "right side"),
+        (315, "front right"),
+        (338, "front"),
+    ],
+)
 def test_octants(azimuth, side):
     a = np.deg2rad(azimuth)
     assert pose.view_prompt(a, LOW, "octants") == f"{side} view of"
@@ -37,8 +64,10 @@ def test_octants(azimuth, side):
 
 
 def test_height_changes_at_30_and_65_degrees():
-    for words, below, above in (("sjc", "overhead view of", "front view of"),
-                                ("octants", "overhead front view of", "high front view of")):
+    for words, below, above in (
+        ("sjc", "overhead view of", "front view of"),
+        ("octants", "overhead front view of", "high front view of"),
+    ):
         assert pose.view_prompt(0, np.deg2rad(29.9), words) == below
         assert pose.view_prompt(0, np.deg2rad(30.1), words) == above
     assert pose.view_prompt(0, np.deg2rad(65.1), "octants") == "front view of"
@@ -64,7 +93,9 @@ def test_texts_of_ones_own():
     assert pose.prompt_of_view("a duck", "backside view of", "prefix", texts) == "the tail of a duck"
     assert pose.prompt_of_view("a duck", "front view of", "prefix", texts) == "front view of a duck"
     for bad in ("back=x", "front", "=x", "left side=x"):
-        with pytest.raises(UserError, match=f"--pose.view_texts {bad!r}: expected VIEW=TEXT, TEXT .* one of .*backside"):
+        with pytest.raises(
+            UserError, match=f"--pose.view_texts {bad!r}: expected VIEW=TEXT, TEXT .* one of .*backside"
+        ):
             pose.read_view_texts([bad], "sjc")
     with pytest.raises(UserError, match="'side view of=x': this view has the text 'the flank of' already"):
         pose.read_view_texts(["side=the flank of", "side view of=x"], "sjc")
@@ -87,12 +118,17 @@ def perp_neg(azimuth, v=LOW):
 F, S, B = "front view of", "side view of", "backside view of"
 
 
-@pytest.mark.parametrize("azimuth, positive, negative", [
-    (0, {F: 1, S: 0}, {F: 0, S: 1.574}),  # 4 exp(-1/2) - 2.426 = 0.0001, 4 - 2.426 = 1.574
-    (90, {S: 1, B: 0}, {S: 0, F: 1.5735}),  # exp(-1/2) + 0.967
-    (180, {S: 0, B: 1}, {S: 0.394, F: 1.967}),  # 1 - 0.606, 1 + 0.967
-    (45, {F: 0.5, S: 0.5}, {F: 0.6892, S: 0.6892}),  # 4 exp(-1/4) - 2.426
-    (270, {S: 1, B: 0}, {S: 0, F: 1.5735}), (315, {F: 0.5, S: 0.5}, {F: 0.6892, S: 0.6892})])
+@pytest.mark.parametrize(
+    "azimuth, positive, negative",
+    [
+        (0, {F: 1, S: 0}, {F: 0, S: 1.574}),  # 4 exp(-1/2) - 2.426 = 0.0001, 4 - 2.426 = 1.574
+        (90, {S: 1, B: 0}, {S: 0, F: 1.5735}),  # exp(-1/2) + 0.967
+        (180, {S: 0, B: 1}, {S: 0.394, F: 1.967}),  # 1 - 0.606, 1 + 0.967
+        (45, {F: 0.5, S: 0.5}, {F: 0.6892, S: 0.6892}),  # 4 exp(-1/4) - 2.426
+        (270, {S: 1, B: 0}, {S: 0, F: 1.5735}),
+        (315, {F: 0.5, S: 0.5}, {F: 0.6892, S: 0.6892}),
+    ],
+)
 def test_perp_neg_by_hand(azimuth, positive, negative):
     got, away = perp_neg(azimuth)
     assert got == pytest.approx(positive, abs=1e-9) and away == pytest.approx(negative, abs=1e-3)

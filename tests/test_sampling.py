@@ -30,8 +30,22 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def flags(tiny_sd):
-    return ["--sd.checkpoint", str(tiny_sd), "--sd.prompt", "a blue duck", "--sd.scale", "2", "--num_images", "5",
-            "--batch_size", "2", "--num_t", "3", "--device", "cpu"]
+    return [
+        "--sd.checkpoint",
+        str(tiny_sd),
+        "--sd.prompt",
+        "a blue duck",
+        "--sd.scale",
+        "2",
+        "--num_images",
+        "5",
+        "--batch_size",
+        "2",
+        "--num_t",
+        "3",
+        "--device",
+        "cpu",
+    ]
 
 
 def last(cfg, adapter, images, subject="a blue duck"):
@@ -60,8 +74,16 @@ def test_samplers_options_matter(tiny_sd):
     """Each of them gives another picture from the same noise."""
     cfg = SamplingConfig(sd={"checkpoint": str(tiny_sd), "prompt": "a blue duck", "scale": 2}, num_t=4)
     adapter = make_adapter(cfg, "cpu")
-    options = [{}, {"heun": False}, {"langevin": True}, {"langevin": True, "S_churn": 1.0}, {"sampler": "smld"},
-               {"sampler": "smld", "smld_steps": 2}, {"sigma_max": 5.0}, {"sigma_min": 1.0}]
+    options = [
+        {},
+        {"heun": False},
+        {"langevin": True},
+        {"langevin": True, "S_churn": 1.0},
+        {"sampler": "smld"},
+        {"sampler": "smld", "smld_steps": 2},
+        {"sigma_max": 5.0},
+        {"sigma_min": 1.0},
+    ]
     xs = torch.stack([last(cfg.model_copy(update=o), adapter, [0])[0] for o in options])
     gap = (xs[:, None] - xs).abs().amax(dim=(2, 3, 4)) + torch.eye(len(options))
     assert gap.min() > 1e-3
@@ -93,8 +115,11 @@ def test_precision_is_a_remedy_where_it_would_change():
     half = "continue with --resume True --sd.precision fp32, or try another checkpoint"
     assert SamplingConfig().remedy("cuda").startswith(half)
     assert SamplingConfig(sd={"precision": "bf16"}).remedy("cpu").startswith(half)
-    for cfg, device in ((SamplingConfig(), "cpu"), (SamplingConfig(sd={"precision": "fp32"}), "cuda"),
-                        (SamplingConfig(family="ddpm"), "cuda")):
+    for cfg, device in (
+        (SamplingConfig(), "cpu"),
+        (SamplingConfig(sd={"precision": "fp32"}), "cuda"),
+        (SamplingConfig(family="ddpm"), "cuda"),
+    ):
         assert cfg.remedy(device).startswith("try another checkpoint")
 
 
@@ -183,55 +208,81 @@ def test_presets_of_2d(here, preset):
         assert run_img_sampling.read_config(argv).sd.prompt == "a blue duck"
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--num_images", "0"], ["--num_images", "greater than 0", "got 0"]),
-    (["--num_t", "1"], ["--num_t", "greater than 1"]),
-    (["--sigma_max", "1", "--sigma_min", "2"], ["--sigma_max 1 must be above --sigma_min 2"]),
-    (["--preset", "mini", "--sigma_max", "0.01"], ["--sigma_max 0.01: this model knows 0.02917 to 14.61"]),
-    (["--preset", "mini", "--σ_max", "0.01"], ["--sigma_max 0.01"]),
-    (["--preset", "mini", "--sigma_min", "15"], ["--sigma_min 15", "14.61"]),
-    (["--preset", "mini", "--prompts", "a blue duck, a zebra"], ["--prompts: ", "'zebra'", "it knows"]),
-    (["--preset", "mini", "--prompts", "a blue duck", "--sd.negative_prompt", "ugly"],
-     ["--sd.negative_prompt: ", "'ugly'"]),
-    (["--sd.variant", "mini", "--prompts", ""], ["--prompts: expected a list, each text, got ''"]),
-    (["--sd.variant", "mini", "--sd.prompt", " "], ["--sd.prompt: needs words", "got ' '"]),
-    (["--preset", "mini", "--prompts", "a blue duck,"], ["--prompts: one of them is empty"]),
-    (["--preset", "ideal", "--prompts", "a blue duck"],
-     ["--prompts: not read with --family ideal; leave it out, or give --family sd"]),
-    (["--preset", "mini", "--gddpm.imgnet_cat", "5"], ["--gddpm.imgnet_cat: not read with --family sd"]),
-    (["--preset", "mini", "--prompts", "a red duck", "--sd.prompt", "a blue duck"],
-     ["--sd.prompt: not read with --prompts a red duck", "or leave out --prompts"]),
-    (["--preset", "mini", "--pose.perp_neg", "True"], ["--pose.perp_neg: nothing here reads it"]),
-    (["--preset", "mini", "--pose.rend_hw", "32"], ["--pose.rend_hw: not read with --family sd", "--family ideal"]),
-    (["--preset", "mini", "--sampler", "smld", "--heun", "True"],
-     ["--heun: not read with --sampler smld; leave it out, or give --sampler karras"]),
-    (["--preset", "mini", "--smld_steps", "9"], ["--smld_steps: not read with --sampler karras"]),
-    (["--preset", "mini", "--S_churn", "9"], ["--S_churn: not read with --langevin False", "give --langevin True"]),
-    (["--preset", "mini", "--langevin", "True", "--S_max", "0.01"], ["--S_max 0.01 must not be below --S_min 0.05"]),
-    (["--family", "ddpm", "--sd.negative_prompt", "ugly"], ["--sd.negative_prompt: not read with --family ddpm"]),
-    (["--family", "gddpm", "--sd.prompt", "a duck"], ["--sd.prompt: not read with --family gddpm", "sd or ideal"]),
-    (["--preset", "mini", "--pose.view_words", "octants"], ["--pose.view_words: not read with --family sd"]),
-    (["--preset", "mini", "--num_images", "1", "--prompts", "a duck, a car"],
-     ["--num_images 1: fewer than the 2 --prompts"]),
-    (["--family", "gddpm", "--gddpm.checkpoint", "f.pt", "--gddpm.lsun_cat", "cat"],
-     ["--gddpm.lsun_cat: not read with --gddpm.checkpoint", "or leave out --gddpm.checkpoint"]),
-    (["--family", "gddpm", "--gddpm.model", "m_imgnet_256_uncond", "--cls_scaling", "2"],
-     ["--cls_scaling: no class is asked for", "--gddpm.imgnet_cat"]),
-    (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--gddpm.lsun_cat", "ffhq"],
-     ["--gddpm.lsun_cat: not read with --gddpm.model m_imgnet_64", "m_lsun_256"]),
-    (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--classes", "1", "--gddpm.imgnet_cat", "1"],
-     ["--gddpm.imgnet_cat: not read with --classes 1", "leave out --classes"]),
-    (["--family", "gddpm", "--gddpm.model", "m_imagenet_64"], ["--gddpm.model: expected one of m_imgnet_64",
-                                                              "perhaps you meant m_imgnet_64"]),
-    (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--classes", "3,1000"], ["--classes", "less than 1000"]),
-    (["--family", "gddpm", "--gddpm.imgnet_cat", "-2"], ["--gddpm.imgnet_cat", "greater than or equal to -1"]),
-    (["--family", "gddpm", "--classes", "3"], ["--classes: not read with --gddpm.model m_lsun_256", "m_imgnet_64"]),
-    (["--family", "gddpm"], ["lsun_bedroom.pt", "--gddpm.checkpoint FILE"]),
-    (["--classes", "3"], ["--classes: not read with --family sd", "give --family gddpm"]),
-    (["--family", "ddpm"], ["--family ddpm needs --ddpm.checkpoint"]),
-    (["--preset", "burger"], ["no preset 'burger' of this script; its presets are ideal, mini"]),
-    (["--sampler", "ddim"], ["--sampler: expected one of karras, smld"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--num_images", "0"], ["--num_images", "greater than 0", "got 0"]),
+        (["--num_t", "1"], ["--num_t", "greater than 1"]),
+        (["--sigma_max", "1", "--sigma_min", "2"], ["--sigma_max 1 must be above --sigma_min 2"]),
+        (["--preset", "mini", "--sigma_max", "0.01"], ["--sigma_max 0.01: this model knows 0.02917 to 14.61"]),
+        (["--preset", "mini", "--σ_max", "0.01"], ["--sigma_max 0.01"]),
+        (["--preset", "mini", "--sigma_min", "15"], ["--sigma_min 15", "14.61"]),
+        (["--preset", "mini", "--prompts", "a blue duck, a zebra"], ["--prompts: ", "'zebra'", "it knows"]),
+        (
+            ["--preset", "mini", "--prompts", "a blue duck", "--sd.negative_prompt", "ugly"],
+            ["--sd.negative_prompt: ", "'ugly'"],
+        ),
+        (["--sd.variant", "mini", "--prompts", ""], ["--prompts: expected a list, each text, got ''"]),
+        (["--sd.variant", "mini", "--sd.prompt", " "], ["--sd.prompt: needs words", "got ' '"]),
+        (["--preset", "mini", "--prompts", "a blue duck,"], ["--prompts: one of them is empty"]),
+        (
+            ["--preset", "ideal", "--prompts", "a blue duck"],
+            ["--prompts: not read with --family ideal; leave it out, or give --family sd"],
+        ),
+        (["--preset", "mini", "--gddpm.imgnet_cat", "5"], ["--gddpm.imgnet_cat: not read with --family sd"]),
+        (
+            ["--preset", "mini", "--prompts", "a red duck", "--sd.prompt", "a blue duck"],
+            ["--sd.prompt: not read with --prompts a red duck", "or leave out --prompts"],
+        ),
+        (["--preset", "mini", "--pose.perp_neg", "True"], ["--pose.perp_neg: nothing here reads it"]),
+        (["--preset", "mini", "--pose.rend_hw", "32"], ["--pose.rend_hw: not read with --family sd", "--family ideal"]),
+        (
+            ["--preset", "mini", "--sampler", "smld", "--heun", "True"],
+            ["--heun: not read with --sampler smld; leave it out, or give --sampler karras"],
+        ),
+        (["--preset", "mini", "--smld_steps", "9"], ["--smld_steps: not read with --sampler karras"]),
+        (["--preset", "mini", "--S_churn", "9"], ["--S_churn: not read with --langevin False", "give --langevin True"]),
+        (
+            ["--preset", "mini", "--langevin", "True", "--S_max", "0.01"],
+            ["--S_max 0.01 must not be below --S_min 0.05"],
+        ),
+        (["--family", "ddpm", "--sd.negative_prompt", "ugly"], ["--sd.negative_prompt: not read with --family ddpm"]),
+        (["--family", "gddpm", "--sd.prompt", "a duck"], ["--sd.prompt: not read with --family gddpm", "sd or ideal"]),
+        (["--preset", "mini", "--pose.view_words", "octants"], ["--pose.view_words: not read with --family sd"]),
+        (
+            ["--preset", "mini", "--num_images", "1", "--prompts", "a duck, a car"],
+            ["--num_images 1: fewer than the 2 --prompts"],
+        ),
+        (
+            ["--family", "gddpm", "--gddpm.checkpoint", "f.pt", "--gddpm.lsun_cat", "cat"],
+            ["--gddpm.lsun_cat: not read with --gddpm.checkpoint", "or leave out --gddpm.checkpoint"],
+        ),
+        (
+            ["--family", "gddpm", "--gddpm.model", "m_imgnet_256_uncond", "--cls_scaling", "2"],
+            ["--cls_scaling: no class is asked for", "--gddpm.imgnet_cat"],
+        ),
+        (
+            ["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--gddpm.lsun_cat", "ffhq"],
+            ["--gddpm.lsun_cat: not read with --gddpm.model m_imgnet_64", "m_lsun_256"],
+        ),
+        (
+            ["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--classes", "1", "--gddpm.imgnet_cat", "1"],
+            ["--gddpm.imgnet_cat: not read with --classes 1", "leave out --classes"],
+        ),
+        (
+            ["--family", "gddpm", "--gddpm.model", "m_imagenet_64"],
+            ["--gddpm.model: expected one of m_imgnet_64", "perhaps you meant m_imgnet_64"],
+        ),
+        (["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--classes", "3,1000"], ["--classes", "less than 1000"]),
+        (["--family", "gddpm", "--gddpm.imgnet_cat", "-2"], ["--gddpm.imgnet_cat", "greater than or equal to -1"]),
+        (["--family", "gddpm", "--classes", "3"], ["--classes: not read with --gddpm.model m_lsun_256", "m_imgnet_64"]),
+        (["--family", "gddpm"], ["lsun_bedroom.pt", "--gddpm.checkpoint FILE"]),
+        (["--classes", "3"], ["--classes: not read with --family sd", "give --family gddpm"]),
+        (["--family", "ddpm"], ["--family ddpm needs --ddpm.checkpoint"]),
+        (["--preset", "burger"], ["no preset 'burger' of this script; its presets are ideal, mini"]),
+        (["--sampler", "ddim"], ["--sampler: expected one of karras, smld"]),
+    ],
+)
 def test_mistakes_end_in_one_line(here, monkeypatch, capsys, argv, words):
     monkeypatch.setenv("HOME", str(here))
     with pytest.raises(SystemExit) as ended:
@@ -251,8 +302,23 @@ def test_inside_the_project_it_is_refused(monkeypatch):
 
 def test_the_command_line_draws(here):
     """As a user types it, with the embedded model."""
-    done = subprocess.run([sys.executable, ROOT / "run_img_sampling.py", "--preset", "mini", "--num_images", "1",
-                           "--num_t", "2", "--heun", "False"], cwd=here, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "run_img_sampling.py",
+            "--preset",
+            "mini",
+            "--num_images",
+            "1",
+            "--num_t",
+            "2",
+            "--heun",
+            "False",
+        ],
+        cwd=here,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "done: imgs has 1 pictures, preview.png shows them" in done.stdout
     assert "sampling: 100%" in done.stderr and (here / "preview.png").exists()

@@ -1,6 +1,5 @@
 """Loading of posed images: both layouts, intrinsics computed by hand, and one line for each thing that can be wrong."""
 
-import json
 import math
 import re
 
@@ -13,7 +12,7 @@ import pose
 from my.errors import UserError
 from posed import POSE, H, K_of, W, blender, edit, frame, picture, whole
 from voxnerf.rays import pixel_rays
-from voxnerf.scene import find_scene, load_scene, load_scenes, orbit, vertical
+from voxnerf.scene import find_scene, load_scene, orbit, vertical
 from voxnerf.scene.photos import MANY, on_white
 
 # ---------------------------------------------------------------- layouts
@@ -117,7 +116,8 @@ def on_white_of(pixels, downscale=1):
 
 def test_alpha_is_composited_onto_white():
     assert on_white_of([[[255, 0, 0, 128], [9, 9, 9, 0], [10, 20, 30, 255]]]) == [
-        [[255, 127, 127, 128], [255, 255, 255, 0], [10, 20, 30, 255]]]
+        [[255, 127, 127, 128], [255, 255, 255, 0], [10, 20, 30, 255]]
+    ]
 
 
 def test_scene_keeps_alpha(tmp_path):
@@ -139,8 +139,11 @@ def test_find_scene(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # the data root of env.json is below it
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "sjc_data"
-    with pytest.raises(UserError, match=f"--scene lego: looked for a folder at {tmp_path}/lego, {root}/nerf_synthetic/"
-                                        f"lego, {root}/lego: none is there; .*env.json"):
+    with pytest.raises(
+        UserError,
+        match=f"--scene lego: looked for a folder at {tmp_path}/lego, {root}/nerf_synthetic/"
+        f"lego, {root}/lego: none is there; .*env.json",
+    ):
         find_scene("lego")
     for folder in (root / "lego", root / "nerf_synthetic" / "lego", tmp_path / "lego"):  # the later win
         folder.mkdir(parents=True)
@@ -204,25 +207,34 @@ def test_no_folder_and_no_transforms_file(tmp_path):
     refused(tmp_path, ["no transforms_train.json (Blender layout)", "no transforms.json (instant-ngp, nerfstudio)"])
 
 
-@pytest.mark.parametrize("files, words", [
-    (["sparse/0/cameras.bin"], ["it has sparse/0/cameras.bin, so it may be a model of COLMAP",
-                                "ns-process-data images --skip-colmap", "colmap2nerf.py --text"]),
-    (["sparse/0/cameras.txt", "poses_bounds.npy"], ["a model of COLMAP"]),
-    (["poses_bounds.npy"], ["a scene of LLFF", "ns-process-data images", "colmap2nerf.py --run_colmap"]),
-    (["metadata", "rgbd/0.jpg"], ["a capture of Record3D", "ns-process-data record3d", "record3d2nerf.py"]),
-    (["metadata.json"], ["a capture of Record3D"]),
-    (["keyframes/images/1.jpg"], ["a capture of Polycam", "ns-process-data polycam"]),
-    (["meta_data.json"], ["a scene of SDFStudio", "ns-process-data images"]),
-    (["intrinsics.txt", "pose/0.txt"], ["a scene of NSVF", "nsvf2nerf.py"]),
-    (["camera/0.json", "dataset.json", "metadata.json"], ["a scene of Nerfies", "ns-process-data images"]),
-    (["scan.xml"], ["it has scan.xml, so it may be cameras of Metashape", "ns-process-data metashape"]),
-    (["cameras_sphere.npz"], ["a scene of NeuS", "ns-process-data images"]),
-    (["bundle.out"], ["a model of Bundler", "ns-process-data images"]),
-    (["walk.mp4"], ["it has walk.mp4, so it may be a video", "ns-process-data video", "colmap2nerf.py --video_in"]),
-    (["b.MOV", "a.MOV"], ["it has a.MOV, so it may be a video"]),
-    (["\x1b[31m" + "x" * 200 + ".mp4"], ["it has \\x1b[31mxxxx", "..., so it may be a video"]),
-    (["dataset.json", "intrinsics.txt"], ["give the folder of a scene"]),  # without what is beside them
-])
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        (
+            ["sparse/0/cameras.bin"],
+            [
+                "it has sparse/0/cameras.bin, so it may be a model of COLMAP",
+                "ns-process-data images --skip-colmap",
+                "colmap2nerf.py --text",
+            ],
+        ),
+        (["sparse/0/cameras.txt", "poses_bounds.npy"], ["a model of COLMAP"]),
+        (["poses_bounds.npy"], ["a scene of LLFF", "ns-process-data images", "colmap2nerf.py --run_colmap"]),
+        (["metadata", "rgbd/0.jpg"], ["a capture of Record3D", "ns-process-data record3d", "record3d2nerf.py"]),
+        (["metadata.json"], ["a capture of Record3D"]),
+        (["keyframes/images/1.jpg"], ["a capture of Polycam", "ns-process-data polycam"]),
+        (["meta_data.json"], ["a scene of SDFStudio", "ns-process-data images"]),
+        (["intrinsics.txt", "pose/0.txt"], ["a scene of NSVF", "nsvf2nerf.py"]),
+        (["camera/0.json", "dataset.json", "metadata.json"], ["a scene of Nerfies", "ns-process-data images"]),
+        (["scan.xml"], ["it has scan.xml, so it may be cameras of Metashape", "ns-process-data metashape"]),
+        (["cameras_sphere.npz"], ["a scene of NeuS", "ns-process-data images"]),
+        (["bundle.out"], ["a model of Bundler", "ns-process-data images"]),
+        (["walk.mp4"], ["it has walk.mp4, so it may be a video", "ns-process-data video", "colmap2nerf.py --video_in"]),
+        (["b.MOV", "a.MOV"], ["it has a.MOV, so it may be a video"]),
+        (["\x1b[31m" + "x" * 200 + ".mp4"], ["it has \\x1b[31mxxxx", "..., so it may be a video"]),
+        (["dataset.json", "intrinsics.txt"], ["give the folder of a scene"]),  # without what is beside them
+    ],
+)
 def test_folders_of_other_tools(tmp_path, files, words):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -248,20 +260,25 @@ def test_single_frame_leaves_none_to_train_with(tmp_path):
     refused(whole(tmp_path, n=1, fl_x=3), ["its only frame is a test view", "at least 2"])
 
 
-@pytest.mark.parametrize("text, words", [
-    ('{"frames": [\n  {"file_path": "a",,}]}', ["is damaged: ", "line 2", "get the file again"]),
-    ('{"camera_angle_x": 1}', ['expected {"frames": [', "at least one frame"]),
-    ('{"frames": []}', ["at least one frame"]),
-    ("[1, 2]", ["holds no settings", "put it right"]),
-    ('{"frames": {"a": 1}}', ['expected {"frames": [']),
-    ("[" * 100_000, ["is damaged: ", "get the file again"]),
-    ('{"frames": ' + "9" * 5000 + "}", ["is damaged: ", "get the file again"]),
-    ('{"frames": [7]}', ["frames[0] has no file_path and no transform_matrix"]),
-    ('{"frames": [{"file_path": 7, "transform_matrix": []}]}', ["frames[0]: file_path must be text, got 7"]),
-    ('{"frames": [{"file_path": "%s", "transform_matrix": []}]}' % ("x" * 10**6),
-     ["file_path must have 1 to 4096 characters, got 1000000"]),
-    ("\xff", ["is damaged: "]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"frames": [\n  {"file_path": "a",,}]}', ["is damaged: ", "line 2", "get the file again"]),
+        ('{"camera_angle_x": 1}', ['expected {"frames": [', "at least one frame"]),
+        ('{"frames": []}', ["at least one frame"]),
+        ("[1, 2]", ["holds no settings", "put it right"]),
+        ('{"frames": {"a": 1}}', ['expected {"frames": [']),
+        ("[" * 100_000, ["is damaged: ", "get the file again"]),
+        ('{"frames": ' + "9" * 5000 + "}", ["is damaged: ", "get the file again"]),
+        ('{"frames": [7]}', ["frames[0] has no file_path and no transform_matrix"]),
+        ('{"frames": [{"file_path": 7, "transform_matrix": []}]}', ["frames[0]: file_path must be text, got 7"]),
+        (
+            '{"frames": [{"file_path": "%s", "transform_matrix": []}]}' % ("x" * 10**6),
+            ["file_path must have 1 to 4096 characters, got 1000000"],
+        ),
+        ("\xff", ["is damaged: "]),
+    ],
+)
 def test_broken_transforms_file(tmp_path, text, words):
     path = blender(tmp_path) / "transforms_train.json"
     path.write_bytes(text.encode("latin-1"))
@@ -279,56 +296,70 @@ def turned(**entries):
     return c2w.tolist()
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"transform_matrix": None}, ["frames[1] has no transform_matrix"]),
-    ({"file_path": None}, ["frames[1] has no file_path"]),
-    ({"transform_matrix": [[1, 2], [3, 4]]}, [FIRST, "4x4 or 3x4", "got shape (2, 2)"]),
-    ({"transform_matrix": [[1, 2], [3]]}, [FIRST, "4x4 or 3x4"]),
-    ({"transform_matrix": "east"}, [FIRST, "4x4 or 3x4"]),
-    ({"transform_matrix": turned(r0c3=math.nan)}, [FIRST, "not finite", "1 of 2 frames", "leave them out"]),
-    ({"transform_matrix": [[10**400] * 4] * 4}, [FIRST, "4x4 or 3x4 finite numbers"]),
-    ({"transform_matrix": turned(r0c0=1e300)}, [FIRST, "must be a rotation"]),
-    ({"transform_matrix": [[None] * 4] * 4}, [FIRST, "not finite"]),
-    ({"transform_matrix": (2 * POSE).tolist()}, [FIRST, "without scale or mirror", "determinant is 8"]),
-    ({"transform_matrix": (POSE @ np.diag([1, 1, -1, 1])).tolist()}, [FIRST, "determinant is -1"]),
-    ({"transform_matrix": turned(r0c0=1.1)}, [FIRST, "must be a rotation"]),
-    ({"transform_matrix": turned(r3c0=1.0)}, [FIRST, "a row 0 0 0 1"]),
-    ({"camera_angle_x": 40.0}, [FIRST, "camera_angle_x must lie below pi", "in degrees?"]),
-    ({"camera_angle_x": "wide"}, [FIRST, "camera_angle_x must be a finite number above 0, got text 'wide'"]),
-    ({"fl_x": 0}, [FIRST, "fl_x must be a finite number above 0, got 0"]),
-    ({"cx": True}, [FIRST, "cx must be a finite number, got True"]),
-    ({"k1": "big"}, [FIRST, "k1 must be a finite number, got text 'big'"]),
-    ({"k1": 1e9}, [FIRST, "k1 is 1e+09, which no lens has"]),
-    ({"is_fisheye": True, "p1": 0.1}, [FIRST, "a fisheye lens has k1 to k4 only"]),
-    ({"camera_model": "EQUIRECTANGULAR"}, [FIRST, "camera_model EQUIRECTANGULAR is not read", "OPENCV_FISHEYE"]),
-    ({"camera_model": "ORTHOPHOTO"}, [FIRST, "camera_model ORTHOPHOTO is not read"]),
-    ({"camera_model": ["FOV"]}, [FIRST, "camera_model ['FOV'] is not read"]),
-    ({"distortion_params": [0.1, 0.2]}, [FIRST, "distortion_params must be the 6 numbers k1, k2, k3, k4, p1, p2"]),
-    ({"fl_x": 1e-300}, [FIRST, "its focal length is 1e-300 pixels for 4 pixels", "correct fl_x"]),
-    ({"fl_x": 10**400}, [FIRST, "fl_x must be a finite number above 0, got a number of 1329 bits"]),
-    ({"cx": 1e200}, [FIRST, "the principal point is at 1e+200"]),
-    ({"cx": 0, "cy": 0}, [FIRST, "the principal point is at 0, 0 of 4x2 pixels", "corner of the first pixel",
-                          "within 10% to 90% of w and h", "the middle is 2, 1"]),
-    ({"cx": 0.3, "cy": -0.7}, [FIRST, "the principal point is at 0.3, -0.7 of 4x2 pixels", "the middle is 2, 1"]),
-    ({"cy": 2}, [FIRST, "the principal point is at 2, 2 of 4x2 pixels"]),
-    ({"fl_x": "100"}, [FIRST, "fl_x must be a finite number above 0, got text '100'"]),
-    ({"fl_x": 0.39}, [FIRST, "its focal length is 0.39 pixels for 4 pixels", "by 4, and cx, cy by 4, 2"]),
-    ({"fl_x": 3, "fl_y": 0.19}, [FIRST, "its focal length is 0.19 pixels for 2 pixels", "or if fl_y is a share"]),
-    ({"camera_angle_x": 2.8}, [FIRST, "its focal length is 0.345 pixels for 4 pixels"]),  # 160 degrees
-    *[({key: text}, [FIRST, f"{key} must be true or false, got text '{text}'"])
-      for key in ("is_fisheye", "white_transparent", "black_transparent") for text in ("true", "False", "1", "")],
-    ({"is_fisheye": 2}, [FIRST, "is_fisheye must be true or false, got 2"]),
-    ({"from_mitsuba": "false"}, ["from_mitsuba must be true or false, got text 'false'"]),
-    ({"transform_matrix": (POSE @ np.diag([0.99] * 3 + [1])).tolist()}, [FIRST, "R R^T is 0.02 off 1"]),
-    ({"transform_matrix": (POSE @ np.diag([0.5] * 3 + [1])).tolist()}, [FIRST, "determinant is 0.125"]),
-    ({"x_fov": 180}, [FIRST, "x_fov must lie below 180 degrees, got 180"]),
-    ({"mask_path": "masks/none.png"}, [FIRST, "no mask", "masks/none.png", "take mask_path out"]),
-    ({"mask_path": 7}, [FIRST, "mask_path must be text, got 7"]),
-    ({"from_mitsuba": True}, ["from_mitsuba is stated: its poses have other axes"]),
-    ({"latlong": True}, ["latlong is stated", "panoramas"]),
-    ({"skew": 0.5}, ["skew is stated", "right-angled"]),
-    ({"w": 400, "h": 400}, [FIRST, "w x h is 400x400", "image is 4x2", "another shape"]),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"transform_matrix": None}, ["frames[1] has no transform_matrix"]),
+        ({"file_path": None}, ["frames[1] has no file_path"]),
+        ({"transform_matrix": [[1, 2], [3, 4]]}, [FIRST, "4x4 or 3x4", "got shape (2, 2)"]),
+        ({"transform_matrix": [[1, 2], [3]]}, [FIRST, "4x4 or 3x4"]),
+        ({"transform_matrix": "east"}, [FIRST, "4x4 or 3x4"]),
+        ({"transform_matrix": turned(r0c3=math.nan)}, [FIRST, "not finite", "1 of 2 frames", "leave them out"]),
+        ({"transform_matrix": [[10**400] * 4] * 4}, [FIRST, "4x4 or 3x4 finite numbers"]),
+        ({"transform_matrix": turned(r0c0=1e300)}, [FIRST, "must be a rotation"]),
+        ({"transform_matrix": [[None] * 4] * 4}, [FIRST, "not finite"]),
+        ({"transform_matrix": (2 * POSE).tolist()}, [FIRST, "without scale or mirror", "determinant is 8"]),
+        ({"transform_matrix": (POSE @ np.diag([1, 1, -1, 1])).tolist()}, [FIRST, "determinant is -1"]),
+        ({"transform_matrix": turned(r0c0=1.1)}, [FIRST, "must be a rotation"]),
+        ({"transform_matrix": turned(r3c0=1.0)}, [FIRST, "a row 0 0 0 1"]),
+        ({"camera_angle_x": 40.0}, [FIRST, "camera_angle_x must lie below pi", "in degrees?"]),
+        ({"camera_angle_x": "wide"}, [FIRST, "camera_angle_x must be a finite number above 0, got text 'wide'"]),
+        ({"fl_x": 0}, [FIRST, "fl_x must be a finite number above 0, got 0"]),
+        ({"cx": True}, [FIRST, "cx must be a finite number, got True"]),
+        ({"k1": "big"}, [FIRST, "k1 must be a finite number, got text 'big'"]),
+        ({"k1": 1e9}, [FIRST, "k1 is 1e+09, which no lens has"]),
+        ({"is_fisheye": True, "p1": 0.1}, [FIRST, "a fisheye lens has k1 to k4 only"]),
+        ({"camera_model": "EQUIRECTANGULAR"}, [FIRST, "camera_model EQUIRECTANGULAR is not read", "OPENCV_FISHEYE"]),
+        ({"camera_model": "ORTHOPHOTO"}, [FIRST, "camera_model ORTHOPHOTO is not read"]),
+        ({"camera_model": ["FOV"]}, [FIRST, "camera_model ['FOV'] is not read"]),
+        ({"distortion_params": [0.1, 0.2]}, [FIRST, "distortion_params must be the 6 numbers k1, k2, k3, k4, p1, p2"]),
+        ({"fl_x": 1e-300}, [FIRST, "its focal length is 1e-300 pixels for 4 pixels", "correct fl_x"]),
+        ({"fl_x": 10**400}, [FIRST, "fl_x must be a finite number above 0, got a number of 1329 bits"]),
+        ({"cx": 1e200}, [FIRST, "the principal point is at 1e+200"]),
+        (
+            {"cx": 0, "cy": 0},
+            [
+                FIRST,
+                "the principal point is at 0, 0 of 4x2 pixels",
+                "corner of the first pixel",
+                "within 10% to 90% of w and h",
+                "the middle is 2, 1",
+            ],
+        ),
+        ({"cx": 0.3, "cy": -0.7}, [FIRST, "the principal point is at 0.3, -0.7 of 4x2 pixels", "the middle is 2, 1"]),
+        ({"cy": 2}, [FIRST, "the principal point is at 2, 2 of 4x2 pixels"]),
+        ({"fl_x": "100"}, [FIRST, "fl_x must be a finite number above 0, got text '100'"]),
+        ({"fl_x": 0.39}, [FIRST, "its focal length is 0.39 pixels for 4 pixels", "by 4, and cx, cy by 4, 2"]),
+        ({"fl_x": 3, "fl_y": 0.19}, [FIRST, "its focal length is 0.19 pixels for 2 pixels", "or if fl_y is a share"]),
+        ({"camera_angle_x": 2.8}, [FIRST, "its focal length is 0.345 pixels for 4 pixels"]),  # 160 degrees
+        *[
+            ({key: text}, [FIRST, f"{key} must be true or false, got text '{text}'"])
+            for key in ("is_fisheye", "white_transparent", "black_transparent")
+            for text in ("true", "False", "1", "")
+        ],
+        ({"is_fisheye": 2}, [FIRST, "is_fisheye must be true or false, got 2"]),
+        ({"from_mitsuba": "false"}, ["from_mitsuba must be true or false, got text 'false'"]),
+        ({"transform_matrix": (POSE @ np.diag([0.99] * 3 + [1])).tolist()}, [FIRST, "R R^T is 0.02 off 1"]),
+        ({"transform_matrix": (POSE @ np.diag([0.5] * 3 + [1])).tolist()}, [FIRST, "determinant is 0.125"]),
+        ({"x_fov": 180}, [FIRST, "x_fov must lie below 180 degrees, got 180"]),
+        ({"mask_path": "masks/none.png"}, [FIRST, "no mask", "masks/none.png", "take mask_path out"]),
+        ({"mask_path": 7}, [FIRST, "mask_path must be text, got 7"]),
+        ({"from_mitsuba": True}, ["from_mitsuba is stated: its poses have other axes"]),
+        ({"latlong": True}, ["latlong is stated", "panoramas"]),
+        ({"skew": 0.5}, ["skew is stated", "right-angled"]),
+        ({"w": 400, "h": 400}, [FIRST, "w x h is 400x400", "image is 4x2", "another shape"]),
+    ],
+)
 def test_unfit_frame(tmp_path, values, words):
     refused(edit(blender(tmp_path), entry=1, **values), words)
 

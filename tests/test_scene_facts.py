@@ -67,8 +67,11 @@ def test_missing_pictures_are_left_out(capsys):
     assert len(train.names) == 11 and not {"images/0003.png", "images/0007.png", "images/0008.png"} & set(train.names)
     (line,) = notes(capsys)
     assert "3 of 16 frames are left out" in line and "images/0003.png, images/0007.png, ...;" in line
-    with pytest.raises(UserError, match=r"frames\[3\] \(images/0003.png\): no picture .*; 3 of 16 frames have none; "
-                                        "put them there, or leave out --strict True"):
+    with pytest.raises(
+        UserError,
+        match=r"frames\[3\] \(images/0003.png\): no picture .*; 3 of 16 frames have none; "
+        "put them there, or leave out --strict True",
+    ):
         load_scenes(case("missing_images"), strict=True)
 
 
@@ -96,15 +99,18 @@ def test_windows_paths(capsys):
 # ---------------------------------------------------------------- focal lengths
 
 
-@pytest.mark.parametrize("common, fl_x, fl_y", [
-    ({"x_fov": 90, "y_fov": 90}, 2, 1),  # instant-ngp, degrees
-    ({"camera_angle_y": math.pi / 2}, 1, 1),  # one alone: square pixels
-    ({"fl_y": 3}, 3, 3),
-    ({"fl_x": 3, "camera_angle_y": math.pi / 2}, 3, 1),
-    ({"fl_x": 3, "fl_y": 4, "camera_angle_y": 2 * math.atan(1 / 4)}, 3, 4),
-    ({"fl_x": 6, "w": 2 * W}, 3, 3),  # stated for twice the size, whose height follows
-    ({"fl_x": 6, "camera_angle_y": math.pi / 2, "h": 2 * H}, 3, 1),
-])
+@pytest.mark.parametrize(
+    "common, fl_x, fl_y",
+    [
+        ({"x_fov": 90, "y_fov": 90}, 2, 1),  # instant-ngp, degrees
+        ({"camera_angle_y": math.pi / 2}, 1, 1),  # one alone: square pixels
+        ({"fl_y": 3}, 3, 3),
+        ({"fl_x": 3, "camera_angle_y": math.pi / 2}, 3, 1),
+        ({"fl_x": 3, "fl_y": 4, "camera_angle_y": 2 * math.atan(1 / 4)}, 3, 4),
+        ({"fl_x": 6, "w": 2 * W}, 3, 3),  # stated for twice the size, whose height follows
+        ({"fl_x": 6, "camera_angle_y": math.pi / 2, "h": 2 * H}, 3, 1),
+    ],
+)
 def test_focal_lengths(tmp_path, capsys, common, fl_x, fl_y):
     torch.testing.assert_close(K_whole(tmp_path, **common), K_of(fl_x, fl_y, 1.5, 0.5))
     assert not notes(capsys)
@@ -138,16 +144,19 @@ def test_principal_point_far_from_the_middle(tmp_path, capsys, cx, told):
 # ---------------------------------------------------------------- lenses
 
 
-@pytest.mark.parametrize("stated, lens", [
-    ({"k1": 0.1, "k2": 0.2, "k3": 0.3, "p1": 0.01, "p2": 0.02}, Lens(num=(0.1, 0.2, 0.3, 0), p=(0.01, 0.02))),
-    ({"camera_model": "SIMPLE_RADIAL", "k1": 0.1}, Lens(num=(0.1, 0, 0, 0))),
-    ({"camera_model": "FULL_OPENCV", "k1": 0.1, "k4": 0.2}, Lens(num=(0.1, 0, 0, 0), den=(0.2, 0, 0))),
-    ({"k4": 0.2, "k6": 0.1}, Lens(den=(0.2, 0, 0.1))),
-    ({"distortion_params": [0.1, 0.2, 0.3, 0, 0.01, 0.02]}, Lens(num=(0.1, 0.2, 0.3, 0), p=(0.01, 0.02))),
-    ({"camera_model": "OPENCV_FISHEYE", "k1": 0.1, "k4": 0.2}, Lens(True, (0.1, 0, 0, 0.2))),
-    ({"camera_model": "opencv_fisheye"}, Lens(True)),
-    ({"is_fisheye": True, "k2": 0.1}, Lens(True, (0, 0.1, 0, 0))),
-])
+@pytest.mark.parametrize(
+    "stated, lens",
+    [
+        ({"k1": 0.1, "k2": 0.2, "k3": 0.3, "p1": 0.01, "p2": 0.02}, Lens(num=(0.1, 0.2, 0.3, 0), p=(0.01, 0.02))),
+        ({"camera_model": "SIMPLE_RADIAL", "k1": 0.1}, Lens(num=(0.1, 0, 0, 0))),
+        ({"camera_model": "FULL_OPENCV", "k1": 0.1, "k4": 0.2}, Lens(num=(0.1, 0, 0, 0), den=(0.2, 0, 0))),
+        ({"k4": 0.2, "k6": 0.1}, Lens(den=(0.2, 0, 0.1))),
+        ({"distortion_params": [0.1, 0.2, 0.3, 0, 0.01, 0.02]}, Lens(num=(0.1, 0.2, 0.3, 0), p=(0.01, 0.02))),
+        ({"camera_model": "OPENCV_FISHEYE", "k1": 0.1, "k4": 0.2}, Lens(True, (0.1, 0, 0, 0.2))),
+        ({"camera_model": "opencv_fisheye"}, Lens(True)),
+        ({"is_fisheye": True, "k2": 0.1}, Lens(True, (0, 0.1, 0, 0))),
+    ],
+)
 def test_lenses(tmp_path, capsys, stated, lens):
     scene = load_scene(whole(tmp_path, fl_x=3, **stated), "train")
     assert scene.lenses == [lens] and not notes(capsys)
@@ -161,11 +170,14 @@ def blender_in(folder):
     return blender(folder / "blender")
 
 
-@pytest.mark.parametrize("stated, lens, words", [
-    ({"k4": 0.2}, Lens(num=(0, 0, 0, 0.2)), "k4 is taken for the factor of r^8"),
-    ({"camera_model": "PINHOLE", "k1": 0.1}, Lens(num=(0.1, 0, 0, 0)), "camera_model PINHOLE has no coefficients"),
-    ({"camera_model": "OPENCV", "is_fisheye": True}, Lens(True), "are two lenses: the fisheye is used"),
-])
+@pytest.mark.parametrize(
+    "stated, lens, words",
+    [
+        ({"k4": 0.2}, Lens(num=(0, 0, 0, 0.2)), "k4 is taken for the factor of r^8"),
+        ({"camera_model": "PINHOLE", "k1": 0.1}, Lens(num=(0.1, 0, 0, 0)), "camera_model PINHOLE has no coefficients"),
+        ({"camera_model": "OPENCV", "is_fisheye": True}, Lens(True), "are two lenses: the fisheye is used"),
+    ],
+)
 def test_lenses_that_are_told_of(tmp_path, capsys, stated, lens, words):
     assert load_scene(whole(tmp_path, fl_x=3, **stated), "train").lenses == [lens]
     (line,) = notes(capsys)
@@ -248,15 +260,23 @@ def names_of(*numbers):
     return [f"images/{i:02d}.png" for i in numbers]
 
 
-@pytest.mark.parametrize("lists, train, test, words", [
-    ({"train": (0, 1, 4), "val": (2,), "test": (3,)}, (0, 1, 4), (3,), []),
-    ({"train": (0, 1), "val": (2,), "test": ()}, (0, 1), (2,), ["2 of 5 frames are in none of its lists"]),
-    ({"train": (0, 1), "test": (2, 3)}, (0, 1), (2, 3), ["1 of 5 frames are in none"]),
-    ({"test": (0, 4)}, (1, 2, 3), (0, 4), ["the 3 that are in no list are trained on"]),
-    ({"train": (1, 2, 3, 4, 0)}, (1, 2, 3, 4), (0,), ["1 are held out of those to train on"]),
-    ({"train": (0, 1, 2, 3, 4), "test": (4,)}, (0, 1, 2, 3, 4), (4,), ["1 views are both trained on and tested"]),
-    ({"train": (0, 1, 2, 3, 99), "test": (4,)}, (0, 1, 2, 3), (4,), ["1 of the names in its lists of views are of no"]),
-])
+@pytest.mark.parametrize(
+    "lists, train, test, words",
+    [
+        ({"train": (0, 1, 4), "val": (2,), "test": (3,)}, (0, 1, 4), (3,), []),
+        ({"train": (0, 1), "val": (2,), "test": ()}, (0, 1), (2,), ["2 of 5 frames are in none of its lists"]),
+        ({"train": (0, 1), "test": (2, 3)}, (0, 1), (2, 3), ["1 of 5 frames are in none"]),
+        ({"test": (0, 4)}, (1, 2, 3), (0, 4), ["the 3 that are in no list are trained on"]),
+        ({"train": (1, 2, 3, 4, 0)}, (1, 2, 3, 4), (0,), ["1 are held out of those to train on"]),
+        ({"train": (0, 1, 2, 3, 4), "test": (4,)}, (0, 1, 2, 3, 4), (4,), ["1 views are both trained on and tested"]),
+        (
+            {"train": (0, 1, 2, 3, 99), "test": (4,)},
+            (0, 1, 2, 3),
+            (4,),
+            ["1 of the names in its lists of views are of no"],
+        ),
+    ],
+)
 def test_lists_of_views(tmp_path, capsys, lists, train, test, words):
     lists = {f"{split}_filenames": names_of(*numbers) for split, numbers in lists.items()}
     scenes = load_scenes(whole(tmp_path, n=5, fl_x=3, **lists))
@@ -276,11 +296,17 @@ def test_split_of_each_frame(tmp_path):
     assert [scene.names for scene in load_scenes(whole(tmp_path, frames, fl_x=3))] == [names_of(0, 2), names_of(1)]
 
 
-@pytest.mark.parametrize("lists, words", [
-    ({"train_filenames": "all"}, "train_filenames must be a list of file paths, got all"),
-    ({"train_filenames": [1, 2]}, r"train_filenames must be a list of file paths, got \[1, 2\]"),
-    ({"train_filenames": ["a\x1b[31m"], "test_filenames": []}, "leave none to train on; add views to train_filenames"),
-])
+@pytest.mark.parametrize(
+    "lists, words",
+    [
+        ({"train_filenames": "all"}, "train_filenames must be a list of file paths, got all"),
+        ({"train_filenames": [1, 2]}, r"train_filenames must be a list of file paths, got \[1, 2\]"),
+        (
+            {"train_filenames": ["a\x1b[31m"], "test_filenames": []},
+            "leave none to train on; add views to train_filenames",
+        ),
+    ],
+)
 def test_lists_that_cannot_be_meant(tmp_path, capsys, lists, words):
     with pytest.raises(UserError, match=words):
         load_scenes(whole(tmp_path, n=3, fl_x=3, **lists))
@@ -345,20 +371,31 @@ def test_paths_whose_ends_are_the_same(tmp_path):
     frames = [frame("images/00.png"), *(frame(f"/cap/{cam}/01.png", c2w) for cam, c2w in (("a", POSE), ("b", OTHER)))]
     folder = whole(tmp_path, frames, fl_x=3)
     iio.imwrite(folder / "01.png", picture())
-    with pytest.raises(UserError, match=r"\(/cap/a/01.png\): its picture was found by the path's end, as \S*/01.png, "
-                                        r"which is that of /cap/b/01.png too, of another pose \(so it is with 2 "):
+    with pytest.raises(
+        UserError,
+        match=r"\(/cap/a/01.png\): its picture was found by the path's end, as \S*/01.png, "
+        r"which is that of /cap/b/01.png too, of another pose \(so it is with 2 ",
+    ):
         load_scene(folder, "train")
     frames[2]["transform_matrix"] = POSE.tolist()  # one pose: the frame is there twice, and nothing is wrong
     (folder / "transforms.json").write_text(json.dumps({"fl_x": 3, "frames": frames}))
     assert len(load_scene(folder, "train").names) == 2
 
 
-@pytest.mark.parametrize("paths, words", [
-    (("00", "01", "./images/01"), ["2 frames of different poses have 1 pictures, such as"]),
-    (("00", "01", "./images/00"), ["2 frames of different poses have 1 pictures, such as",
-                                   "1 of these pictures are both trained on and tested"]),
-    (("00", "01", "02"), []),
-])
+@pytest.mark.parametrize(
+    "paths, words",
+    [
+        (("00", "01", "./images/01"), ["2 frames of different poses have 1 pictures, such as"]),
+        (
+            ("00", "01", "./images/00"),
+            [
+                "2 frames of different poses have 1 pictures, such as",
+                "1 of these pictures are both trained on and tested",
+            ],
+        ),
+        (("00", "01", "02"), []),
+    ],
+)
 def test_frames_that_share_a_picture(tmp_path, capsys, paths, words):
     """The first by file_path is for testing; ./images/NN and images/NN are one file, and . is before i."""
     names = [path if "/" in path else f"images/{path}.png" for path in paths]
@@ -375,8 +412,11 @@ def test_no_picture_at_all(tmp_path):
     folder = whole(tmp_path, fl_x=3)
     for path in (folder / "images").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"\(images/00.png\): no picture .*images/00.png, nor with .png, .jpg, .jpeg "
-                                        "after it, and none of all 2 frames has one; put them there, or correct file_path$"):
+    with pytest.raises(
+        UserError,
+        match=r"\(images/00.png\): no picture .*images/00.png, nor with .png, .jpg, .jpeg "
+        "after it, and none of all 2 frames has one; put them there, or correct file_path$",
+    ):
         load_scene(folder, "train")
 
 
@@ -402,8 +442,12 @@ def test_advice_where_all_frames_are_unfit(tmp_path):
 
 
 def test_pose_of_a_moving_camera(tmp_path, capsys):
-    folder = edit(blender(tmp_path), transform_matrix=None, transform_matrix_start=POSE.tolist(),
-                  transform_matrix_end=np.eye(4).tolist())
+    folder = edit(
+        blender(tmp_path),
+        transform_matrix=None,
+        transform_matrix_start=POSE.tolist(),
+        transform_matrix_end=np.eye(4).tolist(),
+    )
     assert np.array_equal(load_scene(folder, "train").c2w[0], POSE)
     first, second = notes(capsys)
     assert "not used: transform_matrix_end: each picture is taken for one moment" in first
@@ -413,19 +457,29 @@ def test_pose_of_a_moving_camera(tmp_path, capsys):
 # ---------------------------------------------------------------- all other keys
 
 
-@pytest.mark.parametrize("stated, words", [
-    ({"aabb_scale": 4, "scale": 0.5, "offset": [0.5] * 3}, "not used: aabb_scale, scale, offset: the field is the"),
-    ({"depth_file_path": "d.png"}, "not used: depth_file_path: only colours are trained on"),
-    ({"rolling_shutter": [0, 0, 1, 0]}, "not used: rolling_shutter: each picture is taken for one moment"),
-    ({"orientation_override": "none"}, "not used: orientation_override: the poses and pictures are used as they stand"),
-    ({"camera_convention": "opencv", "coordinate_system": "opencv"},
-     "not used: camera_convention, coordinate_system: poses are taken for camera to world in OpenGL's axes"),
-    ({"mask_paths": "m.png", "camera_angel_y": 1}, "mask_paths (perhaps you meant mask_path?), camera_angel_y (perhaps "
-                                                   "you meant camera_angle_y?)"),
-    ({"fov": 50, "\x1b[31m": 1}, "not known, and not used: fov, \\x1b[31m"),
-    ({f"key{i}": 1 for i in range(1000)}, "not known, and not used: key0, key1, key2, key3, key4 and 995 more"),
-    ({"k" * 10**6: 1}, "not used: kkkkk"),
-])
+@pytest.mark.parametrize(
+    "stated, words",
+    [
+        ({"aabb_scale": 4, "scale": 0.5, "offset": [0.5] * 3}, "not used: aabb_scale, scale, offset: the field is the"),
+        ({"depth_file_path": "d.png"}, "not used: depth_file_path: only colours are trained on"),
+        ({"rolling_shutter": [0, 0, 1, 0]}, "not used: rolling_shutter: each picture is taken for one moment"),
+        (
+            {"orientation_override": "none"},
+            "not used: orientation_override: the poses and pictures are used as they stand",
+        ),
+        (
+            {"camera_convention": "opencv", "coordinate_system": "opencv"},
+            "not used: camera_convention, coordinate_system: poses are taken for camera to world in OpenGL's axes",
+        ),
+        (
+            {"mask_paths": "m.png", "camera_angel_y": 1},
+            "mask_paths (perhaps you meant mask_path?), camera_angel_y (perhaps you meant camera_angle_y?)",
+        ),
+        ({"fov": 50, "\x1b[31m": 1}, "not known, and not used: fov, \\x1b[31m"),
+        ({f"key{i}": 1 for i in range(1000)}, "not known, and not used: key0, key1, key2, key3, key4 and 995 more"),
+        ({"k" * 10**6: 1}, "not used: kkkkk"),
+    ],
+)
 @pytest.mark.parametrize("of_frame", [False, True])
 def test_what_is_not_used_is_told_in_a_line(tmp_path, capsys, stated, words, of_frame):
     if of_frame:
@@ -481,5 +535,3 @@ def test_work_is_linear_in_the_file(tmp_path, capsys):
     (folder / "transforms.json").write_text(json.dumps({"fl_x": 3, "frames": frames, **common}))
     assert load_scene(folder, "train").names == names_of(1)
     assert any("2000 of 2002 frames are left out" in line for line in notes(capsys))
-
-

@@ -49,8 +49,14 @@ PUBLISHED = {
     "motorcycle": ("A high quality photo of a toy motorcycle", 10000, 0.05, 1e4, 0, True),
     "car": ("A high quality photo of a classic silver muscle car", 10000, 0.05, 1e4, 0, True),
     "tank": ("A product photo of a toy tank", 20000, 0.05, 1e4, 0, True),
-    "chair": ("A high quality photo of a Victorian style wooden chair with velvet upholstery",
-              50000, 0.01, 7000, 0, True),
+    "chair": (
+        "A high quality photo of a Victorian style wooden chair with velvet upholstery",
+        50000,
+        0.01,
+        7000,
+        0,
+        True,
+    ),
     "duck": ("a DSLR photo of a yellow duck", 10000, 0.05, 1e4, 10, True),
     "horse": ("A photo of a horse walking", 10000, 0.05, 1e4, 0, True),
     "giraffe": ("A wide angle zoomed out photo of a giraffe", 10000, 0.05, 1e4, 50, True),
@@ -75,8 +81,14 @@ def read(*argv):
 
 def command(folder, *argv):
     """Start run_sjc.py as a process in `folder`."""
-    return subprocess.Popen([sys.executable, ROOT / "run_sjc.py", *argv], cwd=folder, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, ROOT / "run_sjc.py", *argv],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(process):
@@ -91,8 +103,22 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def tiny_flags(tiny_sd):
-    return ["--sd.checkpoint", str(tiny_sd), "--sd.prompt", "a blue duck", "--n_steps", "40", "--vox.grid_size", "8",
-            "--pose.rend_hw", "8", "--device", "cpu", "--seed", "3"]
+    return [
+        "--sd.checkpoint",
+        str(tiny_sd),
+        "--sd.prompt",
+        "a blue duck",
+        "--n_steps",
+        "40",
+        "--vox.grid_size",
+        "8",
+        "--pose.rend_hw",
+        "8",
+        "--device",
+        "cpu",
+        "--seed",
+        "3",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +176,15 @@ def test_folder_with_a_run_is_refused(straight, tiny_flags, monkeypatch):
     assert (straight[0] / "full_config.yml").read_bytes() == before
 
 
-@pytest.mark.parametrize("argv, was", [(["--lr", "0.1"], "0.05"), (["--vox.grid_size", "9"], "8"),
-                                       (["--sd.prompt", "a red car"], "a blue duck"), (["--seed", "4"], "3")])
+@pytest.mark.parametrize(
+    "argv, was",
+    [
+        (["--lr", "0.1"], "0.05"),
+        (["--vox.grid_size", "9"], "8"),
+        (["--sd.prompt", "a red car"], "a blue duck"),
+        (["--seed", "4"], "3"),
+    ],
+)
 def test_resume_with_a_changed_option_is_refused(straight, monkeypatch, argv, was):
     monkeypatch.chdir(straight[0])
     with pytest.raises(UserError, match=f"--resume True with {argv[0]} {argv[1]} .was {was}.: .* only device"):
@@ -173,7 +206,9 @@ def test_checkpoint_folder_is_kept_as_an_absolute_path(here):
     assert read("--sd.checkpoint", "a.ckpt")["sd"]["checkpoint"] == str(here / "a.ckpt")
     assert read("--sd.checkpoint", "org/name")["sd"]["checkpoint"] == "org/name"  # on the hub
     assert read("--sd.lora", "a.safetensors,b.safetensors:0.5")["sd"]["lora"] == [
-        f"{here}/a.safetensors", f"{here}/b.safetensors:0.5"]
+        f"{here}/a.safetensors",
+        f"{here}/b.safetensors:0.5",
+    ]
 
 
 def test_resume_needs_no_options_again(straight, monkeypatch):
@@ -223,20 +258,29 @@ def test_run_longer_than_its_hundred_pictures(here):
 @pytest.mark.parametrize("argv, status", [(["-h"], 0), (["--dry_run", "True"], 0), (["--seed", "one"], 2)])
 @pytest.mark.parametrize("script", ["run_sjc", "run_img_sampling", "run_2d_sjc"])
 def test_light_commands_import_nothing_heavy(here, script, argv, status):
-    code = (f"import sys; import {script}; from my.errors import run_main\n"
-            f"try: run_main({script}.main, sys.argv[1:])\n"
-            "except SystemExit as e: status = e.code or 0\n"
-            "else: status = 0\n"
-            "print('MODULES', status, *sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=here, capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        f"import sys; import {script}; from my.errors import run_main\n"
+        f"try: run_main({script}.main, sys.argv[1:])\n"
+        "except SystemExit as e: status = e.code or 0\n"
+        "else: status = 0\n"
+        "print('MODULES', status, *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     _, got, *modules = done.stdout.splitlines()[-1].split()
     assert int(got) == status and not set(HEAVY) & set(modules)
 
 
 def test_python_without_the_requirements_is_told_so(tmp_path):
-    done = subprocess.run([sys.executable, "-S", ROOT / "run_sjc.py", "-h"], capture_output=True, text=True,
-                          cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", ROOT / "run_sjc.py", "-h"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "has no package pydantic" in done.stderr and "pip install -r requirements.txt" in done.stderr
 
@@ -279,7 +323,9 @@ def test_published_defaults(here):
 def test_field_follows_the_family(here):
     assert [read("--preset", "ideal")["vox"][k] for k in ("model_type", "c")] == ["V_SJC", 3]
     assert [read("--family", "ideal", "--vox.model_type", "VoxRF")["vox"][k] for k in ("model_type", "c")] == [
-        "VoxRF", 3]
+        "VoxRF",
+        3,
+    ]
     assert [read()["vox"][k] for k in ("model_type", "c")] == ["V_SD", 4]  # the defaults were not changed
 
 
@@ -305,32 +351,86 @@ def test_published_preset(here, name):
     cfg = read("--preset", name)
     want = SJCConfig().model_dump()
     want["sd"] |= {"prompt": prompt, "scale": 100}
-    want |= {"n_steps": n_steps, "lr": lr, "emptiness_weight": emptiness, "emptiness_step": 0.5,
-             "emptiness_multiplier": 20, "depth_weight": depth, "var_red": var_red, "preset": name}
+    want |= {
+        "n_steps": n_steps,
+        "lr": lr,
+        "emptiness_weight": emptiness,
+        "emptiness_step": 0.5,
+        "emptiness_multiplier": 20,
+        "depth_weight": depth,
+        "var_red": var_red,
+        "preset": name,
+    }
     assert cfg == want
-    flags = ["--sd.prompt", prompt, "--sd.scale", "100", "--n_steps", str(n_steps), "--lr", str(lr),
-             "--emptiness_weight", str(emptiness), "--depth_weight", str(depth), "--var_red", str(var_red)]
+    flags = [
+        "--sd.prompt",
+        prompt,
+        "--sd.scale",
+        "100",
+        "--n_steps",
+        str(n_steps),
+        "--lr",
+        str(lr),
+        "--emptiness_weight",
+        str(emptiness),
+        "--depth_weight",
+        str(depth),
+        "--var_red",
+        str(var_red),
+    ]
     if name != "chair":  # whose published command leaves these two out
         flags += ["--emptiness_step", "0.5", "--emptiness_multiplier", "20"]
     assert {**read(*flags), "preset": name} == cfg
 
 
 PUBLISHED_FLAGS = {  # of each published script, with a value that its documentation or its defaults show
-    "run_sjc": {"family": "sd", "sd.variant": "v1", "sd.v2_highres": "False", "sd.prompt": "a pig", "sd.scale": "100",
-                "sd.precision": "full", "gddpm.model": "m_lsun_256", "gddpm.lsun_cat": "bedroom",
-                "gddpm.imgnet_cat": "-1", "lr": "0.05", "n_steps": "10000", "vox.model_type": "V_SD",
-                "vox.grid_size": "100", "vox.density_shift": "-1.0", "vox.c": "4", "vox.blend_bg_texture": "True",
-                "vox.bg_texture_hw": "4", "vox.bbox_len": "1.0", "pose.rend_hw": "64", "pose.FoV": "60.0",
-                "pose.R": "1.5", "emptiness_scale": "10", "emptiness_weight": "10000", "emptiness_step": "0.5",
-                "emptiness_multiplier": "20", "depth_weight": "0", "var_red": "True"},
-    "run_img_sampling": {"family": "gddpm", "sd.precision": "full", "batch_size": "8", "num_images": "16",
-                         "num_t": "40", "\N{GREEK SMALL LETTER SIGMA}_max": "80.0", "heun": "True",
-                         "langevin": "False", "cls_scaling": "1.0"},
+    "run_sjc": {
+        "family": "sd",
+        "sd.variant": "v1",
+        "sd.v2_highres": "False",
+        "sd.prompt": "a pig",
+        "sd.scale": "100",
+        "sd.precision": "full",
+        "gddpm.model": "m_lsun_256",
+        "gddpm.lsun_cat": "bedroom",
+        "gddpm.imgnet_cat": "-1",
+        "lr": "0.05",
+        "n_steps": "10000",
+        "vox.model_type": "V_SD",
+        "vox.grid_size": "100",
+        "vox.density_shift": "-1.0",
+        "vox.c": "4",
+        "vox.blend_bg_texture": "True",
+        "vox.bg_texture_hw": "4",
+        "vox.bbox_len": "1.0",
+        "pose.rend_hw": "64",
+        "pose.FoV": "60.0",
+        "pose.R": "1.5",
+        "emptiness_scale": "10",
+        "emptiness_weight": "10000",
+        "emptiness_step": "0.5",
+        "emptiness_multiplier": "20",
+        "depth_weight": "0",
+        "var_red": "True",
+    },
+    "run_img_sampling": {
+        "family": "gddpm",
+        "sd.precision": "full",
+        "batch_size": "8",
+        "num_images": "16",
+        "num_t": "40",
+        "\N{GREEK SMALL LETTER SIGMA}_max": "80.0",
+        "heun": "True",
+        "langevin": "False",
+        "cls_scaling": "1.0",
+    },
     "run_nerf": {"seed": "0", "scene": "lego", "n_epoch": "2", "bs": "4096", "lr": "0.02"},
 }
 
 
-@pytest.mark.parametrize("script, flag", [(script, flag) for script, flags in PUBLISHED_FLAGS.items() for flag in flags])
+@pytest.mark.parametrize(
+    "script, flag", [(script, flag) for script, flags in PUBLISHED_FLAGS.items() for flag in flags]
+)
 def test_published_flags_parse(here, script, flag):
     """Each alone: whether two go together is another question."""
     classes = {"run_sjc": SJCConfig, "run_img_sampling": SamplingConfig, "run_nerf": NeRFConfig}
@@ -348,39 +448,46 @@ def test_all_published_commands_have_a_preset():
 # ---------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--emptiness_wieght", "1"], ["--emptiness_wieght", "perhaps you meant --emptiness_weight"]),
-    (["--prompt", "a duck"], ["perhaps you meant --sd.prompt"]),
-    (["--lr", "fast"], ["--lr: expected a finite number, got 'fast'"]),
-    (["--n_steps", "1.5"], ["--n_steps: expected an integer"]),
-    (["--lr", "-1"], ["--lr", "greater than 0"]),
-    (["--lr"], ["--lr needs a value: a finite number"]),
-    (["--lr", "--n_steps", "5"], ["--lr needs a value"]),
-    (["--var_red", "maybe"], ["--var_red: expected True or False"]),
-    (["--family", "idael"], ["--family: expected one of sd, gddpm, ddpm, ideal", "perhaps you meant ideal"]),
-    (["--family", "ncsn"], ["--family ncsn: is no longer here; for pictures without a prompt give --family ddpm"]),
-    (["--preset", "burgr"], ["no preset 'burgr' of this script; perhaps you meant burger"]),
-    (["--sigma_range", "970,10"], ["--sigma_range must go up", "970, 10"]),
-    (["--sigma_range", "5,5"], ["--sigma_range must go up"]),
-    (["--sigma_range", "[1]"], ["--sigma_range: expected a list [an integer, an integer]"]),
-    (["--pose.fov_range", "70,40"], ["--pose.fov_range must go up"]),
-    (["--sigma_anneal", "5"], ["--sigma_anneal must lie above"]),
-    (["--pose.FoV", "180"], ["--pose.FoV", "less than 180"]),
-    (["burger"], ["unexpected word 'burger'"]),
-    (["--preset", "ideal", "--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
-    (["--preset", "ideal", "--sd.prompt", "a delicious burger", "--device", "cpu"],
-     ["--sd.prompt with --family ideal", "colours: red", "objects: duck"]),
-    (["--family", "gddpm", "--device", "cpu"], ["--gddpm.lsun_cat bedroom: no file", "lsun_bedroom.pt"]),
-    (["--sd.checkpoint", "nosuch", "--device", "cpu"], ["nosuch: looked for", "--preset ideal"]),
-    (["--gddpm.model", "m_imgnet_64"],
-     ["--gddpm.model: not read with --family sd; leave it out, or give --family gddpm"]),
-    (["--preset", "ideal", "--pose.perp_neg", "True"], ["--pose.perp_neg: not read with --family ideal"]),
-    (["--preset", "ideal", "--sd.negative_prompt", "ugly"], ["--sd.negative_prompt: not read with --family ideal"]),
-    (["--family", "ddpm", "--pose.perp_neg", "True"], ["--pose.perp_neg: not read with --family ddpm"]),
-    (["--family", "gddpm", "--cls_scaling", "2"], ["--cls_scaling: not read with --gddpm.model m_lsun_256"]),
-    (["--preset", "ideal", "--vox.c", "4", "--ideal.n_cameras", "150"], ["--vox.c 4: this model's space has 3"]),
-    (["--preset", "ideal", "--ideal.n_cameras", "2"], ["no picture has the view", "--ideal.n_cameras"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--emptiness_wieght", "1"], ["--emptiness_wieght", "perhaps you meant --emptiness_weight"]),
+        (["--prompt", "a duck"], ["perhaps you meant --sd.prompt"]),
+        (["--lr", "fast"], ["--lr: expected a finite number, got 'fast'"]),
+        (["--n_steps", "1.5"], ["--n_steps: expected an integer"]),
+        (["--lr", "-1"], ["--lr", "greater than 0"]),
+        (["--lr"], ["--lr needs a value: a finite number"]),
+        (["--lr", "--n_steps", "5"], ["--lr needs a value"]),
+        (["--var_red", "maybe"], ["--var_red: expected True or False"]),
+        (["--family", "idael"], ["--family: expected one of sd, gddpm, ddpm, ideal", "perhaps you meant ideal"]),
+        (["--family", "ncsn"], ["--family ncsn: is no longer here; for pictures without a prompt give --family ddpm"]),
+        (["--preset", "burgr"], ["no preset 'burgr' of this script; perhaps you meant burger"]),
+        (["--sigma_range", "970,10"], ["--sigma_range must go up", "970, 10"]),
+        (["--sigma_range", "5,5"], ["--sigma_range must go up"]),
+        (["--sigma_range", "[1]"], ["--sigma_range: expected a list [an integer, an integer]"]),
+        (["--pose.fov_range", "70,40"], ["--pose.fov_range must go up"]),
+        (["--sigma_anneal", "5"], ["--sigma_anneal must lie above"]),
+        (["--pose.FoV", "180"], ["--pose.FoV", "less than 180"]),
+        (["burger"], ["unexpected word 'burger'"]),
+        (["--preset", "ideal", "--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
+        (
+            ["--preset", "ideal", "--sd.prompt", "a delicious burger", "--device", "cpu"],
+            ["--sd.prompt with --family ideal", "colours: red", "objects: duck"],
+        ),
+        (["--family", "gddpm", "--device", "cpu"], ["--gddpm.lsun_cat bedroom: no file", "lsun_bedroom.pt"]),
+        (["--sd.checkpoint", "nosuch", "--device", "cpu"], ["nosuch: looked for", "--preset ideal"]),
+        (
+            ["--gddpm.model", "m_imgnet_64"],
+            ["--gddpm.model: not read with --family sd; leave it out, or give --family gddpm"],
+        ),
+        (["--preset", "ideal", "--pose.perp_neg", "True"], ["--pose.perp_neg: not read with --family ideal"]),
+        (["--preset", "ideal", "--sd.negative_prompt", "ugly"], ["--sd.negative_prompt: not read with --family ideal"]),
+        (["--family", "ddpm", "--pose.perp_neg", "True"], ["--pose.perp_neg: not read with --family ddpm"]),
+        (["--family", "gddpm", "--cls_scaling", "2"], ["--cls_scaling: not read with --gddpm.model m_lsun_256"]),
+        (["--preset", "ideal", "--vox.c", "4", "--ideal.n_cameras", "150"], ["--vox.c 4: this model's space has 3"]),
+        (["--preset", "ideal", "--ideal.n_cameras", "2"], ["no picture has the view", "--ideal.n_cameras"]),
+    ],
+)
 def test_mistakes_end_in_one_line(here, capsys, argv, words):
     with pytest.raises(SystemExit) as ended:
         run_main(run_sjc.main, argv)

@@ -22,10 +22,14 @@ def as_folder(path):
 
 
 @pytest.mark.parametrize("ending", [".ckpt", ".safetensors", ""])
-@pytest.mark.parametrize("options, name", [
-    ({"variant": "v1"}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),
-    ({"variant": "v2"}, "diffusion_ckpts/sd2/512-base-ema"),
-    ({"variant": "v2", "v2_highres": True}, "diffusion_ckpts/sd2/768-v-ema")])
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"variant": "v1"}, "diffusion_ckpts/stable_diffusion/sd-v1-5"),
+        ({"variant": "v2"}, "diffusion_ckpts/sd2/512-base-ema"),
+        ({"variant": "v2", "v2_highres": True}, "diffusion_ckpts/sd2/768-v-ema"),
+    ],
+)
 def test_published_names_below_the_data_root(home, options, name, ending):
     path = home / "sjc_data" / (name + ending)
     assert found(**options).path is None
@@ -34,9 +38,14 @@ def test_published_names_below_the_data_root(home, options, name, ending):
     assert found(**options).path == path
 
 
-@pytest.mark.parametrize("options, flag", [({"variant": "v1"}, "--sd.variant v1"),
-                                           ({"variant": "v2"}, "--sd.variant v2"),
-                                           ({"variant": "v2", "v2_highres": True}, "--sd.v2_highres True")])
+@pytest.mark.parametrize(
+    "options, flag",
+    [
+        ({"variant": "v1"}, "--sd.variant v1"),
+        ({"variant": "v2"}, "--sd.variant v2"),
+        ({"variant": "v2", "v2_highres": True}, "--sd.v2_highres True"),
+    ],
+)
 def test_nothing_anywhere_tells_every_place(home, options, flag):
     nowhere = found(**options)
     with pytest.raises(UserError) as caught:
@@ -44,17 +53,34 @@ def test_nothing_anywhere_tells_every_place(home, options, flag):
     message = str(caught.value)
     name = "v2_highres" if options.get("v2_highres") else options["variant"]
     assert len(nowhere.repos) >= 2 and nowhere.repos == tuple(find.hub_table()[name])
-    for word in (flag, str(home), "env.json", ".ckpt", "--preset mini", "--preset ideal",
-                 *(f"{repo}: HF_HUB_OFFLINE is set" for repo in nowhere.repos)):
+    for word in (
+        flag,
+        str(home),
+        "env.json",
+        ".ckpt",
+        "--preset mini",
+        "--preset ideal",
+        *(f"{repo}: HF_HUB_OFFLINE is set" for repo in nowhere.repos),
+    ):
         assert word in message
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("error, words", [
-    (ValueError("Cannot load  because a.weight expected shape torch.Size([32, 96]), but got torch.Size([32, 64]). If "
-                "you want to"), "a.weight is (32, 64) in the weights, and (32, 96) by config.json"),
-    (FileNotFoundError(2, "No such file or directory", "f/config.json"), "no file f/config.json"),
-    (RuntimeError("first. Then\nmore"), "first"), (KeyError(), "KeyError")])
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (
+            ValueError(
+                "Cannot load  because a.weight expected shape torch.Size([32, 96]), but got torch.Size([32, 64]). If "
+                "you want to"
+            ),
+            "a.weight is (32, 64) in the weights, and (32, 96) by config.json",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "f/config.json"), "no file f/config.json"),
+        (RuntimeError("first. Then\nmore"), "first"),
+        (KeyError(), "KeyError"),
+    ],
+)
 def test_reasons_of_libraries_are_shortened(error, words):
     assert find.reason(error) == words
 
@@ -67,10 +93,21 @@ def test_given_paths_come_before_hub_ids(home):
     assert found(checkpoint="~/a.safetensors").path == home / "a.safetensors"
 
 
-@pytest.mark.parametrize("text, is_id", [
-    ("stable-diffusion-v1-5/stable-diffusion-v1-5", True), ("a/b", True), ("./a/b", False), ("/a/b", False),
-    ("a/b/c", False), ("name", False), ("a/b.ckpt", False), ("a/b.safetensors", False), ("~/b", False),
-    ("../b", False)])
+@pytest.mark.parametrize(
+    "text, is_id",
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", True),
+        ("a/b", True),
+        ("./a/b", False),
+        ("/a/b", False),
+        ("a/b/c", False),
+        ("name", False),
+        ("a/b.ckpt", False),
+        ("a/b.safetensors", False),
+        ("~/b", False),
+        ("../b", False),
+    ],
+)
 def test_hub_ids(text, is_id):
     assert find.is_hub_id(text) == is_id
 
@@ -100,20 +137,32 @@ def test_a_folder_without_a_part(home):
         found(checkpoint=str(home / "a"))
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"v2_highres": True}, "--sd.v2_highres True: only --sd.variant v2 has it"),
-    ({"ema": True, "checkpoint": "a"}, "--sd.ema True: --sd.checkpoint a is no single file"),
-    ({"ema": True, "variant": "mini"}, "--sd.ema True: --sd.variant mini is no single file"),
-    ({"ema": True, "checkpoint": "org/name"}, "--sd.ema True: --sd.checkpoint org/name is no single file"),
-    ({"v2_highres": True, "variant": "v2", "checkpoint": "a"}, "--sd.v2_highres True: --sd.checkpoint a is no")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"v2_highres": True}, "--sd.v2_highres True: only --sd.variant v2 has it"),
+        ({"ema": True, "checkpoint": "a"}, "--sd.ema True: --sd.checkpoint a is no single file"),
+        ({"ema": True, "variant": "mini"}, "--sd.ema True: --sd.variant mini is no single file"),
+        ({"ema": True, "checkpoint": "org/name"}, "--sd.ema True: --sd.checkpoint org/name is no single file"),
+        ({"v2_highres": True, "variant": "v2", "checkpoint": "a"}, "--sd.v2_highres True: --sd.checkpoint a is no"),
+    ],
+)
 def test_options_that_would_do_nothing(home, options, words):
     as_folder(home / "a")
     with pytest.raises(UserError, match=words):
         found(**options)
 
 
-@pytest.mark.parametrize("text, want", [("l.safetensors", "{}/l.safetensors"), ("l.pt:0.5", "{}/l.pt:0.5"),
-                                        ("l.pt:1", "{}/l.pt"), ("l:2.pt", "{}/l:2.pt"), ("l:2:1", "{}/l:2:1")])
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("l.safetensors", "{}/l.safetensors"),
+        ("l.pt:0.5", "{}/l.pt:0.5"),
+        ("l.pt:1", "{}/l.pt"),
+        ("l:2.pt", "{}/l:2.pt"),
+        ("l:2:1", "{}/l:2:1"),
+    ],
+)
 def test_a_lora_is_told_as_it_was_given(home, text, want):
     assert find.absolute(SDConfig(lora=[text])).lora == [want.format(home)]
     assert lora_files.split(want.format(home))[1] == lora_files.split(text)[1]
@@ -122,7 +171,9 @@ def test_a_lora_is_told_as_it_was_given(home, text, want):
 def test_check_needs_no_network(home):
     with pytest.raises(UserError, match="--sd.lora l.safetensors:0.5: no such file: l.safetensors"):
         find.check(SDConfig(lora=["l.safetensors:0.5"]))
-    with pytest.raises(UserError, match="--sd.prompt: this model knows words without punctuation only: write burger instead"):
+    with pytest.raises(
+        UserError, match="--sd.prompt: this model knows words without punctuation only: write burger instead"
+    ):
         find.check(SDConfig(variant="mini", prompt="a burger, a", negative_prompt="ugly"))
     with pytest.raises(UserError, match="--sd.negative_prompt: this model has no word for 'ugly'"):
         find.check(SDConfig(variant="mini", prompt="a burger", negative_prompt="ugly"))
@@ -131,12 +182,17 @@ def test_check_needs_no_network(home):
     find.check(SDConfig(variant="v1"))  # the hub is asked later
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", "--sd.checkpoint is empty; give a folder"), (" ", "--sd.checkpoint is empty"),
-    ("https://huggingface.co/org/name", "a web address; give the hub id org/name"),
-    ("https://huggingface.co/org/name/", "a web address; give the hub id org/name"),
-    ("https://huggingface.co/org/name/blob/main/a.ckpt", "a web address; download the file, and give its path"),
-    ("http://localhost/a.safetensors", "a web address; download the file")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "--sd.checkpoint is empty; give a folder"),
+        (" ", "--sd.checkpoint is empty"),
+        ("https://huggingface.co/org/name", "a web address; give the hub id org/name"),
+        ("https://huggingface.co/org/name/", "a web address; give the hub id org/name"),
+        ("https://huggingface.co/org/name/blob/main/a.ckpt", "a web address; download the file, and give its path"),
+        ("http://localhost/a.safetensors", "a web address; download the file"),
+    ],
+)
 def test_what_is_no_place(home, text, words):
     with pytest.raises(UserError, match=words):
         find.check(find.absolute(SDConfig(checkpoint=text)))

@@ -15,14 +15,31 @@ from sd import layout
 
 KEYS = Path(__file__).resolve().parent / "reference" / "sd_v1_checkpoint_keys.json"
 # SD 2's text encoder: OpenCLIP ViT-H/14, 24 blocks of width 1024 (arXiv 2212.07143), under its published names
-OPEN_CLIP = {"positional_embedding": (77, 1024), "token_embedding.weight": (49408, 1024),
-             "text_projection": (1024, 1024), "logit_scale": (), "ln_final.weight": (1024,),
-             "ln_final.bias": (1024,)} | {
-    f"transformer.resblocks.{i}.{name}": shape for i in range(24) for name, shape in {
-        "ln_1.weight": (1024,), "ln_1.bias": (1024,), "ln_2.weight": (1024,), "ln_2.bias": (1024,),
-        "attn.in_proj_weight": (3072, 1024), "attn.in_proj_bias": (3072,), "attn.out_proj.weight": (1024, 1024),
-        "attn.out_proj.bias": (1024,), "mlp.c_fc.weight": (4096, 1024), "mlp.c_fc.bias": (4096,),
-        "mlp.c_proj.weight": (1024, 4096), "mlp.c_proj.bias": (1024,)}.items()}
+OPEN_CLIP = {
+    "positional_embedding": (77, 1024),
+    "token_embedding.weight": (49408, 1024),
+    "text_projection": (1024, 1024),
+    "logit_scale": (),
+    "ln_final.weight": (1024,),
+    "ln_final.bias": (1024,),
+} | {
+    f"transformer.resblocks.{i}.{name}": shape
+    for i in range(24)
+    for name, shape in {
+        "ln_1.weight": (1024,),
+        "ln_1.bias": (1024,),
+        "ln_2.weight": (1024,),
+        "ln_2.bias": (1024,),
+        "attn.in_proj_weight": (3072, 1024),
+        "attn.in_proj_bias": (3072,),
+        "attn.out_proj.weight": (1024, 1024),
+        "attn.out_proj.bias": (1024,),
+        "mlp.c_fc.weight": (4096, 1024),
+        "mlp.c_fc.bias": (4096,),
+        "mlp.c_proj.weight": (1024, 4096),
+        "mlp.c_proj.bias": (1024,),
+    }.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +63,11 @@ def expected(shapes):
     """{Source: shape} of the full-size networks, which have no memory."""
     configs, found = layout.configurations(shapes), {}
     with init_empty_weights(include_buffers=False):
-        nets = {"text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
-                "unet": UNet2DConditionModel(**configs["unet"]), "vae": AutoencoderKL(**configs["vae"])}
+        nets = {
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+            "unet": UNet2DConditionModel(**configs["unet"]),
+            "vae": AutoencoderKL(**configs["vae"]),
+        }
     for part, net in nets.items():
         parameters = net.state_dict()
         for name, source in layout.sources(part, parameters, configs[part], layout.is_open_clip(shapes)).items():
@@ -93,7 +113,9 @@ def test_v2_under_transformers_names(v1, v2):
     names = {name: shape for name, shape in v1.items() if name.startswith(layout.CLIP) and "position_ids" not in name}
     shapes = {name: shape for name, shape in v2.items() if not name.startswith(layout.TEXT)} | {
         name.replace("layers.11.", f"layers.{i}."): tuple(4096 if n == 3072 else 1024 if n == 768 else n for n in shape)
-        for name, shape in names.items() for i in (range(11, 23) if "layers.11." in name else (0,))}
+        for name, shape in names.items()
+        for i in (range(11, 23) if "layers.11." in name else (0,))
+    }
     configs, found = expected(shapes)
     text = configs["text_encoder"]
     assert (text["num_hidden_layers"], text["num_attention_heads"], text["hidden_act"]) == (23, 16, "gelu")
@@ -111,8 +133,11 @@ def test_names_agree_with_diffusers_converter(v2):
         want = parts[part].state_dict()
         assert got.keys() == want.keys()
         assert all(torch.equal(got[name], want[name]) for name in want)
-    text = (oracle.convert_open_clip_checkpoint(parts["text_encoder"], dict(tensors)) if v2
-            else oracle.convert_ldm_clip_checkpoint(dict(tensors)))
+    text = (
+        oracle.convert_open_clip_checkpoint(parts["text_encoder"], dict(tensors))
+        if v2
+        else oracle.convert_ldm_clip_checkpoint(dict(tensors))
+    )
     text = {name.removeprefix("text_model."): t for name, t in text.items()}
     for name, want in parts["text_encoder"].state_dict().items():
         assert torch.equal(text[name.removeprefix("text_model.")], want), name
@@ -120,12 +145,20 @@ def test_names_agree_with_diffusers_converter(v2):
 
 def test_names_of_running_averages():
     assert layout.ema_name("model.diffusion_model.input_blocks.0.0.weight") == (
-        "model_ema.diffusion_modelinput_blocks00weight")
+        "model_ema.diffusion_modelinput_blocks00weight"
+    )
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda v1: v1.pop(layout.UNET + "input_blocks.0.0.weight"), "it lacks input_blocks.0.0.weight, or that is of"),
-    (lambda v1: v1.update({layout.UNET + "input_blocks.0.0.weight": (3,)}), "some tensor has a shape of another arch")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda v1: v1.pop(layout.UNET + "input_blocks.0.0.weight"), "it lacks input_blocks.0.0.weight, or that is of"),
+        (
+            lambda v1: v1.update({layout.UNET + "input_blocks.0.0.weight": (3,)}),
+            "some tensor has a shape of another arch",
+        ),
+    ],
+)
 def test_shapes_that_do_not_tell(v1, change, words):
     shapes = dict(v1)
     change(shapes)
@@ -139,4 +172,6 @@ def test_mismatches_are_named_with_their_shapes(v1, expected_v1):
     broken = {k: v for k, v in v1.items() if k != name} | {layout.UNET + "extra": (3, 4)}
     broken[layout.VAE + "quant_conv.bias"] = (7,)
     assert layout.mismatches(broken, found) == (
-        [f"{name} [4]", f"{layout.VAE}quant_conv.bias [8] (is [7])"], [f"{layout.UNET}extra [3, 4]"])
+        [f"{name} [4]", f"{layout.VAE}quant_conv.bias [8] (is [7])"],
+        [f"{layout.UNET}extra [3, 4]"],
+    )

@@ -116,10 +116,15 @@ def v2_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("options, want", [
-    ({"prediction_type": "epsilon"}, "epsilon"), ({"prediction_type": "v_prediction"}, "v_prediction"),
-    ({"variant": "v2", "v2_highres": True}, "v_prediction"),
-    ({}, "v_prediction")])  # the probe: random weights do not echo their input
+@pytest.mark.parametrize(
+    "options, want",
+    [
+        ({"prediction_type": "epsilon"}, "epsilon"),
+        ({"prediction_type": "v_prediction"}, "v_prediction"),
+        ({"variant": "v2", "v2_highres": True}, "v_prediction"),
+        ({}, "v_prediction"),
+    ],
+)  # the probe: random weights do not echo their input
 def test_prediction_type_of_a_v2_file(v2_file, capsys, options, want):
     parts = load(v2_file, **options)
     assert parts["scheduler"].config.prediction_type == want
@@ -212,8 +217,9 @@ def test_without_weights_all_is_there_but_numbers(small, tmp_path, name):
     sd = SDConfig(checkpoint=str(folder / name), lora=[str(tmp_path / "l.safetensors")])
     adapter = StableDiffusionAdapter(load_parts(folder / name, sd, torch.float32, empty=True), "meta")
     cond = adapter.embed(["a cat"])
-    assert cond.is_meta and cond.shape == (1, 77, 64) and torch.equal(adapter.sigmas,
-                                                                    StableDiffusionAdapter(parts).sigmas)
+    assert (
+        cond.is_meta and cond.shape == (1, 77, 64) and torch.equal(adapter.sigmas, StableDiffusionAdapter(parts).sigmas)
+    )
     assert all(p.is_meta for net in (adapter.unet, adapter.vae, adapter.text_encoder) for p in net.parameters())
     assert adapter.decode(torch.empty(1, 4, 8, 8, device="meta")).shape == (1, 3, 16, 16)
 
@@ -232,8 +238,14 @@ def matrices(parts, seed=0):
 
 def diffusers_lora(parts, path):
     names = {"unet": "unet.", "text_encoder": "text_encoder.text_model."}
-    save_file({f"{names[part]}{layer}.lora_{x}.weight": m for (part, layer), pair in matrices(parts).items()
-               for x, m in zip("AB", pair)}, path)
+    save_file(
+        {
+            f"{names[part]}{layer}.lora_{x}.weight": m
+            for (part, layer), pair in matrices(parts).items()
+            for x, m in zip("AB", pair)
+        },
+        path,
+    )
     return 1.0
 
 
@@ -248,8 +260,10 @@ def kohya_lora(parts, path):
     return ALPHA / RANK
 
 
-@pytest.mark.parametrize("write, weights", [(diffusers_lora, [0.0]), (diffusers_lora, [1.0]), (kohya_lora, [0.5]),
-                                            (kohya_lora, [1.0, -0.25])])
+@pytest.mark.parametrize(
+    "write, weights",
+    [(diffusers_lora, [0.0]), (diffusers_lora, [1.0]), (kohya_lora, [0.5]), (kohya_lora, [1.0, -0.25])],
+)
 def test_lora_equals_the_fused_weights(small, tmp_path, write, weights):
     """A weight of 0 changes nothing; any other adds weight * alpha / rank * B A, and leaves nothing else behind."""
     _, parts, _, folder = small
@@ -284,12 +298,23 @@ def test_a_lora_of_one_kind_of_layer_only(small, tmp_path, keep):
 CONV = "down_blocks.0.resnets.0.conv1"
 
 
-@pytest.mark.parametrize("names, metadata, scale", [
-    ("lora_unet_{flat}.lora_down.weight lora_unet_{flat}.lora_up.weight", {}, 1),
-    ("base_model.model.unet.{layer}.lora_A.default.weight base_model.model.unet.{layer}.lora_B.default.weight", {}, 1),
-    ("{layer}.lora.down.weight {layer}.lora.up.weight", {}, 1),
-    ("unet.{layer}.lora_A.weight unet.{layer}.lora_B.weight",
-     {"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.r": 2}'}, 4)])
+@pytest.mark.parametrize(
+    "names, metadata, scale",
+    [
+        ("lora_unet_{flat}.lora_down.weight lora_unet_{flat}.lora_up.weight", {}, 1),
+        (
+            "base_model.model.unet.{layer}.lora_A.default.weight base_model.model.unet.{layer}.lora_B.default.weight",
+            {},
+            1,
+        ),
+        ("{layer}.lora.down.weight {layer}.lora.up.weight", {}, 1),
+        (
+            "unet.{layer}.lora_A.weight unet.{layer}.lora_B.weight",
+            {"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.r": 2}'},
+            4,
+        ),
+    ],
+)
 def test_a_lora_of_a_convolution(small, tmp_path, names, metadata, scale):
     """B A of convolutions: A has the kernel, B is 1x1; under every spelling, and with alpha in the metadata."""
     weight = small[1]["unet"].get_submodule(CONV).weight
@@ -304,8 +329,11 @@ def test_a_lora_of_a_convolution(small, tmp_path, names, metadata, scale):
 def test_a_rank_stabilised_scale_in_the_metadata(small, tmp_path):
     """alpha / sqrt(r) of the part that states it: 8 / sqrt(2); of the other part nothing is stated."""
     diffusers_lora(small[1], tmp_path / "l.safetensors")
-    save_file(load_file(tmp_path / "l.safetensors"), tmp_path / "rs.safetensors",
-              metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.use_rslora": true}'})
+    save_file(
+        load_file(tmp_path / "l.safetensors"),
+        tmp_path / "rs.safetensors",
+        metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.use_rslora": true}'},
+    )
     loaded = load(small[3] / "a.safetensors", lora=[str(tmp_path / "rs.safetensors")])
     for (part, layer), (A, B) in matrices(small[1]).items():
         want = small[1][part].get_submodule(layer).weight + (8 / 2**0.5 if part == "unet" else 1) * B @ A
@@ -324,22 +352,34 @@ def test_the_attention_processors_of_old_diffusers(small, tmp_path):
 FITS = {f"unet.{TO_OUT}.lora_A.weight": (2, 32), f"unet.{TO_OUT}.lora_B.weight": (32, 2)}
 
 
-@pytest.mark.parametrize("content, words", [
-    ({"a.weight": (3,)}, "no LoRA: its tensors begin with a.weight"),
-    ({"unet.nosuch.to_q.lora_A.weight": (2, 9), "unet.nosuch.to_q.lora_B.weight": (9, 2)},
-     "does not fit this checkpoint: 1 of its 1 layers are not in this model: unet_nosuch_to_q;"),
-    ({**FITS, "lora_te2_x.lora_down.weight": (2, 9), "lora_te2_x.lora_up.weight": (9, 2)},
-     "does not fit this checkpoint: 1 of its 2 layers are not in this model: lora_te2_x;"),
-    ({**FITS, "lora_unet_x.alpha": ()}, "does not fit this checkpoint: 1 of its 2 layers .*: lora_unet_x;"),
-    ({**FITS, f"unet.{TO_OUT}.lora_magnitude_vector": (32,)}, "1 of its tensors are of no plain LoRA: unet.*DoRA"),
-    ({**FITS, "lora_unet_x.dora_scale": (32,)}, "1 of its tensors are of no plain LoRA: lora_unet_x.dora_scale;"),
-    ({"lora_unet_x.hada_w1_a": (2, 9)}, "1 of its tensors are of no plain LoRA"),
-    ({**FITS, f"unet.{TO_Q}.lora_A.weight": (2, 9)},
-     "incomplete or damaged: unet_.*to_q has one of its two tensors only; get the file again"),
-    ({f"lora_unet_{TO_OUT.replace('.', '_')}.alpha": ()}, "incomplete or damaged: it has no layers;"),
-    ({**FITS, f"lora_unet_{TO_OUT.replace('.', '_')}.alpha": (3,)}, "the alphas .* are not one number each;"),
-    ({f"unet.{TO_Q}.lora_A.weight": (2, 9), f"unet.{TO_Q}.lora_B.weight": (9, 2)},
-     r"does not fit .*to_q is \[\d+, \d+\] here, which \[2, 9\] and \[9, 2\] do not make;")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ({"a.weight": (3,)}, "no LoRA: its tensors begin with a.weight"),
+        (
+            {"unet.nosuch.to_q.lora_A.weight": (2, 9), "unet.nosuch.to_q.lora_B.weight": (9, 2)},
+            "does not fit this checkpoint: 1 of its 1 layers are not in this model: unet_nosuch_to_q;",
+        ),
+        (
+            {**FITS, "lora_te2_x.lora_down.weight": (2, 9), "lora_te2_x.lora_up.weight": (9, 2)},
+            "does not fit this checkpoint: 1 of its 2 layers are not in this model: lora_te2_x;",
+        ),
+        ({**FITS, "lora_unet_x.alpha": ()}, "does not fit this checkpoint: 1 of its 2 layers .*: lora_unet_x;"),
+        ({**FITS, f"unet.{TO_OUT}.lora_magnitude_vector": (32,)}, "1 of its tensors are of no plain LoRA: unet.*DoRA"),
+        ({**FITS, "lora_unet_x.dora_scale": (32,)}, "1 of its tensors are of no plain LoRA: lora_unet_x.dora_scale;"),
+        ({"lora_unet_x.hada_w1_a": (2, 9)}, "1 of its tensors are of no plain LoRA"),
+        (
+            {**FITS, f"unet.{TO_Q}.lora_A.weight": (2, 9)},
+            "incomplete or damaged: unet_.*to_q has one of its two tensors only; get the file again",
+        ),
+        ({f"lora_unet_{TO_OUT.replace('.', '_')}.alpha": ()}, "incomplete or damaged: it has no layers;"),
+        ({**FITS, f"lora_unet_{TO_OUT.replace('.', '_')}.alpha": (3,)}, "the alphas .* are not one number each;"),
+        (
+            {f"unet.{TO_Q}.lora_A.weight": (2, 9), f"unet.{TO_Q}.lora_B.weight": (9, 2)},
+            r"does not fit .*to_q is \[\d+, \d+\] here, which \[2, 9\] and \[9, 2\] do not make;",
+        ),
+    ],
+)
 def test_unfit_loras(small, tmp_path, content, words):
     save_file({name: torch.ones(shape) for name, shape in content.items()}, tmp_path / "l.safetensors")
     with pytest.raises(UserError, match=f"--sd.lora .*l.safetensors: {words}"):
@@ -353,8 +393,11 @@ BAD = {"nan": float("nan"), "inf": float("inf"), "huge": 3e38}
 def test_a_lora_that_adds_what_is_not_finite(v1_parts, tmp_path, where, value):
     """3e38 is finite, but not times 4."""
     path, layer = tmp_path / "l.safetensors", f"lora_unet_{TO_OUT.replace('.', '_')}"
-    tensors = {f"{layer}.lora_down.weight": torch.full((2, 32), 2.0), f"{layer}.lora_up.weight": torch.ones(32, 2),
-               f"{layer}.alpha": torch.tensor(4.0)}
+    tensors = {
+        f"{layer}.lora_down.weight": torch.full((2, 32), 2.0),
+        f"{layer}.lora_up.weight": torch.ones(32, 2),
+        f"{layer}.alpha": torch.tensor(4.0),
+    }
     if where != "weight":
         tensors[dict(zip(("A", "B", "alpha"), tensors))[where]].view(-1)[0] = BAD[value]
     save_file(tensors, path)
@@ -362,8 +405,16 @@ def test_a_lora_that_adds_what_is_not_finite(v1_parts, tmp_path, where, value):
         lora.fuse(v1_parts, path, float(value) if where == "weight" else 1.0)
 
 
-@pytest.mark.parametrize("dtype, fine", [(torch.int8, False), (torch.uint8, False), (torch.float64, True),
-                                         (torch.float8_e4m3fn, True), (torch.bfloat16, True)])
+@pytest.mark.parametrize(
+    "dtype, fine",
+    [
+        (torch.int8, False),
+        (torch.uint8, False),
+        (torch.float64, True),
+        (torch.float8_e4m3fn, True),
+        (torch.bfloat16, True),
+    ],
+)
 def test_weights_that_are_whole_numbers_are_quantised(v1_parts, tmp_path, v1_tensors, tiny_sd, dtype, fine):
     """Of a LoRA, of a file and of a folder; CLIP's position_ids are none."""
     model, path = shutil.copytree(tiny_sd, tmp_path / "m"), "unet/diffusion_pytorch_model.safetensors"
@@ -371,10 +422,16 @@ def test_weights_that_are_whole_numbers_are_quantised(v1_parts, tmp_path, v1_ten
     save_file({**v1_tensors, last: v1_tensors[last].to(dtype), ids: torch.arange(77)}, tmp_path / "a.safetensors")
     save_file({name: torch.ones(shape).to(dtype) for name, shape in FITS.items()}, tmp_path / "l.safetensors")
     tensors = load_file(model / path)
-    save_file({n: t.to(dtype) if n == "conv_out.weight" else t for n, t in tensors.items()}, model / path,
-              metadata={"format": "pt"})
-    for read in (lambda: load(tmp_path / "a.safetensors"), lambda: load(model),
-                 lambda: lora.fuse(dict(v1_parts), tmp_path / "l.safetensors", 0.0)):
+    save_file(
+        {n: t.to(dtype) if n == "conv_out.weight" else t for n, t in tensors.items()},
+        model / path,
+        metadata={"format": "pt"},
+    )
+    for read in (
+        lambda: load(tmp_path / "a.safetensors"),
+        lambda: load(model),
+        lambda: lora.fuse(dict(v1_parts), tmp_path / "l.safetensors", 0.0),
+    ):
         if fine:
             read()
             continue
@@ -382,11 +439,24 @@ def test_weights_that_are_whole_numbers_are_quantised(v1_parts, tmp_path, v1_ten
             read()
 
 
-@pytest.mark.parametrize("stated", ["{", "[]", "8", '{"unet.lora_alpha": "8"}', '{"unet.lora_alpha": null}',
-                                    '{"unet.lora_alpha": true}', '{"unet.lora_alpha": [1, 2]}'])
+@pytest.mark.parametrize(
+    "stated",
+    [
+        "{",
+        "[]",
+        "8",
+        '{"unet.lora_alpha": "8"}',
+        '{"unet.lora_alpha": null}',
+        '{"unet.lora_alpha": true}',
+        '{"unet.lora_alpha": [1, 2]}',
+    ],
+)
 def test_metadata_of_a_lora_that_tell_no_alpha(v1_parts, tmp_path, stated):
-    save_file({name: torch.ones(shape) for name, shape in FITS.items()}, tmp_path / "l.safetensors",
-              metadata={"lora_adapter_metadata": stated})
+    save_file(
+        {name: torch.ones(shape) for name, shape in FITS.items()},
+        tmp_path / "l.safetensors",
+        metadata={"lora_adapter_metadata": stated},
+    )
     with pytest.raises(UserError, match="--sd.lora .*l.safetensors: the alphas in its .* are not one number each"):
         lora.fuse(v1_parts, tmp_path / "l.safetensors", 1.0)
 
@@ -397,8 +467,15 @@ def test_a_lora_file_without_tensors(v1_parts, tmp_path):
         lora.fuse(v1_parts, tmp_path / "l.safetensors", 1.0)
 
 
-@pytest.mark.parametrize("text, want", [("a.safetensors", ("a.safetensors", 1.0)), ("a:0.5", ("a", 0.5)),
-                                        ("a:b.safetensors", ("a:b.safetensors", 1.0)), ("d/a.pt:-1", ("d/a.pt", -1.0))])
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("a.safetensors", ("a.safetensors", 1.0)),
+        ("a:0.5", ("a", 0.5)),
+        ("a:b.safetensors", ("a:b.safetensors", 1.0)),
+        ("d/a.pt:-1", ("d/a.pt", -1.0)),
+    ],
+)
 def test_path_and_weight(text, want):
     path, weight = lora_files.split(text)
     assert (str(path), weight) == want
@@ -407,12 +484,16 @@ def test_path_and_weight(text, want):
 # ---------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda t: t.pop(f"{layout.UNET}out.2.bias"), r"lacks 1 tensors: model.diffusion_model.out.2.bias \[4\]"),
-    (lambda t: t.update({f"{layout.VAE}quant_conv.bias": torch.ones(3)}), r"quant_conv.bias \[8\] \(is \[3\]\)"),
-    (lambda t: t.update({f"{layout.UNET}new": torch.ones(3, 2)}), r"has no place for 1 tensors: .*new \[3, 2\]"),
-    (lambda t: t.update({"control_model.x": torch.ones(3)}), "it is a ControlNet"),
-    (lambda t: [t.pop(n) for n in list(t) if not n.startswith(layout.VAE)], "it is a VAE alone")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: t.pop(f"{layout.UNET}out.2.bias"), r"lacks 1 tensors: model.diffusion_model.out.2.bias \[4\]"),
+        (lambda t: t.update({f"{layout.VAE}quant_conv.bias": torch.ones(3)}), r"quant_conv.bias \[8\] \(is \[3\]\)"),
+        (lambda t: t.update({f"{layout.UNET}new": torch.ones(3, 2)}), r"has no place for 1 tensors: .*new \[3, 2\]"),
+        (lambda t: t.update({"control_model.x": torch.ones(3)}), "it is a ControlNet"),
+        (lambda t: [t.pop(n) for n in list(t) if not n.startswith(layout.VAE)], "it is a VAE alone"),
+    ],
+)
 def test_unfit_files_end_in_one_line(tmp_path, v1_tensors, change, words):
     tensors = dict(v1_tensors)
     change(tensors)
@@ -433,11 +514,20 @@ def test_a_text_encoder_of_more_tokens(tmp_path, v1_tensors):
     assert long.shape == (2, 248, 64) and not torch.equal(long[0], long[1])
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda t: t.update({f"{layout.UNET}input_blocks.0.0.weight": torch.ones(3)}), "a shape of another architecture"),
-    (lambda t: t.update({f"{layout.CLIP}encoder.layers.99999999.x": torch.ones(1)}), "it lacks .*encoder.layers.2"),
-    (lambda t: t.update({f"{layout.CLIP}embeddings.position_embedding.weight": torch.ones(32, 64)}),
-     "the tokens that the tokenizer gives and the text encoder takes differ, 32 and 77")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda t: t.update({f"{layout.UNET}input_blocks.0.0.weight": torch.ones(3)}),
+            "a shape of another architecture",
+        ),
+        (lambda t: t.update({f"{layout.CLIP}encoder.layers.99999999.x": torch.ones(1)}), "it lacks .*encoder.layers.2"),
+        (
+            lambda t: t.update({f"{layout.CLIP}embeddings.position_embedding.weight": torch.ones(32, 64)}),
+            "the tokens that the tokenizer gives and the text encoder takes differ, 32 and 77",
+        ),
+    ],
+)
 def test_odd_shapes_end_in_one_line(tmp_path, v1_tensors, change, words):
     tensors = dict(v1_tensors)
     change(tensors)
@@ -446,12 +536,17 @@ def test_odd_shapes_end_in_one_line(tmp_path, v1_tensors, change, words):
         load(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("part, file, text, words", [
-    ("tokenizer", "tokenizer.json", None, "tokenizer has no tokenizer.json and no vocab.json"),
-    ("tokenizer", "tokenizer_config.json", "[]", "tokenizer_config.json holds no settings"),
-    ("scheduler", "scheduler_config.json", "null", "scheduler_config.json holds no settings"),
-    ("vae", "config.json", "{", "vae/config.json is damaged"), ("tokenizer", "tokenizer.json", "{", ": tokenizer: "),
-    ("unet", "config.json", "[]", "unet/config.json holds no settings")])
+@pytest.mark.parametrize(
+    "part, file, text, words",
+    [
+        ("tokenizer", "tokenizer.json", None, "tokenizer has no tokenizer.json and no vocab.json"),
+        ("tokenizer", "tokenizer_config.json", "[]", "tokenizer_config.json holds no settings"),
+        ("scheduler", "scheduler_config.json", "null", "scheduler_config.json holds no settings"),
+        ("vae", "config.json", "{", "vae/config.json is damaged"),
+        ("tokenizer", "tokenizer.json", "{", ": tokenizer: "),
+        ("unet", "config.json", "[]", "unet/config.json holds no settings"),
+    ],
+)
 def test_damaged_folders_end_in_one_line(small, tmp_path, part, file, text, words):
     shutil.copytree(small[3] / "diffusers", tmp_path / "model")
     for path in (tmp_path / "model" / part).glob("vocab.json" if text is None else "nosuch"):
@@ -472,30 +567,51 @@ def edited(folder, path, file, **settings):
     return path
 
 
-@pytest.mark.parametrize("file, settings, words", [
-    ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"},
-     "prediction_type is 'flow_prediction'; known are epsilon, v_prediction, sample"),
-    ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**11}, "scheduler_config.json is 100000000000"),
-    ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "in scheduler/scheduler_config.json is x, not 1"),
-    ("scheduler/scheduler_config.json", {"beta_start": "x"}, "scheduler/scheduler_config.json: "),
-    ("unet/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "its unet is quantised"),
-    ("unet/config.json", {"cross_attention_dim": 32},
-     r"unet: .*to_k.weight is \(\d+, 64\) in the weights, and \(\d+, 32\) by config.json; get the folder again"),
-    ("text_encoder/config.json", {"vocab_size": 10},
-     r"text_encoder: .*token_embedding.weight is \(.*, 64\) in the weights, and \(10, 64\) by config.json"),
-    ("unet/config.json", {"layers_per_block": 99999}, "unet: layers_per_block, 99999, is beyond what weights of"),
-    ("text_encoder/config.json", {"num_hidden_layers": 99999}, "text_encoder: num_hidden_layers, 99999, is beyond"),
-    ("text_encoder/config.json", {"max_position_embeddings": 10**11}, "max_position_embeddings, 1.*, is beyond"),
-    ("text_encoder/config.json", {"num_hidden_layers": 1}, "text_encoder has no place for 16 of its weights")])
+@pytest.mark.parametrize(
+    "file, settings, words",
+    [
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "flow_prediction"},
+            "prediction_type is 'flow_prediction'; known are epsilon, v_prediction, sample",
+        ),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**11}, "scheduler_config.json is 100000000000"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": "x"},
+            "in scheduler/scheduler_config.json is x, not 1",
+        ),
+        ("scheduler/scheduler_config.json", {"beta_start": "x"}, "scheduler/scheduler_config.json: "),
+        ("unet/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "its unet is quantised"),
+        (
+            "unet/config.json",
+            {"cross_attention_dim": 32},
+            r"unet: .*to_k.weight is \(\d+, 64\) in the weights, and \(\d+, 32\) by config.json; get the folder again",
+        ),
+        (
+            "text_encoder/config.json",
+            {"vocab_size": 10},
+            r"text_encoder: .*token_embedding.weight is \(.*, 64\) in the weights, and \(10, 64\) by config.json",
+        ),
+        ("unet/config.json", {"layers_per_block": 99999}, "unet: layers_per_block, 99999, is beyond what weights of"),
+        ("text_encoder/config.json", {"num_hidden_layers": 99999}, "text_encoder: num_hidden_layers, 99999, is beyond"),
+        ("text_encoder/config.json", {"max_position_embeddings": 10**11}, "max_position_embeddings, 1.*, is beyond"),
+        ("text_encoder/config.json", {"num_hidden_layers": 1}, "text_encoder has no place for 16 of its weights"),
+    ],
+)
 def test_settings_of_another_model_end_in_one_line(small, tmp_path, file, settings, words):
     with pytest.raises(UserError, match=words) as caught:
         load(edited(small[3] / "diffusers", tmp_path / "m", file, **settings))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file, name, values", [
-    ("unet/config.json", "sample_size", [[16, 24], 0, -4, "x", 16.5, True, 10**6]),
-    ("vae/config.json", "scaling_factor", [0, -1, "a", True, [1]])])
+@pytest.mark.parametrize(
+    "file, name, values",
+    [
+        ("unet/config.json", "sample_size", [[16, 24], 0, -4, "x", 16.5, True, 10**6]),
+        ("vae/config.json", "scaling_factor", [0, -1, "a", True, [1]]),
+    ],
+)
 @pytest.mark.parametrize("empty", [False, True], ids=["run", "doctor"])
 def test_settings_that_no_picture_can_be_made_with(tiny_sd, tmp_path, file, name, values, empty):
     for i, value in enumerate(values):
@@ -519,15 +635,27 @@ def test_betas_that_are_no_schedule(tiny_sd, tmp_path):
         make(SJCConfig(sd={"checkpoint": str(model)}), "cpu")
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--sd.variant", "v1"], None), ([], None), (["--preset", "mini"], None),
-    (["--sd.variant", "v2"], "--sd.variant v2: .*a.safetensors, given as --sd.checkpoint, is v1; leave one of"),
-    (["--sd.variant", "v2", "--sd.v2_highres", "True"], "--sd.variant v2: .* is v1"),
-    (["--sd.variant", "mini"], "--sd.variant mini: .* is v1")])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--sd.variant", "v1"], None),
+        ([], None),
+        (["--preset", "mini"], None),
+        (["--sd.variant", "v2"], "--sd.variant v2: .*a.safetensors, given as --sd.checkpoint, is v1; leave one of"),
+        (["--sd.variant", "v2", "--sd.v2_highres", "True"], "--sd.variant v2: .* is v1"),
+        (["--sd.variant", "mini"], "--sd.variant mini: .* is v1"),
+    ],
+)
 def test_a_variant_beside_a_checkpoint_of_another(v1_tensors, tmp_path, argv, words):
     save_file(v1_tensors, tmp_path / "a.safetensors")
-    cfg = config.load(SJCConfig, ["--sd.checkpoint", str(tmp_path / "a.safetensors"), *argv], prog="", doc="",
-                      presets_dir=find.ROOT / "presets", config_file=None)
+    cfg = config.load(
+        SJCConfig,
+        ["--sd.checkpoint", str(tmp_path / "a.safetensors"), *argv],
+        prog="",
+        doc="",
+        presets_dir=find.ROOT / "presets",
+        config_file=None,
+    )
     if words is None:
         assert make(cfg, "meta").data_shape == (4, 256, 256)
         return
@@ -537,16 +665,18 @@ def test_a_variant_beside_a_checkpoint_of_another(v1_tensors, tmp_path, argv, wo
 
 def test_a_variant_beside_a_checkpoint_of_version_2(v2_file):
     for variant, fits in (("v2", True), ("v1", False)):
-        cfg = config.load(SJCConfig, ["--sd.checkpoint", str(v2_file), "--sd.variant", variant], prog="", doc="",
-                          config_file=None)
+        cfg = config.load(
+            SJCConfig, ["--sd.checkpoint", str(v2_file), "--sd.variant", variant], prog="", doc="", config_file=None
+        )
         with contextlib.nullcontext() if fits else pytest.raises(UserError, match="--sd.variant v1: .* is v2"):
             make(cfg, "meta")
 
 
 def test_the_level_of_pure_noise_is_left_out(small, tmp_path):
     """A schedule with zero terminal SNR: sqrt((1 - abar) / abar) of its last step is infinite."""
-    model = edited(small[3] / "diffusers", tmp_path / "m", "scheduler/scheduler_config.json",
-                   rescale_betas_zero_snr=True)
+    model = edited(
+        small[3] / "diffusers", tmp_path / "m", "scheduler/scheduler_config.json", rescale_betas_zero_snr=True
+    )
     adapter = StableDiffusionAdapter(load(model))
     assert len(adapter.sigmas) == 999 and adapter.sigmas.isfinite().all()
     assert adapter.timestep(adapter.sigmas[0].item()) == 998
@@ -577,8 +707,10 @@ def test_folders_of_a_variant_only_and_tensors_of_one_storage(small, tmp_path, e
 def test_the_attention_names_of_old_vaes(small, tmp_path):
     """As in the published folder of version 1.5."""
     shutil.copytree(small[3] / "diffusers", tmp_path / "m")
-    path, old = tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors", {
-        "to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    path, old = (
+        tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors",
+        {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"},
+    )
     tensors = load_file(path)
     for new, name in old.items():
         tensors = {n.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): t for n, t in tensors.items()}

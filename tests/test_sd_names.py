@@ -22,11 +22,15 @@ def sgm(name):
 
 
 SPELLINGS = {
-    "NovelAI's of 2022: no level text_model.": (False, novelai), "sgm, 1.x": (False, sgm), "sgm, 2.x": (True, sgm),
-    "sgm without text_model.": (False, lambda n: sgm(novelai(n))), "wrapped for training": (False, "module.{}".format),
+    "NovelAI's of 2022: no level text_model.": (False, novelai),
+    "sgm, 1.x": (False, sgm),
+    "sgm, 2.x": (True, sgm),
+    "sgm without text_model.": (False, lambda n: sgm(novelai(n))),
+    "wrapped for training": (False, "module.{}".format),
     "wrapped twice": (True, "module.model.{}".format),
     "below params": (False, "params.{}".format),
-    "compiled": (False, lambda n: n.replace(UNET, f"{UNET}_orig_mod."))}
+    "compiled": (False, lambda n: n.replace(UNET, f"{UNET}_orig_mod.")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +55,15 @@ def test_other_spellings_are_the_published_one(of_version, tmp_path, spelling):
 
 
 def test_published_names_stay():
-    of_file = [f"{UNET}out.2.bias", f"{CLIP}embeddings.position_ids", f"{OPEN_CLIP}ln_final.bias", "model_ema.decay",
-               "cond_stage_model.transformer.vision_model.x", "cond_stage_model.logit_scale", "v_pred"]
+    of_file = [
+        f"{UNET}out.2.bias",
+        f"{CLIP}embeddings.position_ids",
+        f"{OPEN_CLIP}ln_final.bias",
+        "model_ema.decay",
+        "cond_stage_model.transformer.vision_model.x",
+        "cond_stage_model.logit_scale",
+        "v_pred",
+    ]
     assert names.published(of_file) == {name: name for name in of_file}
 
 

@@ -53,13 +53,33 @@ def written(kind, parts, path):
     elif kind == ".pt":
         torch.save(bare, path)
     else:
-        save_file({"prefix": published, "bare": bare, "diffusers": of_diffusers, "whole checkpoint": tensors,
-                   "old diffusers": {old(n): t.clone() for n, t in of_diffusers.items()}}[kind], path)
+        save_file(
+            {
+                "prefix": published,
+                "bare": bare,
+                "diffusers": of_diffusers,
+                "whole checkpoint": tensors,
+                "old diffusers": {old(n): t.clone() for n, t in of_diffusers.items()},
+            }[kind],
+            path,
+        )
     return path
 
 
-@pytest.mark.parametrize("kind", ["prefix", "bare", "diffusers", "old diffusers", "whole checkpoint", ".pt",
-                                  "training of a VAE, .ckpt", "folder", "folder of a model"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "prefix",
+        "bare",
+        "diffusers",
+        "old diffusers",
+        "whole checkpoint",
+        ".pt",
+        "training of a VAE, .ckpt",
+        "folder",
+        "folder of a model",
+    ],
+)
 def test_every_layout_of_a_vae_is_read(model, tmp_path, kind):
     folder, _, other = model
     vae = load(folder / "none.safetensors", written(kind, other, tmp_path / "v"))["vae"]
@@ -89,15 +109,28 @@ def test_a_checkpoint_without_a_vae_says_what_to_do(model):
         load_parts(folder / "none.safetensors", SDConfig(), torch.float32, empty=True)
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda t: t.pop("quant_conv.bias"), r"--sd.vae .*v: not a whole VAE .*lacks 1 tensors: first_stage_model.qu"),
-    (lambda t: t.update({"decoder.new": torch.ones(2)}), "no plain VAE of .*no place for 1 tensors: .*decoder.new"),
-    (lambda t: t.update({"quant_conv.bias": torch.ones(3)}), r"lacks 1 tensors: .*quant_conv.bias \[8\] \(is \[3\]\)"),
-    (lambda t: t.update({"quant_conv.bias": torch.ones(8, dtype=torch.int8)}), "v: quantised, which is not supported"),
-    (lambda t: t.update({"decoder.conv_in.weight": torch.ones(64, 16, 3, 3)}), "VAE of Stable Diffusion 3 or Flux, wh"),
-    (lambda t: t.update({"x.lora_A.weight": torch.ones(2)}), "it is a LoRA"),
-    (lambda t: [t.pop(n) for n in list(t) if n.startswith("encoder")], "the decoder of a VAE alone; give"),
-    (lambda t: (t.clear(), t.update({"w": torch.ones(2)})), "it lacks encoder.down")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: t.pop("quant_conv.bias"), r"--sd.vae .*v: not a whole VAE .*lacks 1 tensors: first_stage_model.qu"),
+        (lambda t: t.update({"decoder.new": torch.ones(2)}), "no plain VAE of .*no place for 1 tensors: .*decoder.new"),
+        (
+            lambda t: t.update({"quant_conv.bias": torch.ones(3)}),
+            r"lacks 1 tensors: .*quant_conv.bias \[8\] \(is \[3\]\)",
+        ),
+        (
+            lambda t: t.update({"quant_conv.bias": torch.ones(8, dtype=torch.int8)}),
+            "v: quantised, which is not supported",
+        ),
+        (
+            lambda t: t.update({"decoder.conv_in.weight": torch.ones(64, 16, 3, 3)}),
+            "VAE of Stable Diffusion 3 or Flux, wh",
+        ),
+        (lambda t: t.update({"x.lora_A.weight": torch.ones(2)}), "it is a LoRA"),
+        (lambda t: [t.pop(n) for n in list(t) if n.startswith("encoder")], "the decoder of a VAE alone; give"),
+        (lambda t: (t.clear(), t.update({"w": torch.ones(2)})), "it lacks encoder.down"),
+    ],
+)
 def test_what_is_no_whole_vae(model, tmp_path, change, words):
     tensors = {n.removeprefix(VAE): t for n, t in model[1].items() if n.startswith(VAE)}
     change(tensors)
@@ -112,15 +145,20 @@ def test_the_latents_of_another_model(model, tmp_path):
     folder, _, other = model
     path = written("folder", other, tmp_path / "v") / "config.json"
     settings = json.loads(path.read_text())
-    for change, words in (({"scaling_factor": 0.13025}, "its scaling_factor is 0.13025, and the checkpoint's is 0.182"),
-                          ({"_class_name": "AutoencoderTiny"}, "the VAE is an AutoencoderTiny"),
-                          ({"shift_factor": 0.1}, "the VAE has a shift_factor")):
+    for change, words in (
+        ({"scaling_factor": 0.13025}, "its scaling_factor is 0.13025, and the checkpoint's is 0.182"),
+        ({"_class_name": "AutoencoderTiny"}, "the VAE is an AutoencoderTiny"),
+        ({"shift_factor": 0.1}, "the VAE has a shift_factor"),
+    ):
         path.write_text(json.dumps({**settings, **change}))
         with pytest.raises(UserError, match=words):
             load(folder / "none.safetensors", tmp_path / "v", empty=True)
     path.write_text(json.dumps({k: v for k, v in settings.items() if k != "scaling_factor"}))
-    save_file({n: t for n, t in model[1].items() if n.startswith(VAE)}, tmp_path / "xl",
-              metadata={"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"})
+    save_file(
+        {n: t for n, t in model[1].items() if n.startswith(VAE)},
+        tmp_path / "xl",
+        metadata={"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"},
+    )
     with pytest.raises(UserError, match="--sd.vae .*xl: it is of stable-diffusion-xl-v1-base/vae by its metadata"):
         load(folder / "none.safetensors", tmp_path / "xl", empty=True)
 
@@ -137,10 +175,16 @@ def test_a_folder_with_weights_of_flax_alone(model, tmp_path):
         load(model[0] / "none.safetensors", folder / "vae", empty=True)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", "no such file or folder; give a .safetensors"), (" ", "no such file or folder"),
-    ("nosuch", "--sd.vae nosuch: no such"), ("empty", "--sd.vae empty: has no config.json, nor has a vae in it"),
-    ("org/name", "one on the hub is to be downloaded first")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "no such file or folder; give a .safetensors"),
+        (" ", "no such file or folder"),
+        ("nosuch", "--sd.vae nosuch: no such"),
+        ("empty", "--sd.vae empty: has no config.json, nor has a vae in it"),
+        ("org/name", "one on the hub is to be downloaded first"),
+    ],
+)
 def test_what_is_no_place_of_a_vae(home, text, words):
     (home / "empty").mkdir()
     with pytest.raises(UserError, match=words):
@@ -158,5 +202,7 @@ def test_names_of_vaes_agree():
     want = {f"{VAE}decoder.up.1.block.0.conv1.weight", f"{VAE}decoder.up.0.block.0.conv1.weight"}
     assert set(names.published_vae(["decoder.up.1.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"])) == want
     found = names.published_vae([f"decoder.up_blocks.{i}.resnets.0.conv1.weight" for i in (0, 1)])
-    assert found == {f"{VAE}decoder.up.1.block.0.conv1.weight": "decoder.up_blocks.0.resnets.0.conv1.weight",
-                     f"{VAE}decoder.up.0.block.0.conv1.weight": "decoder.up_blocks.1.resnets.0.conv1.weight"}
+    assert found == {
+        f"{VAE}decoder.up.1.block.0.conv1.weight": "decoder.up_blocks.0.resnets.0.conv1.weight",
+        f"{VAE}decoder.up.0.block.0.conv1.weight": "decoder.up_blocks.1.resnets.0.conv1.weight",
+    }

@@ -66,14 +66,19 @@ def test_emptiness_by_hand():
 def with_centre(border, centre, size=64):
     """Depths (size, size) that need a gradient: `border` round a middle of depth `centre`."""
     depth = torch.full((size, size), float(border), dtype=torch.float64)
-    depth[7:size - 7, 7:size - 7] = centre
+    depth[7 : size - 7, 7 : size - 7] = centre
     return depth.requires_grad_()
 
 
-@pytest.mark.parametrize("centre, loss", [
-    (0.5, -math.log(1.5)),  # nearer by 1.5
-    (1.9, -math.log(0.1)),  # by NEAR, where both forms meet
-    (2.0, 1 - math.log(0.1)), (2.3, 4 - math.log(0.1))])  # from there on 10 for a world unit
+@pytest.mark.parametrize(
+    "centre, loss",
+    [
+        (0.5, -math.log(1.5)),  # nearer by 1.5
+        (1.9, -math.log(0.1)),  # by NEAR, where both forms meet
+        (2.0, 1 - math.log(0.1)),
+        (2.3, 4 - math.log(0.1)),
+    ],
+)  # from there on 10 for a world unit
 def test_centre_depth_by_hand(centre, loss):
     assert centre_depth_loss(with_centre(2, centre)).item() == pytest.approx(loss, abs=1e-12)
 
@@ -103,7 +108,7 @@ def test_centre_depth_border_scales(size, border):
     depth = torch.zeros(size, size, requires_grad=True)
     (grad,) = torch.autograd.grad(centre_depth_loss(depth), depth)
     centre = torch.zeros(size, size, dtype=torch.bool)
-    centre[border:size - border, border:size - border] = True
+    centre[border : size - border, border : size - border] = True
     assert torch.equal(grad > 0, centre) and torch.equal(grad < 0, ~centre)
 
 
@@ -203,9 +208,17 @@ def disturb(sjc):
     return sjc
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"var_red": False}, {"pose": {"rend_hw": 9}}, {"vox": {"model_type": "VoxRF"}},
-    {"vox": {"blend_bg_texture": False}}, {"plain_bg": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"var_red": False},
+        {"pose": {"rend_hw": 9}},
+        {"vox": {"model_type": "VoxRF"}},
+        {"vox": {"blend_bg_texture": False}},
+        {"plain_bg": True},
+    ],
+)
 def test_step_chains_the_score_with_the_jacobian(options):
     """The gradient that the optimizer gets is -(g . J), J computed explicitly."""
     sjc = disturb(new(**options))
@@ -287,8 +300,9 @@ def test_sigma_anneals_linearly():
         assert drawn.min() < 10 + high / 50 and high - high / 50 < drawn.max() < high
 
 
-@pytest.mark.parametrize("options, flag", [({"sigma_range": (10, 1001)}, "--sigma_range"),
-                                           ({"sigma_anneal": 1500}, "--sigma_anneal")])
+@pytest.mark.parametrize(
+    "options, flag", [({"sigma_range": (10, 1001)}, "--sigma_range"), ({"sigma_anneal": 1500}, "--sigma_anneal")]
+)
 def test_sigma_range_beyond_the_table(options, flag):
     with pytest.raises(UserError, match=f"{flag} .*1000 entries"):
         new(**options).draw_sigma(0)
@@ -407,7 +421,9 @@ def test_prompts_are_embedded_once_a_run():
     adapter = Recorder()
     sjc = run(new(adapter, sd={"prompt": "a pig", "negative_prompt": "fog"}, family="sd", vox={"c": 3}))
     assert adapter.done == 1 and adapter.asked == [
-        ["fog"], ["overhead view of a pig", "front view of a pig", "side view of a pig", "backside view of a pig"]]
+        ["fog"],
+        ["overhead view of a pig", "front view of a pig", "side view of a pig", "backside view of a pig"],
+    ]
     assert torch.equal(sjc.uncond, adapter.embed(["fog"]))
 
 
@@ -416,21 +432,27 @@ class Short(Affine):
 
     def fitting(self, prompt, spoken):
         over = max(map(len, spoken(prompt))) - 20
-        return prompt[:len(prompt) - over] if over > 0 else prompt
+        return prompt[: len(prompt) - over] if over > 0 else prompt
 
 
 def test_only_words_behind_the_prompt_can_be_lost():
     long = {"sd": {"prompt": "a pig of glass"}, "family": "sd", "vox": {"c": 3}}
-    told = {style: new(Short(), pose={"view_style": style}, **long).cond["side view of"]
-            for style in ("suffix", "prefix")}
+    told = {
+        style: new(Short(), pose={"view_style": style}, **long).cond["side view of"] for style in ("suffix", "prefix")
+    }
     assert torch.equal(told["suffix"], Affine().embed(["a pig, side view"]))  # room for ", overhead view"
     assert torch.equal(told["prefix"], Affine().embed(["side view of a pig of glass"]))  # its own end is lost anyway
 
 
-@pytest.mark.parametrize("options, told", [
-    ({"view_texts": ["side="]}, "a pig"),
-    ({"view_style": "suffix"}, "a pig, side view"), ({"view_style": "none"}, "a pig"),
-    ({"view_texts": ["side=the flank of"]}, "the flank of a pig")])
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"view_texts": ["side="]}, "a pig"),
+        ({"view_style": "suffix"}, "a pig, side view"),
+        ({"view_style": "none"}, "a pig"),
+        ({"view_texts": ["side=the flank of"]}, "the flank of a pig"),
+    ],
+)
 def test_how_views_are_told(options, told):
     sjc = new(sd={"prompt": "a pig"}, pose=options, family="sd", vox={"c": 3})
     assert torch.equal(sjc.cond["side view of"], Affine().embed([told]))
@@ -451,13 +473,17 @@ def test_perp_neg_mixes_conditions():
     check_finite(sjc.step(0), "step 1", "rest")
 
 
-@pytest.mark.parametrize("family, options, words", [
-    ("ideal", {"view_style": "suffix"}, "knows views by their prefix only"),
-    ("ideal", {"view_texts": ["front=x"]}, "--pose.view_texts"),
-    ("sd", {"perp_neg": True, "view_style": "none"}, "--pose.perp_neg True needs view prompts"),
-    ("sd", {"perp_neg": True, "view_words": "octants"}, "--pose.perp_neg True needs --pose.view_words sjc"),
-    ("sd", {"view_texts": ["side=x"], "view_style": "none"}, "mean nothing with --pose.view_style none"),
-    ("sd", {"view_texts": ["top=x"]}, "expected VIEW=TEXT")])
+@pytest.mark.parametrize(
+    "family, options, words",
+    [
+        ("ideal", {"view_style": "suffix"}, "knows views by their prefix only"),
+        ("ideal", {"view_texts": ["front=x"]}, "--pose.view_texts"),
+        ("sd", {"perp_neg": True, "view_style": "none"}, "--pose.perp_neg True needs view prompts"),
+        ("sd", {"perp_neg": True, "view_words": "octants"}, "--pose.perp_neg True needs --pose.view_words sjc"),
+        ("sd", {"view_texts": ["side=x"], "view_style": "none"}, "mean nothing with --pose.view_style none"),
+        ("sd", {"view_texts": ["top=x"]}, "expected VIEW=TEXT"),
+    ],
+)
 def test_unfit_view_options(family, options, words):
     with pytest.raises(UserError, match=words):
         config(family=family, pose=options).check_files()
@@ -468,8 +494,13 @@ def test_unfit_view_options(family, options, words):
 
 @pytest.mark.parametrize("rend_hw, options", [(8, {}), (16, {}), (6, {}), (8, {"plain_bg": True, "batch_views": 2})])
 def test_latent_field_steps_with_stable_diffusion(tiny_sd, rend_hw, options):
-    cfg = SJCConfig(sd={"checkpoint": str(tiny_sd), "prompt": "a blue duck"}, vox={"grid_size": 6},
-                    pose={"rend_hw": rend_hw}, n_steps=10, **options)
+    cfg = SJCConfig(
+        sd={"checkpoint": str(tiny_sd), "prompt": "a blue duck"},
+        vox={"grid_size": 6},
+        pose={"rend_hw": rend_hw},
+        n_steps=10,
+        **options,
+    )
     assert cfg.vox.model_type == "V_SD" and cfg.vox.c == 4
     sjc = SJC(cfg, make_adapter(cfg, "cpu"))
     before = sjc.field.color.detach().clone()

@@ -39,21 +39,39 @@ def maps_from(obj, *azimuths, size=48, v=LEVEL):
 # ---------------------------------------------------------------- distances
 
 
-@pytest.mark.parametrize("solid, args, points", [
-    (sdf.sphere, ((1, 0, 0), 0.5), {(1, 0, 0): -0.5, (1.25, 0, 0): -0.25, (2, 0, 0): 0.5, (1, 3, 4): 4.5}),
-    (sdf.ellipsoid, ((0, 0, 0), (2, 1, 1)), {(1, 0, 0): -1, (2, 0, 0): 0, (0, 1, 0): 0, (4, 0, 0): 2, (0, 0, 3): 2}),
-    (sdf.ellipsoid, ((0, 0, 0), (2, 2, 2)), {(0, 3, 4): 3, (1, 0, 0): -1}),  # a ball: the estimate is exact
-    (sdf.box, ((0, 0, 0), (1, 2, 3)), {(0, 0, 0): -1, (0.5, 0, 0): -0.5, (2, 0, 0): 1, (4, 6, 0): 5, (3, 4, 4): 3}),
-    (sdf.box, ((0, 0, 0), (1, 2, 3), 0.5), {(1, 0, 0): 0, (1, 2, 3): 3**0.5 / 2 - 0.5, (0, 0, 0): -1}),
-    (sdf.cylinder, ((0, 0, 0), 1, 2), {(0, 0, 0): -1, (0, 1.75, 0): -0.25, (3, 0, 0): 2, (0, -5, 0): 3, (4, 6, 0): 5}),
-    (sdf.cylinder, ((0, 0, 0), 1, 2, "x"), {(5, 0, 0): 3, (0, 1.5, 0): 0.5, (0, 0, 0.75): -0.25}),
-    (sdf.cone, ((0, 0, 0), 3, 0, 2),  # its side goes from (rho, y) = (3, -2) to (0, 2), with normal (0.8, 0.6)
-     {(0, 0, 0): -1.2, (1.5 + 1.6, 1.2, 0): 2, (0, -5, 0): 3, (0, 5, 0): 3, (6, -6, 0): 5, (0, -1.9, 0): -0.1}),
-    (sdf.torus, ((0, 0, 0), 2, 0.5), {(2, 0, 0): -0.5, (2, 1.5, 0): 1, (0, 0, 0): 1.5, (0, 3, 6): 4.5}),
-    (sdf.torus, ((0, 0, 0), 2, 0.5, "x"), {(0, 2, 0): -0.5, (3, 0, 6): 4.5}),
-    (sdf.capsule, ((0, 0, 0), (0, 4, 0), 1), {(0, 2, 0): -1, (3, 2, 0): 2, (0, 7, 0): 2, (3, 8, 0): 4, (0, -2, 0): 1}),
-    (sdf.half_space, ((0, 1, 0), (0, 1.0, 0)), {(5, 3, 0): 2, (0, 0, 9): -1}),
-])
+@pytest.mark.parametrize(
+    "solid, args, points",
+    [
+        (sdf.sphere, ((1, 0, 0), 0.5), {(1, 0, 0): -0.5, (1.25, 0, 0): -0.25, (2, 0, 0): 0.5, (1, 3, 4): 4.5}),
+        (
+            sdf.ellipsoid,
+            ((0, 0, 0), (2, 1, 1)),
+            {(1, 0, 0): -1, (2, 0, 0): 0, (0, 1, 0): 0, (4, 0, 0): 2, (0, 0, 3): 2},
+        ),
+        (sdf.ellipsoid, ((0, 0, 0), (2, 2, 2)), {(0, 3, 4): 3, (1, 0, 0): -1}),  # a ball: the estimate is exact
+        (sdf.box, ((0, 0, 0), (1, 2, 3)), {(0, 0, 0): -1, (0.5, 0, 0): -0.5, (2, 0, 0): 1, (4, 6, 0): 5, (3, 4, 4): 3}),
+        (sdf.box, ((0, 0, 0), (1, 2, 3), 0.5), {(1, 0, 0): 0, (1, 2, 3): 3**0.5 / 2 - 0.5, (0, 0, 0): -1}),
+        (
+            sdf.cylinder,
+            ((0, 0, 0), 1, 2),
+            {(0, 0, 0): -1, (0, 1.75, 0): -0.25, (3, 0, 0): 2, (0, -5, 0): 3, (4, 6, 0): 5},
+        ),
+        (sdf.cylinder, ((0, 0, 0), 1, 2, "x"), {(5, 0, 0): 3, (0, 1.5, 0): 0.5, (0, 0, 0.75): -0.25}),
+        (
+            sdf.cone,
+            ((0, 0, 0), 3, 0, 2),  # its side goes from (rho, y) = (3, -2) to (0, 2), with normal (0.8, 0.6)
+            {(0, 0, 0): -1.2, (1.5 + 1.6, 1.2, 0): 2, (0, -5, 0): 3, (0, 5, 0): 3, (6, -6, 0): 5, (0, -1.9, 0): -0.1},
+        ),
+        (sdf.torus, ((0, 0, 0), 2, 0.5), {(2, 0, 0): -0.5, (2, 1.5, 0): 1, (0, 0, 0): 1.5, (0, 3, 6): 4.5}),
+        (sdf.torus, ((0, 0, 0), 2, 0.5, "x"), {(0, 2, 0): -0.5, (3, 0, 6): 4.5}),
+        (
+            sdf.capsule,
+            ((0, 0, 0), (0, 4, 0), 1),
+            {(0, 2, 0): -1, (3, 2, 0): 2, (0, 7, 0): 2, (3, 8, 0): 4, (0, -2, 0): 1},
+        ),
+        (sdf.half_space, ((0, 1, 0), (0, 1.0, 0)), {(5, 3, 0): 2, (0, 0, 9): -1}),
+    ],
+)
 def test_primitive_by_hand(solid, args, points):
     got = solid(torch.tensor(list(points), dtype=torch.float32), *args)
     torch.testing.assert_close(got, torch.tensor(list(points.values()), dtype=torch.float32), atol=1e-5, rtol=1e-5)
@@ -179,8 +197,19 @@ def test_captions_read_back():
     assert parse_prompt("A Blue, duck") == ("blue", "duck")
 
 
-@pytest.mark.parametrize("prompt", ["", "a duck", "a blue", "a blue red duck", "a blue duck car", "a blue dog",
-                                    "a mauve duck", "A high quality photo of a delicious burger"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "a duck",
+        "a blue",
+        "a blue red duck",
+        "a blue duck car",
+        "a blue dog",
+        "a mauve duck",
+        "A high quality photo of a delicious burger",
+    ],
+)
 def test_prompt_outside_the_world(prompt):
     with pytest.raises(ValueError, match="colours: red .*objects: duck"):
         parse_prompt(prompt)
@@ -194,7 +223,9 @@ def test_prompts_are_read_without_pytorch():
 
 @pytest.mark.parametrize("prompt", ["a blue duck with a hat", "a blue duck, running"])
 def test_words_that_would_not_be_drawn_are_refused(prompt):
-    with pytest.raises(UserError, match="--sd.prompt: the toy world has no .*, and would draw 'a blue duck': ask for that"):
+    with pytest.raises(
+        UserError, match="--sd.prompt: the toy world has no .*, and would draw 'a blue duck': ask for that"
+    ):
         read_prompt(prompt, "--sd.prompt")
 
 

@@ -23,15 +23,21 @@ KINDS = {"sd": "V_SD", "sjc": "V_SJC", "nerf_masked": "VoxRF"}
 
 # ---- reference arrays
 
+
 @pytest.fixture(scope="module", params=[(kind, renderer) for kind in KINDS for renderer in ("fused", "reference")])
 def case(request):
     """A reference file, and its field rendered along its rays by each renderer."""
     kind, renderer = request.param
     ref = dict(np.load(REFERENCE / f"vox_a_{kind}.npz"))
     field = make_field(
-        KINDS[kind], ref["aabb"], ref["density"].shape[:1:-1], c=ref["color"].shape[1],
-        blend_bg_texture="grad_bg" in ref, bg_texture_hw=ref["bg"].shape[-1],
-        **{k: float(ref[k]) for k in ("step_ratio", "density_shift", "ray_march_weight_thres")})
+        KINDS[kind],
+        ref["aabb"],
+        ref["density"].shape[:1:-1],
+        c=ref["color"].shape[1],
+        blend_bg_texture="grad_bg" in ref,
+        bg_texture_hw=ref["bg"].shape[-1],
+        **{k: float(ref[k]) for k in ("step_ratio", "density_shift", "ray_march_weight_thres")},
+    )
     with torch.no_grad():
         for name, p in field.named_parameters():
             p.copy_(torch.from_numpy(ref[name]))
@@ -109,6 +115,7 @@ def test_reference_image(case):
 
 # ---- numbers by hand
 
+
 def test_weights_by_hand():
     tau = torch.tensor([[math.log(2), math.log(4)]], dtype=torch.float64)
     w = weights_from_thickness(tau)
@@ -135,7 +142,8 @@ def test_two_sample_ray_by_hand():
     T = math.exp(-sum(tau))
     assert weights_of(field, o, d).flatten().tolist() == pytest.approx(w)
     assert out.emptiness.item() == 0 and render_rays(field, o, d, 8.0, emptiness_scale=10).emptiness.item() == (
-        pytest.approx(math.log(1 + 10 * w[0]) + math.log(1 + 10 * w[1])))
+        pytest.approx(math.log(1 + 10 * w[0]) + math.log(1 + 10 * w[1]))
+    )
     assert out.color.item() == pytest.approx(w[0] * 0.5 + w[1] * 1.5 + T * 8)
     assert out.depth.item() == pytest.approx(w[0] * 0.5 + w[1] * 1.5 + T * 10)
     assert out.opacity.item() == pytest.approx(1 - T)
@@ -183,6 +191,7 @@ def test_background_uv_by_hand():
 
 
 # ---- oracles
+
 
 def random_field(kind="V_SD", grid_size=(5, 4, 3), c=2, **kw):
     aabb = [[-1, -0.8, -0.6], [1, 0.8, 0.6]]
@@ -232,8 +241,7 @@ def march_slowly(field, o, d, bg):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("thres", [1e-4, 0.05])
 def test_renderer_is_the_slow_one(kind, masked, thres):
-    field = random_field(kind, c=3, blend_bg_texture=kind != "VoxRF", ray_march_weight_thres=thres,
-                         density_shift=-2.0)
+    field = random_field(kind, c=3, blend_bg_texture=kind != "VoxRF", ray_march_weight_thres=thres, density_shift=-2.0)
     if masked:
         with torch.no_grad():
             field.density[:, :, :, :, :3] = -20
@@ -256,15 +264,16 @@ def test_renderer_is_the_slow_one(kind, masked, thres):
 
 
 def test_gradcheck():
-    field = random_field(grid_size=(3, 2, 2), c=2, blend_bg_texture=True, bg_texture_hw=2,
-                         ray_march_weight_thres=0.0)
+    field = random_field(grid_size=(3, 2, 2), c=2, blend_bg_texture=True, bg_texture_hw=2, ray_march_weight_thres=0.0)
     rays = random_rays(6)
     # gradcheck nudges its inputs in place, and they are the field's own parameters
-    assert torch.autograd.gradcheck(lambda *_: render_rays(field, *rays, emptiness_scale=10)[:4],
-                                    tuple(field.parameters()))
+    assert torch.autograd.gradcheck(
+        lambda *_: render_rays(field, *rays, emptiness_scale=10)[:4], tuple(field.parameters())
+    )
 
 
 # ---- the fused renderer is the reference
+
 
 def both(field, *args, **kw):
     """(rendering, gradients) of a random loss, by the fused renderer and by the reference."""
@@ -306,10 +315,11 @@ def fused_rays(n=400):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("grid_size", [(1, 1, 1), (2, 9, 3), (13, 10, 21)])
 def test_fused_is_reference(kind, masked, grid_size):
-    field = random_field(kind, grid_size, c=3, blend_bg_texture=kind != "VoxRF", density_shift=-2.0,
-                         dtype=torch.float32)
+    field = random_field(
+        kind, grid_size, c=3, blend_bg_texture=kind != "VoxRF", density_shift=-2.0, dtype=torch.float32
+    )
     with torch.no_grad():
-        field.density[:, :, :, :, 2 * grid_size[0] // 3:] -= 30  # empty blocks
+        field.density[:, :, :, :, 2 * grid_size[0] // 3 :] -= 30  # empty blocks
         if masked:
             field.update_alpha_mask()
     assert_same(field, *both(field, *fused_rays()))
@@ -421,6 +431,7 @@ def test_without_warp(monkeypatch):
 
 # ---- properties
 
+
 @pytest.mark.parametrize("c", range(1, 7))
 def test_weights_and_transmittance_sum_to_one(c):
     field = random_field(c=c)
@@ -528,20 +539,25 @@ def test_bad_names_and_boxes():
 
 # ---- Adam on occupied voxels
 
+
 @pytest.mark.parametrize("c, view_dependent", [(3, False), (3, True)])
 def test_occupied_adam_is_adam(c, view_dependent):
     """Ten steps: the same as PyTorch's where rays can see, and nothing moves elsewhere."""
     from voxnerf.adam import OccupiedAdam
 
-    fields = [random_field("VoxRF", (13, 10, 21), c=c, view_dependent=view_dependent, dtype=torch.float32,
-                           density_shift=-2.0) for _ in range(2)]
+    fields = [
+        random_field("VoxRF", (13, 10, 21), c=c, view_dependent=view_dependent, dtype=torch.float32, density_shift=-2.0)
+        for _ in range(2)
+    ]
     with torch.no_grad():
         for field in fields:
             field.density[:, :, :, :, 6:] -= 30
             field.update_alpha_mask()
     before = {name: p.detach().clone() for name, p in fields[0].named_parameters()}
-    optimizers = (OccupiedAdam(fields[0], 0.1, (0.9, 0.99)),
-                  torch.optim.Adam([{"params": [p]} for p in fields[1].parameters()], 0.1, (0.9, 0.99)))
+    optimizers = (
+        OccupiedAdam(fields[0], 0.1, (0.9, 0.99)),
+        torch.optim.Adam([{"params": [p]} for p in fields[1].parameters()], 0.1, (0.9, 0.99)),
+    )
     for step in range(10):
         for field, optimizer in zip(fields, optimizers):
             optimizer.zero_grad()

@@ -73,9 +73,15 @@ def test_zeros_are_cleared_where_they_were_touched():
 
 
 @pytest.mark.parametrize("touched", [FLAGS, False, True])
-@pytest.mark.parametrize("write", [
-    lambda tensor: tensor[1:3].fill_(7), lambda tensor: tensor.view(50, 100).T.detach()[0].add_(1),
-    lambda tensor: torch._foreach_add_([tensor], 1), lambda tensor: tensor.data.add_(1)])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda tensor: tensor[1:3].fill_(7),
+        lambda tensor: tensor.view(50, 100).T.detach()[0].add_(1),
+        lambda tensor: torch._foreach_add_([tensor], 1),
+        lambda tensor: tensor.data.add_(1),
+    ],
+)
 def test_zeros_are_zeros_whoever_wrote_to_them(write, touched):
     tensor, _ = given_back(write, touched)
     assert not tensor.any()

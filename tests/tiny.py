@@ -45,7 +45,13 @@ class NotANumber(Affine):
 
 def config(**options):
     """A tiny run: field 4^3, SIZE x SIZE pictures, no regulariser unless given."""
-    base = {"family": "ideal", "sd": {"prompt": "a blue duck", "scale": 3}, "emptiness_weight": 0, "n_steps": 6,
-            "vox": {"grid_size": 4, "step_ratio": 1}, "pose": {"rend_hw": SIZE}}
+    base = {
+        "family": "ideal",
+        "sd": {"prompt": "a blue duck", "scale": 3},
+        "emptiness_weight": 0,
+        "n_steps": 6,
+        "vox": {"grid_size": 4, "step_ratio": 1},
+        "pose": {"rend_hw": SIZE},
+    }
     nested = {k: {**base.get(k, {}), **v} if isinstance(v, dict) else v for k, v in options.items()}
     return SJCConfig(**{**base, **nested})

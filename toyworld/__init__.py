@@ -5,8 +5,12 @@ Its names are imported when they are asked for, so that captions come without Py
 
 import importlib
 
-HOMES = {"captions": ["ALL_PAIRS", "TRAIN_PAIRS", "caption", "parse_prompt"], "words": ["COLORS", "UNSEEN_PAIRS"],
-         "objects": ["OBJECTS"], "render": ["BACKGROUND_RANGE", "compose", "coverage_maps", "distance"]}
+HOMES = {
+    "captions": ["ALL_PAIRS", "TRAIN_PAIRS", "caption", "parse_prompt"],
+    "words": ["COLORS", "UNSEEN_PAIRS"],
+    "objects": ["OBJECTS"],
+    "render": ["BACKGROUND_RANGE", "compose", "coverage_maps", "distance"],
+}
 _HOME_OF = {name: module for module, names in HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
 

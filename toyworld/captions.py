@@ -4,8 +4,21 @@ from my.errors import UserError, shown, some
 
 from .words import COLORS, NAMES, UNSEEN_PAIRS
 
-SPOKEN = ("a", "an", "the", "view", "of", "front", "left", "right", "back", "backside", "side", "high",
-          "overhead")  # words of captions besides colour and object
+SPOKEN = (
+    "a",
+    "an",
+    "the",
+    "view",
+    "of",
+    "front",
+    "left",
+    "right",
+    "back",
+    "backside",
+    "side",
+    "high",
+    "overhead",
+)  # words of captions besides colour and object
 ALL_PAIRS = tuple((color, obj) for obj in NAMES for color in COLORS)
 TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
 
@@ -23,8 +36,10 @@ def parse_prompt(prompt):
     words = prompt.lower().replace(",", " ").replace(".", " ").split()
     colors, objects = ([w for w in words if w in known] for known in (COLORS, NAMES))
     if len(colors) != 1 or len(objects) != 1:
-        raise ValueError(f'the toy world knows prompts such as "a blue duck", got {shown(prompt)!r}; '
-                         f"colours: {' '.join(COLORS)}; objects: {' '.join(NAMES)}")
+        raise ValueError(
+            f'the toy world knows prompts such as "a blue duck", got {shown(prompt)!r}; '
+            f"colours: {' '.join(COLORS)}; objects: {' '.join(NAMES)}"
+        )
     return colors[0], objects[0]
 
 
@@ -39,6 +54,8 @@ def read_prompt(prompt, flag):
         raise UserError(f"{flag}: {error}") from None
     unknown = [w for w in prompt.lower().replace(",", " ").replace(".", " ").split() if w not in {color, obj, *SPOKEN}]
     if unknown:
-        raise UserError(f"{flag}: the toy world has no {some(map(repr, unknown))}, and would draw {caption(color, obj)!r}: "
-                        "ask for that, or for other words give a real checkpoint with --family sd")
+        raise UserError(
+            f"{flag}: the toy world has no {some(map(repr, unknown))}, and would draw {caption(color, obj)!r}: "
+            "ask for that, or for other words give a real checkpoint with --family sd"
+        )
     return color, obj

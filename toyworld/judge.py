@@ -36,8 +36,10 @@ class Judge(nn.Module):
 
     def __init__(self):
         super().__init__()
-        blocks = [nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
-                  for c_in, c_out, stride in CHANNELS]
+        blocks = [
+            nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+            for c_in, c_out, stride in CHANNELS
+        ]
         self.features = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(0.2))
         self.heads = nn.ModuleDict({name: nn.Linear(96 * 4 * 4, len(HEADS[name])) for name in HEADS})
 

@@ -61,8 +61,7 @@ def coverage_maps(obj, cameras, size=64, subpixels=2):
     p = rays_o[hit] + t[hit, None] * rays_d[hit]
     parts = OBJECTS[obj](p)
     nearest = torch.stack([d for d, _ in parts]).argmin(dim=0)
-    albedo = torch.tensor([(1, 0, 0, 0, 1) if m == BODY else (0, *ACCENTS[m], 1)
-                           for _, m in parts])[nearest]
+    albedo = torch.tensor([(1, 0, 0, 0, 1) if m == BODY else (0, *ACCENTS[m], 1) for _, m in parts])[nearest]
     light = torch.nn.functional.normalize(torch.tensor(LIGHT), dim=0)
     half_lambert = 0.5 + 0.5 * (_normal(obj, p) @ light)  # the shadowed side keeps its form
     albedo[:, :4] *= (AMBIENT + (1 - AMBIENT) * half_lambert)[:, None]

@@ -51,7 +51,7 @@ def render_world(n, seed, desc):
             cameras = [pose.train_camera(rng, fov=FOV) for _ in range(n)]
             maps = []
             for i in range(0, n, RENDER_BATCH):
-                maps.append(coverage_maps(obj, cameras[i:i + RENDER_BATCH], SIZE))
+                maps.append(coverage_maps(obj, cameras[i : i + RENDER_BATCH], SIZE))
                 bar.update(len(maps[-1]))
             worlds.append((torch.cat(maps), torch.tensor([octant(c) for c in cameras])))
     return tuple(torch.stack(x) for x in zip(*worlds))
@@ -65,7 +65,10 @@ def draw(world, n, rng):
     plain = PLAIN[rng.integers(len(PLAIN), size=n)]
     background = torch.where(torch.from_numpy(rng.random((n, 1)) < 0.5), free, plain)
     return compose(maps[obj, shot], PALETTE[color], background), {
-        "color": color, "obj": obj, "side": octants[obj, shot]}
+        "color": color,
+        "obj": obj,
+        "side": octants[obj, shot],
+    }
 
 
 def degrade(x, rng):
@@ -79,7 +82,7 @@ def degrade(x, rng):
     x = F.interpolate(x, (small, small), mode="bilinear", antialias=True)
     x = F.interpolate(x, (SIZE, SIZE), mode="bilinear")
     taps = torch.arange(-4, 5) / max(rng.uniform(0, MAX_BLUR), 0.1)
-    kernel = torch.softmax(-taps**2 / 2, 0)
+    kernel = torch.softmax(-(taps**2) / 2, 0)
     for shape in ((1, 1, 9, 1), (1, 1, 1, 9)):
         pad = [4 * (n > 1) for n in (shape[3], shape[3], shape[2], shape[2])]
         x = F.conv2d(F.pad(x, pad, mode="replicate"), kernel.view(shape).expand(3, 1, *shape[2:]), groups=3)
@@ -97,8 +100,10 @@ def train(judge, world, cfg):
         x, truth = draw(world, cfg.groups * GROUP, rng)
         x = torch.cat([degrade(part, rng) for part in x.split(GROUP)])
         verdict = judge(x.contiguous(memory_format=torch.channels_last))
-        loss = sum(F.nll_loss(verdict[head], truth[label]) for head, label in
-                   (("object", "obj"), ("color", "color"), ("octant", "side")))
+        loss = sum(
+            F.nll_loss(verdict[head], truth[label])
+            for head, label in (("object", "obj"), ("color", "color"), ("octant", "side"))
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -112,8 +117,10 @@ def accuracy(judge, world, seed, n=2880):
     rng = numpy_rng(seed, 0, "judge/test")
     x, truth = draw(world, n, rng)
     sets = {"clean": x, "degraded": torch.cat([degrade(part, rng) for part in x.split(GROUP)])}
-    return {name: {k: round(hit.float().mean().item(), 4) for k, hit in hits(judge(pictures), **truth).items()}
-            for name, pictures in sets.items()}
+    return {
+        name: {k: round(hit.float().mean().item(), 4) for k, hit in hits(judge(pictures), **truth).items()}
+        for name, pictures in sets.items()
+    }
 
 
 def main(argv=None):
@@ -124,8 +131,7 @@ def main(argv=None):
     train(judge, render_world(cfg.poses_per_object, cfg.seed, "renders"), cfg)
     judge = judge.eval().half().float()  # measure what is stored
     figures = accuracy(judge, render_world(cfg.test_poses_per_object, cfg.seed + 1, "held out"), cfg.seed + 1)
-    half = {name: value.half().contiguous() for name, value in judge.state_dict().items()
-            if value.is_floating_point()}
+    half = {name: value.half().contiguous() for name, value in judge.state_dict().items() if value.is_floating_point()}
     write_atomic(cfg.out, save(half, {"accuracy": json.dumps(figures)}))
     print(json.dumps(figures, indent=2))
 

@@ -1,6 +1,19 @@
 """What the toy world has words for. Imports nothing heavy: a prompt is checked before anything is loaded."""
 
-NAMES = ("duck", "car", "chair", "rocket", "burger", "icecream", "castle", "house", "snowman", "mushroom", "boat", "pig")
+NAMES = (
+    "duck",
+    "car",
+    "chair",
+    "rocket",
+    "burger",
+    "icecream",
+    "castle",
+    "house",
+    "snowman",
+    "mushroom",
+    "boat",
+    "pig",
+)
 
 COLORS = {
     "red": (0.85, 0.10, 0.10),
@@ -12,6 +25,12 @@ COLORS = {
 }
 
 UNSEEN_PAIRS = (
-    ("blue", "duck"), ("green", "car"), ("purple", "chair"), ("yellow", "rocket"),
-    ("red", "castle"), ("cyan", "mushroom"), ("blue", "snowman"), ("green", "pig"),
+    ("blue", "duck"),
+    ("green", "car"),
+    ("purple", "chair"),
+    ("yellow", "rocket"),
+    ("red", "castle"),
+    ("cyan", "mushroom"),
+    ("blue", "snowman"),
+    ("green", "pig"),
 )  # never in training data: they show that colour and object compose

@@ -44,8 +44,12 @@ class OccupiedAdam(torch.optim.Adam):
             raise ValueError("OccupiedAdam needs grids, gradients and moments stored channels-last")
         _, blocks = fused.mask_flags(self.field.alpha_mask)
         arguments = [fused.volume_of(self.field), fused.array(blocks), *rates]
-        fused.launch(kernel, fused.interleaved(len(blocks), blocks.device),
-                     [*arguments, *(fused.array(row, dtype) for row in rows)], blocks.device)
+        fused.launch(
+            kernel,
+            fused.interleaved(len(blocks), blocks.device),
+            [*arguments, *(fused.array(row, dtype) for row in rows)],
+            blocks.device,
+        )
 
 
 def step_all(p, g, m, v, beta1, beta2, rate, root, eps):

@@ -40,9 +40,21 @@ class VoxRF(nn.Module):
     bg_value = 1.0  # colour of a background without texture
     activation = "sigmoid"  # out of ACTIVATIONS: the colour of features
 
-    def __init__(self, aabb, grid_size, c=3, step_ratio=0.5, density_shift=-1.0,
-                 ray_march_weight_thres=1e-4, blend_bg_texture=False, bg_texture_hw=64,
-                 view_dependent=False, generator=None, device=None, dtype=torch.float32):
+    def __init__(
+        self,
+        aabb,
+        grid_size,
+        c=3,
+        step_ratio=0.5,
+        density_shift=-1.0,
+        ray_march_weight_thres=1e-4,
+        blend_bg_texture=False,
+        bg_texture_hw=64,
+        view_dependent=False,
+        generator=None,
+        device=None,
+        dtype=torch.float32,
+    ):
         super().__init__()
         kw = {"device": device, "dtype": dtype}
         aabb = torch.as_tensor(aabb, dtype=torch.float64).cpu()
@@ -173,8 +185,7 @@ def background_uv(rays_d):
     u = 2 atan2(sqrt(x^2 + y^2), z) / pi - 1 and v = atan2(y, x) / pi.
     """
     x, y, z = rays_d.unbind(-1)
-    return torch.stack([2 / math.pi * torch.atan2(torch.hypot(x, y), z) - 1,
-                        torch.atan2(y, x) / math.pi], dim=-1)
+    return torch.stack([2 / math.pi * torch.atan2(torch.hypot(x, y), z) - 1, torch.atan2(y, x) / math.pi], dim=-1)
 
 
 def _grid_shape(aabb, grid_size):

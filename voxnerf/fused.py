@@ -51,9 +51,16 @@ def march(field, rays_o, rays_d, t_min, n_samples, emptiness_scale):
     """As `voxnerf.reference.march`; the field is float32."""
     first = rays_o + t_min.double()[:, None] * rays_d
     o, d = (first - field.aabb[0]) * field.voxels_per_unit - 0.5, rays_d * field.voxels_per_unit
-    job = March(o.float().contiguous(), d.float().contiguous(), t_min.float().contiguous(),
-                n_samples.int().contiguous(), field.basis(rays_d).float().contiguous(), field.alpha_mask, field,
-                float(emptiness_scale))
+    job = March(
+        o.float().contiguous(),
+        d.float().contiguous(),
+        t_min.float().contiguous(),
+        n_samples.int().contiguous(),
+        field.basis(rays_d).float().contiguous(),
+        field.alpha_mask,
+        field,
+        float(emptiness_scale),
+    )
     return _March.apply(field.density, field.color, field.d_scale, job)
 
 
@@ -70,9 +77,21 @@ class _March(torch.autograd.Function):
         kernel, _ = _kernels(job, channels)
         features, colors = kernels.vector(color.shape[1]), kernels.vector(channels)
         cells, blocks = _flags(job, scale)
-        arguments = [rays, volume, array(scale), array(density.view(-1)), array(rows_of(color), features),
-                     array(job.basis), array(blocks), array(cells), job.emptiness_scale, int(keep), visits,
-                     array(outputs[0], colors), *map(array, outputs[1:])]
+        arguments = [
+            rays,
+            volume,
+            array(scale),
+            array(density.view(-1)),
+            array(rows_of(color), features),
+            array(job.basis),
+            array(blocks),
+            array(cells),
+            job.emptiness_scale,
+            int(keep),
+            visits,
+            array(outputs[0], colors),
+            *map(array, outputs[1:]),
+        ]
         launch(kernel, interleaved(n, device), arguments, device)
         ctx.save_for_backward(density, color, d_scale)
         return outputs
@@ -86,13 +105,27 @@ class _March(torch.autograd.Function):
         _, kernel = _kernels(job, g_color.shape[1])
         features, colors = kernels.vector(color.shape[1]), kernels.vector(g_color.shape[1])
         (rays, volume, n_visits, visits), rows = ctx.marched, rows_of(color)
-        arguments = [rays, volume, array(scale), array(rows, features), array(job.basis), job.emptiness_scale, visits,
-                     array(g_color.contiguous(), colors), *(array(g.contiguous()) for g in g_sums)]
+        arguments = [
+            rays,
+            volume,
+            array(scale),
+            array(rows, features),
+            array(job.basis),
+            job.emptiness_scale,
+            visits,
+            array(g_color.contiguous(), colors),
+            *(array(g.contiguous()) for g in g_sums),
+        ]
         threads = n_threads(device, n, density.numel() + rows.numel())
         grads = [_new_gradient(volume, density, rows) for _ in range(threads)]
         flags = torch.full((threads, math.prod(volume.blocks)), kernels.EMPTY, dtype=torch.uint8, device=device)
-        launch(kernel, _neighbours(n_visits, threads), arguments, device,
-               [[array(own.density), array(own.color, features), array(touched)] for own, touched in zip(grads, flags)])
+        launch(
+            kernel,
+            _neighbours(n_visits, threads),
+            arguments,
+            device,
+            [[array(own.density), array(own.color, features), array(touched)] for own, touched in zip(grads, flags)],
+        )
         first, touched = grads[0], flags.amin(dim=0)
         first.loan.touched = touched
         for own, own_touched in zip(grads[1:], flags[1:]):
@@ -129,8 +162,12 @@ def sweep(run, volume, touched, a, b):
     device = touched.device
     sums = torch.empty(volume.blocks[1] * volume.blocks[2], device=device)
     grids = [array(grid.view(-1)) for pair in zip(a, b) for grid in pair]
-    launch(kernels.sweep_kernel(run), interleaved(len(sums), device),
-           [volume, a[1].shape[1], array(touched), *grids, array(sums)], device)
+    launch(
+        kernels.sweep_kernel(run),
+        interleaved(len(sums), device),
+        [volume, a[1].shape[1], array(touched), *grids, array(sums)],
+        device,
+    )
     return sums
 
 
@@ -148,8 +185,9 @@ def array(tensor, dtype=None):
 
 
 def _kernels(job, channels):
-    return kernels.march_kernels(channels, job.basis.shape[1], job.field.activation, job.mask is not None,
-                                 kernels.LANES[job.o.device.type])
+    return kernels.march_kernels(
+        channels, job.basis.shape[1], job.field.activation, job.mask is not None, kernels.LANES[job.o.device.type]
+    )
 
 
 def volume_of(field):
@@ -187,8 +225,9 @@ def _new_visits(job, keep):
         room, first, stride = int(ends[-1]) if n else 0, ends - most, 1
     n_visits = torch.empty(n if keep else 0, dtype=torch.int32, device=device)
     visits = kernels.Visits()
-    visits.sample, visits.T = (array(torch.empty(room, dtype=dtype, device=device))
-                               for dtype in (torch.int32, torch.float32))
+    visits.sample, visits.T = (
+        array(torch.empty(room, dtype=dtype, device=device)) for dtype in (torch.int32, torch.float32)
+    )
     visits.tau, visits.n, visits.first = array(_empty(room * lanes, device)), array(n_visits), array(first)
     visits.stride = stride
     return n_visits, visits

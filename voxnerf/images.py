@@ -50,8 +50,11 @@ def read_mask(path, where="", size=None):
     colour, alpha = rgba[..., :3].max(axis=-1), rgba[..., 3]
     value = colour * alpha if colour.any() else alpha if (alpha < 1).any() else colour
     if head.lossy:
-        _tell(path, "jpeg mask", "is a mask in JPEG, which blurs edges: what is darker than one half is left out; "
-                                 "PNG keeps masks exactly")
+        _tell(
+            path,
+            "jpeg mask",
+            "is a mask in JPEG, which blurs edges: what is darker than one half is left out; PNG keeps masks exactly",
+        )
         return value >= 0.5
     return value > 0
 
@@ -71,9 +74,12 @@ def _picture(path, where, size):
     head, pixels = _guarded(where, path, lambda kind: kind.read(path))
     turned = _turns(head, size)
     if head.orientation != 1:
-        done = ("it is turned, since the scene's w and h say so" if turned else
-                "its pixels are used as they are stored, as capture tools do; if they lie on their side against the "
-                "poses, state w and h of the turned picture")
+        done = (
+            "it is turned, since the scene's w and h say so"
+            if turned
+            else "its pixels are used as they are stored, as capture tools do; if they lie on their side against the "
+            "poses, state w and h of the turned picture"
+        )
         _tell(path, "orientation", f"has EXIF orientation {head.orientation}: {done}")
     for kind, text in head.remarks.items():
         _tell(path, kind, text)

@@ -106,8 +106,15 @@ def log1p(y: float):
     f = y * scale + (scale - 1.0)
     s = f / (2.0 + f)
     q = s * s
-    return float(n) * 0.6931471805599453 + 2.0 * s * (1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (
-        1.0 / 9.0 + q * (1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))))))))
+    return float(n) * 0.6931471805599453 + 2.0 * s * (
+        1.0
+        + q
+        * (
+            1.0 / 3.0
+            + q
+            * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * (1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))))))
+        )
+    )
 
 
 @wp.func
@@ -136,8 +143,12 @@ def sides(x: float, size: int):
     before = wp.floor(x)
     i = int(before)
     share = x - before
-    return (wp.clamp(i, 0, size - 1), wp.clamp(i + 1, 0, size - 1), wp.where(i < 0, 0.0, 1.0 - share),
-            wp.where(i > size - 2, 0.0, share))
+    return (
+        wp.clamp(i, 0, size - 1),
+        wp.clamp(i + 1, 0, size - 1),
+        wp.where(i < 0, 0.0, 1.0 - share),
+        wp.where(i > size - 2, 0.0, share),
+    )
 
 
 @wp.func
@@ -163,8 +174,10 @@ def leave_axis(o: float, d_inverse: float, block: int, jump: int):
 
 @wp.func
 def leave(o: wp.vec3, d_inverse: wp.vec3, block: wp.vec3i, jump: int):
-    return wp.min(leave_axis(o[0], d_inverse[0], block[0], jump), wp.min(
-        leave_axis(o[1], d_inverse[1], block[1], jump), leave_axis(o[2], d_inverse[2], block[2], jump)))
+    return wp.min(
+        leave_axis(o[0], d_inverse[0], block[0], jump),
+        wp.min(leave_axis(o[1], d_inverse[1], block[1], jump), leave_axis(o[2], d_inverse[2], block[2], jump)),
+    )
 
 
 @wp.func
@@ -196,8 +209,11 @@ def voxels_reached(flags: wp.array(dtype=wp.uint8), block: wp.vec3i, blocks: wp.
     for dz in range(2):
         for dy in range(2):
             for dx in range(2):
-                near = wp.vec3i(wp.min(block[0] + dx, blocks[0] - 1), wp.min(block[1] + dy, blocks[1] - 1),
-                                wp.min(block[2] + dz, blocks[2] - 1))
+                near = wp.vec3i(
+                    wp.min(block[0] + dx, blocks[0] - 1),
+                    wp.min(block[1] + dy, blocks[1] - 1),
+                    wp.min(block[2] + dz, blocks[2] - 1),
+                )
                 if load_flag(flags, block_number(near, blocks)) == wp.uint8(FILLED):
                     return True
     return False
@@ -229,8 +245,9 @@ def place_function(lanes):
             for c in range(8):
                 row = wp.where(c // 4 == 0, z0, z1) * size[1] + wp.where(c // 2 % 2 == 0, y0, y1)
                 index[c, k] = row * size[0] + wp.where(c % 2 == 0, x0, x1)
-                weight[c, k] = wp.where(c // 4 == 0, w0, w1) * wp.where(c // 2 % 2 == 0, v0, v1) * (
-                    wp.where(c % 2 == 0, u0, u1))
+                weight[c, k] = (
+                    wp.where(c // 4 == 0, w0, w1) * wp.where(c // 2 % 2 == 0, v0, v1) * (wp.where(c % 2 == 0, u0, u1))
+                )
         return index, weight
 
     return place
@@ -329,11 +346,25 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
     look, look_back, to_color, to_color_backward = color_functions(channels, n_basis, activation)
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
-    def march(first: int, stride: int, rays: Rays, volume: Volume, scale: wp.array(dtype=float),
-              density: wp.array(dtype=float), color: wp.array(dtype=features), basis: wp.array2d(dtype=float),
-              blocks: wp.array(dtype=wp.uint8), cells: wp.array(dtype=wp.uint8), emptiness_scale: float, keep: int,
-              visits: Visits, out_color: wp.array(dtype=colors), out_depth: wp.array(dtype=float),
-              out_opacity: wp.array(dtype=float), out_emptiness: wp.array(dtype=float)):
+    def march(
+        first: int,
+        stride: int,
+        rays: Rays,
+        volume: Volume,
+        scale: wp.array(dtype=float),
+        density: wp.array(dtype=float),
+        color: wp.array(dtype=features),
+        basis: wp.array2d(dtype=float),
+        blocks: wp.array(dtype=wp.uint8),
+        cells: wp.array(dtype=wp.uint8),
+        emptiness_scale: float,
+        keep: int,
+        visits: Visits,
+        out_color: wp.array(dtype=colors),
+        out_depth: wp.array(dtype=float),
+        out_opacity: wp.array(dtype=float),
+        out_emptiness: wp.array(dtype=float),
+    ):
         r = first + wp.tid() * stride
         o = rays.o[r]
         d = rays.d[r]
@@ -409,12 +440,24 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
             visits.n[r] = m
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
-    def march_backward(first: int, stride: int, rays: Rays, volume: Volume, scale: wp.array(dtype=float),
-                       color: wp.array(dtype=features), basis: wp.array2d(dtype=float), emptiness_scale: float,
-                       visits: Visits, g_color: wp.array(dtype=colors), g_depth: wp.array(dtype=float),
-                       g_opacity: wp.array(dtype=float), g_emptiness: wp.array(dtype=float),
-                       density_grad: wp.array(dtype=float), color_grad: wp.array(dtype=features),
-                       touched: wp.array(dtype=wp.uint8)):
+    def march_backward(
+        first: int,
+        stride: int,
+        rays: Rays,
+        volume: Volume,
+        scale: wp.array(dtype=float),
+        color: wp.array(dtype=features),
+        basis: wp.array2d(dtype=float),
+        emptiness_scale: float,
+        visits: Visits,
+        g_color: wp.array(dtype=colors),
+        g_depth: wp.array(dtype=float),
+        g_opacity: wp.array(dtype=float),
+        g_emptiness: wp.array(dtype=float),
+        density_grad: wp.array(dtype=float),
+        color_grad: wp.array(dtype=features),
+        touched: wp.array(dtype=wp.uint8),
+    ):
         r = first + wp.tid() * stride
         o = rays.o[r]
         d = rays.d[r]
@@ -480,8 +523,11 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
 
 def side_by_side(code):
     """Return the Warp function that does `code`, in C, for each float k, and returns the float `sum`."""
-    @wp.func_native("const size_t from = size_t(first) * width, to = from + size_t(n) * width; float sum = 0.0f; "
-                    f"for (size_t k = from; k < to; ++k) {{ {code} }} return sum;")
+
+    @wp.func_native(
+        "const size_t from = size_t(first) * width, to = from + size_t(n) * width; float sum = 0.0f; "
+        f"for (size_t k = from; k < to; ++k) {{ {code} }} return sum;"
+    )
     def run(a: wp.array(dtype=float), b: wp.array(dtype=float), first: int, n: int, width: int) -> float: ...
 
     return run
@@ -500,9 +546,18 @@ def sweep_kernel(run):
     """
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
-    def sweep(first: int, stride: int, volume: Volume, n_features: int, touched: wp.array(dtype=wp.uint8),
-              a: wp.array(dtype=float), b: wp.array(dtype=float), a_features: wp.array(dtype=float),
-              b_features: wp.array(dtype=float), sums: wp.array(dtype=float)):
+    def sweep(
+        first: int,
+        stride: int,
+        volume: Volume,
+        n_features: int,
+        touched: wp.array(dtype=wp.uint8),
+        a: wp.array(dtype=float),
+        b: wp.array(dtype=float),
+        a_features: wp.array(dtype=float),
+        b_features: wp.array(dtype=float),
+        sums: wp.array(dtype=float),
+    ):
         row = first + wp.tid() * stride
         size = volume.size
         total = float(0.0)
@@ -529,9 +584,21 @@ def adam_kernel(channels):
     rows = vector(channels)
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
-    def adam(first: int, stride: int, volume: Volume, flags: wp.array(dtype=wp.uint8), beta1: float, beta2: float,
-             rate: float, root: float, eps: float, p: wp.array(dtype=rows), g: wp.array(dtype=rows),
-             m: wp.array(dtype=rows), v: wp.array(dtype=rows)):
+    def adam(
+        first: int,
+        stride: int,
+        volume: Volume,
+        flags: wp.array(dtype=wp.uint8),
+        beta1: float,
+        beta2: float,
+        rate: float,
+        root: float,
+        eps: float,
+        p: wp.array(dtype=rows),
+        g: wp.array(dtype=rows),
+        m: wp.array(dtype=rows),
+        v: wp.array(dtype=rows),
+    ):
         block = block_at(first + wp.tid() * stride, volume.blocks)
         if not voxels_reached(flags, block, volume.blocks):
             return

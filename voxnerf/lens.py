@@ -84,8 +84,7 @@ class Lenses:
         fisheye = self.fisheye[lens][:, None]  # (m, 1)
         ahead = torch.where(fisheye, torch.cos(r), torch.ones_like(r))
         sideways = torch.where(fisheye[..., None], toward * torch.sin(r)[..., None], flat)
-        return (torch.stack([sideways[..., 0], -sideways[..., 1], -ahead], dim=-1),
-                torch.where(fisheye, inside, exact))
+        return (torch.stack([sideways[..., 0], -sideways[..., 1], -ahead], dim=-1), torch.where(fisheye, inside, exact))
 
     def bend(self, lens, rays):
         """Return the directions (m, n, 3) that pinholes see along `rays` (m, n, 3), as lenses `lens` (m,) see there.

@@ -68,7 +68,7 @@ class Zeros:
 
     def _take_back(self, layout, memory, loan):
         self.free.append((layout, memory, loan.changed() or loan.touched))
-        del self.free[:-self.keep]
+        del self.free[: -self.keep]
 
 
 class Loan:

@@ -82,27 +82,41 @@ class NeRF:
         """
         facing, inside = self.cameras.facing(), self.cameras.share_inside(box[1, 0])
         if facing < AWAY and inside < 0.5:
-            raise UserError("the cameras look away from the field: are the poses in the axes of OpenCV or COLMAP? "
-                            "transform_matrix is in OpenGL's, looking along -z: turn the signs of its 2nd and 3rd "
-                            "columns (y and z); if it is in these axes already, centre the poses on the object")
+            raise UserError(
+                "the cameras look away from the field: are the poses in the axes of OpenCV or COLMAP? "
+                "transform_matrix is in OpenGL's, looking along -z: turn the signs of its 2nd and 3rd "
+                "columns (y and z); if it is in these axes already, centre the poses on the object"
+            )
         if facing < AWAY:
-            note("the cameras stand in the field and look away from its middle: that is right for a room seen from "
-                 "within; else turn the signs of the 2nd and 3rd columns (y and z) of transform_matrix")
+            note(
+                "the cameras stand in the field and look away from its middle: that is right for a room seen from "
+                "within; else turn the signs of the 2nd and 3rd columns (y and z) of transform_matrix"
+            )
         share = self.cameras.share_through(torch.as_tensor(box).to(self.device), scene.sizes, scene.usable)
         if share < MIN_SHARE:
             distance = self.cameras.eyes.norm(dim=-1)
-            raise UserError(f"{share:.1%} of the training views' rays pass through the field, a cube of half edge "
-                            f"{self.cfg.model.bbox_len:g} round the origin, and the cameras are {distance.min():.3g} "
-                            f"to {distance.max():.3g} away from there: centre and scale the poses of the scene, or "
-                            "give a larger --model.bbox_len")
+            raise UserError(
+                f"{share:.1%} of the training views' rays pass through the field, a cube of half edge "
+                f"{self.cfg.model.bbox_len:g} round the origin, and the cameras are {distance.min():.3g} "
+                f"to {distance.max():.3g} away from there: centre and scale the poses of the scene, or "
+                "give a larger --model.bbox_len"
+            )
 
     def _set_field(self, box, shape, view_dependent=False):
         """Make a new field in `box` (2, 3), of `shape` (X, Y, Z) voxels, and the optimizer that goes with it."""
         m = self.cfg.model
         self.box = box  # as given: in the field it is rounded
-        self.field = make_field(m.model_type, box, shape, m.c, m.step_ratio, m.density_shift, m.ray_march_weight_thres,
-                                view_dependent=view_dependent,
-                                generator=torch_rng(self.cfg.seed, 0, "field")).to(self.device)
+        self.field = make_field(
+            m.model_type,
+            box,
+            shape,
+            m.c,
+            m.step_ratio,
+            m.density_shift,
+            m.ray_march_weight_thres,
+            view_dependent=view_dependent,
+            generator=torch_rng(self.cfg.seed, 0, "field"),
+        ).to(self.device)
         self.names = [name for name, _ in self.field.named_parameters()]
         self.optimizer = new_adam(self.field, self.cfg.lr, self.cfg.renderer)
 
@@ -120,7 +134,7 @@ class NeRF:
 
     def keep_to_schedule(self, step, progress):
         """Do what is due by `progress`, and set the learning rates; the clock alone makes nothing due at first."""
-        for due, share in self.schedule[self.n_events:]:
+        for due, share in self.schedule[self.n_events :]:
             if progress < due or step < min(due * self.n_steps, WARM_UP):
                 break
             self.find_empty_space() if share is None else self.grow(share, due >= HARMONICS)
@@ -211,8 +225,14 @@ class NeRF:
         image, usable, lens = (None if each is None else each[i] for each in (scene.images, scene.usable, scene.lenses))
         picture, depth = self.render(scene.K[i], scene.c2w[i], *scene.sizes[i], lens)
         rendered, truth = torch.from_numpy(picture), image / 255
-        return View(scene.names[i], image.numpy(), picture, depth, psnr(mse(rendered, truth, usable)).item(),
-                    ssim(rendered, truth, usable))
+        return View(
+            scene.names[i],
+            image.numpy(),
+            picture,
+            depth,
+            psnr(mse(rendered, truth, usable)).item(),
+            ssim(rendered, truth, usable),
+        )
 
     def views(self, scene):
         """Yield a `View` for each image of a `Scene`."""
@@ -233,9 +253,14 @@ class NeRF:
     def save(self, root, step):
         """Write the state after `step` steps below `root`."""
         tensors = {f"field/{k}": v for k, v in self.field.state_dict().items()}
-        meta = {"box": self.box.tolist(), "shape": self.field.density.shape[:1:-1], "n_events": self.n_events,
-                "masked": self.field.alpha_mask is not None, "view_dependent": self.field.view_dependent,
-                "minutes": self.minutes}
+        meta = {
+            "box": self.box.tolist(),
+            "shape": self.field.density.shape[:1:-1],
+            "n_events": self.n_events,
+            "masked": self.field.alpha_mask is not None,
+            "view_dependent": self.field.view_dependent,
+            "minutes": self.minutes,
+        }
         checkpoint.save(root, step, tensors | checkpoint.flatten_optimizer(self.optimizer, self.names), meta)
 
     def load(self, path):

@@ -21,8 +21,12 @@ def march(field, rays_o, rays_d, t_min, n_samples, emptiness_scale):
     lit = inside & (w.detach() > field.ray_march_weight_thres)  # (n, k)
     c = points.new_zeros(*t.shape, field.c)
     c[lit] = field.features(points[lit], rays_d.to(t)[:, None].expand_as(points)[lit])
-    return ((w[..., None] * c).sum(dim=1), (w * t).sum(dim=1), w.sum(dim=1),
-            torch.log1p(emptiness_scale * w).sum(dim=1))
+    return (
+        (w[..., None] * c).sum(dim=1),
+        (w * t).sum(dim=1),
+        w.sum(dim=1),
+        torch.log1p(emptiness_scale * w).sum(dim=1),
+    )
 
 
 def sample_points(field, rays_o, rays_d, t_min, n_samples):

@@ -52,8 +52,9 @@ def render_rays(field, rays_o, rays_d, bg=None, emptiness_scale=0.0, renderer="a
     light, depth, opacity, emptiness = march(field, rays_o, rays_d, t_min, n_samples, emptiness_scale)
     if bg is None:
         bg = field.background(rays_d)
-    return Rendering(light + (1 - opacity)[:, None] * bg, depth + (1 - opacity) * BG_DEPTH, opacity, emptiness,
-                     n_samples)
+    return Rendering(
+        light + (1 - opacity)[:, None] * bg, depth + (1 - opacity) * BG_DEPTH, opacity, emptiness, n_samples
+    )
 
 
 def pick_march(renderer, like):
@@ -70,8 +71,10 @@ def pick_march(renderer, like):
     if like.dtype != torch.float32:
         raise ValueError(f"the fused renderer is for float32 fields, this one is {like.dtype}")
     if not fused_available():
-        raise UserError("--renderer fused: needs the package warp-lang, which does not start here; install it, or use "
-                        "--renderer reference")
+        raise UserError(
+            "--renderer fused: needs the package warp-lang, which does not start here; install it, or use "
+            "--renderer reference"
+        )
     from voxnerf import fused
 
     return fused.march
@@ -88,8 +91,9 @@ def fused_available():
     return True
 
 
-def render_image(field, K, c2w, H, W, bg=None, subpixels=1, chunk=None, emptiness_scale=0.0, renderer="auto",
-                 lens=None):
+def render_image(
+    field, K, c2w, H, W, bg=None, subpixels=1, chunk=None, emptiness_scale=0.0, renderer="auto", lens=None
+):
     """Render an image of H x W pixels at `subpixels` x `subpixels` rays each.
 
     Args:

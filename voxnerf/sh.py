@@ -13,5 +13,17 @@ def sh_basis(d):
     x, y, z = d.unbind(-1)
     a, b = math.sqrt(3 / (4 * math.pi)), math.sqrt(15 / (4 * math.pi))
     c = math.sqrt(5 / (16 * math.pi))
-    return torch.stack([torch.full_like(x, SH_0), a * y, a * z, a * x,
-                        b * x * y, b * y * z, c * (3 * z * z - 1), b * x * z, b / 2 * (x * x - y * y)], dim=-1)
+    return torch.stack(
+        [
+            torch.full_like(x, SH_0),
+            a * y,
+            a * z,
+            a * x,
+            b * x * y,
+            b * y * z,
+            c * (3 * z * z - 1),
+            b * x * z,
+            b / 2 * (x * x - y * y),
+        ],
+        dim=-1,
+    )

@@ -54,12 +54,13 @@ def from_linear(rgba, remarks):
     remarks["linear"] = "holds linear light: it is converted to sRGB"
     broken = ~np.isfinite(rgba).all(axis=-1)
     if broken.any():
-        remarks["not finite"] = (f"{broken.sum()} of its {broken.size} pixels are not finite: NaN becomes 0, infinity "
-                                 "1")
+        remarks["not finite"] = f"{broken.sum()} of its {broken.size} pixels are not finite: NaN becomes 0, infinity 1"
         rgba = np.nan_to_num(rgba, nan=0.0, posinf=1.0, neginf=0.0)
     outside = ((rgba < 0) | (rgba > 1)).any(axis=-1)
     if outside.any():
-        remarks["clipped"] = (f"{outside.sum()} of its {outside.size} pixels lie outside 0 to 1, up to {rgba.max():.3g}"
-                              ", and are clipped; expose it differently if they matter")
+        remarks["clipped"] = (
+            f"{outside.sum()} of its {outside.size} pixels lie outside 0 to 1, up to {rgba.max():.3g}"
+            ", and are clipped; expose it differently if they matter"
+        )
         rgba = rgba.clip(0, 1)
     return np.concatenate([srgb(rgba[..., :3]), rgba[..., 3:]], axis=-1).astype(np.float32)

@@ -107,19 +107,22 @@ def _jpeg(data):
         if marker == END:
             break
         if marker in FRAMES:
-            height, width = (int.from_bytes(data[at + i:at + i + 2], "big") for i in (3, 5))
+            height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (3, 5))
             pixels = max(pixels, height * width)
         segments, scans = segments + 1, scans + (marker == SCAN)
         if scans > MAX_SCANS or segments > MAX_SEGMENTS:
             raise Unreadable("repeats its scans or segments too often for a JPEG; save it again")
         if scans and pixels <= MAX_PIXELS and pixels * scans > most:
-            raise Unreadable(f"states {pixels:,} pixels, {scans} times over, in {len(data):,} bytes, which cannot be; "
-                             "get it again, or save it as PNG")
-        at += int.from_bytes(data[at:at + 2], "big")
+            raise Unreadable(
+                f"states {pixels:,} pixels, {scans} times over, in {len(data):,} bytes, which cannot be; "
+                "get it again, or save it as PNG"
+            )
+        at += int.from_bytes(data[at : at + 2], "big")
 
 
 def _tiff(file, order):
     """Check how many numbers the tags of a TIFF's first picture and of its EXIF data hold (TIFF 6.0, section 2)."""
+
     def number(size):
         return int.from_bytes(file.read(size), order)
 

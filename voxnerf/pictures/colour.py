@@ -21,9 +21,14 @@ def colour_remarks(mode, info, facts):
         return _of_cicp(*facts["cicp"])
     if info.get("icc_profile"):
         name = _profile_name(info["icc_profile"])
-        return {} if "srgb" in name.lower() else {
-            "profile": f"states the colour profile {name}: its values are taken for sRGB as they stand; convert it to "
-                       "sRGB if its exact colours matter"}
+        return (
+            {}
+            if "srgb" in name.lower()
+            else {
+                "profile": f"states the colour profile {name}: its values are taken for sRGB as they stand; convert it to "
+                "sRGB if its exact colours matter"
+            }
+        )
     gamma = stated_gamma(info, facts)
     return {} if gamma is None else {"gamma": f"states gamma {gamma:g}: it is converted to sRGB"}
 
@@ -52,14 +57,18 @@ def applied_gamma(rgba, info, facts):
 
 def _of_cicp(primaries, transfer, matrix, full):
     if transfer in HDR:
-        raise Unreadable(f"is an HDR picture with the curve {HDR[transfer]}, which is not read; save it as OpenEXR, or "
-                         "as PNG with sRGB's")
+        raise Unreadable(
+            f"is an HDR picture with the curve {HDR[transfer]}, which is not read; save it as OpenEXR, or "
+            "as PNG with sRGB's"
+        )
     if transfer == LINEAR:
         return {"gamma": "states linear light: it is converted to sRGB"}
     if primaries == 1 and transfer in PLAIN and (matrix, full) == (MATRIX_RGB, FULL):
         return {}
-    return {"profile": f"states the colours cICP {primaries}, {transfer}, {matrix}, {full}: its values are taken for "
-                       "sRGB as they stand; convert it to sRGB if its exact colours matter"}
+    return {
+        "profile": f"states the colours cICP {primaries}, {transfer}, {matrix}, {full}: its values are taken for "
+        "sRGB as they stand; convert it to sRGB if its exact colours matter"
+    }
 
 
 def _profile_name(profile):

@@ -42,8 +42,8 @@ def read(path):
     data = np.stack([*(straight * 3)[:3], alpha], axis=-1)
     width, height = head.size
     rgba = np.zeros((height, width, 4), np.float32)
-    inside = data[max(-y, 0):height - y, max(-x, 0):width - x]
-    rgba[max(y, 0):max(y, 0) + inside.shape[0], max(x, 0):max(x, 0) + inside.shape[1]] = inside
+    inside = data[max(-y, 0) : height - y, max(-x, 0) : width - x]
+    rgba[max(y, 0) : max(y, 0) + inside.shape[0], max(x, 0) : max(x, 0) + inside.shape[1]] = inside
     return head, from_linear(rgba, head.remarks)
 
 
@@ -70,8 +70,10 @@ def _described(part):
     names = list(_names(stated))
     colour = next((c for c in COLOURS if set(c) <= set(names)), None)
     if colour is None or {"RY", "BY"} & set(names):
-        raise Unreadable(f"has the channels {some(names)}, and only R, G, B or Y, with or without A, are read; save "
-                         "one layer of colour alone")
+        raise Unreadable(
+            f"has the channels {some(names)}, and only R, G, B or Y, with or without A, are read; save "
+            "one layer of colour alone"
+        )
     (x0, y0), (x1, y1) = _window(stated, "displayWindow")
     (left, top), (right, bottom) = _window(stated, "dataWindow")
     check_size(x1 - x0 + 1, y1 - y0 + 1)

@@ -91,8 +91,10 @@ def _image(path, rawmode=None):
 
     with open(path, "rb") as file, _pillow(Image.open, file, "r", FORMATS) as image:
         if rawmode is not None:
-            image.tile = [tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *tile.args[1:]))
-                          for tile in image.tile]
+            image.tile = [
+                tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *tile.args[1:]))
+                for tile in image.tile
+            ]
         yield image
 
 

@@ -48,8 +48,11 @@ def find_scene(name):
 
     Raises UserError saying where it looked.
     """
-    tried = list(dict.fromkeys([Path(os.path.expanduser(name)).absolute(), data_root() / "nerf_synthetic" / name,
-                                data_root() / name]))
+    tried = list(
+        dict.fromkeys(
+            [Path(os.path.expanduser(name)).absolute(), data_root() / "nerf_synthetic" / name, data_root() / name]
+        )
+    )
     for folder in tried:
         if folder.is_dir():
             return folder
@@ -57,8 +60,10 @@ def find_scene(name):
         raise UserError(f"--scene {name}: is a video; {advice(VIDEO)}")
     if tried[0].is_file():
         raise UserError(f"--scene {name}: is a file; give the folder that it is in")
-    raise UserError(f"--scene {name}: looked for a folder at {', '.join(map(str, tried))}: none is there; give the "
-                    f"path of one with --scene FOLDER (data root: {ENV})")
+    raise UserError(
+        f"--scene {name}: looked for a folder at {', '.join(map(str, tried))}: none is there; give the "
+        f"path of one with --scene FOLDER (data root: {ENV})"
+    )
 
 
 def load_scenes(folder, splits=("train", "test"), downscale=1, strict=False) -> list[Scene]:
@@ -95,9 +100,14 @@ def scene_of(folder, frames, downscale, remarks) -> Scene:
     kept = views_with_pixels(folder, frames, photos)
     rgba = [torch.from_numpy(photos[i].rgba) for i in kept]
     lenses = [lenses[i] for i in kept]
-    return Scene([image[..., :3] for image in rgba], [image[..., 3] for image in rgba],
-                 *(torch.from_numpy(each[kept]) for each in (c2w, K)), [frames[i].name for i in kept],
-                 usable_of([photos[i] for i in kept]), lenses if any(lens.bends for lens in lenses) else None)
+    return Scene(
+        [image[..., :3] for image in rgba],
+        [image[..., 3] for image in rgba],
+        *(torch.from_numpy(each[kept]) for each in (c2w, K)),
+        [frames[i].name for i in kept],
+        usable_of([photos[i] for i in kept]),
+        lenses if any(lens.bends for lens in lenses) else None,
+    )
 
 
 def views_with_pixels(folder, frames, photos) -> list:
@@ -105,8 +115,9 @@ def views_with_pixels(folder, frames, photos) -> list:
     kept = [i for i, photo in enumerate(photos) if photo.usable is None or photo.usable.any()]
     hint = "a mask is 0 (black) where pixels are to be left out"
     if not kept:
-        raise UserError(f"{frames[0].where}: its mask leaves no pixel, nor do those of all {len(frames)} views of its "
-                        f"split; {hint}")
+        raise UserError(
+            f"{frames[0].where}: its mask leaves no pixel, nor do those of all {len(frames)} views of its split; {hint}"
+        )
     if len(kept) < len(photos):
         note(f"{folder}: {len(photos) - len(kept)} views are left out, as masks leave no pixel of them; {hint}")
     return kept
@@ -116,5 +127,7 @@ def usable_of(photos):
     """Return which pixels of each photo count, or None where all do."""
     if all(photo.usable is None for photo in photos):
         return None
-    return [torch.from_numpy(np.ones(photo.rgba.shape[:2], bool) if photo.usable is None else photo.usable)
-            for photo in photos]
+    return [
+        torch.from_numpy(np.ones(photo.rgba.shape[:2], bool) if photo.usable is None else photo.usable)
+        for photo in photos
+    ]

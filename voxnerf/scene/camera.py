@@ -40,8 +40,9 @@ def read_all(frames, read) -> list:
         raise wrong[0]
     if len(wrong) == len(frames):
         raise UserError(f"{wrong[0]} (so it is with all {len(frames)} frames)")
-    raise UserError(f"{wrong[0]} (so it is with {len(wrong)} of {len(frames)} frames: put it right there, or leave "
-                    "them out)")
+    raise UserError(
+        f"{wrong[0]} (so it is with {len(wrong)} of {len(frames)} frames: put it right there, or leave them out)"
+    )
 
 
 # ---------------------------------------------------------------- poses
@@ -61,16 +62,18 @@ def pose_of(frame, remarks):
     if given.shape not in ((3, 4), (4, 4)):
         raise UserError(f"{frame.where}: {expected}, got shape {shown(given.shape)}")
     c2w = np.eye(4)
-    c2w[:len(given)] = given
+    c2w[: len(given)] = given
     if not np.isfinite(c2w).all():
         raise UserError(f"{frame.where}: {expected}, and has one that is not finite")
     R = c2w[:3, :3]
     with np.errstate(all="ignore"):  # huge numbers
         off, det = np.abs(R @ R.T - np.eye(3)).max(), np.linalg.det(R)
     if not off <= RIGID or det < 0 or np.abs(c2w[3] - [0, 0, 0, 1]).max() > RIGID:
-        raise UserError(f"{frame.where}: {key} must be a rotation and a shift, without scale or mirror "
-                        f"(determinant 1), above a row 0 0 0 1; its determinant is {det:.4g}, and R R^T is {off:.2g} "
-                        "off 1; take scale and mirror out of all poses alike")
+        raise UserError(
+            f"{frame.where}: {key} must be a rotation and a shift, without scale or mirror "
+            f"(determinant 1), above a row 0 0 0 1; its determinant is {det:.4g}, and R R^T is {off:.2g} "
+            "off 1; take scale and mirror out of all poses alike"
+        )
     return c2w
 
 
@@ -93,8 +96,10 @@ def intrinsics_of(frame, width, height, downscale, remarks):
     w = frame.number("w", width if frame.get("h") is None else frame.number("h", above=0) * width / height, above=0)
     h = frame.number("h", w * height / width, above=0)
     if abs(width * h - w * height) >= max(w, h):  # more than rounding to whole pixels would do
-        raise UserError(f"{frame.where}: w x h is {w:g}x{h:g}, and its image is {width}x{height}, of another shape; "
-                        "state the size that the intrinsics are for")
+        raise UserError(
+            f"{frame.where}: w x h is {w:g}x{h:g}, and its image is {width}x{height}, of another shape; "
+            "state the size that the intrinsics are for"
+        )
     fl_x, fl_y = focal_lengths(frame, w, h, remarks)
     cx, cy = principal_point(frame, w, h, remarks)
     sx, sy = width / w / downscale, height / h / downscale
@@ -107,12 +112,16 @@ def principal_point(frame, w, h, remarks):
     cx, cy = frame.number("cx", w / 2), frame.number("cy", h / 2)
     shift = max(abs(cx / w - 0.5), abs(cy / h - 0.5))
     if shift > MOST_SHIFT:
-        raise UserError(f"{frame.where}: the principal point is at {cx:.4g}, {cy:.4g} of {w:g}x{h:g} pixels; cx and cy "
-                        f"are pixels from the corner of the first pixel, and must lie within 10% to 90% of w and h; "
-                        f"the middle is {w / 2:g}, {h / 2:g}")
+        raise UserError(
+            f"{frame.where}: the principal point is at {cx:.4g}, {cy:.4g} of {w:g}x{h:g} pixels; cx and cy "
+            f"are pixels from the corner of the first pixel, and must lie within 10% to 90% of w and h; "
+            f"the middle is {w / 2:g}, {h / 2:g}"
+        )
     if shift > SHIFT:
-        remarks.add("the principal point cx, cy is more than a quarter of the picture off its middle: it is used; "
-                    "it is in pixels from the corner of the first pixel")
+        remarks.add(
+            "the principal point cx, cy is more than a quarter of the picture off its middle: it is used; "
+            "it is in pixels from the corner of the first pixel"
+        )
     return cx, cy
 
 
@@ -121,17 +130,23 @@ def focal_lengths(frame, w, h, remarks):
     stated = [focal_length(frame, axis, size, remarks) for axis, size in (("x", w), ("y", h))]
     found = [fl for fl in stated if fl is not None]
     if not found:
-        raise UserError(f"{frame.where}: no fl_x (focal length, pixels) and no camera_angle_x (horizontal field of "
-                        "view, radians); add one of them")
+        raise UserError(
+            f"{frame.where}: no fl_x (focal length, pixels) and no camera_angle_x (horizontal field of "
+            "view, radians); add one of them"
+        )
     widest = WIDEST_FISHEYE if has_fisheye(frame) else WIDEST
     for axis, size, fl in zip("xy", (w, h), stated):
         if fl is not None and WIDEST_FISHEYE * size <= fl < widest * size:
-            raise UserError(f"{frame.where}: its focal length is {fl:.4g} pixels for {size:g} pixels of the picture: "
-                            f"less than a tenth, which only a fisheye has; correct camera_angle_{axis}, or if "
-                            f"fl_{axis} is a share, multiply it by {size:g}, and cx, cy by {w:g}, {h:g}")
+            raise UserError(
+                f"{frame.where}: its focal length is {fl:.4g} pixels for {size:g} pixels of the picture: "
+                f"less than a tenth, which only a fisheye has; correct camera_angle_{axis}, or if "
+                f"fl_{axis} is a share, multiply it by {size:g}, and cx, cy by {w:g}, {h:g}"
+            )
         if fl is not None and not widest * size <= fl <= NARROWEST * size:
-            raise UserError(f"{frame.where}: its focal length is {fl:.4g} pixels for {size:g} pixels of the picture; "
-                            f"correct fl_{axis} (pixels) or camera_angle_{axis} (radians)")
+            raise UserError(
+                f"{frame.where}: its focal length is {fl:.4g} pixels for {size:g} pixels of the picture; "
+                f"correct fl_{axis} (pixels) or camera_angle_{axis} (radians)"
+            )
     return (found[0] if stated[0] is None else stated[0]), (found[0] if stated[1] is None else stated[1])
 
 
@@ -177,14 +192,18 @@ def lens_of(frame, remarks) -> Lens:
     model = frame.get("camera_model", "")
     model = model.upper() if isinstance(model, str) else model
     if model not in (*PINHOLES, *RADIAL, *FISHEYE):
-        raise UserError(f"{frame.where}: camera_model {shown(model, 40)} is not read; it can be a "
-                        "pinhole, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV or OPENCV_FISHEYE; project the pictures "
-                        "into one of these")
+        raise UserError(
+            f"{frame.where}: camera_model {shown(model, 40)} is not read; it can be a "
+            "pinhole, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV or OPENCV_FISHEYE; project the pictures "
+            "into one of these"
+        )
     k = coefficients(frame)
     fisheye = has_fisheye(frame)
     if fisheye and any(k[key] for key in ("k5", "k6", "p1", "p2")):
-        raise UserError(f"{frame.where}: a fisheye lens has k1 to k4 only, and it states k5, k6, p1 or p2 too; take "
-                        "them out, or is_fisheye")
+        raise UserError(
+            f"{frame.where}: a fisheye lens has k1 to k4 only, and it states k5, k6, p1 or p2 too; take "
+            "them out, or is_fisheye"
+        )
     if fisheye and model not in ("", *FISHEYE):
         remarks.add(f"is_fisheye and camera_model {model} are two lenses: the fisheye is used")
     if model in PINHOLES[1:] and any(k.values()):
@@ -194,8 +213,9 @@ def lens_of(frame, remarks) -> Lens:
     if model == "FULL_OPENCV" or k["k5"] or k["k6"]:
         return Lens(False, (k["k1"], k["k2"], k["k3"], 0.0), (k["k4"], k["k5"], k["k6"]), (k["p1"], k["p2"]))
     if k["k4"]:
-        remarks.add("k4 is taken for the factor of r^8, as nerfstudio means it; for OpenCV's, state camera_model "
-                    "FULL_OPENCV")
+        remarks.add(
+            "k4 is taken for the factor of r^8, as nerfstudio means it; for OpenCV's, state camera_model FULL_OPENCV"
+        )
     return Lens(False, (k["k1"], k["k2"], k["k3"], k["k4"]), (0.0,) * 3, (k["p1"], k["p2"]))
 
 
@@ -205,8 +225,10 @@ def coefficients(frame) -> dict:
     if "distortion_params" in found:
         listed = found["distortion_params"]
         if not isinstance(listed, list) or len(listed) != len(LISTED):
-            raise UserError(f"{frame.where}: distortion_params must be the {len(LISTED)} numbers {', '.join(LISTED)}, "
-                            f"got {shown(listed)}")
+            raise UserError(
+                f"{frame.where}: distortion_params must be the {len(LISTED)} numbers {', '.join(LISTED)}, "
+                f"got {shown(listed)}"
+            )
         frame = frame._replace(own=dict(zip(LISTED, listed)), common={})
     k = {key: frame.number(key, 0) for key in COEFFICIENTS}
     strong = [key for key in k if abs(k[key]) > STRONGEST]

@@ -8,15 +8,52 @@ import difflib
 from my.errors import UserError, note, shown
 
 USED = {
-    "frames", "file_path", "transform_matrix", "transform_matrix_start", "mask_path", "split",
-    "train_filenames", "val_filenames", "test_filenames",
-    "fl_x", "fl_y", "cx", "cy", "w", "h", "x_fov", "y_fov", "camera_angle_x", "camera_angle_y",
-    "camera_model", "is_fisheye", "k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "distortion_params",
-    "fisheye_crop_radius", "white_transparent", "black_transparent",
+    "frames",
+    "file_path",
+    "transform_matrix",
+    "transform_matrix_start",
+    "mask_path",
+    "split",
+    "train_filenames",
+    "val_filenames",
+    "test_filenames",
+    "fl_x",
+    "fl_y",
+    "cx",
+    "cy",
+    "w",
+    "h",
+    "x_fov",
+    "y_fov",
+    "camera_angle_x",
+    "camera_angle_y",
+    "camera_model",
+    "is_fisheye",
+    "k1",
+    "k2",
+    "k3",
+    "k4",
+    "k5",
+    "k6",
+    "p1",
+    "p2",
+    "distortion_params",
+    "fisheye_crop_radius",
+    "white_transparent",
+    "black_transparent",
 }
 NO_MEANING = {  # the poses are as they stand, and a frame needs no other name
-    "applied_transform", "applied_scale", "ply_file_path", "sharpness", "rotation", "image_id", "camera_id",
-    "colmap_im_id", "colmap_image_id", "colmap_camera_id", "timestamp",
+    "applied_transform",
+    "applied_scale",
+    "ply_file_path",
+    "sharpness",
+    "rotation",
+    "image_id",
+    "camera_id",
+    "colmap_im_id",
+    "colmap_image_id",
+    "colmap_camera_id",
+    "timestamp",
 }
 REFUSED = {
     "from_mitsuba": "its poses have other axes; write them as camera to world in OpenGL's, looking along -z",
@@ -33,13 +70,31 @@ STILL = "each picture is taken for one moment of a camera that stands still"
 AXES = "poses are taken for camera to world in OpenGL's axes, looking along -z; turn the y and z columns of OpenCV's"
 OTHERS = "the poses and pictures are used as they stand"
 UNUSED = {
-    "aabb_scale": BOX, "scale": BOX, "offset": BOX, "render_aabb": BOX, "render_aabb_to_local": BOX, "aabb": BOX,
-    "depth_file_path": DEPTH, "depth_path": DEPTH, "enable_depth_loading": DEPTH, "integer_depth_scale": DEPTH,
-    "depth_unit_scale_factor": DEPTH, "normal_file_path": DEPTH, "semantic_path": DEPTH, "semantics_path": DEPTH,
-    "rolling_shutter": STILL, "transform_matrix_end": STILL, "exposure_time": STILL,
-    "up": OTHERS, "orientation_override": OTHERS, "n_extra_learnable_dims": OTHERS, "fix_premult": OTHERS,
-    "wrap_hdr": OTHERS, "mask_color": OTHERS,
-    "camera_convention": AXES, "coordinate_system": AXES,
+    "aabb_scale": BOX,
+    "scale": BOX,
+    "offset": BOX,
+    "render_aabb": BOX,
+    "render_aabb_to_local": BOX,
+    "aabb": BOX,
+    "depth_file_path": DEPTH,
+    "depth_path": DEPTH,
+    "enable_depth_loading": DEPTH,
+    "integer_depth_scale": DEPTH,
+    "depth_unit_scale_factor": DEPTH,
+    "normal_file_path": DEPTH,
+    "semantic_path": DEPTH,
+    "semantics_path": DEPTH,
+    "rolling_shutter": STILL,
+    "transform_matrix_end": STILL,
+    "exposure_time": STILL,
+    "up": OTHERS,
+    "orientation_override": OTHERS,
+    "n_extra_learnable_dims": OTHERS,
+    "fix_premult": OTHERS,
+    "wrap_hdr": OTHERS,
+    "mask_color": OTHERS,
+    "camera_convention": AXES,
+    "coordinate_system": AXES,
     "intrinsic_matrix": "state fl_x, fl_y, cx and cy",
 }
 SHOWN = 5  # unknown keys that a note names
@@ -55,15 +110,20 @@ def tell(path, meta: dict, entries: list):
     for key, why in REFUSED.items():
         if key in stated:
             texts = [level[key] for level in (meta, *entries) if isinstance(level.get(key), str) and key in SWITCHES]
-            raise UserError(f"{path}: {key} must be true or false, got {given(texts[0])}" if texts and texts[0] else
-                            f"{path}: {key} is stated: {why}")
+            raise UserError(
+                f"{path}: {key} must be true or false, got {given(texts[0])}"
+                if texts and texts[0]
+                else f"{path}: {key} is stated: {why}"
+            )
     for why in dict.fromkeys(UNUSED.values()):
         keys = [key for key in stated if UNUSED.get(key) == why]
         if keys:
             note(f"{path}: not used: {', '.join(keys)}: {why}")
     if "time" in stated and any(entry.get("time") != entries[0].get("time") for entry in entries):
-        note(f"{path}: its frames are of different times, and one still scene is trained on all of them; leave the "
-             "frames of other times out, unless nothing moves")
+        note(
+            f"{path}: its frames are of different times, and one still scene is trained on all of them; leave the "
+            "frames of other times out, unless nothing moves"
+        )
     unknown = [key for key in stated if not (key == "time" or key in USED or key in NO_MEANING or key in UNUSED)]
     if unknown:
         names = ", ".join(map(with_guess, unknown[:SHOWN]))

@@ -18,24 +18,35 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("a model of COLMAP", tuple(f"{folder}cameras.{end}" for folder in ("sparse/0/", "sparse/", "colmap/sparse/0/",
-                                                                           "colmap_sparse/0/", "")
-                                    for end in ("bin", "txt")),
-         "nerfstudio's `ns-process-data images --skip-colmap`, or, where it is saved as text, instant-ngp's "
-         "`colmap2nerf.py --text`"),
+    Kind(
+        "a model of COLMAP",
+        tuple(
+            f"{folder}cameras.{end}"
+            for folder in ("sparse/0/", "sparse/", "colmap/sparse/0/", "colmap_sparse/0/", "")
+            for end in ("bin", "txt")
+        ),
+        "nerfstudio's `ns-process-data images --skip-colmap`, or, where it is saved as text, instant-ngp's "
+        "`colmap2nerf.py --text`",
+    ),
     Kind("a scene of LLFF", ("poses_bounds.npy",), AGAIN),
     Kind("a scene of Nerfies", ("dataset.json",), AGAIN, ("camera",)),
     Kind("a scene of SDFStudio", ("meta_data.json",), AGAIN),
     Kind("a scene of NSVF", ("intrinsics.txt",), "instant-ngp's `nsvf2nerf.py`", ("pose",)),
     Kind("a scene of NeuS", ("cameras_sphere.npz", "cameras_large.npz", "cameras.npz"), AGAIN),
     Kind("a capture of Polycam", ("keyframes",), "nerfstudio's `ns-process-data polycam`"),
-    Kind("a capture of Record3D", ("metadata", "metadata.json"),
-         "nerfstudio's `ns-process-data record3d` or instant-ngp's `record3d2nerf.py`"),
+    Kind(
+        "a capture of Record3D",
+        ("metadata", "metadata.json"),
+        "nerfstudio's `ns-process-data record3d` or instant-ngp's `record3d2nerf.py`",
+    ),
     Kind("a model of Bundler", ("bundle.out", "bundle/bundle.out", "bundler.out"), AGAIN),
     Kind("cameras of Metashape", ("*.xml",), "nerfstudio's `ns-process-data metashape`"),
 )
-VIDEO = Kind("a video", tuple(f"*{each}" for end in VIDEOS for each in (end, end.upper())),
-             "nerfstudio's `ns-process-data video` or instant-ngp's `colmap2nerf.py --video_in`")
+VIDEO = Kind(
+    "a video",
+    tuple(f"*{each}" for end in VIDEOS for each in (end, end.upper())),
+    "nerfstudio's `ns-process-data video` or instant-ngp's `colmap2nerf.py --video_in`",
+)
 
 
 def made_by_others(folder) -> str | None:

@@ -31,21 +31,25 @@ def sizes_of(frames, downscale) -> list:
 
     Raises UserError where squares of `downscale` pixels do not fill one, and where all do not fit in memory.
     """
+
     def size(frame):
         width, height = image_size(frame.picture, size=stated_size(frame))
         if height % downscale or width % downscale:
             common = math.gcd(height, width)
             fit = ", ".join(str(d) for d in range(1, common + 1) if common % d == 0)
-            raise UserError(f"--downscale {downscale}: {frame.picture} is {width}x{height}, which only these divide: "
-                            f"{fit}")
+            raise UserError(
+                f"--downscale {downscale}: {frame.picture} is {width}x{height}, which only these divide: {fit}"
+            )
         return width, height
 
     with ThreadPoolExecutor() as pool:
         sizes = list(pool.map(size, frames))
     need, memory = BYTES * sum(w * h for w, h in sizes) / downscale**2, machine_memory()
     if need > memory:
-        raise UserError(f"{len(sizes)} pictures, {frames[0].picture} the first: take {need / 1e9:.0f} GB of memory, "
-                        f"there are {memory / 1e9:.0f}; reduce them by --downscale")
+        raise UserError(
+            f"{len(sizes)} pictures, {frames[0].picture} the first: take {need / 1e9:.0f} GB of memory, "
+            f"there are {memory / 1e9:.0f}; reduce them by --downscale"
+        )
     return sizes
 
 
@@ -102,8 +106,10 @@ def usable_pixels(folder, frame, height, width):
             raise UserError(f"{frame.where}: mask_path must be text, got {shown(name)}")
         path = find_file(folder, name)
         if path is None:
-            raise UserError(f"{frame.where}: no mask {shown(str(folder / name), 300)}; put it there, or take mask_path "
-                            "out to use the whole picture")
+            raise UserError(
+                f"{frame.where}: no mask {shown(str(folder / name), 300)}; put it there, or take mask_path "
+                "out to use the whole picture"
+            )
         usable &= of_size(read_mask(path, frame.where), path, frame, usable.shape)
     path = frame.picture.with_name(f"dynamic_mask_{frame.picture.stem}.png")
     if path.is_file():
@@ -118,8 +124,10 @@ def usable_pixels(folder, frame, height, width):
 def of_size(mask, path, frame, shape):
     """Return a mask; raises UserError unless it is as large as its picture, of `shape` (H, W)."""
     if mask.shape != shape:
-        raise UserError(f"{frame.where}: the mask {path} is {mask.shape[1]}x{mask.shape[0]}, and its picture is "
-                        f"{shape[1]}x{shape[0]}; give it that size")
+        raise UserError(
+            f"{frame.where}: the mask {path} is {mask.shape[1]}x{mask.shape[0]}, and its picture is "
+            f"{shape[1]}x{shape[0]}; give it that size"
+        )
     return mask
 
 
@@ -146,5 +154,3 @@ def seen_by(lens, K, height, width):
     points = torch.stack([(x + K[0, 2]) / K[0, 0], (y + K[1, 2]) / -K[1, 1]], dim=-1).view(1, -1, 2).double()
     _, sees = Lenses([lens]).directions(torch.zeros(1, dtype=torch.long), points)
     return None if sees.all() else sees.view(height, width).numpy()
-
-

@@ -22,16 +22,22 @@ def present(folder, by_file, strict) -> dict:
         found[key] = [frame for frame in located if frame.picture]
         missing += [frame for frame in located if not frame.picture]
         if not found[key] and key == next(iter(by_file)):
-            raise UserError(f"{no_picture(folder, located[0])}, nor with {', '.join(SUFFIXES[:3])} after it, and none "
-                            f"of all {len(frames)} frames has one; put them there, or correct file_path")
+            raise UserError(
+                f"{no_picture(folder, located[0])}, nor with {', '.join(SUFFIXES[:3])} after it, and none "
+                f"of all {len(frames)} frames has one; put them there, or correct file_path"
+            )
     n = sum(map(len, by_file.values()))
     remarks.tell(folder, n)
     if missing and strict:
-        raise UserError(f"{no_picture(folder, missing[0])}; {len(missing)} of {n} frames have none; put them there, or "
-                        "leave out --strict True to go on without")
+        raise UserError(
+            f"{no_picture(folder, missing[0])}; {len(missing)} of {n} frames have none; put them there, or "
+            "leave out --strict True to go on without"
+        )
     if missing:
-        note(f"{folder}: {len(missing)} of {n} frames are left out, as their pictures are missing: "
-             f"{some((frame.name for frame in missing), 2)}; --strict True refuses that")
+        note(
+            f"{folder}: {len(missing)} of {n} frames are left out, as their pictures are missing: "
+            f"{some((frame.name for frame in missing), 2)}; --strict True refuses that"
+        )
     return found
 
 
@@ -110,14 +116,18 @@ def shared_pictures(folder, splits):
         lost = next((frame for frame in frames if frame.by_end), None)
         if lost:
             other = next(frame for frame in frames if pose(frame) != pose(lost))
-            raise UserError(f"{lost.where}: its picture was found by the path's end, as "
-                            f"{shown(str(lost.picture), 300)}, which is that of {shown(other.name)} too, of "
-                            f"another pose (so it is with {n} frames); put the pictures where "
-                            "file_path says, or correct it")
+            raise UserError(
+                f"{lost.where}: its picture was found by the path's end, as "
+                f"{shown(str(lost.picture), 300)}, which is that of {shown(other.name)} too, of "
+                f"another pose (so it is with {n} frames); put the pictures where "
+                "file_path says, or correct it"
+            )
     both = sum({"train", "test"} <= {split for split, _ in group} for group in shared)
     leak = f"; {both} of these pictures are both trained on and tested" if both else ""
-    note(f"{folder}: {n} frames of different poses have {len(shared)} pictures, such as {shown(shared[0][0][1].name)}: "
-         f"a picture has one pose; correct file_path, or leave the others out{leak}")
+    note(
+        f"{folder}: {n} frames of different poses have {len(shared)} pictures, such as {shown(shared[0][0][1].name)}: "
+        f"a picture has one pose; correct file_path, or leave the others out{leak}"
+    )
 
 
 def pose(frame) -> tuple:

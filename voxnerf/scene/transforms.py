@@ -46,14 +46,18 @@ def splits_of(folder, strict) -> dict:
     own = {split: path for split, path in own.items() if path.exists()}
     whole = folder / WHOLE
     if own and "train" not in own and not whole.exists():
-        raise UserError(f"{folder}: has {', '.join(path.name for path in own.values())}, but no transforms_train.json; "
-                        "add it: at least one view in it")
+        raise UserError(
+            f"{folder}: has {', '.join(path.name for path in own.values())}, but no transforms_train.json; "
+            "add it: at least one view in it"
+        )
     if "train" in own:
         return files_of_splits(folder, own, strict)
     if not whole.exists():
         advice = made_by_others(folder) or "give the folder of a scene"
-        raise UserError(f"{folder}: no transforms_train.json (Blender layout) and no {WHOLE} (instant-ngp, nerfstudio) "
-                        f"in it; {advice}")
+        raise UserError(
+            f"{folder}: no transforms_train.json (Blender layout) and no {WHOLE} (instant-ngp, nerfstudio) "
+            f"in it; {advice}"
+        )
     meta, frames = frames_of(whole)
     lists = listed_names(whole, meta, frames)
     frames = sorted(present(folder, {whole.name: frames}, strict)[whole.name], key=lambda frame: frame.name)
@@ -80,8 +84,10 @@ def files_of_splits(folder, paths, strict) -> dict:
             note(f"{folder}: no view of transforms_test.json is there: the views of transforms_val.json are tested")
         return {"train": frames["train"], "val": frames.get("val") or found, "test": found}
     train, test = hold_out(paths["train"], frames["train"])
-    note(f"{folder}: has views to train on, and none to test: {len(test)} of {len(train) + len(test)} are held out, "
-         f"every {HOLD_OUT}th by file_path; add a transforms_test.json with its pictures to choose them")
+    note(
+        f"{folder}: has views to train on, and none to test: {len(test)} of {len(train) + len(test)} are held out, "
+        f"every {HOLD_OUT}th by file_path; add a transforms_test.json with its pictures to choose them"
+    )
     return {"train": train, "val": test, "test": test}
 
 
@@ -90,8 +96,9 @@ def hold_out(path, frames) -> tuple:
     frames = sorted(frames, key=lambda frame: frame.name)
     train = [frame for i, frame in enumerate(frames) if i % HOLD_OUT]
     if not train:
-        raise UserError(f"{path}: its only frame is a test view, as every {HOLD_OUT}th is, from the first on; it "
-                        "needs at least 2")
+        raise UserError(
+            f"{path}: its only frame is a test view, as every {HOLD_OUT}th is, from the first on; it needs at least 2"
+        )
     return train, frames[::HOLD_OUT]
 
 
@@ -109,8 +116,10 @@ def listed_names(path, meta, frames) -> dict:
         known = {plain_path(frame.name) for frame in frames}
         strange = [name for names in lists.values() for name in names if name not in known]
         if strange:
-            note(f"{path}: {len(strange)} of the names in its lists of views are of no frame: "
-                 f"{some(sorted(strange), 1)}; they must be spelled as in file_path")
+            note(
+                f"{path}: {len(strange)} of the names in its lists of views are of no frame: "
+                f"{some(sorted(strange), 1)}; they must be spelled as in file_path"
+            )
         return lists
     for frame in frames:
         split = frame.own.get("split")
@@ -131,19 +140,24 @@ def by_lists(path, lists, frames) -> dict:
         note(f"{path}: it lists no views to train on: the {len(rest)} that are in no list are trained on")
         splits["train"], rest = rest, []
     if "train" not in splits:
-        raise UserError(f"{path}: its lists of views leave none to train on; add views to train_filenames, spelled "
-                        "as in file_path")
+        raise UserError(
+            f"{path}: its lists of views leave none to train on; add views to train_filenames, spelled as in file_path"
+        )
     if rest:
         note(f"{path}: {len(rest)} of {len(frames)} frames are in none of its lists of views, and not used")
     test = splits.get("test") or splits.get("val")
     if not test:
         splits["train"], test = hold_out(path, splits["train"])
-        note(f"{path}: its lists leave no view to test: {len(test)} are held out of those to train on, every "
-             f"{HOLD_OUT}th; list some in test_filenames to choose them")
+        note(
+            f"{path}: its lists leave no view to test: {len(test)} are held out of those to train on, every "
+            f"{HOLD_OUT}th; list some in test_filenames to choose them"
+        )
     twice = {frame.name for frame in splits["train"]} & {frame.name for frame in test}
     if twice:
-        note(f"{path}: {len(twice)} views are both trained on and tested, such as {some(sorted(twice), 1)}: PSNR and "
-             "SSIM of these do not tell how new views look")
+        note(
+            f"{path}: {len(twice)} views are both trained on and tested, such as {some(sorted(twice), 1)}: PSNR and "
+            "SSIM of these do not tell how new views look"
+        )
     return {"train": splits["train"], "val": splits.get("val") or test, "test": test}
 
 
@@ -172,8 +186,10 @@ def frame_of(path, i, common, entry) -> Frame:
     missing = [] if "file_path" in own else ["file_path"]
     missing += [] if {"transform_matrix", "transform_matrix_start"} & own.keys() else ["transform_matrix"]
     if missing:
-        raise UserError(f"{path}: frames[{i}] has no {' and no '.join(missing)}; every frame needs both file_path and "
-                        "transform_matrix")
+        raise UserError(
+            f"{path}: frames[{i}] has no {' and no '.join(missing)}; every frame needs both file_path and "
+            "transform_matrix"
+        )
     name = own["file_path"]
     if not isinstance(name, str):
         raise UserError(f"{path}: frames[{i}]: file_path must be text, got {shown(name)}")
