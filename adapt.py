@@ -12,10 +12,10 @@ import torch
 from my.errors import UserError
 
 FAMILIES = {
-    "sd": "adapt_sd",
-    "gddpm": "adapt_gddpm",
-    "ddpm": "adapt_ddpm",
-    "ideal": "adapt_ideal",
+    "sd": "families.sd.adapter",
+    "gddpm": "families.gddpm.adapter",
+    "ddpm": "families.ddpm.adapter",
+    "ideal": "families.ideal.adapter",
 }  # family -> module with make(cfg, device)
 
 SLACK = 1e-3  # by which a level may lie outside the model's table: as much as it takes to write one in four digits

@@ -6,9 +6,9 @@ perturbed and averaged, and the choices that go with it.
 
 import torch
 
-from canvas_config import ANNEALED, UNIFORM
 from karras import karras_sigmas
 from my.seeds import numpy_rng, torch_rng
+from options.canvas import ANNEALED, UNIFORM
 from sjc import chained_gradient
 
 

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-import pixel_folder
-from gddpm import published
+from families.ddpm import pipeline
+from families.gddpm import published
+from families.sd import find
 from my import config, run_dir, script
 from my.env import ENV, data_root
 from my.errors import UserError, is_out_of_memory, one_line, run_main
 from my.tensor_file import TensorFile
-from sd import find
-from sjc_config import SJCConfig
+from options.sjc import SJCConfig
 
 ROOT = Path(__file__).resolve().parent
 HUB_TIMEOUT = 3  # seconds
@@ -233,7 +233,7 @@ def check_run(cfg):
 
 def check_facts(path, cfg):
     """Return findings about what a single file of Stable Diffusion states, and about the VAE beside it."""
-    from sd import names, stated
+    from families.sd import names, stated
 
     found = []
     if path.is_file():
@@ -254,7 +254,7 @@ def meant(cfg):
     """Return the Found of a run's checkpoint, or None where it has none, or its family only looks on this disk."""
     if cfg.family == "sd":
         return find.find_checkpoint(cfg.sd)
-    given = pixel_folder.find_pipeline(cfg.ddpm.checkpoint) if cfg.family == "ddpm" else None
+    given = pipeline.find_pipeline(cfg.ddpm.checkpoint) if cfg.family == "ddpm" else None
     if given is None or Path(given).is_dir() or in_cache(given):
         return None
     return find.Found(f"--ddpm.checkpoint {given}", repos=(given,), missed=str(Path(given).absolute()))

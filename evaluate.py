@@ -23,7 +23,7 @@ import pose
 from my import config, run_dir, script
 from my.errors import UserError, run_main
 from my.seeds import numpy_rng
-from sjc_config import SJCConfig
+from options.sjc import SJCConfig
 
 ROOT = Path(__file__).resolve().parent
 SIZE = 64  # edge of the views, pixels

@@ -9,9 +9,9 @@ cell depends on its own settings and seed only.
 
 from pathlib import Path
 
-from canvas_config import CanvasConfig
 from my import script
 from my.errors import UserError, run_main
+from options.canvas import CanvasConfig
 
 ROOT = Path(__file__).resolve().parent
 CHECK_EVERY = 50  # steps

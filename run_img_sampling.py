@@ -8,7 +8,7 @@ from pathlib import Path
 
 from my import run_dir, script
 from my.errors import run_main
-from sampling_config import SamplingConfig
+from options.sampling import SamplingConfig
 
 ROOT = Path(__file__).resolve().parent
 IMAGES = Path("imgs")

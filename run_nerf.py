@@ -10,7 +10,7 @@ from pathlib import Path
 
 from my import run_dir, script
 from my.errors import UserError, run_main, shown, some
-from nerf_config import NeRFConfig
+from options.nerf import NeRFConfig
 
 ROOT = Path(__file__).resolve().parent
 N_SAVES = 10  # a pane and a checkpoint every 10%: with harmonics one is gigabytes, and takes half a minute to write

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from my import run_dir, script
 from my.errors import run_main
-from sjc_config import SJCConfig
+from options.sjc import SJCConfig
 
 ROOT = Path(__file__).resolve().parent
 N_VISUALS, N_CHECKPOINTS = 100, 20  # visualise every 1%, checkpoint every 5%

@@ -20,7 +20,7 @@ from my import checkpoint, config
 from my.errors import UserError
 from my.script import pick_device, refuse_other_run
 from my.seeds import numpy_rng, torch_rng
-from sjc_config import SJCConfig
+from options.sjc import SJCConfig
 from voxnerf.field import make_field
 from voxnerf.render import pick_march, render_image
 

@@ -26,7 +26,7 @@ from my.config import Config, load
 from my.errors import run_main
 from my.media import side_by_side, write_png
 from my.seeds import torch_rng
-from sjc_config import SJCConfig
+from options.sjc import SJCConfig
 from toyworld import ALL_PAIRS, COLORS, OBJECTS, UNSEEN_PAIRS, caption
 from toyworld import judge as judges
 

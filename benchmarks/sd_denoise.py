@@ -56,7 +56,7 @@ def measure(cfg):
     import torch
 
     from my.script import pick_device
-    from sjc_config import SJCConfig
+    from options.sjc import SJCConfig
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)

@@ -11,13 +11,13 @@ sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
 
 from pydantic_core import PydanticUndefined
 
-from canvas_config import CanvasConfig
 from evaluate import EvaluateConfig
 from highres_final_vis import VisConfig
 from my.config import describe, plain, spelled, walk
-from nerf_config import NeRFConfig
-from sampling_config import SamplingConfig
-from sjc_config import SJCConfig
+from options.canvas import CanvasConfig
+from options.nerf import NeRFConfig
+from options.sampling import SamplingConfig
+from options.sjc import SJCConfig
 
 PAGES = {
     "run_sjc.py": SJCConfig,

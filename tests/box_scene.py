@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import pose
-from nerf_config import NeRFConfig
+from options.nerf import NeRFConfig
 from voxnerf.field import make_field
 from voxnerf.nerf import optimise
 from voxnerf.render import render_image

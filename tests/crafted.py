@@ -11,8 +11,8 @@ import zipfile
 
 import torch
 
-from sd import layout
-from sd.tokenizer import END, clip_tokenizer
+from families.sd import layout
+from families.sd.tokenizer import END, clip_tokenizer
 
 # ---------------------------------------------------------------- small models
 

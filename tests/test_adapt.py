@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter, perp_neg
-from adapt_ideal import ANY_VIEW, IdealAdapter
-from adapt_sd import StableDiffusionAdapter, precision_dtypes
+from families.ideal.adapter import ANY_VIEW, IdealAdapter
+from families.sd.adapter import StableDiffusionAdapter, precision_dtypes
+from families.sd.find import fetch, find_checkpoint
+from families.sd.load import load_parts
 from my.errors import UserError
+from options.sjc import SDConfig, SJCConfig
 from pose import all_view_prompts
-from sd.find import fetch, find_checkpoint
-from sd.load import load_parts
-from sjc_config import SDConfig, SJCConfig
 from toyworld import COLORS, OBJECTS
 
 REFERENCE = Path(__file__).resolve().parent / "reference"

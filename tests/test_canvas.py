@@ -6,11 +6,11 @@ import torch
 
 import run_2d_sjc
 from adapt import PixelAdapter, make_adapter
-from adapt_ideal import IdealAdapter
 from canvas import noise_levels, optimise
-from canvas_config import ANNEALED, UNIFORM, CanvasConfig, Setting
+from families.ideal.adapter import IdealAdapter
 from my.errors import RunError, UserError, run_main
 from my.seeds import torch_rng
+from options.canvas import ANNEALED, UNIFORM, CanvasConfig, Setting
 from tiny import SIZE, Affine, NotANumber
 
 EQ16 = Setting("1.5", True, 1, 0)

@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipe
 
 import run_sjc
 from adapt import make_adapter
-from adapt_ddpm import DDPMAdapter, load
+from families.ddpm.adapter import DDPMAdapter, load
 from my.errors import UserError
+from options.sjc import SJCConfig
 from sjc import SJC
-from sjc_config import SJCConfig
 
 
 @pytest.fixture(scope="module")

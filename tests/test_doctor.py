@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import crafted
 import doctor
+from families.sd import find, layout
 from my import config
 from my.errors import run_main
-from sd import find, layout
+from options.sjc import SJCConfig
 from sjc import ready
-from sjc_config import SJCConfig
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -11,15 +11,15 @@ import torch
 import highres_final_vis
 import pose
 import run_sjc
-from canvas_config import CanvasConfig
 from my import config
 from my.errors import UserError
 from my.media import read_video
 from my.run_dir import read_history
-from nerf_config import NeRFConfig
-from sampling_config import SamplingConfig
+from options.canvas import CanvasConfig
+from options.nerf import NeRFConfig
+from options.sampling import SamplingConfig
+from options.sjc import SJCConfig
 from sjc import load_run
-from sjc_config import SJCConfig
 from toyworld import compose, coverage_maps
 
 N_STEPS = 300

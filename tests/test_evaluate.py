@@ -13,7 +13,7 @@ import run_sjc
 from benchmarks import quality
 from my import config
 from my.errors import UserError, run_main
-from sjc_config import SJCConfig
+from options.sjc import SJCConfig
 from toyworld import UNSEEN_PAIRS, parse_prompt, train_judge
 from toyworld import judge as judging
 

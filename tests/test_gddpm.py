@@ -13,12 +13,12 @@ from einops import rearrange
 import doctor
 import run_sjc
 from adapt import make_adapter
-from adapt_gddpm import GuidedDDPMAdapter
-from gddpm import layout, published
-from gddpm.unet import NoisyClassifier, build_unet, convert, published_shapes
+from families.gddpm import layout, published
+from families.gddpm.adapter import GuidedDDPMAdapter
+from families.gddpm.unet import NoisyClassifier, build_unet, convert, published_shapes
 from my.errors import UserError
-from sampling_config import SamplingConfig
-from sjc_config import GDDPMConfig, SJCConfig
+from options.sampling import SamplingConfig
+from options.sjc import GDDPMConfig, SJCConfig
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 SHARED = REFERENCE.parents[2] / "shared" / "reference"  # next to the repository

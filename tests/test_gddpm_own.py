@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from adapt import make_adapter
-from adapt_gddpm import SCHEDULES, GuidedDDPMAdapter
-from gddpm import files, layout, published
-from gddpm.unet import NoisyClassifier, build_unet, published_shapes
+from families.gddpm import files, layout, published
+from families.gddpm.adapter import SCHEDULES, GuidedDDPMAdapter
+from families.gddpm.unet import NoisyClassifier, build_unet, published_shapes
 from my.errors import UserError
-from sampling_config import SamplingConfig
-from sjc_config import SJCConfig
+from options.sampling import SamplingConfig
+from options.sjc import SJCConfig
 
 TINY = published.OPTIONS | {
     "image_size": 16,

@@ -8,11 +8,11 @@ import evaluate
 import pose
 from adapt import make_adapter
 from benchmarks.mini_samples import SamplesConfig, draw
+from families.sd.find import ROOT
 from my import config
 from my.errors import UserError
-from sd.find import ROOT
+from options.sjc import SJCConfig
 from sjc import SJC, optimise
-from sjc_config import SJCConfig
 from toyworld import COLORS, OBJECTS, UNSEEN_PAIRS, caption
 from toyworld import judge as judges
 

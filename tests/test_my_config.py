@@ -258,12 +258,12 @@ def test_a_line_of_config_yml_counts_where_it_changes_something(load, text, aske
 
 def test_every_limit_of_the_project_has_words_of_ours():
     """Of the configurations of all scripts: what each option may be limited by, `reason` can say."""
-    from canvas_config import CanvasConfig
     from doctor import DoctorConfig
     from evaluate import EvaluateConfig
     from highres_final_vis import VisConfig
-    from nerf_config import NeRFConfig
-    from sampling_config import SamplingConfig
+    from options.canvas import CanvasConfig
+    from options.nerf import NeRFConfig
+    from options.sampling import SamplingConfig
 
     def limits(kind, metadata):
         yield from (type(item).__name__ for item in metadata)

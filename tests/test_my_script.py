@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from canvas_config import CanvasConfig
 from my import script
 from my.config import Config
 from my.errors import RunError, UserError, explain
 from my.run_dir import write_atomic
-from nerf_config import NeRFConfig
-from sampling_config import SamplingConfig
-from sjc_config import SJCConfig
+from options.canvas import CanvasConfig
+from options.nerf import NeRFConfig
+from options.sampling import SamplingConfig
+from options.sjc import SJCConfig
 
 
 class Tiny(Config):

@@ -12,10 +12,10 @@ import yaml
 
 import run_img_sampling
 from adapt import make_adapter
-from adapt_ideal import IdealAdapter
+from families.ideal.adapter import IdealAdapter
 from my.errors import RunError, UserError, run_main
+from options.sampling import SamplingConfig
 from sampling import draw, noise_levels
-from sampling_config import SamplingConfig
 from tiny import SIZE, Affine, NotANumber
 
 ROOT = Path(run_img_sampling.__file__).parent

@@ -20,10 +20,10 @@ import run_sjc
 from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import read_history
-from nerf_config import NeRFConfig
-from sampling_config import SamplingConfig
+from options.nerf import NeRFConfig
+from options.sampling import SamplingConfig
+from options.sjc import SJCConfig
 from sjc import SJC
-from sjc_config import SJCConfig
 from tiny import Affine, NotANumber
 from tiny import config as tiny_config
 

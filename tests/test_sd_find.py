@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
+from families.sd import find, lora_files
 from my.errors import UserError
-from sd import find, lora_files
-from sjc_config import SDConfig
+from options.sjc import SDConfig
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sd import kinds, layout
+from families.sd import kinds, layout
 
 KEYS = Path(__file__).resolve().parent / "reference" / "sd_v1_checkpoint_keys.json"
 UNET, VAE, CLIP = layout.UNET, layout.VAE, layout.CLIP

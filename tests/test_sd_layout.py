@@ -11,7 +11,7 @@ from diffusers.loaders import single_file_utils as oracle
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import crafted
-from sd import layout
+from families.sd import layout
 
 KEYS = Path(__file__).resolve().parent / "reference" / "sd_v1_checkpoint_keys.json"
 # SD 2's text encoder: OpenCLIP ViT-H/14, 24 blocks of width 1024 (arXiv 2212.07143), under its published names

@@ -10,13 +10,13 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 import crafted
-from adapt_sd import StableDiffusionAdapter, make
+from families.sd import find, layout, lora, lora_files
+from families.sd.adapter import StableDiffusionAdapter, make
+from families.sd.load import load_parts
+from families.sd.noise import probe_prediction
 from my import config
 from my.errors import RunError, UserError
-from sd import find, layout, lora, lora_files
-from sd.load import load_parts
-from sd.noise import probe_prediction
-from sjc_config import SDConfig, SJCConfig
+from options.sjc import SDConfig, SJCConfig
 
 TO_OUT = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0"
 TO_Q = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"

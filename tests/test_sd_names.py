@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import crafted
-from sd import layout, names
-from sd.load import load_parts
-from sjc_config import SDConfig
+from families.sd import layout, names
+from families.sd.load import load_parts
+from options.sjc import SDConfig
 
 CLIP, OPEN_CLIP, UNET = layout.CLIP, layout.OPEN_CLIP, layout.UNET
 SGM = "conditioner.embedders.0."

@@ -2,8 +2,8 @@
 
 import pytest
 
+from families.sd.prompts import check
 from my.errors import UserError
-from sd.prompts import check
 
 
 @pytest.mark.parametrize(

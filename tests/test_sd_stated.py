@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 import crafted
 from adapt import scheduler_sigmas
+from families.sd import layout, noise, stated
+from families.sd.load import load_parts
 from my.errors import UserError
-from sd import layout, noise, stated
-from sd.load import load_parts
-from sjc_config import SDConfig
+from options.sjc import SDConfig
 
 PLAIN = SDConfig(checkpoint="a.safetensors")
 V1_YAML = {

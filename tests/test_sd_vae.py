@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 import crafted
+from families.sd import find, layout, names
+from families.sd.load import load_parts
 from my.errors import UserError
-from sd import find, layout, names
-from sd.load import load_parts
-from sjc_config import SDConfig
+from options.sjc import SDConfig
 
 VAE = layout.VAE
 

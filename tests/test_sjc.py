@@ -13,8 +13,8 @@ from my import checkpoint
 from my.errors import RunError, UserError
 from my.script import check_finite
 from my.seeds import torch_rng
+from options.sjc import SJCConfig
 from sjc import SJC, centre_depth_loss, chained_gradient, emptiness_loss, load_run, optimise
-from sjc_config import SJCConfig
 from tiny import SIZE, Affine, NotANumber, config
 from voxnerf.render import Rendering
 

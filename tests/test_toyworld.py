@@ -217,7 +217,7 @@ def test_prompt_outside_the_world(prompt):
 
 def test_prompts_are_read_without_pytorch():
     """Whoever mistypes a prompt is not to wait for it."""
-    code = "import sys, sjc_config, toyworld.captions; sys.exit('torch' in sys.modules)"
+    code = "import sys, options.sjc, toyworld.captions; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
 
 

@@ -6,7 +6,7 @@ import torch
 
 from adapt import ScoreAdapter
 from karras import scaled_linear_betas, sigmas_from_betas
-from sjc_config import SJCConfig
+from options.sjc import SJCConfig
 
 SIZE = 6
 

@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from families.sd import layout
+from families.sd.find import WITHOUT, read_json, reason
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
-from sd import layout
-from sd.find import WITHOUT, read_json, reason
 
 NETWORKS = {
     "text_encoder": ("model", "pytorch_model"),

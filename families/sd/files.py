@@ -2,12 +2,12 @@
 
 import math
 
+from families.sd import kinds, layout, names, noise, stated, vae, yaml_beside
+from families.sd.find import WITHOUT
+from families.sd.networks import Published, fill, refuse_misfits, refuse_mismatches
+from families.sd.tokenizer import END, LENGTH, clip_tokenizer
 from my.errors import UserError, first_line, note, shown
 from my.tensor_file import TensorFile
-from sd import kinds, layout, names, noise, stated, vae, yaml_beside
-from sd.find import WITHOUT
-from sd.networks import Published, fill, refuse_misfits, refuse_mismatches
-from sd.tokenizer import END, LENGTH, clip_tokenizer
 
 SCALE = "scale_factor"  # a tensor: the scale of latents that was found in training (scale_by_std)
 SCALE_RTOL = 1e-3  # by which half precision rounds it

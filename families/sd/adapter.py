@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import torch
 
 from adapt import ScoreAdapter, denoised, scheduler_sigmas
+from families.sd.find import PARTS, fetch, find_checkpoint, refuse_unknown_words
+from families.sd.load import load_parts
 from my.errors import RunError, UserError, note, shown
-from sd.find import PARTS, fetch, find_checkpoint, refuse_unknown_words
-from sd.load import load_parts
 
 
 class StableDiffusionAdapter(ScoreAdapter):

@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from gddpm import files
-from gddpm.published import N_CLASSES
+from families.gddpm import files
+from families.gddpm.published import N_CLASSES
 from my.seeds import numpy_rng
-from sjc_config import IN_2D, FamilyConfig, SDConfig
+from options.sjc import IN_2D, FamilyConfig, SDConfig
 
 ImageClass = Annotated[int, Field(ge=0, lt=N_CLASSES)]
 

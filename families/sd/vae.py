@@ -1,9 +1,9 @@
 """The VAE of an --sd.vae, which supplies the one that a checkpoint lacks, or takes the place of its own."""
 
+from families.sd import kinds, layout, names, networks
+from families.sd.find import read_json, vae_place
 from my.errors import UserError, first_line, shown
 from my.tensor_file import TensorFile
-from sd import kinds, layout, names, networks
-from sd.find import read_json, vae_place
 
 FLAG = "--sd.vae"
 OF_FOLDER = "AutoencoderKL"

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from gddpm import layout
-from gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, WITHOUT, find
+from families.gddpm import layout
+from families.gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, WITHOUT, find
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
 

@@ -5,10 +5,10 @@ The metadata are those of kohya's trainer ("ss_...") and of the modelspec conven
 
 import re
 
+from families.sd.lora_files import CONFIG
+from families.sd.lora_settings import PEFT_PREFIX
+from families.sd.stated import PREDICTION_KEYS, PREDICTIONS
 from my.errors import shown, some
-from sd.lora_files import CONFIG
-from sd.lora_settings import PEFT_PREFIX
-from sd.stated import PREDICTION_KEYS, PREDICTIONS
 
 V1, V2, XL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
 BY_NAME = (  # a pattern of flat names of layers, and the only model that has such

@@ -13,9 +13,9 @@ underscores (kohya's trainer, LyCORIS), behind a prefix for its part. A tensor's
 
 import re
 
+from families.sd import kinds, layout
+from families.sd.lora_settings import MERGE, PEFT_PREFIX, number
 from my.errors import UserError, first_line, some
-from sd import kinds, layout
-from sd.lora_settings import MERGE, PEFT_PREFIX, number
 
 ADAPTER = r"(?:\.[\w-]{1,100})?"  # its name, "default"
 OLD = r"(?:[._]lora|\.lora_linear_layer)"  # of diffusers

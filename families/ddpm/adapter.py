@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-import pixel_folder
 from adapt import PixelAdapter, denoised, scheduler_sigmas
+from families.ddpm import pipeline
+from families.sd.find import reason
 from my.errors import UserError, note
-from sd.find import reason
 
 
 class DDPMAdapter(PixelAdapter):
@@ -20,7 +20,7 @@ class DDPMAdapter(PixelAdapter):
         self.unet = unet.to(self.device).eval().requires_grad_(False)
         self.sigmas = scheduler_sigmas(scheduler)
         self.prediction_type = scheduler.config.prediction_type
-        size = pixel_folder.edge(unet.config)
+        size = pipeline.edge(unet.config)
         self.data_shape = (unet.config.in_channels, size, size)
 
     def embed(self, prompts):
@@ -39,26 +39,24 @@ def load(checkpoint):
 
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below; old weights without safetensors are fine
-    where, flag = pixel_folder.find_pipeline(checkpoint), f"--ddpm.checkpoint {checkpoint}"
+    where, flag = pipeline.find_pipeline(checkpoint), f"--ddpm.checkpoint {checkpoint}"
     folder = where if Path(where).is_dir() else download(where, flag)
-    variant = pixel_folder.variant(folder)
+    variant = pipeline.variant(folder)
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, variant=variant)
     except Exception as error:  # whatever a damaged folder makes of the library
         raise UserError(
-            f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or {pixel_folder.WITHOUT}"
+            f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or {pipeline.WITHOUT}"
         ) from None
     if variant:
         note(f"{flag}: has no weights but those of variant {variant}, which are taken")
     unet, scheduler = pipe.components["unet"], pipe.components["scheduler"]
     if any(p.is_meta for p in unet.parameters()):
-        raise UserError(f"{flag}: some of its weights are missing; get it again, or {pixel_folder.WITHOUT}")
+        raise UserError(f"{flag}: some of its weights are missing; get it again, or {pipeline.WITHOUT}")
     if not hasattr(scheduler, "betas"):
-        raise UserError(
-            f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; {pixel_folder.TAKES}"
-        )
-    stated = pixel_folder.settings(Path(folder), "scheduler", "scheduler_config.json")
-    scheduler.register_to_config(prediction_type=pixel_folder.predicts(stated))  # diffusers forgot the first spelling
+        raise UserError(f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; {pipeline.TAKES}")
+    stated = pipeline.settings(Path(folder), "scheduler", "scheduler_config.json")
+    scheduler.register_to_config(prediction_type=pipeline.predicts(stated))  # diffusers forgot the first spelling
     return unet.float(), scheduler
 
 
@@ -73,9 +71,9 @@ def download(repo, flag):
         cause = "HF_HUB_OFFLINE, which is set" if constants.HF_HUB_OFFLINE else "the network"
         raise UserError(
             f"{flag}: cannot be read as a diffusers pipeline: not in the local cache, and not to be had "
-            f"from the hub: look at the name, and at {cause}; or {pixel_folder.WITHOUT}"
+            f"from the hub: look at the name, and at {cause}; or {pipeline.WITHOUT}"
         ) from None
-    pixel_folder.check(folder, flag)
+    pipeline.check(folder, flag)
     return folder
 
 

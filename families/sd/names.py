@@ -7,7 +7,7 @@ Each is a fact of a format, by the names of its tensors: training wraps a model 
 
 import re
 
-from sd import layout
+from families.sd import layout
 
 WRAPPED = re.compile(
     r"^((?:(?:module|model|_forward_module|state_dict|model_state_dict|params|pipeline|net)\.)+)"

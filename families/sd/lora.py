@@ -8,10 +8,10 @@ Every tensor of a file is accounted for, or the file refused: half a LoRA would 
 import math
 from typing import NamedTuple
 
+from families.sd import lora_about, lora_files, lora_names, lora_settings
+from families.sd.lora_settings import MERGE, PEFT_PREFIX
 from my.errors import UserError, note, shown, some
 from my.tensor_file import TensorFile
-from sd import lora_about, lora_files, lora_names, lora_settings
-from sd.lora_settings import MERGE, PEFT_PREFIX
 
 OF_WEIGHT, OF_BIAS = ("up", "token_B", "diff", "weight"), ("bias", "diff_b", "weight_b")
 

@@ -5,9 +5,9 @@ from contextlib import nullcontext
 import torch
 
 from adapt import PixelAdapter, denoised
-from gddpm import files
-from gddpm.published import N_CLASSES
-from gddpm.unet import NoisyClassifier, build_unet, convert, published_shapes
+from families.gddpm import files
+from families.gddpm.published import N_CLASSES
+from families.gddpm.unet import NoisyClassifier, build_unet, convert, published_shapes
 from karras import iddpm_sigmas, linear_betas, sigmas_from_betas
 from my.errors import UserError, note, shown
 

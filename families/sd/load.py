@@ -2,11 +2,11 @@
 
 import math
 
+from families.sd import layout, lora, lora_files
+from families.sd.files import file_parts
+from families.sd.find import MINI, WITHOUT
+from families.sd.folders import folder_parts
 from my.errors import UserError, shown
-from sd import layout, lora, lora_files
-from sd.files import file_parts
-from sd.find import MINI, WITHOUT
-from sd.folders import folder_parts
 
 MAX_SIZE = 1024  # latent pixels, an 8192-pixel picture: beyond it, a setting is a mistake
 

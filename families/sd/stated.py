@@ -7,9 +7,9 @@ Two that differ are refused, unless an option decides. Imports nothing heavy. `d
 
 import re
 
+from families.sd import yaml_beside
+from families.sd.yaml_beside import Statement
 from my.errors import UserError, note, shown
-from sd import yaml_beside
-from sd.yaml_beside import Statement
 
 MARKERS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("zero_snr", True)}  # empty tensors
 PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}

@@ -10,9 +10,9 @@ import math
 import re
 from typing import NamedTuple
 
+from families.sd.lora_files import CONFIG, PARTS, PEFT_STEM
 from my import plain_files
 from my.errors import UserError, shown, some
-from sd.lora_files import CONFIG, PARTS, PEFT_STEM
 
 METADATA = "lora_adapter_metadata"  # under which diffusers keeps peft's settings as JSON, of each part with its prefix
 PEFT_PREFIX = "base_model.model."  # of the names in files that peft writes

@@ -1,9 +1,9 @@
 """The parts of a Stable Diffusion out of a diffusers folder: what its settings state, and its networks."""
 
+from families.sd import kinds, noise, vae
+from families.sd.find import MINI, WITHOUT, has_vocabulary, read_json, reason
+from families.sd.networks import from_folder, named, refuse_misfits, refuse_other_formats
 from my.errors import UserError, shown
-from sd import kinds, noise, vae
-from sd.find import MINI, WITHOUT, has_vocabulary, read_json, reason
-from sd.networks import from_folder, named, refuse_misfits, refuse_other_formats
 
 ELSEWHERE = {  # settings of a UNet that is told more than a prompt -> what it then is
     "class_embed_type": "unCLIP, or another that is told classes",

@@ -6,8 +6,8 @@ Each pattern is a fact of a format, as its publishers write it; the first that s
 import re
 from typing import NamedTuple
 
+from families.sd.layout import CLIP, OPEN_CLIP, TEXT, UNET, VAE
 from my.errors import shown
-from sd.layout import CLIP, OPEN_CLIP, TEXT, UNET, VAE
 
 PLAIN = "use a text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
 BESIDE = "it belongs beside a checkpoint, and is not supported"

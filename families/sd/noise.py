@@ -1,9 +1,9 @@
 """The noise levels of a checkpoint, and what its network predicts: read where stated, else asked."""
 
+from families.sd import layout
+from families.sd.kinds import NotStableDiffusion
+from families.sd.yaml_beside import MAX_STEPS, Statement
 from my.errors import UserError, note, shown
-from sd import layout
-from sd.kinds import NotStableDiffusion
-from sd.yaml_beside import MAX_STEPS, Statement
 
 PROBE_SIZE = 32  # latent pixels
 ECHO = 0.5  # correlation of output and input, above which a network predicts the noise

@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-import pixel_folder
 import pose
-from gddpm import files, published
+from families.ddpm import pipeline
+from families.gddpm import files, published
+from families.sd import find
+from families.sd import prompts as sd_prompts
 from my.config import Config, refuse_unread
 from my.errors import UserError
-from sd import find
-from sd import prompts as sd_prompts
 from toyworld.captions import read_prompt
 
 GONE = dict.fromkeys(
@@ -256,7 +256,7 @@ class FamilyConfig(Config):
                 raise UserError(f"{self._asked['cls_scaling']}: {why}")
             files.check(self.gddpm, guided)
         if self.family == "ddpm":
-            pixel_folder.find_pipeline(self.ddpm.checkpoint)
+            pipeline.find_pipeline(self.ddpm.checkpoint)
         if self.family == "ideal":
             read_prompt(self.sd.prompt, "--sd.prompt with --family ideal")
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import yaml
 
+from families.sd import lora_files
+from families.sd.lora_files import expanded
 from my import plain_files
 from my.env import ENV, data_root
 from my.errors import STORAGE_HINTS, UserError, first_line, note, shown, some
-from sd import lora_files
-from sd.lora_files import expanded
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "mini_sd"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 PUBLISHED = {

@@ -14,7 +14,7 @@ from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import nn
 
-from gddpm.layout import GROUPS, HEAD_WIDTH
+from families.gddpm.layout import GROUPS, HEAD_WIDTH
 
 QKV = ("to_q", "to_k", "to_v")
 RESNET = {

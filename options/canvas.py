@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from my.config import near_miss
-from sjc_config import IN_2D, FamilyConfig
+from options.sjc import IN_2D, FamilyConfig
 
 ANNEALED, UNIFORM = "annealed", "uniform"
 

@@ -1,0 +1,1 @@
+"""Unconditional pixel-space pipelines of diffusers."""

@@ -1,0 +1,1 @@
+"""The exact score of the toy world."""

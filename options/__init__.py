@@ -1,0 +1,1 @@
+"""The options of each command that leaves a run."""
