@@ -1,22 +1,15 @@
 """The contract between score chaining and pretrained diffusion models, and what every family shares.
 
-A family is one file `adapt_<family>.py`. It overrides its network call and its conditioning; noise
-levels, snapping and guidance live here. `make_adapter` is the only place that knows the families.
+A family is one folder, `families/<family>/`. Its adapter overrides the network call and the conditioning. Noise levels,
+snapping and guidance live here.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 
 import torch
 
+import families
 from my.errors import UserError
-
-FAMILIES = {
-    "sd": "families.sd.adapter",
-    "gddpm": "families.gddpm.adapter",
-    "ddpm": "families.ddpm.adapter",
-    "ideal": "families.ideal.adapter",
-}  # family -> module with make(cfg, device)
 
 SLACK = 1e-3  # by which a level may lie outside the model's table: as much as it takes to write one in four digits
 SIGMA_MAX = 80.0  # largest level of noise of a schedule, unless asked for (EDM, arXiv 2206.00364, Table 1)
@@ -201,6 +194,10 @@ def perp_neg(toward, away, weights):
     return toward - (weights[:, :, None, None, None] * perpendicular).sum(1)
 
 
-def make_adapter(cfg, device):
-    """Return the adapter of `cfg.family`; raises UserError for a model that cannot be had."""
-    return importlib.import_module(FAMILIES[cfg.family]).make(cfg, device)
+def make_adapter(run, device, found=None):
+    """Return the adapter of the family that a run's configuration chooses; raises UserError for a model not to be had.
+
+    `found` is what `run.check_files` returned; None finds it here.
+    """
+    found = run.chosen.check(run) if found is None else found
+    return families.adapter_module(run.family).make(run, found, device)

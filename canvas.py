@@ -37,7 +37,7 @@ def optimise(cfg, adapter, setting, prompt):
     x += lr sigma^2 score, which with Eq. 16 goes the share lr of the way to the denoised copies' mean.
     """
     x = start(cfg, adapter, setting)
-    D = adapter.denoiser([prompt] * setting.copies, cfg.sd.scale, cfg.sd.negative_prompt)
+    D = adapter.denoiser([prompt] * setting.copies, cfg.texts.scale, cfg.texts.negative_prompt)
     for step, sigma in enumerate(noise_levels(cfg, adapter, setting)):
         noise = torch.randn(setting.copies, *x.shape[1:], generator=torch_rng(setting.seed, step, "noise"))
         x_perturbed = x + sigma * noise.to(x)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from families.ddpm import pipeline
-from families.gddpm import published
-from families.sd import find
+import families
+from families import hub
+from families.family import WITHOUT
 from my import config, run_dir, script
 from my.env import ENV, data_root
 from my.errors import UserError, is_out_of_memory, one_line, run_main
@@ -30,11 +30,6 @@ MIN_DISK = 1.0  # GB that the files of a run take at most, pictures and checkpoi
 DOWNLOAD = 6.0  # GB that a Stable Diffusion from the hub takes at most
 MIN_GPU = 6.0  # GB below which Stable Diffusion is not expected to fit; not measured
 GB = 1e9
-OTHER_FAMILIES = {
-    "ideal": "family ideal needs no checkpoint",
-    "gddpm": "the files of family gddpm load",
-    "ddpm": "the pipeline of family ddpm loads",
-}
 WEIGHTS = (".safetensors", ".bin")  # endings of a folder's files of tensors
 OK, NOTE, BAD = "ok", "note", "MISSING"
 
@@ -42,7 +37,11 @@ OK, NOTE, BAD = "ok", "note", "MISSING"
 class DoctorConfig(SJCConfig):
     """Every option of run_sjc.py, and doctor.py's own."""
 
-    sha256: bool = Field(False, description="of every checkpoint found; reads it whole, and compares its own checksums")
+    sha256: bool = Field(
+        False,
+        json_schema_extra=config.FREE,
+        description="of every checkpoint found; reads it whole, and compares its own checksums",
+    )
 
 
 class Finding(NamedTuple):
@@ -65,6 +64,7 @@ def check_device(cfg):
         device = script.pick_device(cfg.device)
     except UserError as error:
         return [Finding(BAD, "device", str(error), "leave --device out")]
+    precision = Finding(OK, "precision", cfg.chosen.evaluated_in(device.type))
     if device.type != "cuda":
         build = "no CUDA GPU" if torch.version.cuda else "a PyTorch without CUDA"
         return [
@@ -72,17 +72,17 @@ def check_device(cfg):
                 OK,
                 "device",
                 f"{device} ({torch.get_num_threads()} threads; {build})",
-                ""
-                if cfg.family != "sd" or cfg.sd.variant == "mini"
-                else "enough to try real Stable Diffusion, half a minute a step and more: for a run use a CUDA GPU",
+                "enough to try a large model, at half a minute per step and more: for a run use a CUDA GPU"
+                if cfg.chosen.wants_gpu
+                else "",
             ),
-            Finding(OK, "precision", cfg.sd.precision + ": float32" * (cfg.sd.precision == "autocast")),
+            precision,
         ]
     free, total = (n / GB for n in torch.cuda.mem_get_info(device))
-    few = cfg.family == "sd" and free < MIN_GPU
+    few = cfg.chosen.wants_gpu and free < MIN_GPU
     return [
         Finding(OK, "device", f"{device} ({torch.cuda.get_device_name(device)})"),
-        Finding(OK, "precision", cfg.sd.precision + ": float16" * (cfg.sd.precision == "autocast")),
+        precision,
         Finding(
             NOTE if few else OK,
             "GPU memory",
@@ -150,9 +150,7 @@ def check_data_root(sha256):
         )
     else:
         found.append(Finding(OK, "data root", str(root)))
-    paths = [p for base in find.PUBLISHED.values() for p in find.with_endings(root / base) if p.exists()]
-    paths += published.files()
-    paths += filter(None, map(find.cached, dict.fromkeys(r for repos in find.hub_table().values() for r in repos)))
+    paths = [path for name in families.NAMES for path in families.options_of(name).known_checkpoints()]
     return found + [check_checkpoint(path, sha256) for path in paths]
 
 
@@ -205,17 +203,16 @@ def check_run(cfg):
     from sjc import ready
 
     try:
-        cfg.check_files()
-        found = meant(cfg)
-        path = found and (found.path or next(filter(None, map(find.cached, found.repos)), None))
-        if found and path is None:
-            return check_download(found, cfg.family)
+        found = cfg.check_files()
+        missing = cfg.chosen.to_download(found)
+        if missing:
+            return check_download(missing, cfg.family)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a checkpoint cannot be copied to the meta device
-            ready(cfg, "meta")
-        if cfg.family != "sd":
-            return [Finding(OK, "model", OTHER_FAMILIES[cfg.family])]
-        return [Finding(OK, "model", describe(path, cfg.sha256)), *check_facts(path, cfg)]
+            ready(cfg, "meta", found)
+        rows = {what: describe(path, cfg.sha256) for what, path in cfg.chosen.checkpoints(found).items()}
+        rows = {"model": f"{cfg.family}, which needs no checkpoint on disk", **rows, **cfg.chosen.facts(found)}
+        return [Finding(OK, what, words) for what, words in rows.items()]
     except UserError as error:
         return [Finding(BAD, "model", str(error))]
     except (RuntimeError, MemoryError) as error:
@@ -231,83 +228,22 @@ def check_run(cfg):
         ]
 
 
-def check_facts(path, cfg):
-    """Return findings about what a single file of Stable Diffusion states, and about the VAE beside it."""
-    from families.sd import names, stated
-
-    found = []
-    if path.is_file():
-        file = TensorFile(path)
-        facts = stated.read(path, file.metadata, names.published(file.shapes), cfg.sd)
-        for fact, words in (("prediction_type", "{}"), ("zero_snr", "zero terminal SNR")):
-            if fact in facts:
-                found.append(f"{words.format(facts[fact].value)}, by {facts[fact].where}")
-        if "prediction_type" not in facts:
-            found.insert(0, "stated nowhere: the run asks the UNet, with pure noise")
-        found = [Finding(OK, "predicts", "; ".join(found))]
-    if cfg.sd.vae is not None:
-        found.append(Finding(OK, "VAE", describe(find.vae_place(cfg.sd.vae), cfg.sha256)))
-    return found
-
-
-def meant(cfg):
-    """Return the Found of a run's checkpoint, or None where it has none, or its family only looks on this disk."""
-    if cfg.family == "sd":
-        return find.find_checkpoint(cfg.sd)
-    given = pipeline.find_pipeline(cfg.ddpm.checkpoint) if cfg.family == "ddpm" else None
-    if given is None or Path(given).is_dir() or in_cache(given):
-        return None
-    return find.Found(f"--ddpm.checkpoint {given}", repos=(given,), missed=str(Path(given).absolute()))
-
-
-def in_cache(repo):
-    """Whether the hub's cache on this machine has a pipeline, as far as its index tells."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repo, "model_index.json"), str)
-
-
 def check_download(found, family):
     """Return the finding about a checkpoint that only the hub may have."""
-    from huggingface_hub import HfApi, constants
-
     where, reasons = f"{found.flag}: nothing at {found.missed}, nor in the hub's cache", []
     for repo in found.repos:
-        try:
-            if getattr(HfApi().model_info(repo, timeout=HUB_TIMEOUT), "gated", False):
-                HfApi().auth_check(repo)  # its description is for everybody, its files are not
-        except Exception as error:  # as many kinds as there are ways to break a connection
-            reasons.append(f"{repo}: {find.hub_reason(error)}")
+        problem = hub.problem(repo, HUB_TIMEOUT)
+        if problem:
+            reasons.append(f"{repo}: {problem}")
             continue
-        cache = Path(constants.HF_HUB_CACHE)
-        there = next(p for p in (cache, *cache.parents) if p.exists())
-        if shutil.disk_usage(there).free / GB < DOWNLOAD:
-            return [
-                Finding(
-                    BAD,
-                    "model",
-                    where,
-                    f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free "
-                    "some, or set HF_HOME to another disk",
-                )
-            ]
-        return [
-            Finding(
-                NOTE,
-                "model",
-                where,
-                f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}; "
-                "whether it fits the options is seen then",
-            )
-        ]
-    return [
-        Finding(
-            BAD,
-            "model",
-            f"{where}; on the hub: {'; '.join(reasons)}",
-            f"give what is on disk with --{family}.checkpoint, try again with a network, or {find.WITHOUT}",
-        )
-    ]
+        cache, free = hub.cache()
+        if free < DOWNLOAD:
+            to_do = f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free some, or set HF_HOME to another disk"
+            return [Finding(BAD, "model", where, to_do)]
+        to_do = f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}; whether it fits the options is seen then"
+        return [Finding(NOTE, "model", where, to_do)]
+    to_do = f"give what is on disk with --{family}.checkpoint, try again with a network, or {WITHOUT}"
+    return [Finding(BAD, "model", f"{where}; on the hub: {'; '.join(reasons)}", to_do)]
 
 
 # ---------------------------------------------------------------- the table

@@ -173,7 +173,7 @@ def read_prompt(folder):
         raise UserError(f"{folder} has no full_config.yml: it is not the folder of a run of run_sjc.py")
     script.refuse_other_run(SJCConfig, folder)
     try:
-        return parse_prompt(config.read(SJCConfig, path).sd.prompt)
+        return parse_prompt(config.read(SJCConfig, path).texts.prompt)
     except ValueError as error:
         raise UserError(f"{folder}: only runs of toy-world prompts have a truth: {error}") from None
 
@@ -223,7 +223,7 @@ def measure(folder, cfg, judge):
     measures = compare(result_views(sjc, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
     run = {
         "run": str(folder),
-        "prompt": sjc.cfg.sd.prompt,
+        "prompt": sjc.cfg.texts.prompt,
         "seed": sjc.cfg.seed,
         "family": sjc.cfg.family,
         "view_words": sjc.cfg.pose.view_words,
@@ -244,7 +244,7 @@ def strip(sjc, color, obj):
     row = side_by_side(*(to_uint8(picture) for pair in pairs for picture in pair))
     row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
     cfg = sjc.cfg
-    texts = [f"{cfg.preset or cfg.family}: {cfg.sd.prompt}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
+    texts = [f"{cfg.preset or cfg.family}: {cfg.texts.prompt}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
     edge = ZOOM * SIZE
     names = [(2 * i * edge + 4, text, "black") for i, text in enumerate(texts)]
     truths = [((2 * i + 1) * edge + 80, "truth", "gray") for i in range(len(texts))]

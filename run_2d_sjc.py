@@ -50,8 +50,8 @@ def refuse_unfit_levels(cfg, adapter):
         rows[level] = given
 
 
-def compute(cfg, adapter):
-    """Return {cell name: canvas (C, H, W)} of all cells; those in the newest checkpoint are not computed again."""
+def compute(cfg, adapter, asked):
+    """Return {cell name: canvas (C, H, W)} of what is `asked` for; cells in the newest checkpoint are not computed again."""
     from tqdm import tqdm
 
     from canvas import optimise
@@ -64,7 +64,7 @@ def compute(cfg, adapter):
     with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar:
         for setting in missing:
             bar.set_postfix_str(f"{setting.row}, {setting.caption}", refresh=False)
-            for step, x in enumerate(optimise(cfg, adapter, setting, cfg.asked()[0]), 1):
+            for step, x in enumerate(optimise(cfg, adapter, setting, asked), 1):
                 if step % CHECK_EVERY == 0 or step == cfg.n_steps:
                     script.check_finite({"the canvas": x.sum()}, f"{cell_name(setting)}, step {step}", remedy)
                 bar.update()
@@ -95,15 +95,15 @@ def draw_figure(cfg, adapter, canvases):
     write_png("grid.png", labelled_grid(grid))
 
 
-def prepare(cfg):
+def prepare(cfg, found):
     """Return what optimises every missing canvas and draws the figure; UserError where a cell could not start."""
     from adapt import make_adapter
 
-    adapter = make_adapter(cfg, script.pick_device(cfg.device))
+    adapter = make_adapter(cfg, script.pick_device(cfg.device), found)
     refuse_unfit_levels(cfg, adapter)
 
     def run():
-        draw_figure(cfg, adapter, compute(cfg, adapter))
+        draw_figure(cfg, adapter, compute(cfg, adapter, cfg.asked(found)[0]))
         print(f"done: grid.png compares {sum(map(len, cfg.rows()))} canvases, cells has each of them")
 
     return run

@@ -55,39 +55,37 @@ def is_drawn(images):
     return whole and all(picture_file(i).exists() for i in images)
 
 
-def sample(cfg, adapter, levels):
-    """Draw every batch that is not there yet: its .npy, and a PNG a picture."""
+def sample(cfg, adapter, levels, subjects):
+    """Draw every batch that is not there yet: its .npy, and a PNG per picture; `subjects` are what each shows."""
     import numpy as np
     from tqdm import tqdm
 
     from my.media import to_uint8, write_png
     from sampling import draw
 
-    subjects = cfg.subjects()
+    remedy = cfg.remedy(adapter.device.type)
     missing = [images for images in batches(cfg) if not is_drawn(images)]
     with tqdm(total=len(missing) * len(levels), desc="sampling", unit="step") as bar:
         for images in missing:
             bar.set_postfix_str(f"pictures {images[0]} to {images[-1]}, of {cfg.num_images}", refresh=False)
             for x in draw(cfg, adapter, levels, [subjects[i] for i in images], images):
-                refuse_broken(cfg, adapter, images, x)
+                refuse_broken(remedy, images, x, subjects)
                 bar.update()
             pictures = decode(adapter, x)
-            refuse_broken(cfg, adapter, images, pictures)
+            refuse_broken(remedy, images, pictures, subjects)
             IMAGES.mkdir(exist_ok=True)  # not before: the folder would be taken for a run's
             for i, picture in zip(images, pictures):
                 write_png(picture_file(i), picture)
             write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
 
 
-def refuse_broken(cfg, adapter, images, values):
+def refuse_broken(remedy, images, values, subjects):
     """Raise RunError where one of the pictures numbered `images`, `values` (B, ...), is not finite."""
     import torch
 
     sums = torch.as_tensor(values).flatten(1).sum(dim=1).tolist()
     for i, value in zip(images, sums):
-        script.check_finite(
-            {"its value": value}, f"picture {title(i, cfg.subjects()[i])}", cfg.remedy(adapter.device.type)
-        )
+        script.check_finite({"its value": value}, f"picture {title(i, subjects[i])}", remedy)
 
 
 def decode(adapter, x):
@@ -115,7 +113,7 @@ def write_npy(path, array):
     run_dir.write_atomic(path, data.getvalue())
 
 
-def preview(cfg):
+def preview(cfg, subjects):
     """Write the contact sheet of the first pictures, each with its number and what it was asked to show."""
     import numpy as np
 
@@ -123,23 +121,23 @@ def preview(cfg):
 
     n = min(cfg.num_images, MAX_PREVIEW)
     pictures = np.concatenate([np.load(batch_file(images)) for images in batches(cfg) if images[0] < n])[:n]
-    cells = list(zip(pictures, map(title, range(n), cfg.subjects())))
+    cells = list(zip(pictures, map(title, range(n), subjects)))
     write_png(
         "preview.png", labelled_grid([(None, cells[i : i + PREVIEW_COLUMNS]) for i in range(0, n, PREVIEW_COLUMNS)])
     )
 
 
-def prepare(cfg):
+def prepare(cfg, found):
     """Return what draws all that is missing in the current folder, and its contact sheet; UserError if it cannot."""
     from adapt import make_adapter
     from sampling import noise_levels
 
-    adapter = make_adapter(cfg, script.pick_device(cfg.device))
+    adapter, subjects = make_adapter(cfg, script.pick_device(cfg.device), found), cfg.subjects(found)
     levels = noise_levels(cfg, adapter)
 
     def run():
-        sample(cfg, adapter, levels)
-        preview(cfg)
+        sample(cfg, adapter, levels, subjects)
+        preview(cfg, subjects)
         print(
             f"done: {IMAGES} has {cfg.num_images} pictures, preview.png shows "
             f"{'them' if cfg.num_images <= MAX_PREVIEW else f'the first {MAX_PREVIEW}'}"

@@ -192,7 +192,7 @@ def check_memory(cfg, device):
         )
 
 
-def prepare(cfg):
+def prepare(cfg, _found):
     """Return the run of the current folder, from its last checkpoint or its beginning; UserError if it cannot start."""
     device = script.pick_device(cfg.device)
     check_memory(cfg, device)

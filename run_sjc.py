@@ -96,11 +96,14 @@ def save_test_views(sjc):
     )
 
 
-def prepare(cfg):
-    """Return the run of the current folder, from its last checkpoint or its beginning; UserError if it cannot start."""
+def prepare(cfg, found):
+    """Return the run of the current folder, from its last checkpoint or its beginning; UserError if it cannot start.
+
+    `found` is what `cfg.check_files` returned.
+    """
     from sjc import ready
 
-    sjc, first_step = ready(cfg, script.pick_device(cfg.device))
+    sjc, first_step = ready(cfg, script.pick_device(cfg.device), found)
     return lambda: train(sjc, first_step)
 
 

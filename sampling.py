@@ -22,7 +22,7 @@ def draw(cfg, adapter, levels, subjects, images):
     """
     randn = torch_noise(cfg.seed, images, "image")
     x = torch.empty(len(images), *adapter.data_shape, dtype=torch.float64, device=adapter.device)
-    x, D = levels[0] * randn(x), adapter.denoiser(subjects, cfg.sd.scale, cfg.sd.negative_prompt)
+    x, D = levels[0] * randn(x), adapter.denoiser(subjects, cfg.texts.scale, cfg.texts.negative_prompt)
     if cfg.sampler == "smld":
         return (yield from smld_sampler(D, x, levels, randn, cfg.smld_steps, cfg.smld_step_size))
     S_churn = cfg.S_churn if cfg.langevin else 0.0

@@ -103,9 +103,9 @@ class SJC:
     @torch.no_grad()
     def _embed_prompts(self):
         """Return the negative prompt's condition (1, ...), and {view prompt: (1, ...)}: once a run, not once a step."""
-        p, prompt = self.cfg.pose, self.cfg.sd.prompt
+        p, prompt = self.cfg.pose, self.cfg.texts.prompt
         views, texts = pose.all_view_prompts(p.view_words), pose.read_view_texts(p.view_texts, p.view_words)
-        uncond = self.adapter.embed([self.cfg.sd.negative_prompt])
+        uncond = self.adapter.embed([self.cfg.texts.negative_prompt])
 
         def spoken(prompt):
             return [pose.prompt_of_view(prompt, view, p.view_style, texts) for view in views]
@@ -249,7 +249,7 @@ class SJC:
         noise = torch.randn(x.shape, generator=torch_rng(self.cfg.seed, step, "noise")).to(x, non_blocking=True)
         x_perturbed = x + sigma * noise
         cond, negatives = self.conditions(cameras)
-        D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.sd.scale, negatives)
+        D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.texts.scale, negatives)
         return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / len(cameras)
 
     def regulariser(self, renderings, step):
@@ -299,9 +299,12 @@ class SJC:
         return meta["step"]
 
 
-def ready(cfg, device):
-    """Return (SJC, steps taken) of the current folder's run, all that can refuse it done; on "meta" without weights."""
-    sjc = SJC(cfg, make_adapter(cfg, device))
+def ready(cfg, device, found=None):
+    """Return (SJC, steps taken) of the current folder's run, all that can refuse it done; on "meta" without weights.
+
+    `found` is what `cfg.check_files` returned; None finds it here.
+    """
+    sjc = SJC(cfg, make_adapter(cfg, device, found))
     pick_march(cfg.renderer, sjc.field.density)
     newest = checkpoint.latest("ckpt")
     return sjc, sjc.load(newest) if newest else 0

@@ -23,6 +23,7 @@ from my.run_dir import write_atomic
 from my.version import made_by
 
 MADE_BY = "made_by"  # key of what a configuration was written by: not an option, and passed over by who reads it
+FREE = {"free_on_resume": True}  # json_schema_extra of an option that a resumed run may change
 FIRST = 8  # of a group's options, how many a message names
 
 
@@ -32,8 +33,15 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     _asked: dict[str, str] = PrivateAttr({})  # {dotted name: where} of what a person asked for, by `load`
 
-    def check_files(self):
-        """Raise UserError, at once and without heavy imports, for what cannot be: files that are not there, say."""
+    def where_asked(self, name: str) -> str | None:
+        """Return where a person asked for an option, such as "--lr", None where nobody did."""
+        return self._asked.get(name)
+
+    def check_files(self) -> Any:
+        """Return what the run needs of files, found once: what prepares the run takes it.
+
+        Raises UserError, at once and without heavy imports, for what cannot be: files that are not there, say.
+        """
 
 
 class Option(NamedTuple):
@@ -44,7 +52,7 @@ class Option(NamedTuple):
     default: Any  # PydanticUndefined where a value is required
     limits: str  # such as ">= 0, < 1"
     meaning: str
-    gone: dict = {}  # {value that it took once: what to do instead}
+    extra: dict = {}  # its json_schema_extra: "gone", {value that it took once: what to do instead}; "free_on_resume"
 
 
 class Given(NamedTuple):
@@ -141,7 +149,7 @@ def flat(config):
 
 def write(config, path):
     """Write `show(config)` to `path`, atomically, and behind it under MADE_BY the versions that it was made by."""
-    write_atomic(path, show(config) + yaml.safe_dump({MADE_BY: made_by()}))
+    write_atomic(path, show(config) + yaml.safe_dump({MADE_BY: made_by(getattr(config, "command", None))}))
 
 
 def read(cls, path):
@@ -179,8 +187,8 @@ def walk(cls, defaults=None, prefix=""):
             yield from walk(field.annotation, nested, f"{prefix}{name}.")
         else:
             limits = describe_limits(field.metadata)
-            gone = (field.json_schema_extra or {}).get("gone", {})
-            yield Option(prefix + name, field.annotation, default, limits, field.description or "", gone)
+            extra = field.json_schema_extra or {}
+            yield Option(prefix + name, field.annotation, default, limits, field.description or "", extra)
 
 
 def is_group(kind):
@@ -368,8 +376,9 @@ def coerce(value, option, where):
     try:
         return convert(value, kind)
     except (ValueError, RecursionError, yaml.YAMLError):
-        if isinstance(value, str) and value in option.gone:
-            raise UserError(f"{where} {value}: is no longer here; {option.gone[value]}") from None
+        gone = option.extra.get("gone", {})
+        if isinstance(value, str) and value in gone:
+            raise UserError(f"{where} {value}: is no longer here; {gone[value]}") from None
         hint = near_miss(value, choices(kind) if isinstance(value, str) else ())
         raise UserError(f"{where}: expected {describe(kind)}, got {quoted(value)}{hint}") from None
 

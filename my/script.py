@@ -1,34 +1,59 @@
-"""What the scripts that leave a run in the current folder share: how it begins, resumes, and on which device."""
+"""What the commands that leave a run in the current folder share: how a run begins and resumes, and on which device."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import Field
 
 from my import config, plain_files, run_dir
-from my.errors import RunError, UserError, some
+from my.errors import RunError, UserError, shown, some
+
+if TYPE_CHECKING:
+    import torch
 
 FULL_CONFIG = "full_config.yml"
+
+
+class OnDevice(config.Config):
+    """The options of a command that runs on a device."""
+
+    device: str = Field(
+        "auto", json_schema_extra=config.FREE, description="cuda, cuda:1, cpu; auto is cuda where there is one"
+    )
+
+
+class RunOptions(OnDevice):
+    """The options that every command which leaves a run has."""
+
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    resume: bool = Field(False, json_schema_extra=config.FREE, description="continue the run in this folder")
+    dry_run: bool = Field(False, json_schema_extra=config.FREE, description="stop after writing full_config.yml")
+
+    command: ClassVar[str]  # the file name of the command, such as "run_sjc.py"
+
+
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
-KNOWN_BY = {
-    "schedules": "run_2d_sjc.py",
-    "num_images": "run_img_sampling.py",
-    "scene": "run_nerf.py",
-    "emptiness_weight": "run_sjc.py",
-}  # option that no other script has -> script
-FREE_ON_RESUME = {
-    *OF_ONE_COMMAND,
-    "device",
-    "sd.precision",
-    "gddpm.precision",
-    "sd.offload_text",
-    "sha256",
-}  # options that a resumed run may change: they are of the machine, or of one command
+Options = TypeVar("Options", bound=RunOptions)
+Run = Callable[[], None]
 
 
-def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spec):
+def read_config(
+    cls: type[Options],
+    argv: list[str] | None,
+    *,
+    root: Path,
+    settle: Callable[[Options], Options] = lambda cfg: cfg,
+    leaves: str | Path = "ckpt",
+    **spec: Any,
+) -> Options:
     """Return the run's configuration, an instance of `cls`; with --resume, the one saved in the folder.
 
     `root` is the project's folder, `settle` makes its paths hold in any folder, `leaves` names what
     a run is known by, `spec` goes to `config.load`. Raises UserError in the project's folder, where a
-    new run would meet an old one, and where a resumed run is to change more than FREE_ON_RESUME.
+    new run would meet an old one, and where a resumed run is to change more than it may.
     """
     cfg = settle(config.load(cls, argv, **spec))
     run_dir.refuse_project_dir(root)
@@ -44,67 +69,71 @@ def read_config(cls, argv, *, root, settle=lambda cfg: cfg, leaves="ckpt", **spe
     if not Path(FULL_CONFIG).exists():
         raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
     saved = config.read(cls, FULL_CONFIG)
-    config.refuse_cut_off(cls, FULL_CONFIG, FREE_ON_RESUME)
+    config.refuse_cut_off(cls, FULL_CONFIG, free_on_resume(cls))
     cfg = settle(config.load(cls, argv, config_file=FULL_CONFIG, **spec))
-    refuse_changes(config.flat(cfg), config.flat(saved))
+    refuse_changes(config.flat(cfg), config.flat(saved), free_on_resume(cls))
     return cfg
 
 
-def refuse_other_run(cls, folder="."):
-    """Raise UserError in the folder of another script's run, whose configuration has options that `cls` has not."""
+def free_on_resume(cls: type[config.Config]) -> set[str]:
+    """Return the options that a resumed run may change: those of the machine, or of one command."""
+    return {option.name for option in config.walk(cls) if option.extra.get("free_on_resume")}
+
+
+def refuse_other_run(cls: type[config.Config], folder: str | Path = ".") -> None:
+    """Raise UserError in the folder of another command's run, whose configuration has options that `cls` has not."""
     path = Path(folder) / FULL_CONFIG
     if path.exists():
         try:
             options = plain_files.load_yaml(path)
         except (OSError, ValueError):
             return  # reading it in earnest says what is wrong
-        names = set(options if isinstance(options, dict) else ())
-        others = sorted(map(str, names - {*cls.model_fields, config.MADE_BY}))
+        options = options if isinstance(options, dict) else {}
+        others = sorted(map(str, set(options) - {*cls.model_fields, config.MADE_BY}))
         if others:
-            whose = next((script for option, script in KNOWN_BY.items() if option in others), "another script")
+            made_by = options.get(config.MADE_BY)
+            whose = made_by.get("command") if isinstance(made_by, dict) else None
             raise UserError(
-                f"{'this folder' if str(folder) == '.' else folder} holds a run of {whose}: its "
-                f"{FULL_CONFIG} has the option {others[0]}; go to another folder"
+                f"{'this folder' if str(folder) == '.' else folder} holds a run of {shown(whose or 'another command')}: "
+                f"its {FULL_CONFIG} has the option {shown(others[0])}; go to another folder"
             )
 
 
-def refuse_changes(now, then):
-    """Raise UserError for an option whose value differs between the two and is not in FREE_ON_RESUME."""
+def refuse_changes(now: dict[str, Any], then: dict[str, Any], free: set[str]) -> None:
+    """Raise UserError for an option whose value differs between the two and is not in `free`."""
     changed = [
-        f"--{name} {now[name]} (was {then[name]})"
-        for name in now
-        if name not in FREE_ON_RESUME and now[name] != then[name]
+        f"--{name} {now[name]} (was {then[name]})" for name in now if name not in free and now[name] != then[name]
     ]
     if changed:
         raise UserError(
-            f"--resume True with {some(changed)}: a resumed run can change only "
-            f"{', '.join(sorted(FREE_ON_RESUME & set(now)))}; for anything else start in an empty folder"
+            f"--resume True with {some(changed)}: a resumed run can change only {', '.join(sorted(free & set(now)))}; "
+            "for anything else start in an empty folder"
         )
 
 
-def begin(cfg, prepare):
-    """Keep and print the configuration, then call what `prepare` returned for it, alone in the folder.
+def begin(cfg: Options, prepare: Callable[[Options, Any], Run]) -> None:
+    """Keep and print the configuration, then do the run, alone in the folder.
 
-    The configuration's own `check_files` and `prepare`, which loads what the run needs, raise UserError where it
-    cannot start: a refused command prints and leaves nothing. A dry run prepares nothing, and stops once the
-    configuration is kept.
+    The configuration's `check_files` finds the files that the run needs. `prepare(configuration, found)` takes them,
+    loads them, and returns the run. Both raise UserError where the run cannot start: a refused command prints and
+    leaves nothing. A dry run prepares nothing, and stops once the configuration is kept.
     """
     kept = cfg.model_copy(update=OF_ONE_COMMAND)
     with run_dir.alone():
-        kept.check_files()
-        run = None if cfg.dry_run else prepare(kept)
+        found = kept.check_files()
+        run = None if cfg.dry_run else prepare(kept, found)
         config.write(kept, FULL_CONFIG)
         print(config.show(kept), end="", flush=True)
         if run:
             run()
 
 
-def go_on():
+def go_on() -> str:
     """Return how a command goes on after it was stopped: where the current folder has its run, with that."""
     return "continue with --resume True" if Path(FULL_CONFIG).exists() else "start it again"
 
 
-def pick_device(name):
+def pick_device(name: str) -> torch.device:
     """Return the torch device of a `--device`; raises UserError where it cannot be had."""
     import torch
 
@@ -120,7 +149,7 @@ def pick_device(name):
     return device
 
 
-def check_finite(stats, where, remedy):
+def check_finite(stats: dict[str, Any], where: str, remedy: str) -> None:
     """Raise RunError, which tells `where` it was and the `remedy`, if a statistic is not finite."""
     import torch
 

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from my.config import near_miss
-from options.sjc import IN_2D, FamilyConfig
+from options.family import FamilyConfig
 
 ANNEALED, UNIFORM = "annealed", "uniform"
 
@@ -69,9 +69,8 @@ class CanvasConfig(FamilyConfig):
     )
     sigma_min: float | None = Field(None, gt=0, description="where it ends; default the model's smallest")
 
-    READ_BY: ClassVar[dict] = (
-        FamilyConfig.READ_BY | IN_2D | dict.fromkeys(("sigma_max", "sigma_min"), {"schedules": (ANNEALED,)})
-    )
+    command: ClassVar = "run_2d_sjc.py"
+    conditions: ClassVar = dict.fromkeys(("sigma_max", "sigma_min"), {"schedules": (ANNEALED,)})
 
     @field_validator("schedules")
     @classmethod

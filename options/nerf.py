@@ -1,10 +1,11 @@
 """The typed configuration of a voxel NeRF's training. Imports nothing heavy: `-h` must answer at once."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from my.config import Config
+from my.script import RunOptions
 
 
 class ModelConfig(Config):
@@ -23,7 +24,7 @@ class ModelConfig(Config):
     c: Literal[3] = Field(3, description="colour channels")
 
 
-class NeRFConfig(Config):
+class NeRFConfig(RunOptions):
     """Every option of run_nerf.py."""
 
     scene: str = Field(
@@ -69,7 +70,5 @@ class NeRFConfig(Config):
     test_every: int | None = Field(
         None, ge=0, description="steps between tests on the test views; None or 0: only at the end"
     )
-    seed: int = Field(0, ge=0, description="seed of every random draw")
-    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
-    resume: bool = Field(False, description="continue the run in this folder")
-    dry_run: bool = Field(False, description="stop after writing full_config.yml")
+
+    command: ClassVar = "run_nerf.py"

@@ -1,21 +1,20 @@
 """The typed configuration of 2D sampling. Imports nothing heavy: `-h` must answer at once."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from families.gddpm import files
-from families.gddpm.published import N_CLASSES
-from my.seeds import numpy_rng
-from options.sjc import IN_2D, FamilyConfig, SDConfig
+import families
+from options.family import TEXTS, FamilyConfig
 
-ImageClass = Annotated[int, Field(ge=0, lt=N_CLASSES)]
+ImageClass = Annotated[int, Field(ge=0, lt=1000)]  # of ImageNet
+Texts = families.options_of(TEXTS)
 
 
 class SamplingConfig(FamilyConfig):
     """Every option of run_img_sampling.py."""
 
-    sd: SDConfig = SDConfig(scale=7.5)  # the usual one of Stable Diffusion
+    sd: Texts = Texts(scale=7.5)  # the usual one of Stable Diffusion
     prompts: list[str] = Field(
         [], description='several prompts, taken in turn, instead of --sd.prompt; with commas between, or ["...", "..."]'
     )
@@ -43,23 +42,18 @@ class SamplingConfig(FamilyConfig):
     smld_steps: int = Field(5, gt=0, description="smld: Langevin steps per level")
     smld_step_size: float = Field(0.2, gt=0, lt=2, description="smld: variance of a step over sigma^2")
 
-    READ_BY: ClassVar[dict] = (
-        FamilyConfig.READ_BY
-        | IN_2D
-        | {
-            "sd.prompt": {"family": ("sd", "ideal"), "prompts": ()},
-            "prompts": {"family": ("sd",)},
-            "gddpm.imgnet_cat": FamilyConfig.READ_BY["gddpm.imgnet_cat"] | {"classes": ()},
-            "classes": FamilyConfig.READ_BY["gddpm.imgnet_cat"],
-            "heun": {"sampler": ("karras",)},
-            "langevin": {"sampler": ("karras",)},
-            **dict.fromkeys(("S_churn", "S_min", "S_max", "S_noise"), {"sampler": ("karras",), "langevin": (True,)}),
-            **dict.fromkeys(("smld_steps", "smld_step_size"), {"sampler": ("smld",)}),
-        }
-    )
+    command: ClassVar = "run_img_sampling.py"
+    conditions: ClassVar = {
+        "sd.prompt": {"prompts": ()},
+        "gddpm.imgnet_cat": {"classes": ()},
+        "heun": {"sampler": ("karras",)},
+        "langevin": {"sampler": ("karras",)},
+        **dict.fromkeys(("S_churn", "S_min", "S_max", "S_noise"), {"sampler": ("karras",), "langevin": (True,)}),
+        **dict.fromkeys(("smld_steps", "smld_step_size"), {"sampler": ("smld",)}),
+    }
 
     @model_validator(mode="after")
-    def _fits(self):
+    def _fits(self) -> "SamplingConfig":
         if "" in (p.strip() for p in self.prompts):
             raise ValueError('--prompts: one of them is empty; each needs words, such as "a blue duck"')
         for name in ("prompts", "classes"):
@@ -74,20 +68,20 @@ class SamplingConfig(FamilyConfig):
             raise ValueError(f"--sigma_max {self.sigma_max:g} must be above --sigma_min {self.sigma_min:g}")
         return self
 
-    def drawn_prompts(self):
+    def drawn_prompts(self) -> list[str]:
         return self.prompts or super().drawn_prompts()
 
-    def prompts_flag(self):
+    def prompts_flag(self) -> str:
         return "--prompts" if self.prompts else super().prompts_flag()
 
-    def drawn_classes(self):
-        """Return the classes that are taken in turn; drawn at random where a model needs one and none is given."""
-        n = None if self.classes or self.gddpm.imgnet_cat >= 0 else files.n_classes(self.gddpm)
-        if n is None:
-            return self.classes or super().drawn_classes()
-        return [int(numpy_rng(self.seed, i, "class").integers(n)) for i in range(self.num_images)]
+    def given_classes(self) -> list[int]:
+        return self.classes
 
-    def subjects(self):
+    @property
+    def n_pictures(self) -> int:
+        return self.num_images
+
+    def subjects(self, found: Any) -> list[str]:
         """Return what the model is asked for at each of the pictures: of `asked`, in turn."""
-        asked = self.asked()
+        asked = self.asked(found)
         return [asked[i % len(asked)] for i in range(self.num_images)]

@@ -15,8 +15,9 @@ from families.ideal.adapter import ANY_VIEW, IdealAdapter
 from families.sd.adapter import StableDiffusionAdapter, precision_dtypes
 from families.sd.find import fetch, find_checkpoint
 from families.sd.load import load_parts
+from families.sd.options import Options as SDConfig
 from my.errors import UserError
-from options.sjc import SDConfig, SJCConfig
+from options.sjc import SJCConfig
 from pose import all_view_prompts
 from toyworld import COLORS, OBJECTS
 

@@ -188,7 +188,7 @@ def test_a_canvas_that_breaks_down(here):
     """It is named, with what to do; nothing is left that would be taken for a run."""
     cfg = CanvasConfig(n_steps=3)
     with pytest.raises(RunError, match="^sigma_1.5_eq16_copies_1_seed_0, step 3: the canvas is not finite; try anot"):
-        run_2d_sjc.compute(cfg, NotANumber())
+        run_2d_sjc.compute(cfg, NotANumber(), "a duck")
     assert not list(here.iterdir())
 
 
@@ -199,7 +199,7 @@ def test_a_decoder_that_breaks_down(here):
 
     cfg = CanvasConfig(n_steps=3, schedules=["2"])
     with pytest.raises(RunError, match="^sigma_2_eq16_copies_1_seed_0: the decoded canvas is not finite"):
-        run_2d_sjc.draw_figure(cfg, Broken(), run_2d_sjc.compute(cfg, Broken()))
+        run_2d_sjc.draw_figure(cfg, Broken(), run_2d_sjc.compute(cfg, Broken(), "a duck"))
     assert not list((here / "cells").iterdir()) and not (here / "grid.png").exists()
 
 

@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipe
 import run_sjc
 from adapt import make_adapter
 from families.ddpm.adapter import DDPMAdapter, load
+from families.ddpm.pipeline import find_pipeline
 from my.errors import UserError
 from options.sjc import SJCConfig
 from sjc import SJC
@@ -74,7 +75,7 @@ def test_layout_of_the_first_pipelines(unet, tmp_path, capfd):
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     capfd.readouterr()
-    loaded, scheduler = load(str(tmp_path))
+    loaded, scheduler = load(find_pipeline(str(tmp_path)))
     assert capfd.readouterr() == ("", "") and scheduler.config.beta_end == 0.01
     assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
 
@@ -163,7 +164,7 @@ def test_damaged_files_are_named(folder, tmp_path, name, text):
 
 
 def test_a_square_of_two_numbers_is_taken(folder, tmp_path):
-    unet, scheduler = load(str(edited(folder, tmp_path / "square", UNET, sample_size=[8, 8])))
+    unet, scheduler = load(find_pipeline(str(edited(folder, tmp_path / "square", UNET, sample_size=[8, 8]))))
     assert DDPMAdapter(unet, scheduler).data_shape == (3, 8, 8)
 
 
@@ -220,7 +221,7 @@ def test_weights_of_a_variant_alone(folder, unet, tmp_path, capsys):
     whole = half / "unet" / "diffusion_pytorch_model.safetensors"
     whole.unlink()
     copy.deepcopy(unet).half().save_pretrained(half / "unet", variant="fp16")
-    loaded, _ = load(str(half))
+    loaded, _ = load(find_pipeline(str(half)))
     assert loaded.dtype == torch.float32 and torch.allclose(loaded.conv_in.weight, unet.conv_in.weight, atol=1e-3)
     assert "those of variant fp16, which are taken" in capsys.readouterr().err
 
@@ -233,7 +234,7 @@ def refused(checkpoint, *words):
     with pytest.raises(UserError) as caught:
         cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": checkpoint and str(checkpoint)})
         cfg.check_files()
-        load(cfg.ddpm.checkpoint)
+        load(find_pipeline(cfg.ddpm.checkpoint))
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
     return message

@@ -15,10 +15,12 @@ import run_sjc
 from adapt import make_adapter
 from families.gddpm import layout, published
 from families.gddpm.adapter import GuidedDDPMAdapter
+from families.gddpm.options import Found
+from families.gddpm.options import Options as GDDPMConfig
 from families.gddpm.unet import NoisyClassifier, build_unet, convert, published_shapes
 from my.errors import UserError
 from options.sampling import SamplingConfig
-from options.sjc import GDDPMConfig, SJCConfig
+from options.sjc import SJCConfig
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 SHARED = REFERENCE.parents[2] / "shared" / "reference"  # next to the repository
@@ -273,15 +275,20 @@ def test_a_file_that_would_run_code_is_refused(models):
 # ---------------------------------------------------------------- what a picture is asked to show
 
 
+def subjects(cfg):
+    """What each picture is asked to show, without the files that drawing it takes."""
+    n = published.n_classes(cfg.gddpm.model)
+    return cfg.subjects(Found(None, None, cfg.gddpm.classes_of(cfg, n)))
+
+
 def test_classes_are_taken_in_turn():
     cfg = SamplingConfig(family="gddpm", gddpm={"model": "m_imgnet_64"}, classes=[1, 207], num_images=5)
-    assert cfg.subjects() == ["1", "207", "1", "207", "1"]
-    assert SamplingConfig(family="gddpm", num_images=2).subjects() == ["", ""]  # bedrooms have no class
-    drawn = SamplingConfig(family="gddpm", gddpm={"model": "m_imgnet_64"}, num_images=30).drawn_classes()
-    assert (
-        len(set(drawn)) > 20
-        and drawn[:9] == SamplingConfig(family="gddpm", gddpm={"model": "m_imgnet_64"}, num_images=9).drawn_classes()
+    assert subjects(cfg) == ["1", "207", "1", "207", "1"]
+    assert subjects(SamplingConfig(family="gddpm", num_images=2)) == ["", ""]  # bedrooms have no class
+    drawn, fewer = (
+        subjects(SamplingConfig(family="gddpm", gddpm={"model": "m_imgnet_64"}, num_images=n)) for n in (30, 9)
     )
+    assert len(set(drawn)) > 20 and drawn[:9] == fewer
 
 
 # ---------------------------------------------------------------- 3D

@@ -333,7 +333,7 @@ def test_classes_of_ones_own(tmp_path):
         ours.embed(["10"])
     refused(run(**own, imgnet_cat=10), "class 10", "knows 0 to 9")
     refused(run(**own), "draws one class out of 10", "--gddpm.imgnet_cat 0 to 9")
-    drawn = run(SamplingConfig, **own).drawn_classes()
+    drawn = run(SamplingConfig, **own).check_files().classes
     assert len(drawn) == 16 and max(drawn) <= 9 and len(set(drawn)) > 4
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+import families
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"run_sjc", "highres_final_vis", "evaluate", "run_nerf", "run_img_sampling", "run_2d_sjc", "doctor"}
-METHOD = {"sjc", "sjc_config", "nerf_config", "sampling", "sampling_config", "canvas", "canvas_config"}
-DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "mini_sd", "sd", "pixel_folder", "gddpm"}  # and adapt*
-MY, DOMAIN_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(5)
+METHOD = {"sjc", "sampling", "canvas"}
+DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "mini_sd", "families", "adapt"}
+MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
+FAMILIES = families.NAMES
 
 
 def sources():
@@ -33,20 +36,33 @@ def rank(room):
     """Which floor a module or package at the root is on; None for a third-party one."""
     if room not in PROJECT:
         return None
-    if room in DOMAIN or room == "adapt" or room.startswith("adapt_"):
-        return DOMAIN_RANK
-    return {"my": MY, **dict.fromkeys(METHOD, METHOD_RANK), **dict.fromkeys(SCRIPTS, SCRIPT_RANK)}.get(room, TOOL_RANK)
+    ranks = {"my": MY_RANK, "options": OPTIONS_RANK, **dict.fromkeys(DOMAIN, DOMAIN_RANK)}
+    ranks |= {**dict.fromkeys(METHOD, METHOD_RANK), **dict.fromkeys(SCRIPTS, SCRIPT_RANK)}
+    return ranks.get(room, TOOL_RANK)
+
+
+def modules(path):
+    """The dotted names of the modules that a file imports when it runs, anywhere in it."""
+    found, nodes = set(), [SOURCES[path]]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level < 2, path
+            if node.level:  # within its own package
+                continue
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        nodes += ast.iter_child_nodes(node)
+    return found
 
 
 def imports(path):
-    """The root modules and packages that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(SOURCES[path]):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0] if node.level == 0 else path.parts[0])
-    return found
+    """The root modules and packages that a file imports when it runs."""
+    return {module.partition(".")[0] for module in modules(path)}
 
 
 def calls(path, name):
@@ -63,21 +79,11 @@ CODE = [path for path in SOURCES if path.parts[0] != "tests"]
 
 def test_the_rooms_are_found():
     rooms = {path.parts[0].removesuffix(".py") for path in CODE}
-    assert {
-        "run_sjc",
-        "highres_final_vis",
-        "sjc",
-        "sjc_config",
-        "adapt",
-        "adapt_ideal",
-        "adapt_sd",
-        "karras",
-        "pose",
-        "voxnerf",
-        "toyworld",
-        "mini_sd",
-        "my",
-    } <= rooms
+    assert {*SCRIPTS, *METHOD, *DOMAIN, "options", "my"} - {"mini_sd"} <= rooms
+
+
+def test_the_root_is_a_table_of_contents():
+    assert len([path for path in CODE if len(path.parts) == 1]) <= 14
 
 
 @pytest.mark.parametrize("path", CODE, ids=str)
@@ -104,10 +110,24 @@ def test_karras_knows_no_family():
     assert "adapt" not in (ROOT / "karras.py").read_text()
 
 
-def test_only_make_adapter_knows_the_families():
-    """Nothing but a family's own tests imports its module."""
-    for path in CODE:
-        assert not {m for m in imports(path) if m.startswith("adapt_")} - {path.stem}, path
+def room_of_family(path):
+    """The family that a file belongs to, or None."""
+    return path.parts[1] if path.parts[0] == "families" and path.parts[1] in FAMILIES else None
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_only_the_registry_knows_the_families(path):
+    """Nothing else imports a family's room, compares with a family's name, or lists the names."""
+    for module in modules(path):
+        room, _, rest = module.partition(".")
+        if room == "families" and rest.partition(".")[0] in FAMILIES:
+            assert rest.partition(".")[0] == room_of_family(path), f"{path} imports {module}"
+    if path.parts[0] in ("families", "benchmarks"):  # benchmarks name presets
+        return
+    kinds = (ast.Compare, ast.Dict, ast.List, ast.Set, ast.Tuple, ast.MatchValue)
+    for node in (node for node in ast.walk(SOURCES[path]) if isinstance(node, kinds)):
+        named = {n.value for n in ast.iter_child_nodes(node) if isinstance(n, ast.Constant)} & set(FAMILIES)
+        assert not named, f"{path}:{node.lineno} names the family {named.pop()}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

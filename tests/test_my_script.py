@@ -6,7 +6,6 @@ import pytest
 from pydantic import Field
 
 from my import script
-from my.config import Config
 from my.errors import RunError, UserError, explain
 from my.run_dir import write_atomic
 from options.canvas import CanvasConfig
@@ -15,11 +14,10 @@ from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
 
 
-class Tiny(Config):
+class Tiny(script.RunOptions):
     lr: float = Field(0.1, description="learning rate")
-    device: str = Field("auto", description="device")
-    resume: bool = Field(False, description="continue")
-    dry_run: bool = Field(False, description="stop early")
+
+    command = "run_tiny.py"
 
 
 @pytest.fixture
@@ -33,7 +31,9 @@ def read(tmp_path, monkeypatch):
 
 def test_begin_keeps_the_configuration_and_runs(read, capsys):
     runs = []
-    script.begin(read("--lr", "0.5"), lambda cfg: lambda: runs.append((cfg.lr, Path(script.FULL_CONFIG).exists())))
+    script.begin(
+        read("--lr", "0.5"), lambda cfg, found: lambda: runs.append((cfg.lr, Path(script.FULL_CONFIG).exists()))
+    )
     assert runs == [(0.5, True)] and "lr: 0.5" in capsys.readouterr().out
     script.begin(read("--dry_run", "True"), None)
     assert "dry_run: false" in Path(script.FULL_CONFIG).read_text() and "lr: 0.1" in capsys.readouterr().out
@@ -41,11 +41,11 @@ def test_begin_keeps_the_configuration_and_runs(read, capsys):
 
 def test_how_a_stopped_command_goes_on(read):
     assert script.go_on() == "start it again"
-    script.begin(read(), lambda cfg: lambda: None)
+    script.begin(read(), lambda cfg, found: lambda: None)
     assert script.go_on() == "continue with --resume True"
 
 
-def refuse(cfg):
+def refuse(cfg, found=None):
     raise UserError("no")
 
 
@@ -67,7 +67,7 @@ def test_a_file_in_the_way_of_the_runs_folder(read):
 
 
 def test_resume_takes_what_was_saved(read):
-    script.begin(read("--lr", "0.5"), lambda cfg: Path("ckpt/step_0000001").mkdir(parents=True) or dict)
+    script.begin(read("--lr", "0.5"), lambda cfg, found: Path("ckpt/step_0000001").mkdir(parents=True) or dict)
     assert read("--resume", "True", "--device", "cpu").lr == 0.5
     with pytest.raises(UserError, match=r"--lr 0.25 \(was 0.5\).*device, dry_run, resume"):
         read("--resume", "True", "--lr", "0.25")
@@ -77,15 +77,17 @@ def test_resume_takes_what_was_saved(read):
 
 def test_a_run_that_left_nothing_whole_can_be_started_again(read):
     """As after a failure before its first checkpoint, or within it."""
-    script.begin(read("--lr", "0.5"), lambda cfg: Path("ckpt/.tmp_step_0000001_new").mkdir(parents=True) or dict)
+    script.begin(read("--lr", "0.5"), lambda cfg, found: Path("ckpt/.tmp_step_0000001_new").mkdir(parents=True) or dict)
     assert read("--lr", "0.25").lr == 0.25 and read("--resume", "True").lr == 0.5
 
 
 def test_precision_is_of_the_machine_and_may_change():
     then = {"sd.precision": "fp16", "device": "cuda", "lr": 1}
-    script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then)
+    free = script.free_on_resume(SJCConfig)
+    assert free == {"sd.precision", "sd.offload_text", "gddpm.precision", "device", "resume", "dry_run"}
+    script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then, free)
     with pytest.raises(UserError, match=r"with --lr 2 \(was 1\): .* can change only device, sd.precision; for"):
-        script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then)
+        script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then, free)
 
 
 @pytest.mark.parametrize("name, way", [("folder", lambda p: p.mkdir()), ("file", lambda p: p.write_text(""))])
@@ -114,7 +116,7 @@ def test_a_saved_configuration_that_was_cut_off_is_refused(read, tmp_path, text)
 
 
 def test_a_run_of_an_earlier_version_is_resumed(read, tmp_path, capsys):
-    Path(script.FULL_CONFIG).write_text("lr: 0.5\ndevice: cpu\nresume: false\ndry_run: false\nn_steps: 7\n")
+    Path(script.FULL_CONFIG).write_text("lr: 0.5\nseed: 1\ndevice: cpu\nresume: false\ndry_run: false\nn_steps: 7\n")
     cfg = script.read_config(Longer, ["--resume", "True"], root=tmp_path / "project", prog="tiny", doc="Tiny.")
     assert (cfg.lr, cfg.newer, cfg.n_steps) == (0.5, 3, 7)
     assert capsys.readouterr().err == (
@@ -124,9 +126,13 @@ def test_a_run_of_an_earlier_version_is_resumed(read, tmp_path, capsys):
 
 def test_the_last_options_stay_the_last():
     """By them a saved configuration is known to be whole: new options are put before them."""
-    last = {cls: list(cls.model_fields)[-1] for cls in (SJCConfig, SamplingConfig, CanvasConfig)}
-    assert last == {SJCConfig: "var_red", SamplingConfig: "smld_step_size", CanvasConfig: "sigma_min"}
-    assert [name for name in NeRFConfig.model_fields if name not in script.FREE_ON_RESUME][-1] == "seed"
+    last = {cls: list(cls.model_fields)[-1] for cls in (SJCConfig, SamplingConfig, CanvasConfig, NeRFConfig)}
+    assert last == {
+        SJCConfig: "var_red",
+        SamplingConfig: "smld_step_size",
+        CanvasConfig: "sigma_min",
+        NeRFConfig: "test_every",
+    }
 
 
 def test_resume_of_nothing(read):
@@ -135,10 +141,12 @@ def test_resume_of_nothing(read):
 
 
 def test_another_scripts_run_is_left_alone(read):
-    Path(script.FULL_CONFIG).write_text("lr: 0.5\nschedules: [annealed]\n")
-    for argv in ([], ["--dry_run", "True"], ["--resume", "True"]):
-        with pytest.raises(UserError, match="run_2d_sjc.py: its full_config.yml has the option schedules"):
-            read(*argv)
+    whole = "lr: 0.5\nschedules: [annealed]\n"
+    for more, whose in (("made_by: {command: run_2d_sjc.py}\n", "run_2d_sjc.py"), ("", "another command")):
+        Path(script.FULL_CONFIG).write_text(whole + more)
+        for argv in ([], ["--dry_run", "True"], ["--resume", "True"]):
+            with pytest.raises(UserError, match=f"{whose}: its full_config.yml has the option schedules"):
+                read(*argv)
 
 
 def test_project_folder_is_refused(read, tmp_path, monkeypatch):

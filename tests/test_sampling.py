@@ -124,9 +124,9 @@ def test_precision_is_a_remedy_where_it_would_change():
 
 
 def test_subjects_are_taken_in_turn():
-    assert SamplingConfig(num_images=3, prompts=["a", "b"]).subjects() == ["a", "b", "a"]
-    assert SamplingConfig(num_images=2, sd={"prompt": "c"}).subjects() == ["c", "c"]
-    assert SamplingConfig(family="ddpm", num_images=2).subjects() == ["", ""]
+    assert SamplingConfig(num_images=3, prompts=["a", "b"]).subjects(None) == ["a", "b", "a"]
+    assert SamplingConfig(num_images=2, sd={"prompt": "c"}).subjects(None) == ["c", "c"]
+    assert SamplingConfig(family="ddpm", num_images=2).subjects(None) == ["", ""]
 
 
 # ---------------------------------------------------------------- the script
@@ -164,7 +164,7 @@ def test_a_long_sheet_is_cut(here):
     cfg = SamplingConfig(num_images=70, batch_size=70)
     (here / "imgs").mkdir()
     run_img_sampling.write_npy(run_img_sampling.batch_file(range(70)), np.zeros((70, 112, 112, 3), np.uint8))
-    run_img_sampling.preview(cfg)
+    run_img_sampling.preview(cfg, cfg.subjects(None))
     assert iio.imread(here / "preview.png").shape == (8 * (112 + 14 + 4) + 4, 8 * (112 + 4) + 4, 3)
 
 
@@ -178,16 +178,16 @@ class LateNaN(Affine):
 
 def test_a_picture_that_breaks_down_leaves_no_run(here, monkeypatch, flags):
     """It is named, with what to do; nothing of it is written, and the same command can be given again."""
-    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device: NotANumber())
+    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device, found=None: NotANumber())
     for _ in range(2):
         with pytest.raises(RunError, match="^picture 0: a blue duck: its value is not finite; try another checkpo"):
             run_img_sampling.main(flags)
         assert [p.name for p in here.iterdir()] == ["full_config.yml"]
-    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device: LateNaN())
+    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device, found=None: LateNaN())
     with pytest.raises(RunError, match="^picture 3: "):
         run_img_sampling.main(flags)
     assert sorted(p.name for p in (here / "imgs").iterdir()) == ["0000000.png", "0000001.png", "step_0000000.npy"]
-    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device: Affine())
+    monkeypatch.setattr("adapt.make_adapter", lambda cfg, device, found=None: Affine())
     run_img_sampling.main(["--resume", "True"])
     assert len(list((here / "imgs").glob("*.png"))) == 5
 

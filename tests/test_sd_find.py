@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
+from families.libraries import reason
 from families.sd import find, lora_files
+from families.sd.options import Options as SDConfig
 from my.errors import UserError
-from options.sjc import SDConfig
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -82,7 +83,7 @@ def test_nothing_anywhere_tells_every_place(home, options, flag):
     ],
 )
 def test_reasons_of_libraries_are_shortened(error, words):
-    assert find.reason(error) == words
+    assert reason(error) == words
 
 
 def test_given_paths_come_before_hub_ids(home):

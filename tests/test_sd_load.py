@@ -14,9 +14,10 @@ from families.sd import find, layout, lora, lora_files
 from families.sd.adapter import StableDiffusionAdapter, make
 from families.sd.load import load_parts
 from families.sd.noise import probe_prediction
+from families.sd.options import Options as SDConfig
 from my import config
 from my.errors import RunError, UserError
-from options.sjc import SDConfig, SJCConfig
+from options.sjc import SJCConfig
 
 TO_OUT = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0"
 TO_Q = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import crafted
 from families.sd import find, layout, lora, lora_files, lora_names, lora_settings
+from families.sd.options import Options as SDConfig
 from my.errors import UserError
-from options.sjc import SDConfig
 
 Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0"

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 import crafted
 from families.sd import layout, names
 from families.sd.load import load_parts
-from options.sjc import SDConfig
+from families.sd.options import Options as SDConfig
 
 CLIP, OPEN_CLIP, UNET = layout.CLIP, layout.OPEN_CLIP, layout.UNET
 SGM = "conditioner.embedders.0."

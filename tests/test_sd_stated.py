@@ -12,8 +12,8 @@ import crafted
 from adapt import scheduler_sigmas
 from families.sd import layout, noise, stated
 from families.sd.load import load_parts
+from families.sd.options import Options as SDConfig
 from my.errors import UserError
-from options.sjc import SDConfig
 
 PLAIN = SDConfig(checkpoint="a.safetensors")
 V1_YAML = {

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 import crafted
 from families.sd import find, layout, names
 from families.sd.load import load_parts
+from families.sd.options import Options as SDConfig
 from my.errors import UserError
-from options.sjc import SDConfig
 
 VAE = layout.VAE
 

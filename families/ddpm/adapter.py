@@ -6,7 +6,8 @@ import torch
 
 from adapt import PixelAdapter, denoised, scheduler_sigmas
 from families.ddpm import pipeline
-from families.sd.find import reason
+from families.family import WITHOUT
+from families.libraries import reason
 from my.errors import UserError, note
 
 
@@ -32,27 +33,26 @@ class DDPMAdapter(PixelAdapter):
         return denoised(x, sigma, out, self.prediction_type)
 
 
-def load(checkpoint):
-    """Return the (unet, scheduler) of a diffusers folder or hub id; raises UserError where that is no such pipeline."""
+def load(place):
+    """Return the (unet, scheduler) of a pipeline's Place; raises UserError where that is no such pipeline."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below; old weights without safetensors are fine
-    where, flag = pipeline.find_pipeline(checkpoint), f"--ddpm.checkpoint {checkpoint}"
-    folder = where if Path(where).is_dir() else download(where, flag)
+    flag, folder = place.flag, place.path or download(place.repos[0], place.flag)
     variant = pipeline.variant(folder)
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, variant=variant)
     except Exception as error:  # whatever a damaged folder makes of the library
         raise UserError(
-            f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or {pipeline.WITHOUT}"
+            f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or {WITHOUT}"
         ) from None
     if variant:
         note(f"{flag}: has no weights but those of variant {variant}, which are taken")
     unet, scheduler = pipe.components["unet"], pipe.components["scheduler"]
     if any(p.is_meta for p in unet.parameters()):
-        raise UserError(f"{flag}: some of its weights are missing; get it again, or {pipeline.WITHOUT}")
+        raise UserError(f"{flag}: some of its weights are missing; get it again, or {WITHOUT}")
     if not hasattr(scheduler, "betas"):
         raise UserError(f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; {pipeline.TAKES}")
     stated = pipeline.settings(Path(folder), "scheduler", "scheduler_config.json")
@@ -71,16 +71,16 @@ def download(repo, flag):
         cause = "HF_HUB_OFFLINE, which is set" if constants.HF_HUB_OFFLINE else "the network"
         raise UserError(
             f"{flag}: cannot be read as a diffusers pipeline: not in the local cache, and not to be had "
-            f"from the hub: look at the name, and at {cause}; or {pipeline.WITHOUT}"
+            f"from the hub: look at the name, and at {cause}; or {WITHOUT}"
         ) from None
     pipeline.check(folder, flag)
     return folder
 
 
-def make(cfg, device):
-    """Return the DDPM adapter of a run's configuration."""
-    parts = load(cfg.ddpm.checkpoint)
+def make(run, found, device):
+    """Return the DDPM adapter of a run's configuration and of the Place of its pipeline."""
+    parts = load(found)
     try:
         return DDPMAdapter(*parts, device)
     except UserError as error:
-        raise UserError(f"--ddpm.checkpoint {cfg.ddpm.checkpoint}: {error}") from None
+        raise UserError(f"{found.flag}: {error}") from None

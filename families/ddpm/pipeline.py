@@ -6,11 +6,11 @@ What a pipeline's files state, and what becomes of it: `docs/pixel_models.md`.
 import re
 from pathlib import Path
 
+from families.family import WITHOUT, Place
 from my.errors import UserError, shown, some
 from my.plain_files import read_json
 
 TAKES = "this family takes pixel-space pipelines of a unet and a discrete scheduler, such as google/ddpm-cifar10-32"
-WITHOUT = "get going without one: --preset mini or --preset ideal"
 OTHER_NOISE = {
     "ScoreSdeVe": "adds noise without end, as NCSN++ does",
     "ScoreSdeVp": "has continuous time",
@@ -33,23 +33,30 @@ SHARD = re.compile(r"\d{5}-of-\d{5}")
 
 
 def find_pipeline(checkpoint):
-    """Return the local folder, or the hub id, of a diffusers pipeline that is meant; raises UserError for neither."""
+    """Return the Place of the diffusers pipeline that is meant: a folder or a hub id; raises UserError for neither."""
     if checkpoint is None:
         raise UserError(
-            "--family ddpm needs --ddpm.checkpoint: the folder or hub id of an unconditional diffusers "
-            "pipeline, such as google/ddpm-cifar10-32"
+            "--family ddpm needs --ddpm.checkpoint: the folder or hub id of an unconditional diffusers pipeline, such "
+            "as google/ddpm-cifar10-32"
         )
-    folder = Path(checkpoint).expanduser()
+    flag, folder = f"--ddpm.checkpoint {checkpoint}", Path(checkpoint).expanduser()
     if folder.is_dir():
-        check(folder, f"--ddpm.checkpoint {checkpoint}")
-        return str(folder)
+        check(folder, flag)
+        return Place(flag, folder)
     if folder.exists() or folder.is_absolute() or str(checkpoint).startswith((".", "~")) or checkpoint.count("/") != 1:
         why = "that is a file" if folder.exists() else "no such folder"
         raise UserError(
-            f"--ddpm.checkpoint {checkpoint}: {why}; give the folder of a diffusers pipeline or a hub id, "
-            f"such as google/ddpm-cifar10-32, or {WITHOUT}"
+            f"{flag}: {why}; give the folder of a diffusers pipeline or a hub id, such as google/ddpm-cifar10-32, or "
+            f"{WITHOUT}"
         )
-    return checkpoint
+    return Place(flag, repos=(checkpoint,), missed=str(Path(checkpoint).absolute()))
+
+
+def in_cache(repo):
+    """Whether the hub's cache on this machine has a pipeline, as far as its index tells."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "model_index.json"), str)
 
 
 # ---------------------------------------------------------------- what it states

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 import torch
 
 from adapt import PixelAdapter, denoised
-from families.gddpm import files
 from families.gddpm.published import N_CLASSES
 from families.gddpm.unet import NoisyClassifier, build_unet, convert, published_shapes
 from karras import iddpm_sigmas, linear_betas, sigmas_from_betas
@@ -106,14 +105,12 @@ def load(kind, net):
     return built
 
 
-def make(cfg, device):
-    """Return the guided-DDPM adapter of a run's configuration."""
-    g, classifier = cfg.gddpm, None
-    net = files.unet(g)
+def make(run, found, device):
+    """Return the guided-DDPM adapter of a run's configuration and of the `Found` of its options."""
+    g, net = run.chosen, found.unet
     for words in net.notes:
         note(words)
-    if files.needs_classifier(g, cfg.cls_scaling, cfg.drawn_classes()):
-        classifier = load(NoisyClassifier, files.classifier(g, net))
+    classifier = load(NoisyClassifier, found.classifier) if found.classifier else None
     amp = torch.float16 if g.precision == "autocast" and torch.device(device).type == "cuda" else None
     o = net.options
     return GuidedDDPMAdapter(
@@ -121,7 +118,7 @@ def make(cfg, device):
         o["noise_schedule"],
         g.imgnet_cat,
         classifier,
-        cfg.cls_scaling,
+        run.cls_scaling,
         device,
         amp,
         o["diffusion_steps"],

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from families.family import WITHOUT
 from families.gddpm import layout
-from families.gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, WITHOUT, find
+from families.gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, find
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
 
@@ -216,19 +217,13 @@ def classifier(gddpm, net):
     return Network(file, start, options, None, [])
 
 
-def n_classes(gddpm):
-    """Return how many classes the run's UNet must be told one of, None for none; a given file is read for it."""
-    return (PUBLISHED[gddpm.model] if gddpm.checkpoint is None else unet(gddpm).options)["n_classes"]
+def needs_classifier(gddpm, model, n, cls_scaling, classes):
+    """Return whether drawing `classes`, -1 for none, takes a classifier, with a UNet of `n` classes or None.
 
-
-def needs_classifier(gddpm, cls_scaling, classes):
-    """Return whether drawing `classes`, -1 for none, takes a classifier; raises UserError for what cannot be drawn."""
+    `model` is the published model of the UNet's shapes, or None. Raises UserError for what cannot be drawn.
+    """
     named = [c for c in classes if c >= 0]
-    model = gddpm.model if gddpm.checkpoint is None else unet(gddpm).model
-    n, whose = (
-        n_classes(gddpm),
-        (f"--gddpm.checkpoint {gddpm.checkpoint}" if gddpm.checkpoint else f"--gddpm.model {gddpm.model}"),
-    )
+    whose = f"--gddpm.checkpoint {gddpm.checkpoint}" if gddpm.checkpoint else f"--gddpm.model {gddpm.model}"
     guided = model in FILES or gddpm.classifier is not None
     if named and n is None and not guided:
         raise UserError(
@@ -247,10 +242,3 @@ def needs_classifier(gddpm, cls_scaling, classes):
             "--cls_scaling above 0"
         )
     return bool(named) and cls_scaling > 0 and guided
-
-
-def check(gddpm, guided):
-    """Raise UserError where the run's UNet, or its classifier if `guided`, is not there or is something else."""
-    net = unet(gddpm)
-    if guided:
-        classifier(gddpm, net)

@@ -4,12 +4,12 @@ Options go by the names of the published training commands (arXiv 2105.05233), b
 `attends`, whether each level of resolution attends, from the finest on, and `n_classes`, None for no class.
 """
 
+from families.family import WITHOUT
 from my.env import ENV, data_root
 from my.errors import UserError
 
 MODELS = "diffusion_ckpts/guided_ddpm/models"  # below the data root of env.json
 N_CLASSES = 1000  # of ImageNet
-WITHOUT = "get going without one: --preset mini or --preset ideal"
 MULTIPLES = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -91,7 +91,12 @@ def find(name, file, flags, instead="--gddpm.checkpoint FILE takes it from elsew
     )
 
 
-def files():
+def n_classes(name):
+    """Return how many classes a published model must be told one of, None for none."""
+    return PUBLISHED[name]["n_classes"]
+
+
+def known_checkpoints():
     """Return the paths of the published files that are there."""
     names = {name for pair in FILES.values() for name in pair} | set(LSUN_FILES.values())
     return sorted(path for path in (data_root() / MODELS).rglob("*.pt") if path.name in names)

@@ -16,7 +16,6 @@ from karras import scaled_linear_betas, sigmas_from_betas
 from my.errors import UserError
 from my.seeds import numpy_rng
 from toyworld import compose, coverage_maps
-from toyworld.captions import read_prompt
 
 RENDER_SIZE = 64
 RENDER_BATCH = 16
@@ -92,10 +91,10 @@ def paint(color, obj, cameras, size):
     return pictures
 
 
-def make(cfg, device):
-    """Return the ideal adapter of a run's configuration; raises UserError for a prompt outside the toy world."""
-    color, obj = read_prompt(cfg.sd.prompt, "--sd.prompt with --family ideal")
-    p, rng = cfg.pose, numpy_rng(cfg.seed, 0, "ideal/cameras")
-    cameras = [pose.train_camera(rng, p.R, p.fov_range, p.view_words) for _ in range(cfg.ideal.n_cameras)]
+def make(run, found, device):
+    """Return the ideal adapter of a run's configuration and of the (color, object) of its prompt."""
+    color, obj = found
+    p, rng = run.pose, numpy_rng(run.seed, 0, "ideal/cameras")
+    cameras = [pose.train_camera(rng, p.R, p.fov_range, p.view_words) for _ in range(run.chosen.n_cameras)]
     names = dict.fromkeys(c.view for c in cameras)
     return IdealAdapter(names, p.rend_hw, partial(paint, color, obj, cameras, p.rend_hw), device)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 
 from adapt import ScoreAdapter, denoised, scheduler_sigmas
-from families.sd.find import PARTS, fetch, find_checkpoint, refuse_unknown_words
+from families.sd.find import PARTS, fetch, refuse_unknown_words
 from families.sd.load import load_parts
 from my.errors import RunError, UserError, note, shown
 
@@ -114,16 +114,19 @@ def precision_dtypes(precision, device):
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision], None
 
 
-def make(cfg, device):
-    """Return the Stable Diffusion adapter of a run's configuration; on the device "meta", one without weights."""
-    device = torch.device(device)
-    dtype, amp = precision_dtypes(cfg.sd.precision, device.type)
+def make(run, found, device):
+    """Return the Stable Diffusion adapter of a run's configuration and of the `Found` of its options.
+
+    On the device "meta" it has no weights.
+    """
+    options, device = run.chosen, torch.device(device)
+    dtype, amp = precision_dtypes(options.precision, device.type)
     if dtype == torch.float16 and device.type == "cpu":
         note("--sd.precision fp16 is very slow on a CPU; autocast, the default, is float32 there")
-    offload = device.type == "cuda" if cfg.sd.offload_text is None else cfg.sd.offload_text
-    path = fetch(find_checkpoint(cfg.sd))
-    variant = cfg.sd.variant if cfg.sd.checkpoint is not None and "sd.variant" in cfg._asked else None
-    parts = load_parts(path, cfg.sd, dtype, empty=device.type == "meta", variant=variant)
+    offload = device.type == "cuda" if options.offload_text is None else options.offload_text
+    path = fetch(found.place)
+    variant = options.variant if options.checkpoint is not None and run.where_asked("sd.variant") else None
+    parts = load_parts(path, options, dtype, empty=device.type == "meta", variant=variant)
     try:
         return StableDiffusionAdapter(parts, device, amp, offload)
     except UserError as error:

@@ -2,8 +2,8 @@
 
 import math
 
+from families.family import WITHOUT
 from families.sd import kinds, layout, names, noise, stated, vae, yaml_beside
-from families.sd.find import WITHOUT
 from families.sd.networks import Published, fill, refuse_misfits, refuse_mismatches
 from families.sd.tokenizer import END, LENGTH, clip_tokenizer
 from my.errors import UserError, first_line, note, shown

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import yaml
 
+from families import hub
+from families.family import WITHOUT, Place
 from families.sd import lora_files
 from families.sd.lora_files import expanded
 from my import plain_files
 from my.env import ENV, data_root
-from my.errors import STORAGE_HINTS, UserError, first_line, note, shown, some
+from my.errors import STORAGE_HINTS, UserError, note, some
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "mini_sd"
@@ -33,37 +35,45 @@ HUB_FILES = [
     "unet/diffusion_pytorch_model.safetensors",
     "vae/diffusion_pytorch_model.safetensors",
 ]
-WITHOUT = "get going without one: --preset mini or --preset ideal"
-MISFIT = re.compile(r"(\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")  # diffusers'
-OFFLINE = "no network, or the hub cannot be reached"
 
 
 class Found(NamedTuple):
-    """Where a checkpoint is: a diffusers folder, a single file, or hub repositories to be tried in order."""
+    """What a run needs of Stable Diffusion: its checkpoint, a VAE to use instead, and LoRAs, each (path, weight)."""
 
-    flag: str  # what the user gave
-    path: Path | None = None
-    repos: tuple[str, ...] = ()
-    missed: str = ""  # where it was looked for before
+    place: Place
+    vae: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
 
 
 def check(sd, prompts=None):
-    """Raise UserError, at once, where the options `sd` mean no checkpoint, or a prompt has words that it cannot know.
+    """Return the Found that the options `sd` mean.
 
-    `prompts` are {option: texts that it gave} of all that the model will be told, by default those of `sd`.
+    `prompts` are {option: texts} of all that the model will be told, by default those of `sd`. Raises UserError, at
+    once, for what is not there, and for words that the model cannot know.
     """
-    for lora in sd.lora:
-        lora_files.read(lora)
-    if sd.vae is not None:
-        vae_place(sd.vae)
+    loras = tuple(lora_files.read(lora) for lora in sd.lora)
+    vae = None if sd.vae is None else vae_place(sd.vae)
     prompts = prompts_of(sd) if prompts is None else prompts
-    path = find_checkpoint(sd).path
-    if path is not None and path.is_dir():
-        tokenizer = path / "tokenizer" / "tokenizer_config.json"
+    place = find_checkpoint(sd)
+    if place.path is not None and place.path.is_dir():
+        tokenizer = place.path / "tokenizer" / "tokenizer_config.json"
         try:
             refuse_unknown_words(prompts, read_json(tokenizer))
         except (OSError, ValueError, TypeError, RecursionError):
             pass  # loading it says what is wrong
+    return Found(place, vae, loras)
+
+
+def local(place):
+    """Return the path of a checkpoint that is on this machine, in the hub's cache too, or None."""
+    return place.path or next(filter(None, map(cached, place.repos)), None)
+
+
+def known_checkpoints():
+    """Return the published checkpoints below the data root and in the hub's cache."""
+    root = data_root()
+    paths = [p for base in PUBLISHED.values() for p in with_endings(root / base) if p.exists()]
+    return paths + list(filter(None, map(cached, dict.fromkeys(r for repos in hub_table().values() for r in repos))))
 
 
 def prompts_of(sd):
@@ -72,7 +82,7 @@ def prompts_of(sd):
 
 
 def find_checkpoint(sd):
-    """Return the Found that the options `sd` mean; raises UserError saying where it looked, or for what it has not."""
+    """Return the Place that the options `sd` mean; raises UserError saying where it looked, or for what it has not."""
     if sd.v2_highres and sd.variant != "v2":
         raise UserError(
             "--sd.v2_highres True: only --sd.variant v2 has it; of a --sd.checkpoint, say "
@@ -94,15 +104,15 @@ def _find(sd):
     if sd.checkpoint is not None:
         return _given(sd.checkpoint, parts)
     if sd.variant == "mini":
-        return Found("--sd.variant mini", _whole_folder(MINI, "--sd.variant mini", parts))
+        return Place("--sd.variant mini", _whole_folder(MINI, "--sd.variant mini", parts))
     highres = sd.v2_highres and sd.variant == "v2"
     flag = f"--sd.variant {sd.variant}" + " --sd.v2_highres True" * highres
     base = data_root() / PUBLISHED[sd.variant, highres]
     for path in with_endings(base):
         if path.exists():
-            return Found(flag, _whole_folder(path, flag, parts) if path.is_dir() else path)
+            return Place(flag, _whole_folder(path, flag, parts) if path.is_dir() else path)
     repos = hub_table()["v2_highres" if highres else sd.variant]
-    return Found(flag, repos=tuple(repos), missed=f"{base}.ckpt (data root: {ENV})")
+    return Place(flag, repos=tuple(repos), missed=f"{base}.ckpt (data root: {ENV})")
 
 
 def with_endings(base):
@@ -111,7 +121,7 @@ def with_endings(base):
 
 
 def _given(text, parts):
-    """Return the Found of an --sd.checkpoint: what is on disk comes before the hub's id of the same name."""
+    """Return the Place of an --sd.checkpoint: what is on disk comes before the hub's id of the same name."""
     flag, path, url = f"--sd.checkpoint {text}", expanded(text), URL.match(text)
     if not text.strip():
         raise UserError(f"--sd.checkpoint is empty; give a folder, a file or a hub id ORG/NAME, or {WITHOUT}")
@@ -119,11 +129,11 @@ def _given(text, parts):
         instead = f"give the hub id {url[1]}" if url[1] else "download the file, and give its path"
         raise UserError(f"{flag}: a web address; {instead}")
     if os.path.isfile(path):
-        return Found(flag, path)
+        return Place(flag, path)
     if os.path.isdir(path):
-        return Found(flag, _whole_folder(path, flag, parts))
+        return Place(flag, _whole_folder(path, flag, parts))
     if is_hub_id(text):
-        return Found(flag, repos=tuple(hub_table().get(text, [text])), missed=str(path.absolute()))
+        return Place(flag, repos=tuple(hub_table().get(text, [text])), missed=str(path.absolute()))
     raise UserError(
         f"{flag}: looked for a diffusers folder or a file at {path}: no such file or folder; give one, or "
         f"a hub id ORG/NAME, or {WITHOUT}"
@@ -189,22 +199,22 @@ def hub_table():
 # ---------------------------------------------------------------- the hub
 
 
-def fetch(found):
-    """Return the path of a Found, downloaded first if it is on the hub only; raises UserError if none can be had."""
-    if found.path is not None:
-        return found.path
-    for repo in found.repos:
+def fetch(place):
+    """Return the path of a Place, downloaded first if it is on the hub only; raises UserError if none can be had."""
+    if place.path is not None:
+        return place.path
+    for repo in place.repos:
         folder = cached(repo)
         if folder:
             return folder
     reasons = []
-    for repo in found.repos:
+    for repo in place.repos:
         folder, reason = _download(repo)
         if folder:
             return folder
         reasons.append(f"{repo}: {reason}")
     raise UserError(
-        f"{found.flag}: nothing at {found.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
+        f"{place.flag}: nothing at {place.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
         f"file with --sd.checkpoint, or {WITHOUT}"
     )
 
@@ -242,26 +252,9 @@ def _download(repo):
     except Exception as error:  # a connection that breaks has many names, in libraries that change
         if getattr(error, "errno", None) in STORAGE_HINTS:
             raise  # a full disk, no permission: said as such
-        return None, hub_reason(error)
+        return None, hub.reason(error)
     missing = [name for name in PARTS if not (folder / name).is_dir()]
     return (None, f"it has no {', '.join(missing)}") if missing else (folder, None)
-
-
-def hub_reason(error):
-    """Return in words why the hub did not give a repository."""
-    from huggingface_hub import constants
-    from huggingface_hub import errors as hub
-
-    offline = "HF_HUB_OFFLINE is set, and it is not in the hub's cache here" if constants.HF_HUB_OFFLINE else OFFLINE
-    for kinds, words in (
-        (hub.GatedRepoError, "gated: accept its licence on its page, then run `hf auth login`"),
-        (hub.RepositoryNotFoundError, "gone, private, or never there"),
-        ((hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled), offline),
-        (hub.HFValidationError, "not a repository's id"),
-    ):
-        if isinstance(error, kinds):
-            return words
-    return first_line(error)
 
 
 # ---------------------------------------------------------------- small files
@@ -284,16 +277,6 @@ def refuse_unknown_words(prompts, tokenizer_config):
                 f"{' '.join(known)}; for other words give --sd.checkpoint PATH or "
                 "--sd.variant v1"
             )
-
-
-def reason(error):
-    """Return in a line why a library could not read a network, free of what only its own callers could do about it."""
-    m = MISFIT.search(str(error))
-    if m:
-        return f"{shown(m[1])} is ({m[3]}) in the weights, and ({m[2]}) by config.json"
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f"no file {error.filename}"
-    return first_line(error).split(". ")[0].rstrip(". :")
 
 
 def read_json(path, *keys):

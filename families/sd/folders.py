@@ -1,7 +1,9 @@
 """The parts of a Stable Diffusion out of a diffusers folder: what its settings state, and its networks."""
 
+from families.family import WITHOUT
+from families.libraries import reason
 from families.sd import kinds, noise, vae
-from families.sd.find import MINI, WITHOUT, has_vocabulary, read_json, reason
+from families.sd.find import MINI, has_vocabulary, read_json
 from families.sd.networks import from_folder, named, refuse_misfits, refuse_other_formats
 from my.errors import UserError, shown
 

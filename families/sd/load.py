@@ -2,9 +2,10 @@
 
 import math
 
+from families.family import WITHOUT
 from families.sd import layout, lora, lora_files
 from families.sd.files import file_parts
-from families.sd.find import MINI, WITHOUT
+from families.sd.find import MINI
 from families.sd.folders import folder_parts
 from my.errors import UserError, shown
 

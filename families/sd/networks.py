@@ -7,8 +7,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from families.family import WITHOUT
+from families.libraries import reason
 from families.sd import layout
-from families.sd.find import WITHOUT, read_json, reason
+from families.sd.find import read_json
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
 

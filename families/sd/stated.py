@@ -7,9 +7,10 @@ Two that differ are refused, unless an option decides. Imports nothing heavy. `d
 
 import re
 
-from families.sd import yaml_beside
+from families.sd import names, yaml_beside
 from families.sd.yaml_beside import Statement
 from my.errors import UserError, note, shown
+from my.tensor_file import TensorFile
 
 MARKERS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("zero_snr", True)}  # empty tensors
 PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
@@ -128,3 +129,14 @@ def _resolution(path, metadata):
             f"{path.name}: the pictures here are square, of a multiple of {PIXEL_STEP} pixels; the {width}x{height} "
             "in its metadata is not used"
         )
+
+
+def prediction(path, sd):
+    """Return in words what the UNet of a single file predicts, and where that is stated."""
+    file = TensorFile(path)
+    facts = read(path, file.metadata, names.published(file.shapes), sd)
+    words = [] if "prediction_type" in facts else ["stated nowhere: the run asks the UNet, with pure noise"]
+    for fact, form in (("prediction_type", "{}"), ("zero_snr", "zero terminal SNR")):
+        if fact in facts:
+            words.append(f"{form.format(facts[fact].value)}, by {facts[fact].where}")
+    return "; ".join(words)

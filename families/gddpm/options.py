@@ -1,0 +1,118 @@
+"""The options of guided DDPM, and what a run needs of its files. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field
+
+from families.family import Conditions, Family
+from families.gddpm import files, published
+from my.config import FREE
+from my.errors import UserError
+from my.seeds import numpy_rng
+
+if TYPE_CHECKING:
+    from options.family import FamilyConfig
+
+
+class Found(NamedTuple):
+    """What a run needs of this family."""
+
+    unet: files.Network
+    classifier: files.Network | None
+    classes: list[int]  # that the run draws, in turn; -1 for none
+
+
+class Options(Family):
+    """Guided DDPM: OpenAI's models in pixel space."""
+
+    model: Literal[
+        "m_imgnet_64", "m_imgnet_128", "m_imgnet_256", "m_imgnet_256_uncond", "m_imgnet_512", "m_lsun_256"
+    ] = Field("m_lsun_256", description="published model")
+    lsun_cat: Literal["bedroom", "cat", "horse", "horse_nodropout", "ffhq"] = Field(
+        "bedroom", description="which m_lsun_256; ffhq draws faces"
+    )
+    imgnet_cat: int = Field(-1, ge=-1, lt=published.N_CLASSES, description="ImageNet class, -1 for none")
+    checkpoint: str | None = Field(
+        None,
+        description="file to load instead of the model's: a UNet of guided-diffusion "
+        "of any size, or of improved-diffusion",
+    )
+    classifier: str | None = Field(None, description="noisy classifier to load instead of the model's")
+    image_size: int | None = Field(
+        None,
+        gt=0,
+        le=4096,
+        description="with checkpoint: edge of its pictures; this and "
+        "the seven below are of its training and in none of its shapes, by default those "
+        "of the model of its shapes",
+    )
+    num_heads: int | None = Field(None, gt=0, description="heads of each attention; or, instead:")
+    num_head_channels: int | None = Field(None, gt=0, description="channels of each head")
+    use_new_attention_order: bool | None = Field(None, description="q, k, v before heads in its attentions")
+    noise_schedule: Literal["linear", "cosine"] | None = Field(None, description="of its levels of noise")
+    diffusion_steps: int | None = Field(None, gt=1, le=100_000, description="number of its levels of noise")
+    rescale_timesteps: bool | None = Field(None, description="it is told steps as if they were 1000")
+    predict_xstart: bool | None = Field(None, description="it predicts the picture, not the noise")
+    precision: Literal["autocast", "fp32"] = Field(
+        "autocast", json_schema_extra=FREE, description="of the UNet; autocast is fp16 on CUDA and fp32 on CPU"
+    )
+
+    reads = ("cls_scaling", "classes")
+
+    def read_by(self) -> Conditions:
+        told: dict[str, tuple] = {} if self.checkpoint else {"gddpm.model": tuple(published.FILES)}  # a file tells
+        lsun = {} if self.checkpoint else {"gddpm.model": ("m_lsun_256",)}
+        return {
+            **dict.fromkeys(("cls_scaling", "gddpm.imgnet_cat", "classes"), told),
+            "gddpm.lsun_cat": {**lsun, "gddpm.checkpoint": ()},
+        }
+
+    def absolute(self) -> None:
+        for name in ("checkpoint", "classifier"):
+            path = getattr(self, name)
+            if path:
+                setattr(self, name, str(Path(path).expanduser().resolve()))
+
+    def check(self, run: FamilyConfig) -> Found:
+        net = files.unet(self) if self.checkpoint else None  # of a published model, all is known without its file
+        model, n = (net.model, net.options["n_classes"]) if net else (self.model, published.n_classes(self.model))
+        classes = self.classes_of(run, n)
+        guided = files.needs_classifier(self, model, n, run.cls_scaling, classes)
+        where = run.where_asked("cls_scaling")
+        if where and run.cls_scaling and not guided:
+            why = (
+                "no class is asked for, and only to one does it guide; leave it out, or give --gddpm.imgnet_cat"
+                if max(classes) < 0
+                else "only a classifier guides, and this model has none; leave it out, or give --gddpm.classifier"
+            )
+            raise UserError(f"{where}: {why}")
+        net = net or files.unet(self)
+        return Found(net, files.classifier(self, net) if guided else None, classes)
+
+    def classes_of(self, run: FamilyConfig, n: int | None) -> list[int]:
+        """Return the classes that the run draws, in turn; drawn at random where one of `n` is needed and none given."""
+        given = run.given_classes() or [self.imgnet_cat]
+        if n is None or max(given) >= 0 or not run.n_pictures:
+            return given
+        return [int(numpy_rng(run.seed, i, "class").integers(n)) for i in range(run.n_pictures)]
+
+    def asked(self, run: FamilyConfig, found: Found) -> list[str]:
+        return [str(c) if c >= 0 else "" for c in found.classes]
+
+    def remedy(self, device_type: str) -> str:
+        exact = self.precision == "fp32" or device_type == "cpu"
+        return "" if exact else "--gddpm.precision fp32"
+
+    def evaluated_in(self, device_type: str) -> str:
+        return f"{self.precision}: float{16 if self.precision == 'autocast' and device_type == 'cuda' else 32}"
+
+    def checkpoints(self, found: Found) -> dict[str, Path]:
+        nets = {"model": found.unet, "classifier": found.classifier}
+        return {what: net.file.path for what, net in nets.items() if net}
+
+    @classmethod
+    def known_checkpoints(cls) -> list[Path]:
+        return published.known_checkpoints()

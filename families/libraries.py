@@ -1,0 +1,17 @@
+"""What diffusers and transformers say where they cannot read a network, in a line for people."""
+
+import re
+
+from my.errors import first_line, shown
+
+MISFIT = re.compile(r"(\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")  # diffusers'
+
+
+def reason(error: Exception) -> str:
+    """Return in a line why a library could not read a network, free of what only its own callers could do about it."""
+    m = MISFIT.search(str(error))
+    if m:
+        return f"{shown(m[1])} is ({m[3]}) in the weights, and ({m[2]}) by config.json"
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"no file {error.filename}"
+    return first_line(error).split(". ")[0].rstrip(". :")

@@ -1,0 +1,122 @@
+"""The options of Stable Diffusion, and what a run needs of its files. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator
+
+from families.family import Family, Place
+from families.sd import find
+from families.sd import prompts as in_prompts
+from my.config import FREE
+from my.errors import UserError
+
+if TYPE_CHECKING:
+    from options.family import FamilyConfig
+
+
+class Options(Family):
+    """Stable Diffusion, and the prompt of every text family."""
+
+    variant: Literal["v1", "v2", "mini"] = Field(
+        "v1", description="which Stable Diffusion, looked for below the data root, then on the hub; mini is embedded"
+    )
+    v2_highres: bool = Field(False, description="with v2: the 768-pixel, v-prediction model")
+    checkpoint: str | None = Field(
+        None,
+        description="to load instead of the variant: a diffusers folder, a .safetensors or .ckpt file, or a hub "
+        "id ORG/NAME",
+    )
+    vae: str | None = Field(
+        None,
+        description="a VAE to use instead of the checkpoint's, or where it has none: a .safetensors, .ckpt or .pt "
+        "file, or a diffusers folder",
+    )
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto", description="what the UNet predicts; auto finds it from the checkpoint"
+    )
+    ema: bool = Field(False, description="of a single file that also holds its UNet's running averages, use those")
+    lora: list[str] = Field(
+        [], description='LoRA files or adapters\' folders, each PATH or PATH:WEIGHT; with a comma: ["a,b.safetensors"]'
+    )
+    prompt: str = Field("A high quality photo of a delicious burger", description="the text (families sd and ideal)")
+    negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
+    scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
+    precision: Literal["autocast", "full", "fp32", "fp16", "bf16"] = Field(
+        "autocast",
+        json_schema_extra=FREE,
+        description="of the networks; autocast is fp16 on CUDA and fp32 on CPU; full is another word for fp32",
+    )
+    offload_text: bool | None = Field(
+        None,
+        json_schema_extra=FREE,
+        description="free the text encoder's memory once the prompts are read; default True on CUDA",
+    )
+
+    @field_validator("precision")
+    @classmethod
+    def _one_word(cls, precision):
+        return "fp32" if precision == "full" else precision  # the published word
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_words(cls, prompt):
+        if not prompt.strip():
+            raise ValueError(f'needs words, such as "a blue duck", got {prompt!r}')
+        return prompt
+
+    field_kind = "V_SD"
+    channels = 4
+    reads = (
+        "sd.prompt",
+        "sd.scale",
+        "prompts",
+        "pose.view_words",
+        "pose.view_style",
+        "pose.view_texts",
+        "pose.perp_neg",
+    )
+
+    def absolute(self) -> None:
+        find.absolute(self)
+
+    def check(self, run: FamilyConfig) -> find.Found:
+        if self.variant == "mini" and not self.checkpoint and run.pose.view_style == "suffix":
+            raise UserError("--sd.variant mini knows views by their prefix only: leave out --pose.view_style suffix")
+        found = find.check(self, run.told())
+        in_prompts.check(run.told())
+        return found
+
+    def remedy(self, device_type: str) -> str:
+        exact = self.precision == "fp32" or (self.precision, device_type) == ("autocast", "cpu")
+        return "" if exact else "--sd.precision fp32"
+
+    @property
+    def wants_gpu(self) -> bool:
+        return self.variant != "mini"
+
+    def evaluated_in(self, device_type: str) -> str:
+        if self.precision != "autocast":
+            return self.precision
+        return f"autocast: {'float16' if device_type == 'cuda' else 'float32'}"
+
+    def to_download(self, found: find.Found) -> Place | None:
+        return None if find.local(found.place) else found.place
+
+    def checkpoints(self, found: find.Found) -> dict[str, Path]:
+        model = find.local(found.place)
+        return ({"model": model} if model else {}) | ({"VAE": found.vae} if found.vae else {})
+
+    def facts(self, found: find.Found) -> dict[str, str]:
+        path = find.local(found.place)
+        if path is None or path.is_dir():
+            return {}
+        from families.sd import stated
+
+        return {"predicts": stated.prediction(path, self)}
+
+    @classmethod
+    def known_checkpoints(cls) -> list[Path]:
+        return find.known_checkpoints()

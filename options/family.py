@@ -1,0 +1,179 @@
+"""The options that every command shares which asks a diffusion model for scores. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, create_model
+
+import families
+import pose
+from families.family import Conditions, Family
+from my.config import Config, refuse_unread
+from my.errors import UserError
+from my.script import RunOptions
+
+Degrees = Annotated[float, Field(gt=0, lt=180)]
+
+
+class PoseConfig(Config):
+    """Cameras."""
+
+    rend_hw: int = Field(64, gt=0, description="edge of the rendered image")
+    FoV: Degrees = Field(60.0, description="field of view of test views, degrees")
+    fov_range: tuple[Degrees, Degrees] = Field((40.0, 70.0), description="field of view in training, uniform, degrees")
+    R: float = Field(1.5, gt=0, description="distance of the cameras from the origin")
+    view_words: Literal["sjc", "sides", "octants"] = Field(
+        "sjc", description="view prompts: the published four; left and right told apart; eight azimuths with elevation"
+    )
+    view_style: Literal["prefix", "suffix", "none"] = Field(
+        "prefix", description="where they stand: before the prompt (published), behind it, or nowhere"
+    )
+    view_texts: list[str] = Field(
+        [],
+        description='texts of your own for views, each VIEW=TEXT, such as "backside=the tail of"; "front=" means '
+        "no words for the front",
+    )
+    perp_neg: bool = Field(
+        False,
+        description="Perp-Neg: prompts of other sides push away, perpendicular to the prompt's own direction (family sd)",
+    )
+
+
+TEXTS = "sd"  # the group whose options prompt, negative_prompt and scale serve every family that reads text
+
+if TYPE_CHECKING:
+
+    class Model(Config):
+        """As a type checker sees it."""
+
+        preset: str | None
+        family: str
+        sd: Any
+
+else:
+    Model = create_model(
+        "Model",
+        __base__=Config,
+        preset=(
+            str | None,
+            Field(None, description="named settings out of the presets; config.yml and flags override them"),
+        ),
+        family=(
+            Literal[families.NAMES],
+            Field(
+                families.NAMES[0],
+                description="diffusion family that gives the score",
+                json_schema_extra={"gone": families.GONE},
+            ),
+        ),
+        **{name: (families.options_of(name), families.options_of(name)()) for name in families.NAMES},
+    )  # with a group of options per family
+
+
+class FamilyConfig(RunOptions, Model):
+    """The diffusion model that gives the score, and what every command that asks one needs."""
+
+    cls_scaling: float = Field(
+        1.0,
+        ge=0,
+        description="classifier guidance of --gddpm.imgnet_cat: factor of grad log p(y | x); 0 needs no classifier",
+    )
+    pose: PoseConfig = PoseConfig()
+
+    asks_views: ClassVar[bool] = False  # whether the model is asked for views of an object
+    conditions: ClassVar[Conditions] = {}  # of the command's own options, and further ones of shared options
+
+    @property
+    def chosen(self) -> Family:
+        """The options of the family that gives the score."""
+        return getattr(self, self.family)
+
+    @property
+    def texts(self) -> Any:
+        """The group of options that holds `prompt`, `negative_prompt` and `scale`, for every family."""
+        return getattr(self, TEXTS)
+
+    def read_by(self) -> Conditions:
+        """Return under which conditions each option is read, as `my.config.refuse_unread` takes them."""
+        members = {name: getattr(self, name) for name in families.NAMES}
+        table: Conditions = {name: {"family": (name,)} for name in members}
+        for option in dict.fromkeys(option for member in members.values() for option in member.reads):
+            table[option] = {"family": tuple(name for name, member in members.items() if option in member.reads)}
+        if not self.asks_views:
+            options = ("pose", *(f"pose.{name}" for name in ("view_words", "view_style", "view_texts", "perp_neg")))
+            for option in options:
+                readers = tuple(name for name, member in members.items() if option in member.reads_in_2d)
+                table[option] = {"family": readers} if readers else None
+        further = [(name, *item) for name, member in members.items() for item in member.read_by().items()]
+        for name, option, where in further:
+            table[option] = table.get(option, {"family": (name,)}) | where
+        for option, where in self.conditions.items():
+            table[option] = table.get(option, {}) | where
+        return table
+
+    # What the model will be asked for.
+
+    def drawn_prompts(self) -> list[str]:
+        """Return the prompts that the run will ask its model for, without view words."""
+        return [self.texts.prompt]
+
+    def prompts_flag(self) -> str:
+        """Return the flag that `drawn_prompts` come from."""
+        return "--sd.prompt"
+
+    def given_classes(self) -> list[int]:
+        """Return several classes of pictures that are taken in turn, [] where the command takes one only."""
+        return []
+
+    @property
+    def n_pictures(self) -> int:
+        """How many pictures are drawn, each of which may show another class; 0 where one result is made."""
+        return 0
+
+    def asked(self, found: Any) -> list[str]:
+        """Return what the run will ask its model for, as prompts or numbers of classes, "" for neither."""
+        return self.chosen.asked(self, found)
+
+    def told(self) -> dict[str, list[str]]:
+        """Return {option: texts} of all that the model will be told, but for the built-in view words."""
+        told = {self.prompts_flag(): self.drawn_prompts(), "--sd.negative_prompt": [self.texts.negative_prompt]}
+        return told | {f"--pose.view_texts {text!r}": [text.partition("=")[2]] for text in self.pose.view_texts}
+
+    def remedy(self, device_type: str) -> str:
+        """Return what to do where the model, on such a device, gives numbers that are not finite."""
+        flag = self.chosen.remedy(device_type)
+        precision = f"continue with --resume True {flag}, or " if flag else ""
+        return f"{precision}try another checkpoint in an empty folder: this one may be damaged"
+
+    # Before the run.
+
+    def absolute(self) -> FamilyConfig:
+        """Return the configuration, its paths such that they hold in any folder."""
+        for name in families.NAMES:
+            getattr(self, name).absolute()
+        return self
+
+    def check_files(self) -> Any:
+        """Return what the chosen family found of the model that the run needs.
+
+        Raises UserError, before heavy imports, for options that nothing reads, for a model that is not there, and for
+        a prompt that it cannot know.
+        """
+        refuse_unread(self, self.read_by())
+        self._check_views()
+        return self.chosen.check(self)
+
+    def _check_views(self) -> None:
+        """Raise UserError for options of view prompts that contradict one another."""
+        p = self.pose
+        texts = pose.read_view_texts(p.view_texts, p.view_words)
+        if texts and p.view_style == "none":
+            raise UserError("--pose.view_texts mean nothing with --pose.view_style none: leave out one of the two")
+        if p.perp_neg and p.view_style == "none":
+            raise UserError("--pose.perp_neg True needs view prompts: leave out --pose.view_style none")
+        if p.perp_neg and p.view_words != "sjc":
+            raise UserError(
+                "--pose.perp_neg True needs --pose.view_words sjc: it goes between the front, side and back of these "
+                "words; leave out one of the two"
+            )
