@@ -19,7 +19,7 @@ import pixel_folder
 from gddpm import published
 from my import config, run_dir, script
 from my.env import ENV, data_root
-from my.errors import UserError, is_out_of_memory, one_line, run_main
+from my.errors import Stop, UserError, is_out_of_memory, one_line, run_main
 from my.tensor_file import TensorFile
 from sd import find
 from sjc_config import SJCConfig
@@ -216,7 +216,7 @@ def check_run(cfg):
         if cfg.family != "sd":
             return [Finding(OK, "model", OTHER_FAMILIES[cfg.family])]
         return [Finding(OK, "model", describe(path, cfg.sha256)), *check_facts(path, cfg)]
-    except UserError as error:
+    except Stop as error:
         return [Finding(BAD, "model", str(error))]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -26,17 +26,23 @@ LONGEST = 2000  # characters of a whole message, for when all else failed
 FIRST = 3  # of several names, how many a message quotes
 
 
-class UserError(Exception):
-    """A mistake the person at the keyboard can put right; the message says how, in one line."""
+class Stop(Exception):
+    """Ends a command in one line on stderr, the message, and an exit status. Raise one of its two kinds."""
 
-    status = 2
+    status: int
 
-    def __init__(self, message):
+    def __init__(self, message: object) -> None:
         super().__init__(as_message(message))
 
 
-class RunError(UserError):
-    """A failure at run time (disk, damaged file, device) rather than of the command line."""
+class UserError(Stop):
+    """A mistake in the options or in a given file, which the person at the keyboard can put right: status 2."""
+
+    status = 2
+
+
+class RunError(Stop):
+    """A failure while the command runs, such as of the disk, of a damaged checkpoint or of the device: status 1."""
 
     status = 1
 
@@ -46,7 +52,7 @@ def explain(error, go_on):
 
     go_on: how the command goes on after it was stopped, such as "continue with --resume True".
     """
-    if isinstance(error, UserError):
+    if isinstance(error, Stop):
         return str(error), error.status
     if isinstance(error, KeyboardInterrupt):
         return f"stopped; {go_on}", 130

@@ -1,6 +1,6 @@
 """The parts of a Stable Diffusion out of a diffusers folder: what its settings state, and its networks."""
 
-from my.errors import UserError, shown
+from my.errors import Stop, UserError, shown
 from sd import kinds, noise, vae
 from sd.find import MINI, WITHOUT, has_vocabulary, read_json, reason
 from sd.networks import from_folder, named, refuse_misfits, refuse_other_formats
@@ -30,7 +30,7 @@ def folder_parts(folder, sd, dtype, empty=False):
         parts = read_folder(folder, sd, dtype, empty)  # takes seconds
         with named("scheduler/scheduler_config.json"):
             parts["scheduler"] = noise.scheduler(settings)
-    except UserError:
+    except Stop:
         raise
     except kinds.NotStableDiffusion as error:
         raise UserError(f"{folder}: cannot be read as Stable Diffusion: {error}; {kinds.PLAIN}, or {WITHOUT}") from None

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from my import checkpoint as ckpt
-from my.errors import UserError
+from my.errors import RunError, UserError
 
 
 def tensors(step=0):
@@ -135,7 +135,7 @@ def flip(path):
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path, harm, name):
     path = ckpt.save(tmp_path, 1, tensors(), {})
     harm(path / name)
-    with pytest.raises(UserError, match=rf"{re.escape(str(path / name))}.*delete .* start again"):
+    with pytest.raises(RunError, match=rf"{re.escape(str(path / name))}.*delete .* start again"):
         ckpt.load(path)
 
 
@@ -143,7 +143,7 @@ def test_another_format_version_is_refused(tmp_path):
     path = ckpt.save(tmp_path, 1, tensors(), {})
     record = json.loads((path / ckpt.META).read_text())
     (path / ckpt.META).write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(UserError, match="format 99"):
+    with pytest.raises(RunError, match="format 99"):
         ckpt.load(path)
 
 
