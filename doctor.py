@@ -7,6 +7,10 @@
 Takes every option of run_sjc.py, in the folder of the run. The exit status is 0 only if that run could start there.
 """
 
+from my.packages import refuse_missing
+
+refuse_missing()  # in one line, before the imports below would fail in a traceback
+
 import os
 import shutil
 import sys
