@@ -24,6 +24,7 @@ from gddpm import published
 from my import config, run_dir, script
 from my.env import ENV, data_root
 from my.errors import Stop, UserError, is_out_of_memory, one_line, run_main
+from my.sha256 import sha256_of
 from my.tensor_file import TensorFile
 from sd import find
 from sjc_config import SJCConfig
@@ -179,24 +180,9 @@ def describe(path, sha256):
     for file in files if sha256 else ():
         if file == path or file.suffix in WEIGHTS:
             words += f"; {file.relative_to(path)} SHA-256 " if path.is_dir() else ", SHA-256 "
-            words += digest(file)
+            words += sha256_of(file, bar=True)
             TensorFile(file).verify()
     return words
-
-
-def digest(path):
-    """Return the SHA-256 of a file, in hexadecimal."""
-    import hashlib
-
-    from tqdm import tqdm
-
-    sha = hashlib.sha256()
-    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False)
-    with open(path, "rb") as file, bar:
-        while block := file.read(2**22):
-            sha.update(block)
-            bar.update(len(block))
-    return sha.hexdigest()
 
 
 def check_run(cfg):

@@ -1,6 +1,5 @@
 """Checkpoints of tensors and plain values: written whole or not at all, verified when read."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from my.errors import RunError, UserError, shown, some
+from my.sha256 import sha256_of
 
 FORMAT = 2
 TENSORS, META = "tensors.safetensors", "meta.json"
@@ -64,15 +64,6 @@ def write_tensors(path, tensors):
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-
-
-def sha256_of(path):
-    """The SHA-256 of a file in hexadecimal digits, read a part at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def sync(path):
