@@ -1,0 +1,3 @@
+"""Typed configuration."""
+
+from my.config.layers import *  # noqa: F403
