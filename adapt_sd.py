@@ -122,7 +122,7 @@ def make(cfg, device):
         note("--sd.precision fp16 is very slow on a CPU; autocast, the default, is float32 there")
     offload = device.type == "cuda" if cfg.sd.offload_text is None else cfg.sd.offload_text
     path = fetch(find_checkpoint(cfg.sd))
-    variant = cfg.sd.variant if cfg.sd.checkpoint is not None and "sd.variant" in cfg._asked else None
+    variant = cfg.sd.variant if cfg.sd.checkpoint is not None and cfg.where_asked("sd.variant") else None
     parts = load_parts(path, cfg.sd, dtype, empty=device.type == "meta", variant=variant)
     try:
         return StableDiffusionAdapter(parts, device, amp, offload)

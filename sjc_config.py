@@ -247,13 +247,13 @@ class FamilyConfig(Config):
             sd_prompts.check(self._told())
         if self.family == "gddpm":
             guided = files.needs_classifier(self.gddpm, self.cls_scaling, self.drawn_classes())
-            if "cls_scaling" in self._asked and self.cls_scaling and not guided:
+            if self.where_asked("cls_scaling") and self.cls_scaling and not guided:
                 why = (
                     "no class is asked for, and only to one does it guide; leave it out, or give --gddpm.imgnet_cat"
                     if max(self.drawn_classes()) < 0
                     else "only a classifier guides, and this model has none; leave it out, or give --gddpm.classifier"
                 )
-                raise UserError(f"{self._asked['cls_scaling']}: {why}")
+                raise UserError(f"{self.where_asked('cls_scaling')}: {why}")
             files.check(self.gddpm, guided)
         if self.family == "ddpm":
             pixel_folder.find_pipeline(self.ddpm.checkpoint)

@@ -178,7 +178,7 @@ def test_an_optimizer_goes_on_as_if_never_interrupted(tmp_path, kind):
     steps(optimizer, params, 3)
     flat = ckpt.flatten_optimizer(optimizer, names)
     assert "optim/field/b/step" in flat and not any("unused" in name for name in flat)
-    path = ckpt.save(tmp_path, 3, {n: p for n, p in zip(names, params, strict=True)} | flat, {})
+    path = ckpt.save(tmp_path, 3, dict(zip(names, params, strict=True)) | flat, {})
 
     saved, _ = ckpt.load(path)
     resumed = [torch.nn.Parameter(saved[name]) for name in names]

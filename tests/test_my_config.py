@@ -1,6 +1,7 @@
 """The command line: values by declared type, precedence, one-line errors, exact YAML."""
 
 import enum
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from pydantic import Field
 
 from my import config as cfg
+from my.config import values
 from my.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,12 +99,30 @@ def get(config, name):
         ("views", "[]", []),
         ("tags", "[a, 'b,c', 1]", ["a", "b,c", "1"]),
         ("tags", "[]", []),
+        ("tags", "[it's, a b]", ["it's", "a b"]),
+        ("tags", "a, b", ["a", "b"]),
     ],
 )
 def test_a_value_is_read_by_its_declared_type(load, name, text, value):
     for argv in ([f"--{name}", text], [f"--{name}={text}"]):
         got = get(load(*argv), name)
         assert got == value and type(got) is type(value)
+
+
+def test_a_long_list_in_brackets_is_json(load):
+    words = ["a blue duck, with a hat"] * 500
+    assert load(f"--tags={json.dumps(words)}").tags == words
+    assert "expected a list" in refusal(load, f"--tags={str(words)}")  # as Python writes it
+
+
+@pytest.mark.parametrize("text", ["[" * 1900, "[" * 100_000, "[[]" * 600, "[a: " * 30_000, "[" + "a," * 50_000])
+def test_brackets_inside_brackets_and_huge_lists_are_refused_at_once(load, monkeypatch, text):
+    """The YAML parser takes a time for each word that grows with the brackets that are open."""
+    seen, fetch = [], values.FlatLoader.fetch_more_tokens
+    monkeypatch.setattr(values.FlatLoader, "fetch_more_tokens", lambda self: seen.append(1) or fetch(self))
+    for name in ("tags", "size"):
+        assert f"--{name}: expected a list" in refusal(load, f"--{name}={text}")
+    assert len(seen) < 20
 
 
 def test_a_group_keeps_its_other_defaults(load):
@@ -252,6 +272,33 @@ def test_a_line_of_config_yml_counts_where_it_changes_something(load, text, aske
             cfg.refuse_unread(config, READ_BY)
     else:
         cfg.refuse_unread(config, READ_BY)
+
+
+def test_where_an_option_was_asked_for(load):
+    Path("config.yml").write_text("{lr: 0.2, depth: 1, n_steps: 10}")
+    config = load("--preset", "burger", "--depth", "2", "--sd.scale", "50").model_copy()
+    asked = {name: config.where_asked(name) for name in cfg.flat(config)}
+    assert {name: where for name, where in asked.items() if where} == {
+        "preset": "--preset", "lr": "./config.yml: lr", "depth": "--depth", "sd.scale": "--sd.scale"}  # fmt: skip
+    assert Toy().where_asked("lr") is None and Toy().check_files() is None
+
+
+def test_what_an_option_once_took_is_told_with_what_to_do():
+    class Mended(cfg.Config):
+        field: Literal["dense"] = Field("dense", json_schema_extra={"gone": {"hash": "give dense"}})
+        other: int = 1
+
+    assert [option.extra for option in cfg.walk(Mended)] == [{"gone": {"hash": "give dense"}}, {}]
+    message = refusal(lambda: cfg.load(Mended, ["--field", "hash"], prog="p", doc="d", config_file=None))
+    assert message == "--field hash: is no longer here; give dense"
+
+
+def test_values_are_converted_once():
+    """What reaches the model has its declared type: it converts nothing."""
+    for name, wrong in (("lr", "1"), ("n_steps", 1.0), ("size", [1, 2]), ("grid", "dense"), ("var_red", 1)):
+        options = {option.name: option for option in cfg.walk(Toy)}
+        with pytest.raises(UserError, match=name):
+            values.build(Toy, options, {name: values.Given(wrong, name)})
 
 
 def test_every_limit_of_the_project_has_words_of_ours():

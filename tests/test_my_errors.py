@@ -35,7 +35,6 @@ def test_no_handler_of_everything_takes_one_kind_of_stop_for_a_bug():
                 assert not (one_kind and {"Exception", None} & set(caught)), f"{path}:{node.lineno}"
 
 
-
 class OutOfMemoryError(RuntimeError):
     """Stands for torch's, which is known by its name."""
 
