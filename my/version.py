@@ -7,7 +7,7 @@ from pathlib import Path
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
-def made_by():
+def made_by() -> dict[str, str]:
     """Return {"version": of this project, "torch": of PyTorch}; nothing heavy is imported."""
-    stated = re.search(r'^version = "(.+)"$', PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE)
-    return {"version": stated[1], "torch": importlib.metadata.version("torch")}
+    stated = re.findall(r'^version = "(.+)"$', PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE)
+    return {"version": stated[0], "torch": importlib.metadata.version("torch")}

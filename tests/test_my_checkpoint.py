@@ -139,10 +139,17 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, harm, name):
         ckpt.load(path)
 
 
-def test_another_format_version_is_refused(tmp_path):
+def test_a_record_that_lacks_a_part_and_another_format_version_are_refused(tmp_path):
     path = ckpt.save(tmp_path, 1, tensors(), {})
     record = json.loads((path / ckpt.META).read_text())
-    (path / ckpt.META).write_text(json.dumps({**record, "format": 99}))
+    for key in ("format", "sha256", "orders", "meta", "step"):
+        (path / ckpt.META).write_text(json.dumps({name: value for name, value in record.items() if name != key}))
+        with pytest.raises(RunError, match="meta.json is damaged; delete"):
+            ckpt.load(path)
+    (path / ckpt.META).write_text("[" * 10**5)
+    with pytest.raises(RunError, match="meta.json is damaged; delete"):
+        ckpt.load(path)
+    (path / ckpt.META).write_text(json.dumps({"format": 99}))
     with pytest.raises(RunError, match="format 99"):
         ckpt.load(path)
 
