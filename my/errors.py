@@ -149,11 +149,11 @@ class Brief(reprlib.Repr):
     """What `repr` gives, in time that does not depend on how much is inside."""
 
     def repr_int(self, n: int, level: int) -> str:
-        """A number's digits take more than linear time, and Python refuses to write many."""
+        """Write a long number as its bits: its digits take more than linear time, and Python refuses to write many."""
         return repr(n) if n.bit_length() <= 4 * SHOWN else f"a number of {n.bit_length()} bits"
 
     def repr_dict(self, values: dict[Any, Any], level: int) -> str:
-        """The library would sort all the keys."""
+        """Write the first few entries: the library would sort all the keys."""
         return super().repr_dict(dict(itertools.islice(values.items(), self.maxdict + 1)), level)
 
 

@@ -26,8 +26,9 @@ def refuse_missing() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         print(
-            f"{sys.argv[0]}: {sys.executable} has no package {', '.join(missing)}; use the Python that the requirements "
-            "were installed for, such as .venv/bin/python, or install them: pip install -r requirements.txt",
+            f"{sys.argv[0]}: {sys.executable} has no package {', '.join(missing)}; use the Python that the "
+            "requirements were installed for, such as .venv/bin/python, or install them: "
+            "pip install -r requirements.txt",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -9,7 +9,7 @@ PART = 2**22  # bytes that are read at a time
 
 
 def sha256_of(path: str | Path, bar: bool = False) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits; `bar` shows how far it is on stderr."""
+    """Return the SHA-256 of a file in hexadecimal digits; with `bar`, a progress bar is on stderr meanwhile."""
     from tqdm import tqdm
 
     path, digest = Path(path), hashlib.sha256()
