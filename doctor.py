@@ -7,6 +7,10 @@
 Takes every option of run_sjc.py, in the folder of the run. The exit status is 0 only if that run could start there.
 """
 
+from my.packages import refuse_missing
+
+refuse_missing()  # in one line, before the imports below would fail in a traceback
+
 import os
 import shutil
 import sys
@@ -20,7 +24,8 @@ from families import hub
 from families.family import WITHOUT
 from my import config, run_dir, script
 from my.env import ENV, data_root
-from my.errors import UserError, is_out_of_memory, one_line, run_main
+from my.errors import Stop, UserError, is_out_of_memory, one_line, run_main
+from my.sha256 import sha256_of
 from my.tensor_file import TensorFile
 from options.sjc import SJCConfig
 
@@ -173,24 +178,9 @@ def describe(path, sha256):
     for file in files if sha256 else ():
         if file == path or file.suffix in WEIGHTS:
             words += f"; {file.relative_to(path)} SHA-256 " if path.is_dir() else ", SHA-256 "
-            words += digest(file)
+            words += sha256_of(file, bar=True)
             TensorFile(file).verify()
     return words
-
-
-def digest(path):
-    """Return the SHA-256 of a file, in hexadecimal."""
-    import hashlib
-
-    from tqdm import tqdm
-
-    sha = hashlib.sha256()
-    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False)
-    with open(path, "rb") as file, bar:
-        while block := file.read(2**22):
-            sha.update(block)
-            bar.update(len(block))
-    return sha.hexdigest()
 
 
 def check_run(cfg):
@@ -213,7 +203,7 @@ def check_run(cfg):
         rows = {what: describe(path, cfg.sha256) for what, path in cfg.chosen.checkpoints(found).items()}
         rows = {"model": f"{cfg.family}, which needs no checkpoint on disk", **rows, **cfg.chosen.facts(found)}
         return [Finding(OK, what, words) for what, words in rows.items()]
-    except UserError as error:
+    except Stop as error:
         return [Finding(BAD, "model", str(error))]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

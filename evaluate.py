@@ -13,6 +13,10 @@ before plain white, as test views of runs with plain backgrounds do; a learned b
 against that same white. Nothing is aligned: a turned result counts as wrong.
 """
 
+from my.packages import refuse_missing
+
+refuse_missing()  # in one line, before the imports below would fail in a traceback
+
 import json
 from pathlib import Path
 

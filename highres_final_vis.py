@@ -3,6 +3,10 @@
 python highres_final_vis.py
 """
 
+from my.packages import refuse_missing
+
+refuse_missing()  # in one line, before the imports below would fail in a traceback
+
 import shutil
 from pathlib import Path
 

@@ -7,6 +7,10 @@ Rows are the level of noise and the equation, columns the number of noise copies
 cell depends on its own settings and seed only.
 """
 
+from my.packages import refuse_missing
+
+refuse_missing()  # in one line, before the imports below would fail in a traceback
+
 from pathlib import Path
 
 from my import script

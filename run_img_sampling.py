@@ -4,6 +4,10 @@ python run_img_sampling.py --preset mini --sd.prompt "a red house"
 python run_img_sampling.py --family gddpm --gddpm.model m_imgnet_64 --classes 1,207,281
 """
 
+from my.packages import refuse_missing
+
+refuse_missing()  # in one line, before the imports below would fail in a traceback
+
 from pathlib import Path
 
 from my import run_dir, script

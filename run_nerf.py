@@ -3,6 +3,10 @@
 python run_nerf.py --scene ~/data/nerf_synthetic/lego
 """
 
+from my.packages import refuse_missing
+
+refuse_missing()  # in one line, before the imports below would fail in a traceback
+
 import json
 import math
 import os

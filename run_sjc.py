@@ -4,6 +4,10 @@ python run_sjc.py --preset ideal --sd.prompt "a blue duck"
 python run_sjc.py --sd.prompt "A high quality photo of a delicious burger"
 """
 
+from my.packages import refuse_missing
+
+refuse_missing()  # in one line, before the imports below would fail in a traceback
+
 from pathlib import Path
 
 from my import run_dir, script

@@ -1,13 +1,20 @@
 """Checkpoints of tensors and plain values: written whole or not at all, verified when read."""
 
-import hashlib
+from __future__ import annotations
+
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from my.errors import RunError, UserError, shown, some
+from my.sha256 import sha256_of
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 2
 TENSORS, META = "tensors.safetensors", "meta.json"
@@ -17,8 +24,10 @@ DAMAGED = "delete {folder} and continue from the checkpoint before it, or start 
 # ---------------------------------------------------------------- on disk
 
 
-def save(root, step, tensors, meta, keep=2):
-    """Write `root/step_<step>/`, then drop all but the newest `keep` checkpoints; its path.
+def save(
+    root: str | Path, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Write `root/step_<step>/`, delete all but the newest `keep` checkpoints, and return the path of the written one.
 
     tensors: {name: Tensor}, any device.  meta: plain values (JSON).
     A process killed at any moment leaves no folder that `latest` would wrongly return.
@@ -34,7 +43,7 @@ def save(root, step, tensors, meta, keep=2):
     write_tensors(scratch / TENSORS, {name: t.detach().permute(orders[name]) for name, t in tensors.items()})
     record = {"format": FORMAT, "step": step, "sha256": sha256_of(scratch / TENSORS), "orders": orders, "meta": meta}
     (scratch / META).write_text(json.dumps(record, indent=2))
-    shutil.copymode(scratch / META, scratch / TENSORS)  # the library's are for their owner only
+    shutil.copymode(scratch / META, scratch / TENSORS)  # the library lets nobody but the owner read its file
     for path in (scratch / TENSORS, scratch / META):
         sync(path)
     sync(scratch)
@@ -47,13 +56,14 @@ def save(root, step, tensors, meta, keep=2):
     return final
 
 
-def memory_order(tensor):
-    """The dimensions of a tensor from the slowest in memory to the fastest: permuted so, most need no copy to write."""
-    return sorted(range(tensor.ndim), key=lambda dim: -tensor.stride(dim))
+def memory_order(tensor: torch.Tensor) -> list[int]:
+    """Return the dimensions from the slowest in memory to the fastest: so permuted, most tensors need no copy."""
+    strides = tensor.stride()
+    return sorted(range(tensor.ndim), key=lambda dim: -strides[dim])
 
 
-def write_tensors(path, tensors):
-    """Write {name: Tensor} as safetensors, from where they are; raises OSError with the system's number."""
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write {name: Tensor} as safetensors, without a copy where it can be; raises OSError with the system's number."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -66,16 +76,7 @@ def write_tensors(path, tensors):
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def sha256_of(path):
-    """The SHA-256 of a file in hexadecimal digits, read a part at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def sync(path):
+def sync(path: Path) -> None:
     """Make the content of a file, or the names in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -84,34 +85,34 @@ def sync(path):
         os.close(handle)
 
 
-def discard(folder):
-    """Delete a checkpoint; renamed first, so that half of it is never taken for a whole one."""
+def discard(folder: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that half of it is never taken for a whole one."""
     doomed = folder.rename(folder.with_name(f".tmp_{folder.name}_old"))
     shutil.rmtree(doomed)
 
 
-def checkpoints(root):
-    """The complete checkpoint folders under `root`, oldest step first."""
+def checkpoints(root: str | Path) -> list[Path]:
+    """Return the complete checkpoint folders under `root`, oldest step first."""
     found = [path for path in Path(root).glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name)]
     return sorted(found, key=step_of)
 
 
-def step_of(path):
-    """The number of steps that the checkpoint folder `path` was saved after."""
+def step_of(path: Path) -> int:
+    """Return the number of steps after which the checkpoint folder `path` was saved."""
     return int(path.name.removeprefix("step_"))
 
 
-def latest(root):
-    """The folder of the newest checkpoint under `root`, or None."""
+def latest(root: str | Path) -> Path | None:
+    """Return the folder of the newest checkpoint under `root`, or None."""
     found = checkpoints(root)
     return found[-1] if found else None
 
 
-def load(path):
-    """(tensors on the CPU, meta) of the checkpoint folder `path`; meta also holds its "step".
+def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return (tensors on the CPU, meta) of the checkpoint folder `path`; meta also holds its "step".
 
-    The tensors are laid out in memory as those that were saved, and read from the file as they are used.
-    Raises UserError where a file is missing, damaged, or of another format version.
+    The tensors are laid out in memory as the saved ones were, and are read from the file as they are used.
+    Raises RunError where a file is missing, damaged, or of another format version.
     """
     from safetensors.torch import load_file
 
@@ -119,14 +120,14 @@ def load(path):
     advice = DAMAGED.format(folder=path)
     try:
         record = json.loads((path / META).read_bytes())
-        version, sha256 = record["format"], record["sha256"]
-        orders, meta = record.get("orders"), {**record["meta"], "step": record["step"]}
+        version = record["format"]
+        if version != FORMAT:
+            raise RunError(f"{path / META}: format {version}, this code reads {FORMAT}; start again")
+        sha256, orders, meta = record["sha256"], record["orders"], {**record["meta"], "step": record["step"]}
     except FileNotFoundError:
         raise RunError(f"{path / META}: no such file; {advice}") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise RunError(f"{path / META} is damaged; {advice}") from None
-    if version != FORMAT:
-        raise RunError(f"{path / META}: format {version}, this code reads {FORMAT}; start again")
     try:
         whole = sha256_of(path / TENSORS) == sha256
     except FileNotFoundError:
@@ -143,11 +144,13 @@ def load(path):
 # ---------------------------------------------------------------- against a model
 
 
-def check(tensors, expected, first=4, most=200):
+def check(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Sequence[int]], first: int = 4, most: int = 200
+) -> None:
     """Raise UserError unless `tensors` has exactly the leaves and shapes of `expected`.
 
-    tensors: {name: Tensor}.  expected: {name: shape}.  The first few mismatches are named,
-    in `most` characters.
+    tensors: {name: Tensor}.  expected: {name: shape}.  The message names the `first` few
+    mismatches, in about `most` characters.
     """
     there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     here = {name: tuple(shape) for name, shape in expected.items()}
@@ -164,10 +167,10 @@ def check(tensors, expected, first=4, most=200):
         )
 
 
-def flatten_optimizer(optimizer, names):
-    """The state of a torch optimizer as {"optim/<name>/<key>": Tensor}.
+def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Return the state of an optimizer as {"optim/<name>/<key>": Tensor}.
 
-    names: of its parameters, in the order they were given to it.  A state value that is a plain
+    names: of its parameters, in the order in which it was given them.  A state value that is a plain
     number becomes a 0-d int64 or float64 tensor.
     """
     import torch
@@ -182,8 +185,10 @@ def flatten_optimizer(optimizer, names):
     return flat
 
 
-def restore_optimizer(optimizer, names, tensors):
-    """Give `optimizer` the state that `flatten_optimizer` took; other keys are ignored.
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Give `optimizer` the state that `flatten_optimizer` took; other keys of `tensors` are ignored.
 
     Learning rates and other options stay as the optimizer has them.  Raises UserError where the
     state belongs to a parameter that is not in `names`.
@@ -191,7 +196,7 @@ def restore_optimizer(optimizer, names, tensors):
     import torch
 
     index, params = {name: i for i, name in enumerate(names)}, parameters(optimizer)
-    state = {}
+    state: dict[int, dict[str, Any]] = {}
     for path, value in tensors.items():
         if not path.startswith("optim/"):
             continue
@@ -204,13 +209,14 @@ def restore_optimizer(optimizer, names, tensors):
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def laid_out(value, param):
-    """A copy of `value`, laid out like `param` if it has its shape: fused optimizers pair memory, not indices."""
+def laid_out(value: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+    """Return a copy of `value`, laid out like a `param` of its shape: fused optimizers pair memory, not indices."""
     import torch
 
     like = param if param.shape == value.shape else value
     return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
 
 
-def parameters(optimizer):
+def parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return the parameters of an optimizer, in its order."""
     return [param for group in optimizer.param_groups for param in group["params"]]

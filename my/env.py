@@ -1,5 +1,8 @@
 """What env.json says: where local checkpoints and data are."""
 
+from __future__ import annotations
+
+import errno
 import os
 from pathlib import Path
 
@@ -8,16 +11,27 @@ from my.plain_files import read_json
 
 ENV = Path(__file__).resolve().parent.parent / "env.json"
 EXPECTED = 'it must be {"data_root": FOLDER}, such as {"data_root": "~/sjc_data"}'
-MAX_PATH = 4096  # characters: no system takes longer ones
+MAX_PATH = 3000  # characters: systems take up to 4096, and names of files come behind it
 
 
-def data_root():
+def data_root() -> Path:
     """Return the folder of local checkpoints and data; raises UserError where env.json does not name one."""
     try:
         root = read_json(ENV, ["data_root"])["data_root"]
     except (ValueError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
+        why = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{ENV}: {why}; {EXPECTED}") from None
-    if not isinstance(root, str) or not 0 < len(root) <= MAX_PATH or "\0" in root:
+    if not isinstance(root, str) or not 0 < len(root) <= MAX_PATH or "\0" in root or is_too_long(root):
         raise UserError(f"{ENV}: data_root is {shown(root)}, not the path of a folder; {EXPECTED}")
     return Path(os.path.expanduser(root))
+
+
+def is_too_long(path: str) -> bool:
+    """Whether the system takes no name as long as one in this path: asking for it would raise OSError later."""
+    try:
+        os.stat(os.path.expanduser(path))
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    except ValueError:  # a name of characters that no file can have, which is then not there
+        return False
+    return False

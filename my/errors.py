@@ -1,5 +1,7 @@
 """How a command ends: a person's mistake is one line on stderr, a bug is a traceback."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import itertools
@@ -8,7 +10,10 @@ import reprlib
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 STORAGE_HINTS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -24,32 +29,39 @@ STORAGE_HINTS = {
 SHOWN = 100  # characters that a message quotes of a text out of a file
 LONGEST = 2000  # characters of a whole message, for when all else failed
 FIRST = 3  # of several names, how many a message quotes
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
-class UserError(Exception):
-    """A mistake the person at the keyboard can put right; the message says how, in one line."""
+class Stop(Exception):
+    """Ends a command in one line on stderr, the message, and an exit status. Raise one of its two kinds."""
 
-    status = 2
+    status: int
 
-    def __init__(self, message):
+    def __init__(self, message: object) -> None:
         super().__init__(as_message(message))
 
 
-class RunError(UserError):
-    """A failure at run time (disk, damaged file, device) rather than of the command line."""
+class UserError(Stop):
+    """A mistake in the options or in a given file, which the person at the keyboard can put right: status 2."""
+
+    status = 2
+
+
+class RunError(Stop):
+    """A failure while the command runs, such as of the disk, of a damaged checkpoint or of the device: status 1."""
 
     status = 1
 
 
-def explain(error, go_on):
-    """The (message, exit status) that a person should see, or None where `error` is a bug.
+def explain(error: BaseException, go_on: str) -> tuple[str, int] | None:
+    """Return the (message, exit status) that a person should see, or None where `error` is a bug.
 
     go_on: how the command goes on after it was stopped, such as "continue with --resume True".
     """
-    if isinstance(error, UserError):
+    if isinstance(error, Stop):
         return str(error), error.status
     if isinstance(error, KeyboardInterrupt):
-        return f"stopped; {go_on}", 130
+        return stopped(go_on), INTERRUPTED
     if is_out_of_memory(error):
         return "out of memory; use a smaller grid, image or batch, or a larger device", 1
     if isinstance(error, OSError) and error.errno in STORAGE_HINTS:
@@ -59,7 +71,12 @@ def explain(error, go_on):
     return None
 
 
-def is_out_of_memory(error):
+def stopped(go_on: str) -> str:
+    """Return the message after Ctrl-C; `go_on` is as in `explain`."""
+    return f"stopped; {go_on}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on the CPU, where torch says so in words only."""
     words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
     return (
@@ -69,11 +86,15 @@ def is_out_of_memory(error):
     )
 
 
-def run_main(main, argv=None, go_on=lambda: "start it again"):
-    """Call `main(argv)` and end the process in one line and an exit status if a person must act.
+def run_main(
+    main: Callable[[Sequence[str]], object],
+    argv: Sequence[str] | None = None,
+    go_on: Callable[[], str] = lambda: "start it again",
+) -> None:
+    """Call `main(argv)`, and end the process in one line and an exit status where `explain` has words for its error.
 
-    `argv` defaults to the words after the program's name, `go_on()` is as in `explain`; exceptions
-    that are bugs pass through.
+    argv: None is the words of the command line.  go_on: returns how the command goes on, as in `explain`.
+    An exception that is a bug passes through.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     if not sys.stderr.isatty():
@@ -93,20 +114,20 @@ def run_main(main, argv=None, go_on=lambda: "start it again"):
         sys.exit(status)
 
 
-def say(message):
+def say(message: object) -> None:
     """Print a message as one line on stderr, behind the name of the program."""
     print(f"{Path(sys.argv[0]).name}: {as_message(message)}", file=sys.stderr, flush=True)
 
 
-def note(message):
-    """Print as one line on stderr what a person should know, and need not act on."""
+def note(message: object) -> None:
+    """Print as one line on stderr what a person should know, but need not act on."""
     print(f"note: {as_message(message)}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- words for people
 
 
-def one_line(text):
+def one_line(text: object) -> str:
     """Return a text on one line: white space is single spaces, and what is not printable (escapes) is spelled out."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
@@ -114,12 +135,12 @@ def one_line(text):
     )
 
 
-def as_message(text):
+def as_message(text: object) -> str:
     """Return a text on one line, of some LONGEST characters: it begins with what was given, and ends in advice."""
     return cut(one_line(cut(str(text))))
 
 
-def cut(text, most=LONGEST):
+def cut(text: str, most: int = LONGEST) -> str:
     """Return a text with its middle left out where it is longer."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - most // 2 :]}"
 
@@ -127,51 +148,52 @@ def cut(text, most=LONGEST):
 class Brief(reprlib.Repr):
     """What `repr` gives, in time that does not depend on how much is inside."""
 
-    def repr_int(self, n, level):
-        """A number's digits take more than linear time, and Python refuses to write many."""
+    def repr_int(self, n: int, level: int) -> str:
+        """Write a long number as its bits: its digits take more than linear time, and Python refuses to write many."""
         return repr(n) if n.bit_length() <= 4 * SHOWN else f"a number of {n.bit_length()} bits"
 
-    def repr_dict(self, values, level):
-        """The library would sort all the keys."""
+    def repr_dict(self, values: dict[Any, Any], level: int) -> str:
+        """Write the first few entries: the library would sort all the keys."""
         return super().repr_dict(dict(itertools.islice(values.items(), self.maxdict + 1)), level)
 
 
-def shown(value, most=SHOWN):
+def shown(value: object, most: int = SHOWN) -> str:
     """Return what a file says as it may stand in a message: on one line, cut after `most` characters."""
     text = one_line(value[: 4 * most] if isinstance(value, str) else Brief().repr(value))
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def some(names, first=FIRST):
-    """Return the first few of some names, as they may stand in a message."""
+def some(names: Iterable[object], first: int = FIRST) -> str:
+    """Return the `first` few of some names, as they may stand in a message."""
     names = list(names)
     return ", ".join(map(shown, names[:first])) + ", ..." * (len(names) > first)
 
 
-def first_line(error):
+def first_line(error: object) -> str:
     """Return the first line of what a library says was wrong, as it may stand in a message."""
     lines = str(error).strip().splitlines()
     return shown(lines[0] if lines else type(error).__name__, 3 * SHOWN)
 
 
 @contextlib.contextmanager
-def stopping_imports(go_on):
-    """While the block runs, let Ctrl-C inside an import end the process there: what is half imported makes anything
-    of a KeyboardInterrupt, from nothing at all to an abort in C++."""
+def stopping_imports(go_on: Callable[[], str]) -> Iterator[None]:
+    """While the block runs, end the process where Ctrl-C comes inside an import.
 
-    def stop(number, frame):
+    A half imported library may do anything with a KeyboardInterrupt, from nothing at all to an abort in C++.
+    """
+
+    def stop(_number: int, frame: FrameType | None) -> None:
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
-                message, status = explain(KeyboardInterrupt(), go_on())
-                say(message)
-                os._exit(status)
+                say(stopped(go_on()))
+                os._exit(INTERRUPTED)
             frame = frame.f_back
         raise KeyboardInterrupt
 
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # not one that is to be ignored
+    )  # else whoever started the command has other plans with the signal, such as to ignore it
     if ours:
         signal.signal(signal.SIGINT, stop)
     try:
@@ -182,7 +204,7 @@ def stopping_imports(go_on):
 
 
 @contextlib.contextmanager
-def no_stderr():
+def no_stderr() -> Iterator[None]:
     """Drop what native libraries write to stderr while the block runs."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -1,10 +1,15 @@
 """Images and videos for people to look at: conversion to 8 bits, PNG, H.264."""
 
+from __future__ import annotations
+
 import math
 import os
 import re
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +22,11 @@ GAP = 4  # between them
 MIN_VIDEO_SIDE = 256  # pixels; players show smaller videos badly or not at all
 
 
-def to_uint8(image):
-    """An (H, W, 3) image in [0, 1] as uint8, rounded; clipped, NaN black; uint8 passes through."""
+def to_uint8(image: Any) -> np.ndarray:
+    """Return an image (H, W, 3) in [0, 1] as uint8, clipped and rounded, NaN as black; uint8 passes through.
+
+    Raises ValueError for another shape.
+    """
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected an image (H, W, 3), got {image.shape}")
@@ -28,15 +36,15 @@ def to_uint8(image):
     return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
 
 
-def write_png(path, image):
+def write_png(path: str | Path, image: Any) -> None:
     """Write an (H, W, 3) image, uint8 or in [0, 1], to `path`, atomically."""
     import imageio.v3 as iio
 
     write_atomic(path, iio.imwrite("<bytes>", to_uint8(image), extension=".png"))
 
 
-def depth_image(depth, d_min=None, d_max=None):
-    """A depth map (H, W) as (H, W, 3) uint8: bright at `d_min`, dark at `d_max`.
+def depth_image(depth: Any, d_min: float | None = None, d_max: float | None = None) -> np.ndarray:
+    """Return a depth map (H, W) as (H, W, 3) uint8: bright at `d_min`, dark at `d_max`.
 
     The limits default to those of the finite depths; a depth that is not finite is black.
     """
@@ -50,8 +58,8 @@ def depth_image(depth, d_min=None, d_max=None):
     return to_uint8(cubehelix(nearness) * finite[..., None])
 
 
-def cubehelix(x):
-    """Colours (..., 3) in [0, 1] whose perceived brightness rises evenly with x (...) in [0, 1].
+def cubehelix(x: np.ndarray) -> np.ndarray:
+    """Return colours (..., 3) in [0, 1] whose perceived brightness rises evenly with x (...) in [0, 1].
 
     Green 2011, "A colour scheme for the display of astronomical intensity images", eq. 2, with
     its start 0.5, rotations -1.5, hue 1 and gamma 1.
@@ -63,22 +71,22 @@ def cubehelix(x):
     return (x[..., None] + amplitude[..., None] * (turn @ basis.T)).clip(0, 1)
 
 
-def side_by_side(*images):
-    """Images (H, W_i, 3) of one height, left to right, as uint8 (H, sum W_i, 3)."""
+def side_by_side(*images: Any) -> np.ndarray:
+    """Return images (H, W_i, 3) left to right, as uint8 (H, sum W_i, 3); ValueError where their heights differ."""
     heights = [np.shape(image)[0] for image in images]
     if len(set(heights)) != 1:
         raise ValueError(f"expected images of one height, got heights {heights}")
     return np.concatenate([to_uint8(image) for image in images], axis=1)
 
 
-def beside(picture, depth):
-    """A picture and its depth image (H, W, 3), side by side, depth enlarged by a whole factor to match."""
+def beside(picture: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Return a picture and its depth image (H, W, 3) side by side; depth is enlarged by a whole factor to match."""
     factor = len(picture) // len(depth)
     return side_by_side(picture, depth.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-def label(width, *texts):
-    """A white strip (LABEL, width, 3) uint8 on which each text (x, words, colour) stands, cut where it ends."""
+def label(width: int, *texts: tuple[float, str, str]) -> np.ndarray:
+    """Return a white strip (LABEL, width, 3) uint8 with each text (x, words, colour) on it, cut at the strip's end."""
     from PIL import Image, ImageDraw
 
     strip = Image.new("RGB", (width, LABEL), "white")
@@ -87,14 +95,14 @@ def label(width, *texts):
     return np.asarray(strip)
 
 
-def labelled_grid(rows):
-    """Images in rows, each over its caption, below the row's title if it has one, on white: (H, W, 3) uint8.
+def labelled_grid(rows: Sequence[tuple[str | None, Sequence[tuple[Any, str]]]]) -> np.ndarray:
+    """Return images in rows on white, (H, W, 3) uint8: each image over its caption, each row below its title.
 
-    rows: [(title or None, [(image (h, w, 3), caption), ...]), ...], images of one size, which are
-    enlarged by a whole factor to make room for captions; longer ones are cut.
+    rows: [(title or None, [(image (h, w, 3), caption), ...]), ...]. Images have one size. They are enlarged by a whole
+    factor to make room for captions. A caption that is still longer is cut.
     """
     width = max(len(cells) for _, cells in rows)
-    grid = []
+    grid: list[np.ndarray] = []
     for title, cells in rows:
         shown = []
         for image, caption in cells:
@@ -112,18 +120,20 @@ def labelled_grid(rows):
 class VideoWriter:
     """Writes frames (H, W, 3), uint8 or in [0, 1], as H.264; a context manager.
 
-    The file appears at `path` (.mp4) when the block ends well, and not at all otherwise.
+    The file appears at `path` (.mp4) when the block ends without an exception, and not at all otherwise.
     fps: frames per second.  Raises RunError where the encoder fails, ValueError where the frames
     differ in shape or there are none.
     """
 
-    def __init__(self, path, fps=30):
+    def __init__(self, path: str | Path, fps: float = 30) -> None:
         self.path, self.fps = Path(path), fps
         self.scratch = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp.mp4")
-        self.writer = self.shape = None
+        self.writer: Any = None
+        self.shape: tuple[int, ...] | None = None
         self.n_frames = 0
 
-    def append(self, frame):
+    def append(self, frame: Any) -> None:
+        """Add a frame to the end of the video."""
         frame = to_uint8(frame)
         self.shape = self.shape or frame.shape
         if frame.shape != self.shape:
@@ -135,7 +145,7 @@ class VideoWriter:
         except OSError as error:
             raise RunError(f"{self.path}: the video encoder failed: {first_line(error)}") from error
 
-    def _open(self):
+    def _open(self) -> Any:
         import imageio.v2 as iio
 
         return iio.get_writer(
@@ -148,10 +158,12 @@ class VideoWriter:
             macro_block_size=2,
         )
 
-    def __enter__(self):
+    def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
         try:
             if self.writer is not None:
                 self.writer.close()
@@ -161,8 +173,8 @@ class VideoWriter:
         finally:
             self.scratch.unlink(missing_ok=True)
 
-    def _verify(self):
-        """The encoder reports no error when its disk fills up at the end: count what arrived."""
+    def _verify(self) -> None:
+        """Count the frames that arrived: the encoder reports no error where the disk fills up at the end."""
         from imageio_ffmpeg import count_frames_and_secs
 
         if self.n_frames == 0:
@@ -175,8 +187,8 @@ class VideoWriter:
             raise RunError(f"{self.path}: {n_frames} of {self.n_frames} frames were written; is the disk full?")
 
 
-def fit_player(frame):
-    """A uint8 frame (H, W, 3) enlarged by a whole factor to a player's size, its sides even.
+def fit_player(frame: np.ndarray) -> np.ndarray:
+    """Return a uint8 frame (H, W, 3), enlarged by a whole factor to the size of a player, with even sides.
 
     The shorter side reaches MIN_VIDEO_SIDE; an odd side repeats its last row or column.
     """
@@ -186,15 +198,15 @@ def fit_player(frame):
     return np.pad(frame, [(0, height % 2), (0, width % 2), (0, 0)], mode="edge")
 
 
-def write_video(path, frames, fps=30):
-    """Write an iterable of frames with `VideoWriter`."""
+def write_video(path: str | Path, frames: Iterable[Any], fps: float = 30) -> None:
+    """Write frames with `VideoWriter`."""
     with VideoWriter(path, fps) as video:
         for frame in frames:
             video.append(frame)
 
 
-def read_video(path):
-    """The frames of a video as uint8 (N, H, W, 3); RunError where there is none."""
+def read_video(path: str | Path) -> np.ndarray:
+    """Return the frames of a video as uint8 (N, H, W, 3); raises RunError where it cannot be read."""
     from imageio_ffmpeg import get_ffmpeg_exe
 
     decode = [get_ffmpeg_exe(), "-v", "error", "-i", str(path)]

@@ -4,9 +4,13 @@ Time and memory are linear in the bytes of the file. A reader raises ValueError 
 damaged, too deep, or no mapping: its words go behind the name of the file. OSError is for one that cannot be opened.
 """
 
+from __future__ import annotations
+
 import json
 import stat
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,22 +22,22 @@ MAX_DEPTH = 32  # of brackets in YAML: the parser looks at all of them for every
 MAX_NUMBER = 100  # characters of a number or a date in YAML: longer ones take time that is not linear
 
 
-def read_json(path, keys=()):
+def read_json(path: str | Path, keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the dict in the JSON file at `path`; ValueError where it lacks any of `keys`."""
     return _mapping(parse_json(_text(path, MAX_JSON)), keys)
 
 
-def read_yaml(path, keys=()):
+def read_yaml(path: str | Path, keys: Collection[str] = ()) -> dict[Any, Any]:
     """Return the dict in the YAML file at `path`; ValueError where it lacks any of `keys`."""
     return _mapping(load_yaml(path), keys)
 
 
-def load_yaml(path):
+def load_yaml(path: str | Path) -> Any:
     """Return the values in the YAML file at `path`, None if it is blank."""
     return parse_yaml(_text(path, MAX_YAML))
 
 
-def parse_json(text):
+def parse_json(text: str) -> Any:
     """Return the values in a JSON text; ValueError where it is damaged, too deep, or gives a key twice."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -43,7 +47,7 @@ def parse_json(text):
         raise ValueError(f"is damaged: {first_line(error)}") from None
 
 
-def parse_yaml(text):
+def parse_yaml(text: str) -> Any:
     """Return the values in a YAML text; ValueError where it is damaged, too deep, gives a key twice, or merges any."""
     try:
         return yaml.load(text, Loader=PlainLoader)
@@ -57,7 +61,7 @@ def parse_yaml(text):
         raise ValueError(f"is damaged: broken YAML: {first_line(error)}") from None
 
 
-def size_of(path):
+def size_of(path: str | Path) -> int:
     """Return the bytes of a file; ValueError for a pipe or a device, which may never end; OSError for no file."""
     state = Path(path).stat()
     if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # opening a folder says so itself
@@ -71,14 +75,15 @@ class PlainLoader(yaml.SafeLoader):
     Merge keys (`<<`) would copy, and are refused. So is a key that is given twice, instead of a silent choice.
     """
 
-    def fetch_flow_collection_start(self, token):
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Refuse more than MAX_DEPTH brackets inside one another."""
         if self.flow_level >= MAX_DEPTH:
             raise yaml.MarkedYAMLError(
                 problem=f"more than {MAX_DEPTH} brackets inside one another", problem_mark=self.get_mark()
             )
         super().fetch_flow_collection_start(token)
 
-    def flatten_mapping(self, node):
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Refuse what this method of the library is for: it copies the entries of other mappings."""
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
@@ -86,14 +91,15 @@ class PlainLoader(yaml.SafeLoader):
                     problem="merge keys (<<) are not read; write the values out", problem_mark=key.start_mark
                 )
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.value in seen or seen.add(key.value)):
-                raise yaml.MarkedYAMLError(problem=f"{shown(key.value)} is given twice", problem_mark=node.start_mark)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is given twice."""
+        twice = first_repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice is not None:
+            raise yaml.MarkedYAMLError(problem=f"{shown(twice)} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
-    def construct_object(self, node, deep=False):
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Refuse numbers and dates of more than MAX_NUMBER characters."""
         words = node.tag.rpartition(":")[2]
         if words in ("int", "float", "timestamp") and len(node.value) > MAX_NUMBER:
             raise yaml.MarkedYAMLError(
@@ -102,7 +108,17 @@ class PlainLoader(yaml.SafeLoader):
         return super().construct_object(node, deep)
 
 
-def _text(path, most):
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first of some names that was there before, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _text(path: str | Path, most: int) -> str:
     size = size_of(path)
     if size > most:
         raise ValueError(f"has {size} bytes, more than {most}")
@@ -112,16 +128,14 @@ def _text(path, most):
         raise ValueError(f"is damaged: {first_line(error)}") from None
 
 
-def _unique(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"{shown(twice)} is given twice")
+        raise ValueError(f"{shown(first_repeated(key for key, _ in pairs))} is given twice")
     return found
 
 
-def _mapping(found, keys):
+def _mapping(found: Any, keys: Collection[str]) -> dict[Any, Any]:
     if not isinstance(found, dict):
         raise ValueError("holds no settings")
     missing = [key for key in keys if key not in found]

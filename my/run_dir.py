@@ -1,18 +1,23 @@
 """What a run leaves in its folder: files that are whole or absent, a history, a heartbeat."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from my.errors import UserError
 
 
-def write_atomic(path, data):
+def write_atomic(path: str | Path, data: str | bytes) -> None:
     """Put `data` (str or bytes) at `path`: a reader sees the old file or the whole new one."""
     path = Path(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -24,13 +29,13 @@ def write_atomic(path, data):
         os.replace(scratch, path)
     except BaseException as error:
         if isinstance(error, OSError):
-            error.filename = str(path)  # for messages: nobody knows the other
+            error.filename = str(path)  # for messages: nobody knows the name of the scratch file
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
 
 
-def refuse_project_dir(project_root):
+def refuse_project_dir(project_root: str | Path) -> None:
     """Raise UserError if the current folder is the project's own, or lies inside it."""
     root = Path(project_root).resolve()
     if Path.cwd().resolve().is_relative_to(root):
@@ -41,10 +46,11 @@ def refuse_project_dir(project_root):
 
 
 @contextlib.contextmanager
-def alone():
+def alone() -> Iterator[None]:
     """Hold the current folder while the block runs; UserError if another process holds it.
 
-    The hold ends with the process, however that ends. Windows has no such locks, and gets none.
+    The hold ends with the process, however that ends. Windows and some file systems have no such locks: nothing is
+    held there.
     """
     try:
         import fcntl
@@ -66,37 +72,38 @@ def alone():
 
 
 class History:
-    """Appends one JSON object a line, floats in full precision; a non-finite float becomes null.
+    """Appends one JSON object per line, floats in full precision; a non-finite float becomes null.
 
     path: the file; a new run starts it empty.
-    resume_step: keep the lines up to and including this step and append after them.
+    resume_step: the lines up to and including this step are kept, and new ones are appended after them.
     """
 
-    def __init__(self, path, resume_step=None):
-        rows = []
+    def __init__(self, path: str | Path, resume_step: int | None = None) -> None:
+        rows: list[dict[str, Any]] = []
         if resume_step is not None and Path(path).exists():
             rows = [row for row in read_history(path) if row["step"] <= resume_step]
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
         self.file = open(path, "a", encoding="utf-8")
 
-    def add(self, step, **values):
+    def add(self, step: int, **values: Any) -> None:
         """Append {"step": step, **values}; 0-d tensors and arrays are stored as numbers."""
         row = plain({"step": step, **values})
         self.file.write(json.dumps(row, allow_nan=False) + "\n")
         self.file.flush()
 
-    def close(self):
+    def close(self) -> None:
+        """Close the file."""
         self.file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> History:
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def plain(value):
-    """`value` as JSON data: scalars out of tensors, null for a float that is not finite."""
+def plain(value: Any) -> Any:
+    """Return `value` as JSON data: scalars out of tensors, None for a float that is not finite."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -105,8 +112,8 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_history(path):
-    """The rows of a history file as dicts; a half-written last line is left out.
+def read_history(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a history file as dicts; a half-written last line is left out.
 
     Raises UserError where the file is missing, or a line before the last is damaged.
     """
@@ -119,37 +126,44 @@ def read_history(path):
         try:
             row = json.loads(line)
             rows.append({"step": int(row["step"]), **row})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise UserError(f"{path}: line {number} is damaged; delete that line") from None
     return rows
 
 
 class Heartbeat:
-    """Tells other programs how far a run is, in one small JSON file written at most so often.
+    """Tells other programs how far a run is, in one small JSON file.
 
-    path: the file; holds step, n_steps, progress in [0, 1], eta_s, elapsed_s, updated (ISO, UTC),
+    path: the file; it holds step, n_steps, progress in [0, 1], eta_s, elapsed_s, updated (ISO, UTC),
     done, pid, and `failed` ("Type: message") after an exception inside the `with` block.
-    every_s: seconds between writes.  start_step: where a resumed run begins.
+    every_s: least number of seconds between writes of `beat`.  start_step: where a resumed run begins.
     clock: returns monotonic seconds.
     """
 
-    def __init__(self, path, n_steps, every_s=5.0, start_step=0, clock=time.monotonic):
+    def __init__(
+        self,
+        path: str | Path,
+        n_steps: int,
+        every_s: float = 5.0,
+        start_step: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.path, self.n_steps, self.every_s, self.clock = path, n_steps, every_s, clock
         self.start_step = self.step = start_step
         self.started = clock()
         self.written = -math.inf
 
-    def beat(self, step):
-        """Record that `step` steps are finished; written only if `every_s` have passed."""
+    def beat(self, step: int) -> None:
+        """Record that `step` steps are finished; the file is written only where `every_s` have passed."""
         self.step = step
         if self.clock() - self.written >= self.every_s:
             self._write(done=False)
 
-    def finish(self):
+    def finish(self) -> None:
         """Record that the run is complete."""
         self._write(done=True)
 
-    def _write(self, done, **extra):
+    def _write(self, done: bool, **extra: Any) -> None:
         self.written = self.clock()
         elapsed = self.written - self.started
         fresh, left = self.step - self.start_step, self.n_steps - self.step
@@ -166,11 +180,13 @@ class Heartbeat:
         }
         write_atomic(self.path, json.dumps(state, indent=2) + "\n")
 
-    def __enter__(self):
+    def __enter__(self) -> Heartbeat:
         self._write(done=False)
         return self
 
-    def __exit__(self, kind, error, _traceback):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
         if kind is None:
             self.finish()
             return

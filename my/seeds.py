@@ -1,26 +1,33 @@
-"""Randomness as a function of (seed, step, stream), so that a resumed run draws what it would."""
+"""Randomness as a function of (seed, step, stream), so that a resumed run draws what it would have drawn."""
+
+from __future__ import annotations
 
 import hashlib
 import operator
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
 
-def mix(seed, step, stream):
-    """64 bits that depend on every bit of the integers `seed`, `step` and the name `stream`."""
+
+def mix(seed: int, step: int, stream: str) -> int:
+    """Return 64 bits that depend on every bit of the integers `seed`, `step` and the name `stream`."""
     triple = f"{operator.index(seed)}/{operator.index(step)}/{stream}"
     return int.from_bytes(hashlib.blake2b(triple.encode(), digest_size=8).digest(), "big")
 
 
-def numpy_rng(seed, step, stream):
-    """A fresh np.random.Generator for `stream`, such as "camera", at `step`."""
+def numpy_rng(seed: int, step: int, stream: str) -> np.random.Generator:
+    """Return a fresh np.random.Generator for `stream`, such as "camera", at `step`."""
     return np.random.default_rng(mix(seed, step, stream))
 
 
-def torch_rng(seed, step, stream):
-    """A fresh torch.Generator for `stream`, such as "noise", at `step`.
+def torch_rng(seed: int, step: int, stream: str) -> torch.Generator:
+    """Return a fresh torch.Generator for `stream`, such as "noise", at `step`.
 
-    Always on the CPU, so that draws agree on every device: draw there, then move the tensor.
+    It is always on the CPU, so that draws agree on every device: draw there, then move the tensor.
     PyTorch's CPU engine uses the low 32 bits of its seed.
     """
     import torch
@@ -28,10 +35,11 @@ def torch_rng(seed, step, stream):
     return torch.Generator().manual_seed(mix(seed, step, stream))
 
 
-def torch_noise(seed, items, stream):
-    """A function x (B, ...) -> unit noise like x, of which each of B `items` gets its own, whatever the others are.
+def torch_noise(seed: int, items: Iterable[int], stream: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function x (B, ...) -> unit noise like x, in which the noise of a row does not depend on the other rows.
 
-    items: integers, one a row of x; a row's next noise depends on (seed, item, stream) and how often it was asked for.
+    items: B integers, one per row of x. The next noise of a row depends on (seed, item, stream), and on how often the
+    function was called.
     """
     import torch
 

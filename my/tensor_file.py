@@ -1,4 +1,10 @@
-"""Files of tensors, .safetensors or PyTorch's own: names and shapes at once, each tensor when it is asked for."""
+"""Files of tensors, .safetensors or PyTorch's own: names and shapes at once, each tensor when it is asked for.
+
+`torch.load(weights_only=True)` does not serve: it gives no tensor of a file that names a class which is not installed,
+and it returns damaged data without a word, although an archive has their checksums. `my/unpickled.py` says more.
+"""
+
+from __future__ import annotations
 
 import io
 import math
@@ -6,10 +12,16 @@ import mmap
 import re
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from my import plain_files, unpickled
 from my.errors import UserError, first_line, shown
+from my.unpickled import Stored
+
+if TYPE_CHECKING:
+    import torch
 
 AGAIN = "it is incomplete or damaged: get the file again"
 NO_FILE = {b"version https://git-lfs": "a Git LFS pointer", b"<": "a web page"}  # beginnings of what comes instead
@@ -39,6 +51,7 @@ FORMATS = (  # first byte, beginning there, what the file is, and what to do
 ONNX = re.compile(rb"\x08[\x01-\x20](\x12.[ -~]|\x3a|\x42)", re.DOTALL)  # its version, then its maker's name
 MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..)([\xa1-\xbf]|\xd9.)[ -~]", re.DOTALL)  # a dict whose first key is a text
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch < 1.6 wrote
+PICKLE = "data.pkl"  # name of the pickle in an archive
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 MAX_NAME = 1000  # characters of a tensor's name
 MAX_SHARING = 16  # times the bytes of the file that its tensors may have in all, as tied weights have several names
@@ -76,20 +89,22 @@ ITEMSIZE = {
 class TensorFile:
     """`shapes` {name: shape}, `metadata` {str: str} and, by `tensor(name)`, the tensors of a file.
 
-    `numbers` {name: float, or None} are what stands among the tensors and is none: None is what is no plain number.
+    `numbers` {name: float, or None} is what stands among the tensors and is no tensor: None is for no plain number.
 
-    Takes .safetensors, and what torch.save wrote, as an archive or (torch < 1.6) as a stream, whatever
-    the file is called. Tensors under "state_dict" are taken if it is there, else those at the top.
-    Nothing in the file is executed, and reading it takes time and memory linear in its bytes. Raises UserError,
-    which tells the `flag` that gave it, for a file that cannot be read, is cut off, claims more than is in it, or has
-    no tensors.
+    The file is .safetensors, or what torch.save wrote: an archive, or (torch < 1.6) a stream. Its name does not count.
+    Tensors under "state_dict" are taken where there are any, else the tensors at the top, else those one level deeper.
+    Nothing in the file is executed, and reading it takes time and memory linear in its bytes. Raises UserError for a
+    file that cannot be read, is cut off, claims more than is in it, or has no tensors; its words begin with `flag`,
+    the option that gave the file.
     """
 
-    def __init__(self, path, flag=""):
+    def __init__(self, path: str | Path, flag: str = "") -> None:
         self.label = f"{flag} {path}".strip()
-        self.path, self.metadata, self.numbers = Path(path), {}, {}
-        self.starts = {}  # {storage key: first byte}
-        self.unchecked = {}  # {storage key: (bytes, CRC-32)} of an archive's data that nobody has read yet
+        self.path = Path(path)
+        self.metadata: dict[str, str] = {}
+        self.numbers: dict[str, float | None] = {}
+        self.starts: dict[str, int] = {}  # {storage key: first byte}
+        self.unchecked: dict[str, tuple[int, int]] = {}  # {storage key: (bytes, CRC-32)} of data that nobody read yet
         try:
             if not plain_files.size_of(self.path):
                 raise UserError(f"{self.label}: cannot be read: it is empty; give another file")
@@ -105,7 +120,7 @@ class TensorFile:
         self.shapes = {name: stored.shape for name, stored in self.tensors.items()}
         self._refuse_claims()
 
-    def _refuse_claims(self):
+    def _refuse_claims(self) -> None:
         """Raise UserError for tensors that the file does not have, or for names that are none."""
         if not self.shapes:
             raise UserError(f"{self.label}: holds no tensors, and is no checkpoint; give another file")
@@ -133,7 +148,7 @@ class TensorFile:
                 "they are the same data over and over; give another file"
             )
 
-    def tensor(self, name):
+    def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor of the file, which shares memory with it: to be copied, not to be changed."""
         import torch
 
@@ -145,16 +160,16 @@ class TensorFile:
         flat = torch.frombuffer(self.memory, dtype=dtype, count=storage.numel, offset=self.starts[storage.key])
         return flat.as_strided(stored.shape, stored.stride, stored.offset)
 
-    def quantised(self, names):
+    def quantised(self, names: Iterable[str]) -> list[str]:
         """Return those of `names` whose elements are whole numbers."""
         return [name for name in names if "float" not in self.tensors[name].storage.dtype]
 
-    def verify(self):
+    def verify(self) -> None:
         """Read all data that have a checksum, those of an archive; raises UserError where they are damaged."""
         for key in list(self.unchecked):
             self._check(key)
 
-    def _check(self, key):
+    def _check(self, key: str) -> None:
         """Raise UserError if the data of a storage, read for the first time, are not those that were written."""
         if key in self.unchecked:
             size, crc = self.unchecked[key]
@@ -165,7 +180,7 @@ class TensorFile:
                     )
             del self.unchecked[key]
 
-    def _index(self, file):
+    def _index(self, file: IO[bytes]) -> dict[str, Stored]:
         """Return {name: Stored}, and fill `starts`."""
         if self.memory[8:9] == b"{" and self.memory[:4] != GGUF:  # behind the header's length, of nearly any bytes
             return self._index_safetensors()
@@ -176,27 +191,27 @@ class TensorFile:
         for first, what in NO_FILE.items():
             if self.memory[:99].lstrip().startswith(first):
                 raise UserError(f"{self.label}: {what}, not the file itself; download that")
-        what, to_do = self._format()
-        if what:
-            raise UserError(f"{self.label}: {what}, which is not read; {to_do}")
+        if found := self._format():
+            raise UserError(f"{self.label}: {found[0]}, which is not read; {found[1]}")
         raise UserError(
             f"{self.label}: neither .safetensors nor a PyTorch checkpoint, or damaged; {GIVE}, or get the file again"
         )
 
-    def _format(self):
-        """Return (what a file of another format is, what to do), or (None, None)."""
-        found = next(
-            ((what, to_do) for at, first, what, to_do in FORMATS if self.memory[at : at + len(first)] == first), None
-        )
-        if found is None and (MSGPACK.match(self.memory) or self.path.suffix == ".msgpack"):
-            found = "Flax weights (msgpack)", PLAIN
-        if found is None and (ONNX.match(self.memory) or self.path.suffix == ".onnx"):
-            found = "an ONNX file", PLAIN
-        if found is None and self.memory[:200].decode("utf-8", "ignore").replace("\n", " ").strip().isprintable():
-            found = "a text file", GIVE
-        return found or (None, None)
+    def _format(self) -> tuple[str, str] | None:
+        """Return (what a file of another format is, what to do), or None."""
+        for at, first, what, to_do in FORMATS:
+            if self.memory[at : at + len(first)] == first:
+                return what, to_do
+        if MSGPACK.match(self.memory) or self.path.suffix == ".msgpack":
+            return "Flax weights (msgpack)", PLAIN
+        if ONNX.match(self.memory) or self.path.suffix == ".onnx":
+            return "an ONNX file", PLAIN
+        if self.memory[:200].decode("utf-8", "ignore").replace("\n", " ").strip().isprintable():
+            return "a text file", GIVE
+        return None
 
-    def _index_safetensors(self):
+    def _index_safetensors(self) -> dict[str, Stored]:
+        """Return {name: Stored} of a .safetensors file, and fill `starts` and `metadata`."""
         end = 8 + int.from_bytes(self.memory[:8], "little")
         tensors, parts = {}, []
         try:
@@ -222,29 +237,16 @@ class TensorFile:
             raise UserError(f"{self.label}: its safetensors header cannot be read: {why}; {AGAIN}") from None
         return tensors
 
-    def _index_archive(self, file):
-        try:
-            with zipfile.ZipFile(file) as archive:
-                listed = archive.infolist()
-            members = {m.filename: m for m in listed}
-            pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
-            if listed and not pickled:
-                raise UserError(
-                    f"{self.label}: a zip archive, but none that PyTorch wrote; unpack it, and give the "
-                    "file that is in it"
-                )
-            (pickled,) = pickled
-            at, size = self._data_of(members[pickled])
-            content = self.memory[at : at + size]
-            if len(members) < len(listed) or members[pickled].CRC not in (0, zlib.crc32(content)):
-                raise ValueError
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-            raise UserError(f"{self.label}: not a whole PyTorch archive; {AGAIN}") from None
+    def _index_archive(self, file: IO[bytes]) -> dict[str, Stored]:
+        """Return {name: Stored} of an archive, and fill `starts`, `numbers` and `unchecked`."""
+        members, folder, content = self._open_archive(file)
         tensors = self._tensors_of(unpickled.read(io.BytesIO(content), self.label)[0], len(content))
-        used = {}
+        used: dict[str, tuple[int, int]] = {}
         for storage in {stored.storage for stored in tensors.values()}:
-            member = members.get(f"{pickled.removesuffix('data.pkl')}data/{storage.key}")
+            member = members.get(f"{folder}data/{storage.key}")
             try:
+                if member is None:
+                    raise ValueError
                 used[storage.key] = self._data_of(member)
             except ValueError:
                 key = shown(storage.key, 20)
@@ -260,14 +262,34 @@ class TensorFile:
             raise UserError(f"{self.label}: not a whole PyTorch archive: {error}; {AGAIN}") from None
         return tensors
 
-    def _data_of(self, member):
-        """Return (first byte, bytes) of an archive's member, or of None; raises ValueError if it is not plainly there.
+    def _open_archive(self, file: IO[bytes]) -> tuple[dict[str, zipfile.ZipInfo], str, bytes]:
+        """Return ({name: member} of an archive, the folder in it with a "/" behind, the pickle in that folder)."""
+        try:
+            with zipfile.ZipFile(file) as archive:
+                listed = archive.infolist()
+            members = {m.filename: m for m in listed}
+            pickles = [name for name in members if name == PICKLE or name.endswith(f"/{PICKLE}")]
+            if listed and not pickles:
+                raise UserError(
+                    f"{self.label}: a zip archive, but none that PyTorch wrote; unpack it, and give the "
+                    "file that is in it"
+                )
+            (pickle,) = pickles
+            at, size = self._data_of(members[pickle])
+            content = self.memory[at : at + size]
+            if len(members) < len(listed) or members[pickle].CRC not in (0, zlib.crc32(content)):
+                raise ValueError
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+            raise UserError(f"{self.label}: not a whole PyTorch archive; {AGAIN}") from None
+        return members, pickle.removesuffix(PICKLE), content
+
+    def _data_of(self, member: zipfile.ZipInfo) -> tuple[int, int]:
+        """Return (first byte, bytes) of a member of an archive; raises ValueError where it is not plainly there.
 
         PyTorch never compresses: a member that is compressed is a bomb.
         """
         if (
-            member is None
-            or member.compress_type != zipfile.ZIP_STORED
+            member.compress_type != zipfile.ZIP_STORED
             or member.compress_size != member.file_size
             or member.flag_bits & 1
         ):  # encrypted
@@ -279,7 +301,8 @@ class TensorFile:
             raise ValueError
         return at, member.file_size
 
-    def _index_stream(self):
+    def _index_stream(self) -> dict[str, Stored]:
+        """Return {name: Stored} of four pickles and the data behind them, and fill `starts` and `numbers`."""
         if unpickled.read(self.memory, self.label)[0] != STREAM_MAGIC:
             raise UserError(
                 f"{self.label}: a pickle, but no PyTorch checkpoint; nothing in it was executed; give another file"
@@ -296,7 +319,7 @@ class TensorFile:
             raise UserError(f"{self.label}: lacks data of its tensors; {AGAIN}")
         return self._tensors_of(value, len(self.memory))
 
-    def _tensors_of(self, value, most):
+    def _tensors_of(self, value: Any, most: int) -> dict[str, Stored]:
         """Return {name: Stored} of a checkpoint's value: of its "state_dict", else its own, else a level deeper.
 
         Fills `numbers` from there, too. `most` are the bytes of the pickle. Raises UserError where one dict is in so
@@ -322,21 +345,21 @@ class TensorFile:
         return found
 
 
-def stored_in(values):
+def stored_in(values: dict[Any, Any]) -> dict[str, Stored]:
     """Return {name: Stored} of the tensors in a dict."""
-    return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, unpickled.Stored)}
+    return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, Stored)}
 
 
-def numbers_in(values):
+def numbers_in(values: dict[Any, Any]) -> dict[str, float | None]:
     """Return {name: float, or None where it is no plain number} of what is no tensor in a dict."""
     return {
         k: float(v) if type(v) in (int, float) else None
         for k, v in values.items()
-        if isinstance(k, str) and not isinstance(v, unpickled.Stored)
+        if isinstance(k, str) and not isinstance(v, Stored)
     }
 
 
-def entry_of(name, entry):
+def entry_of(name: str, entry: Any) -> tuple[Stored, int, int]:
     """Return (Stored, first byte, last byte) of an entry in a safetensors header; raises ValueError for a false one."""
     shape, (first, last) = unpickled.sizes(entry["shape"]), entry["data_offsets"]
     storage = unpickled.Storage(name, SAFETENSORS_DTYPES[entry["dtype"]], math.prod(shape))
@@ -349,7 +372,7 @@ def entry_of(name, entry):
     return unpickled.rebuild_tensor(storage, 0, shape, unpickled.contiguous(shape)), first, last
 
 
-def refuse_overlaps(parts):
+def refuse_overlaps(parts: Iterable[tuple[int, int]]) -> None:
     """Raise ValueError where two (first byte, bytes) have a byte in common."""
     end = 0
     for at, size in sorted(parts):

@@ -1,22 +1,29 @@
 """What a pickle would build, without executing it: plain values and tensor records; all else stays inert.
 
-`pickletools` only names a pickle's opcodes. The machine below acts on them itself: it never imports,
-looks up, calls or sets anything that a file names, since a name in a file only ever becomes an
-`Inert`, and the functions that it does stand for (`REBUILD`) are the few in this module. Python's own
-Unpickler with a `find_class`, and `torch.load(weights_only=True)`, do not serve: a few bytes can make either copy
-an argument or fill a memo without bound, and neither gives the tensors beside a class that is not there to be loaded.
+`pickletools` only names the opcodes of a pickle. The machine below acts on them itself. It never imports, looks up,
+calls or sets anything that a file names: a name in a file only ever becomes an `Inert`, and the functions that a few
+names stand for (`REBUILD`) are in this module.
 
-Time and memory are linear in the pickle's bytes. An opcode takes at least a byte, and makes one value, or moves
+Python's own Unpickler with a `find_class` does not serve, because no `find_class` can bound it: 9 bytes make it fill a
+memo of several gigabytes. `torch.load(weights_only=True)` does not serve either: 40 KB that call OrderedDict again and
+again make it copy 1 GB, and it refuses a whole file for one class that is not installed, as in many checkpoints.
+
+Time and memory are linear in the bytes of the pickle. An opcode takes at least a byte, and makes one value, or moves
 values that are on the stack. What copies values more often is paid for (`Machine.pay`), or bounded (`MAX_...`).
 Keys of a dict are texts and numbers of MAX_BITS, so that nothing nested is hashed or compared.
 """
+
+from __future__ import annotations
 
 import contextlib
 import gc
 import itertools
 import math
+import mmap
 import pickletools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import IO, Any
 
 from my.errors import UserError, first_line, shown
 
@@ -63,30 +70,31 @@ class Stored:
 
     storage: Storage
     offset: int
-    shape: tuple
-    stride: tuple
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 OBJECT, NAMELESS, LARGE, SET = map(Inert, ("object", "nameless", "large integer", "set"))
 
 
-def is_size(n):
+def is_size(n: Any) -> bool:
+    """Whether a value is a whole number that can be a size."""
     return type(n) is int and 0 <= n < MAX_SIZE
 
 
-def sizes(value):
+def sizes(value: Any) -> tuple[int, ...]:
     """Return a list or tuple of sizes or strides as a tuple; raises ValueError for what no tensor can have."""
     if type(value) not in (tuple, list) or len(value) > MAX_DIMS or not all(map(is_size, value)):
         raise ValueError(f"a shape or stride that is not up to {MAX_DIMS} whole numbers below 2^63")
     return tuple(value)
 
 
-def contiguous(shape):
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of a tensor whose elements lie in a row."""
     return tuple(itertools.accumulate(reversed(shape[1:]), lambda step, n: step * n, initial=1))[::-1][: len(shape)]
 
 
-def rebuild_tensor(storage, offset, shape, stride, *_):
+def rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
     """Return the record of a tensor; raises ValueError where it would reach outside its storage, or be endless."""
     shape, stride = sizes(shape), sizes(stride)
     if not isinstance(storage, Storage) or not is_size(offset) or len(shape) != len(stride):
@@ -99,7 +107,9 @@ def rebuild_tensor(storage, offset, shape, stride, *_):
     return Stored(storage, offset, shape, stride)
 
 
-def rebuild_of_bytes(storage, offset, shape, stride, _grad, _hooks, dtype, *_):
+def rebuild_of_bytes(
+    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+) -> Stored | Inert:
     """Return the record of a tensor whose storage is bytes, and whose dtype is named beside it."""
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Inert) else None
     if not isinstance(storage, Storage) or name not in OF_BYTES:
@@ -107,14 +117,14 @@ def rebuild_of_bytes(storage, offset, shape, stride, _grad, _hooks, dtype, *_):
     return rebuild_tensor(Storage(storage.key, name, storage.numel // OF_BYTES[name]), offset, shape, stride)
 
 
-def ordered_dict(pairs=()):
+def ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     """Return the dict of a list of pairs; raises ValueError for anything else."""
     if type(pairs) not in (tuple, list) or not all(type(pair) in (tuple, list) and len(pair) == 2 for pair in pairs):
         raise ValueError("an OrderedDict that is not made of pairs")
     return {k: v for k, v in pairs if isinstance(k, (str, int))}
 
 
-REBUILD = {  # what these names stand for here; every other name stands for nothing
+REBUILD: dict[str, Callable[..., Any]] = {  # what these names stand for here; every other name stands for nothing
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": rebuild_of_bytes,
@@ -123,7 +133,7 @@ REBUILD = {  # what these names stand for here; every other name stands for noth
 }
 
 
-def storage_of(pid):
+def storage_of(pid: Any) -> Storage | Inert:
     """Return the storage that a persistent id ("storage", class, key, device, numel, ...) means, or an Inert."""
     if (
         isinstance(pid, tuple)
@@ -144,146 +154,150 @@ def storage_of(pid):
 class Machine:
     """The stack, marks and memo of one pickle. Methods are named after the opcodes that they carry out."""
 
-    def __init__(self):
-        self.stack, self.marks, self.memo = [], [], {}
-        self.storages = {}  # all that it names, {key: Storage}
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}  # all that the pickle names, by their keys
         self.steps, self.paid = 0, 0  # opcodes so far, and values that were copied besides
 
-    def run(self, file):
+    def run(self, file: IO[bytes] | mmap.mmap) -> Any:
         """Return the value of the pickle at the position of the binary `file`, which is left behind its end.
 
         Raises ValueError, IndexError, KeyError or TypeError for what is no pickle, or a damaged one.
         """
         acts = {name: getattr(self, f"op_{act}") for name, act in ACTS.items()}
-        for opcode, arg, _ in pickletools.genops(file):
+        for opcode, arg, _ in pickletools.genops(file):  # type: ignore[arg-type]  # it also reads from a mmap
             if opcode.name == "STOP":
                 return self.stack.pop()
             self.steps += 1
             acts[opcode.name](arg)
         raise ValueError("it has no end")
 
-    def pay(self, values):
+    def pay(self, values: int) -> None:
         """Count values that are copied; raises ValueError beyond the opcodes so far, as each was made by its own."""
         self.paid += values
         if self.paid > self.steps:
             raise ValueError("it asks for the same values over and over")
 
-    def since_mark(self):
+    def since_mark(self) -> list[Any]:
+        """Take from the stack what lies above the last mark, and return it; raises IndexError where there is none."""
         start = self.marks.pop()
         items, self.stack[start:] = self.stack[start:], []
         return items
 
-    def pop(self, n):
+    def pop(self, n: int) -> list[Any]:
+        """Take n values from the stack, and return them; raises IndexError where it has fewer."""
         if n > len(self.stack):
             raise IndexError("more is taken from its stack than was put there")
         items, self.stack[len(self.stack) - n :] = self.stack[len(self.stack) - n :], []
         return items
 
-    def op_nothing(self, _):
+    def op_nothing(self, _: Any) -> None:
         pass
 
-    def op_argument(self, arg):
+    def op_argument(self, arg: Any) -> None:
         self.stack.append(LARGE if type(arg) is int and arg.bit_length() > MAX_BITS else arg)
 
-    def op_none(self, _):
+    def op_none(self, _: Any) -> None:
         self.stack.append(None)
 
-    def op_newtrue(self, _):
+    def op_newtrue(self, _: Any) -> None:
         self.stack.append(True)
 
-    def op_newfalse(self, _):
+    def op_newfalse(self, _: Any) -> None:
         self.stack.append(False)
 
-    def op_empty_tuple(self, _):
+    def op_empty_tuple(self, _: Any) -> None:
         self.stack.append(())
 
-    def op_empty_list(self, _):
+    def op_empty_list(self, _: Any) -> None:
         self.stack.append([])
 
-    def op_empty_dict(self, _):
+    def op_empty_dict(self, _: Any) -> None:
         self.stack.append({})
 
-    def op_empty_set(self, _):
+    def op_empty_set(self, _: Any) -> None:
         self.stack.append(SET)
 
-    def op_mark(self, _):
+    def op_mark(self, _: Any) -> None:
         self.marks.append(len(self.stack))
 
-    def op_pop(self, _):
+    def op_pop(self, _: Any) -> None:
         self.stack.pop()
 
-    def op_pop_mark(self, _):
+    def op_pop_mark(self, _: Any) -> None:
         self.since_mark()
 
-    def op_dup(self, _):
+    def op_dup(self, _: Any) -> None:
         self.stack.append(self.stack[-1])
 
-    def op_put(self, key):
+    def op_put(self, key: int | None) -> None:
         self.memo[len(self.memo) if key is None else key] = self.stack[-1]
 
-    def op_get(self, key):
+    def op_get(self, key: int) -> None:
         if key not in self.memo:
             raise IndexError("more is taken from its memo than was put there")
         self.stack.append(self.memo[key])
 
-    def op_tuple(self, _):
+    def op_tuple(self, _: Any) -> None:
         self.stack.append(tuple(self.since_mark()))
 
-    def op_tuple1(self, _):
+    def op_tuple1(self, _: Any) -> None:
         self.stack[-1] = (self.stack[-1],)
 
-    def op_tuple2(self, _):
+    def op_tuple2(self, _: Any) -> None:
         self.stack.append(tuple(self.pop(2)))
 
-    def op_tuple3(self, _):
+    def op_tuple3(self, _: Any) -> None:
         self.stack.append(tuple(self.pop(3)))
 
-    def op_list(self, _):
+    def op_list(self, _: Any) -> None:
         self.stack.append(self.since_mark())
 
-    def op_dict(self, _):
+    def op_dict(self, _: Any) -> None:
         items = self.since_mark()
         self.stack.append({})
         self.put_items(items)
 
-    def put_items(self, items):
+    def put_items(self, items: list[Any]) -> None:
         """Put keys and values, in turn, into the dict on top; what is no dict swallows them."""
         if isinstance(self.stack[-1], dict):
             self.stack[-1].update({k: v for k, v in zip(items[::2], items[1::2]) if isinstance(k, (str, int))})
 
-    def op_setitem(self, _):
+    def op_setitem(self, _: Any) -> None:
         self.put_items(self.pop(2))
 
-    def op_setitems(self, _):
+    def op_setitems(self, _: Any) -> None:
         self.put_items(self.since_mark())
 
-    def op_append(self, _):
+    def op_append(self, _: Any) -> None:
         (item,) = self.pop(1)
         if isinstance(self.stack[-1], list):
             self.stack[-1].append(item)
 
-    def op_appends(self, _):
+    def op_appends(self, _: Any) -> None:
         items = self.since_mark()
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
-    def op_swallow_to_mark(self, _):  # elements of a set
+    def op_swallow_to_mark(self, _: Any) -> None:  # elements of a set
         self.since_mark()
 
-    def op_set_to_mark(self, _):
+    def op_set_to_mark(self, _: Any) -> None:
         self.since_mark()
         self.stack.append(SET)
 
-    def op_global(self, arg):
+    def op_global(self, arg: str) -> None:
         self.stack.append(Inert(arg.replace(" ", ".")) if len(arg) <= MAX_TEXT else NAMELESS)
 
-    def op_stack_global(self, _):
+    def op_stack_global(self, _: Any) -> None:
         module, name = self.pop(2)
         named = isinstance(module, str) and isinstance(name, str)  # the text of anything else may be endless
         short = named and len(module) + len(name) <= MAX_TEXT
         self.stack.append(Inert(f"{module}.{name}") if short else NAMELESS)
 
-    def op_reduce(self, _):
+    def op_reduce(self, _: Any) -> None:
         function, args = self.pop(2)
         known = REBUILD.get(function.name) if isinstance(function, Inert) else None
         if known is None:
@@ -294,31 +308,31 @@ class Machine:
         self.pay(sum(len(arg) for arg in args if type(arg) in (tuple, list)))
         self.stack.append(known(*args))
 
-    def op_newobj_ex(self, _):
+    def op_newobj_ex(self, _: Any) -> None:
         self.pop(3)
         self.stack.append(OBJECT)
 
-    def op_newobj(self, _):
+    def op_newobj(self, _: Any) -> None:
         cls, _args = self.pop(2)
         self.stack.append({} if cls == Inert("collections.OrderedDict") else OBJECT)
 
-    def op_instance(self, _):  # INST and OBJ: a class and its arguments, down to the mark
+    def op_instance(self, _: Any) -> None:  # INST and OBJ: a class and its arguments, down to the mark
         self.since_mark()
         self.stack.append(OBJECT)
 
-    def op_build(self, _):
+    def op_build(self, _: Any) -> None:
         self.pop(1)  # the state that an object would be given
 
-    def op_persid(self, _):  # in text, and torch's are tuples
+    def op_persid(self, _: Any) -> None:  # in text, and torch's are tuples
         self.stack.append(Inert("persistent id"))
 
-    def op_binpersid(self, _):
+    def op_binpersid(self, _: Any) -> None:
         storage = storage_of(*self.pop(1))
         if isinstance(storage, Storage):
             self.storages[storage.key] = storage
         self.stack.append(storage)
 
-    def op_unknown(self, _):  # a registered extension, or memory from outside the pickle
+    def op_unknown(self, _: Any) -> None:  # a registered extension, or memory from outside the pickle
         self.stack.append(Inert("extension"))
 
 
@@ -368,7 +382,7 @@ ACTS = {
 }  # opcode -> name of its method, less "op_"
 
 
-def read(file, label):
+def read(file: IO[bytes] | mmap.mmap, label: str) -> tuple[Any, dict[str, Storage]]:
     """Return (value, {key: Storage}) of the pickle at the position of the binary `file`, which is left behind its end.
 
     Raises UserError, naming `label`, where it is damaged.
@@ -394,7 +408,7 @@ def read(file, label):
 
 
 @contextlib.contextmanager
-def uncollected():
+def uncollected() -> Iterator[None]:
     """Look for no cycles while the block runs: among millions of values that are in use, that is half of the time."""
     collects = gc.isenabled()
     gc.disable()

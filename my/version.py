@@ -9,6 +9,6 @@ PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 def made_by(command: str | None = None) -> dict[str, str]:
     """Return {"version": of this project, "torch": of PyTorch, "command": where given}; nothing heavy is imported."""
-    stated = re.search(r'^version = "(.+)"$', PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE)
-    versions = {"version": stated[1], "torch": importlib.metadata.version("torch")}
+    stated = re.findall(r'^version = "(.+)"$', PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE)
+    versions = {"version": stated[0], "torch": importlib.metadata.version("torch")}
     return versions | ({"command": command} if command else {})

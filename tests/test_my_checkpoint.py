@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from my import checkpoint as ckpt
-from my.errors import UserError
+from my.errors import RunError, UserError
 
 
 def tensors(step=0):
@@ -135,15 +135,22 @@ def flip(path):
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path, harm, name):
     path = ckpt.save(tmp_path, 1, tensors(), {})
     harm(path / name)
-    with pytest.raises(UserError, match=rf"{re.escape(str(path / name))}.*delete .* start again"):
+    with pytest.raises(RunError, match=rf"{re.escape(str(path / name))}.*delete .* start again"):
         ckpt.load(path)
 
 
-def test_another_format_version_is_refused(tmp_path):
+def test_a_record_that_lacks_a_part_and_another_format_version_are_refused(tmp_path):
     path = ckpt.save(tmp_path, 1, tensors(), {})
     record = json.loads((path / ckpt.META).read_text())
-    (path / ckpt.META).write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(UserError, match="format 99"):
+    for key in ("format", "sha256", "orders", "meta", "step"):
+        (path / ckpt.META).write_text(json.dumps({name: value for name, value in record.items() if name != key}))
+        with pytest.raises(RunError, match="meta.json is damaged; delete"):
+            ckpt.load(path)
+    (path / ckpt.META).write_text("[" * 10**5)
+    with pytest.raises(RunError, match="meta.json is damaged; delete"):
+        ckpt.load(path)
+    (path / ckpt.META).write_text(json.dumps({"format": 99}))
+    with pytest.raises(RunError, match="format 99"):
         ckpt.load(path)
 
 
@@ -178,7 +185,7 @@ def test_an_optimizer_goes_on_as_if_never_interrupted(tmp_path, kind):
     steps(optimizer, params, 3)
     flat = ckpt.flatten_optimizer(optimizer, names)
     assert "optim/field/b/step" in flat and not any("unused" in name for name in flat)
-    path = ckpt.save(tmp_path, 3, {n: p for n, p in zip(names, params, strict=True)} | flat, {})
+    path = ckpt.save(tmp_path, 3, dict(zip(names, params, strict=True)) | flat, {})
 
     saved, _ = ckpt.load(path)
     resumed = [torch.nn.Parameter(saved[name]) for name in names]

@@ -1,8 +1,7 @@
 """The command line: values by declared type, precedence, one-line errors, exact YAML."""
 
 import enum
-import os
-import signal
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ import yaml
 from pydantic import Field
 
 from my import config as cfg
-from my.errors import RunError, UserError, run_main
+from my.config import values
+from my.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -99,12 +99,30 @@ def get(config, name):
         ("views", "[]", []),
         ("tags", "[a, 'b,c', 1]", ["a", "b,c", "1"]),
         ("tags", "[]", []),
+        ("tags", "[it's, a b]", ["it's", "a b"]),
+        ("tags", "a, b", ["a", "b"]),
     ],
 )
 def test_a_value_is_read_by_its_declared_type(load, name, text, value):
     for argv in ([f"--{name}", text], [f"--{name}={text}"]):
         got = get(load(*argv), name)
         assert got == value and type(got) is type(value)
+
+
+def test_a_long_list_in_brackets_is_json(load):
+    words = ["a blue duck, with a hat"] * 500
+    assert load(f"--tags={json.dumps(words)}").tags == words
+    assert "expected a list" in refusal(load, f"--tags={str(words)}")  # as Python writes it
+
+
+@pytest.mark.parametrize("text", ["[" * 1900, "[" * 100_000, "[[]" * 600, "[a: " * 30_000, "[" + "a," * 50_000])
+def test_brackets_inside_brackets_and_huge_lists_are_refused_at_once(load, monkeypatch, text):
+    """The YAML parser takes a time for each word that grows with the brackets that are open."""
+    seen, fetch = [], values.FlatLoader.fetch_more_tokens
+    monkeypatch.setattr(values.FlatLoader, "fetch_more_tokens", lambda self: seen.append(1) or fetch(self))
+    for name in ("tags", "size"):
+        assert f"--{name}: expected a list" in refusal(load, f"--{name}={text}")
+    assert len(seen) < 20
 
 
 def test_a_group_keeps_its_other_defaults(load):
@@ -256,6 +274,33 @@ def test_a_line_of_config_yml_counts_where_it_changes_something(load, text, aske
         cfg.refuse_unread(config, READ_BY)
 
 
+def test_where_an_option_was_asked_for(load):
+    Path("config.yml").write_text("{lr: 0.2, depth: 1, n_steps: 10}")
+    config = load("--preset", "burger", "--depth", "2", "--sd.scale", "50").model_copy()
+    asked = {name: config.where_asked(name) for name in cfg.flat(config)}
+    assert {name: where for name, where in asked.items() if where} == {
+        "preset": "--preset", "lr": "./config.yml: lr", "depth": "--depth", "sd.scale": "--sd.scale"}  # fmt: skip
+    assert Toy().where_asked("lr") is None and Toy().check_files() is None
+
+
+def test_what_an_option_once_took_is_told_with_what_to_do():
+    class Mended(cfg.Config):
+        field: Literal["dense"] = Field("dense", json_schema_extra={"gone": {"hash": "give dense"}})
+        other: int = 1
+
+    assert [option.extra for option in cfg.walk(Mended)] == [{"gone": {"hash": "give dense"}}, {}]
+    message = refusal(lambda: cfg.load(Mended, ["--field", "hash"], prog="p", doc="d", config_file=None))
+    assert message == "--field hash: is no longer here; give dense"
+
+
+def test_values_are_converted_once():
+    """What reaches the model has its declared type: it converts nothing."""
+    for name, wrong in (("lr", "1"), ("n_steps", 1.0), ("size", [1, 2]), ("grid", "dense"), ("var_red", 1)):
+        options = {option.name: option for option in cfg.walk(Toy)}
+        with pytest.raises(UserError, match=name):
+            values.build(Toy, options, {name: values.Given(wrong, name)})
+
+
 def test_every_limit_of_the_project_has_words_of_ours():
     """Of the configurations of all scripts: what each option may be limited by, `reason` can say."""
     from doctor import DoctorConfig
@@ -389,80 +434,3 @@ def test_every_published_preset_is_there_and_is_plain(load):
         assert values.get("var_red", False) is False
     chair = yaml.safe_load((ROOT / "presets/chair.yml").read_text())
     assert (chair["n_steps"], chair["lr"], chair["emptiness_weight"]) == (50000, 0.01, 7000)
-
-
-# ---------------------------------------------------------------- how a command ends
-
-
-class OutOfMemoryError(RuntimeError):
-    """Stands for torch's, which is known by its name."""
-
-
-@pytest.mark.parametrize(
-    "error, status, word",
-    [
-        (UserError("two\nlines"), 2, "two lines"),
-        (RunError("broken"), 1, "broken"),
-        (OSError(28, "No space", "a.png"), 1, "a.png: the disk is full"),
-        (PermissionError(13, "Permission", "/x"), 1, "/x: permission denied"),
-        (OSError(30, "Read-only"), 1, "read-only"),
-        (OutOfMemoryError("CUDA"), 1, "out of memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4e12"), 1, "out of memory"),
-        (OSError(28, "No space"), 1, "free some space, then start it once more"),
-        (KeyboardInterrupt(), 130, "stopped; start it once more"),
-    ],
-)
-def test_run_main_ends_in_one_line_and_a_status(capsys, monkeypatch, error, status, word):
-    def main(argv):
-        raise error
-
-    monkeypatch.setattr(sys, "argv", ["/some/where/run_toy.py"])
-    with pytest.raises(SystemExit) as caught:
-        run_main(main, [], go_on=lambda: "start it once more")
-    err = capsys.readouterr().err
-    assert caught.value.code == status and err.count("\n") == 1
-    assert err.startswith("run_toy.py: ") and word in err
-
-
-@pytest.mark.parametrize("swallow", ["KeyboardInterrupt", "BaseException"])
-def test_ctrl_c_inside_an_import_ends_the_command(tmp_path, swallow):
-    """Though what is imported makes nothing of the interrupt, or something else."""
-    (tmp_path / "slow.py").write_text(
-        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    for _ in range(10**6): pass\n"
-        f"except {swallow}:\n    pass\n"
-    )
-    (tmp_path / "toy.py").write_text(
-        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever started the tests
-        "from my.errors import run_main\ndef main(argv):\n    print('begun')\n    import slow\n    print('went on')\n"
-        "run_main(main, [], go_on=lambda: 'start it again')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, tmp_path / "toy.py"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (130, "toy.py: stopped; start it again\n")
-    assert "went on" not in done.stdout
-
-
-def test_ctrl_c_elsewhere_is_pythons_own():
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            run_main(lambda argv: signal.raise_signal(signal.SIGINT), [])
-        assert caught.value.code == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_run_main_lets_bugs_through_and_passes_the_words(monkeypatch):
-    seen = []
-    monkeypatch.setattr(sys, "argv", ["p", "--lr", "1"])
-    run_main(seen.append)
-    assert seen == [["--lr", "1"]]
-    with pytest.raises(ZeroDivisionError):
-        run_main(lambda argv: 1 / 0, [])
-    with pytest.raises(FileNotFoundError):
-        run_main(lambda argv: open("/nonexistent/x"), [])

@@ -20,6 +20,8 @@ def test_the_data_root(written, tmp_path):
     assert env.data_root() == tmp_path / "data"
     written(json.dumps({"data_root": "~nosuchuser/x"}))
     assert str(env.data_root()) == "~nosuchuser/x"  # a folder of that name, which is then not there
+    written('{"data_root": "a\\ud800b"}')
+    assert not env.data_root().exists()
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,10 @@ def test_the_data_root(written, tmp_path):
         '{"data_root": 3}',
         '{"data_root": ""}',
         json.dumps({"data_root": "x" * 5000}),
+        json.dumps({"data_root": "x" * 300}),  # one name, longer than any file's
+        json.dumps({"data_root": "/x" * 2000}),
+        "x" * 5000,
+        "null",
         '{"data_root": "a\\u0000b"}',
         "[" * 10**5,
         '{"data_root": ["a"]}',

@@ -88,7 +88,9 @@ def test_resuming_without_a_history_starts_one(tmp_path):
     assert read_history(tmp_path / "h.json") == [{"step": 5}]
 
 
-@pytest.mark.parametrize("line", ["{half", "[1]", "3", '{"loss": 1}', '{"step": null}'])
+@pytest.mark.parametrize(
+    "line", ["{half", "[1]", "3", '{"loss": 1}', '{"step": null}', '{"step": Infinity}', "[" * 10**5]
+)
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "history.json"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')

@@ -277,14 +277,6 @@ def test_light_commands_import_nothing_heavy(here, script, argv, status):
     assert int(got) == status and not set(HEAVY) & set(modules)
 
 
-def test_python_without_the_requirements_is_told_so(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-S", ROOT / "run_sjc.py", "-h"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert "has no package pydantic" in done.stderr and "pip install -r requirements.txt" in done.stderr
-
-
 def test_dry_run_writes_the_configuration_and_stops(here, capsys):
     run_sjc.main(["--preset", "zebra", "--dry_run", "True"])
     assert [p.name for p in here.iterdir()] == ["full_config.yml"]

@@ -5,7 +5,7 @@ from families.libraries import reason
 from families.sd import kinds, noise, vae
 from families.sd.find import MINI, has_vocabulary, read_json
 from families.sd.networks import from_folder, named, refuse_misfits, refuse_other_formats
-from my.errors import UserError, shown
+from my.errors import Stop, UserError, shown
 
 ELSEWHERE = {  # settings of a UNet that is told more than a prompt -> what it then is
     "class_embed_type": "unCLIP, or another that is told classes",
@@ -32,7 +32,7 @@ def folder_parts(folder, sd, dtype, empty=False):
         parts = read_folder(folder, sd, dtype, empty)  # takes seconds
         with named("scheduler/scheduler_config.json"):
             parts["scheduler"] = noise.scheduler(settings)
-    except UserError:
+    except Stop:
         raise
     except kinds.NotStableDiffusion as error:
         raise UserError(f"{folder}: cannot be read as Stable Diffusion: {error}; {kinds.PLAIN}, or {WITHOUT}") from None

@@ -1,0 +1,36 @@
+"""Typed configuration: a field's annotation, default and description are the flag and its help.
+
+Precedence, lowest first: defaults, `--preset NAME`, `./config.yml`, flags.
+
+    options.py        what a configuration declares: `Config`, its options
+    describe.py       words about options: types, help, suggestions
+    command_line.py   the words of a command line as flags
+    values.py         values by declared type, and the instance that they make
+    layers.py         defaults, presets, files and flags over one another; what a run keeps
+"""
+
+from my.config.command_line import ANSWERS
+from my.config.describe import describe, near_miss, plain, spelled
+from my.config.layers import load, read, refuse_cut_off, refuse_unread, show, write
+from my.config.options import FREE, MADE_BY, Config, Option, flat, is_group, walk
+
+__all__ = [
+    "ANSWERS",
+    "FREE",
+    "MADE_BY",
+    "Config",
+    "Option",
+    "describe",
+    "flat",
+    "is_group",
+    "load",
+    "near_miss",
+    "plain",
+    "read",
+    "refuse_cut_off",
+    "refuse_unread",
+    "show",
+    "spelled",
+    "walk",
+    "write",
+]
