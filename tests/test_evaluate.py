@@ -14,8 +14,9 @@ from benchmarks import quality
 from my import config
 from my.errors import UserError, run_main
 from sjc_config import SJCConfig
-from toyworld import UNSEEN_PAIRS, parse_prompt, train_judge
+from toyworld import UNSEEN_PAIRS, parse_prompt
 from toyworld import judge as judging
+from training import judge as judge_training
 
 ANGLES = evaluate.test_angles(24)
 CAMERAS = evaluate.cameras_at(ANGLES, SJCConfig().pose)
@@ -35,8 +36,8 @@ def duck():
 
 
 def test_judge_reaches_its_stated_accuracy(judge):
-    world = train_judge.render_world(6, seed=77, desc="fresh")
-    fresh = train_judge.accuracy(judge, world, seed=77, n=576)
+    world = judge_training.render_world(6, seed=77, desc="fresh")
+    fresh = judge_training.accuracy(judge, world, seed=77, n=576)
     for name, stated in judging.load()[1].items():
         assert stated["object"] > 0.99 and stated["pair"] > 0.95 and stated["octant"] > 0.85
         assert all(fresh[name][k] > stated[k] - 0.06 for k in stated)  # 72 poses: some sides are hard
@@ -200,7 +201,7 @@ def test_quality_reports_what_failed(tmp_path):
     assert "no preset 'nonesuch'" in error
     cfg = quality.QualityConfig(out=str(tmp_path), settings=["ideal"], seeds=[0, 1], n_steps=9)
     text = quality.document(cfg, {}, {tmp_path / "ideal" / "a_blue_duck_0": error})
-    assert "benchmarks/quality.py --out FOLDER --settings ideal --seeds 0,1 --n_steps 9\n" in text
+    assert "python -m benchmarks.quality --out FOLDER --settings ideal --seeds 0,1 --n_steps 9\n" in text
     assert "ideal/a_blue_duck_0: run_sjc.py: --preset: no preset" in text
 
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"run_sjc", "highres_final_vis", "evaluate", "run_nerf", "run_img_sampling", "run_2d_sjc", "doctor"}
 METHOD = {"sjc", "sjc_config", "nerf_config", "sampling", "sampling_config", "canvas", "canvas_config"}
-DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "mini_sd", "sd", "pixel_folder", "gddpm"}  # and adapt*
+DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "sd", "pixel_folder", "gddpm"}  # and adapt*
 MY, DOMAIN_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(5)
 
 
@@ -75,7 +75,7 @@ def test_the_rooms_are_found():
         "pose",
         "voxnerf",
         "toyworld",
-        "mini_sd",
+        "training",
         "my",
     } <= rooms
 

@@ -1,1 +1,1 @@
-"""The embedded miniature Stable Diffusion: its weights, and the scripts that made them."""
+"""What makes the embedded weights: the miniature Stable Diffusion of `mini_sd/`, and the judge of `toyworld/`."""
