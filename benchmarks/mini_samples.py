@@ -1,23 +1,19 @@
 """Draw 2D samples from the miniature, judge what they show, and write the sheet of the model card.
 
-    python benchmarks/mini_samples.py
+    python -m benchmarks.mini_samples
 
 Eight samples of every colour-object pair without view words, by the Karras sampler under guidance; the
 shares that show the right object, and the right object in the right colour, are printed for the pairs of
-the training data and for those never used in it. The sheet, `mini_sd/samples.png`, has a row an object and
-a column an octant.
+the training data and for those never used in it. The sheet, `mini_sd/samples.png`, has one row per object
+and one column per octant.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import Field
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
 
 import pose
 from adapt import make_adapter
@@ -29,6 +25,8 @@ from my.seeds import torch_rng
 from sjc_config import SJCConfig
 from toyworld import ALL_PAIRS, COLORS, OBJECTS, UNSEEN_PAIRS, caption
 from toyworld import judge as judges
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SHEET = ROOT / "mini_sd" / "samples.png"
 SHEET_V_DEG = 75.0  # a little above level
@@ -45,7 +43,7 @@ class SamplesConfig(Config):
 
 @torch.no_grad()
 def draw(adapter, prompts, cfg, stream):
-    """Return pictures (n, 3, H, W), RGB in [0, 1], one of each prompt."""
+    """Return pictures (n, 3, H, W), RGB in [0, 1], one per prompt."""
     sigma_min, sigma_max = adapter.sigmas[-1].item(), adapter.sigmas[0].item()
     levels = karras_sigmas(cfg.n_steps, sigma_min, sigma_max, round_sigma=adapter.round_sigma)
     x = levels[0] * torch.randn((len(prompts), *adapter.data_shape), generator=torch_rng(cfg.seed, 0, stream))
@@ -64,7 +62,7 @@ def naming(adapter, judge, cfg):
 
 
 def sheet(adapter, cfg):
-    """Return a picture (H, W, 3): a row an object, in turn of each colour, seen from each octant."""
+    """Return a picture (H, W, 3): one row per object, in each colour by turns, seen from each octant."""
     views = [pose.view_prompt(np.deg2rad(azimuth), np.deg2rad(SHEET_V_DEG), "octants") for azimuth in range(0, 360, 45)]
     rows = []
     for i, obj in enumerate(tqdm(OBJECTS, desc="sheet", unit="object")):
@@ -75,7 +73,7 @@ def sheet(adapter, cfg):
 
 
 def main(argv=None):
-    cfg = load(SamplesConfig, argv, prog="benchmarks/mini_samples.py", doc=__doc__, config_file=None)
+    cfg = load(SamplesConfig, argv, prog="python -m benchmarks.mini_samples", doc=__doc__, config_file=None)
     sd = {"variant": "mini", "precision": "fp32", "prompt": caption(*ALL_PAIRS[0])}
     adapter = make_adapter(SJCConfig(sd=sd), torch.device("cpu"))
     write_png(SHEET, sheet(adapter, cfg))

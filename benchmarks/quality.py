@@ -1,6 +1,6 @@
 """Make the table of results: run_sjc.py over settings, prompts and seeds, then evaluate.py on each setting.
 
-    python benchmarks/quality.py --out FOLDER --settings ideal,mini --seeds 0,1,2
+    python -m benchmarks.quality --out FOLDER --settings ideal,mini --seeds 0,1,2
 
 Leaves FOLDER/quality.md and quality.json, and each run in FOLDER/<setting>/<prompt>_<seed>/. Stop it at
 any time: the same command keeps what is finished, continues what is not, and starts again what is broken
@@ -19,12 +19,11 @@ from typing import Literal
 
 from pydantic import Field
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
-
 from my import config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
 
 VARIANTS = {
     "": [],
@@ -60,14 +59,14 @@ COLUMNS = {
 
 
 class QualityConfig(config.Config):
-    """Every option of benchmarks/quality.py."""
+    """Every option of benchmarks.quality."""
 
     out: str = Field(description="folder to fill")
     settings: list[Literal[tuple(SETTINGS)]] = Field(["ideal", "mini"], min_length=1, description="rows of the table")
     prompts: list[str] = Field(PROMPTS, min_length=1, description="texts, with commas between")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of each setting and prompt")
     n_steps: int | None = Field(None, gt=0, description="steps of every run, default the preset's")
-    workers: int = Field(2, gt=0, description="runs at a time, one CPU thread each")
+    workers: int = Field(2, gt=0, description="runs at a time, one CPU thread per run")
 
 
 # ---------------------------------------------------------------- runs
@@ -241,11 +240,11 @@ def command(cfg):
         flags.append(f"--prompts {shlex.quote(','.join(cfg.prompts))}")
     if cfg.n_steps:
         flags.append(f"--n_steps {cfg.n_steps}")
-    return f"python benchmarks/quality.py --out FOLDER {' '.join(flags)}"
+    return f"python -m benchmarks.quality --out FOLDER {' '.join(flags)}"
 
 
 def document(cfg, reports, failed):
-    """Return quality.md: the table of settings, one table of prompts a setting, and what failed."""
+    """Return quality.md: the table of settings, one table of prompts per setting, and what failed."""
     note = (
         f"    {command(cfg)}\n\n"
         "Means over runs ± half of their 95% bootstrap interval; `evaluate.py` defines the measures."
@@ -263,7 +262,7 @@ def document(cfg, reports, failed):
 
 def main(argv=None):
     """Make the runs, measure them, write the tables; raises RunError at the end if anything failed."""
-    cfg = config.load(QualityConfig, argv, prog="benchmarks/quality.py", doc=__doc__, config_file=None)
+    cfg = config.load(QualityConfig, argv, prog="python -m benchmarks.quality", doc=__doc__, config_file=None)
     if Path(cfg.out).resolve().is_relative_to(ROOT):
         raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
     plan = jobs(cfg)

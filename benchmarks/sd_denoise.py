@@ -1,6 +1,6 @@
 """Time and peak memory of loading a Stable Diffusion checkpoint, and of one guided denoising at its own size.
 
-    python benchmarks/sd_denoise.py --checkpoint ~/models/v1-5-pruned-emaonly.safetensors
+    python -m benchmarks.sd_denoise --checkpoint ~/models/v1-5-pruned-emaonly.safetensors
 
 Without --checkpoint, a full-size Stable Diffusion 1.5 with random weights in float32 (4.3 GB, under published names) is
 written to a temporary folder, measured in a process of its own, and deleted: 5 GB of disk, 9 GB of memory.
@@ -16,18 +16,17 @@ from pathlib import Path
 
 from pydantic import Field
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
-
 from my import config
 from my.errors import RunError, run_main
+
+ROOT = Path(__file__).resolve().parent.parent
 
 NAMES = ROOT / "tests" / "reference" / "sd_v1_checkpoint_keys.json"
 PROMPT = "A high quality photo of a delicious burger"
 
 
 class DenoiseConfig(config.Config):
-    """Every option of benchmarks/sd_denoise.py."""
+    """Every option of benchmarks.sd_denoise."""
 
     checkpoint: str | None = Field(None, description="what to load, as --sd.checkpoint takes it; default random")
     precision: str = Field("autocast", description="as --sd.precision takes it")
@@ -94,7 +93,7 @@ def measure(cfg):
 
 def main(argv=None):
     """Measure a checkpoint, or one made for the purpose."""
-    cfg = config.load(DenoiseConfig, argv, prog="benchmarks/sd_denoise.py", doc=__doc__, config_file=None)
+    cfg = config.load(DenoiseConfig, argv, prog="python -m benchmarks.sd_denoise", doc=__doc__, config_file=None)
     if cfg.checkpoint:
         measure(cfg)
         return
@@ -103,7 +102,9 @@ def main(argv=None):
         write_random(path)
         print(f"{path.name}: {path.stat().st_size / 1e9:.2f} GB")
         flags = [f"--{k}={v}" for k, v in cfg.model_dump().items() if k != "checkpoint" and v is not None]
-        if subprocess.run([sys.executable, __file__, "--checkpoint", str(path), *flags]).returncode:
+        if subprocess.run(
+            [sys.executable, "-m", "benchmarks.sd_denoise", "--checkpoint", str(path), *flags], cwd=ROOT
+        ).returncode:
             raise RunError("the measurement failed; its own line says why")
 
 
