@@ -148,9 +148,35 @@ def test_a_short_run_is_measured(run, tmp_path, monkeypatch, capsys):
         assert math.isfinite(report["runs"][0][name])
         assert report["summary"][name]["mean"] == pytest.approx(report["runs"][0][name])
     assert len(report["runs"][0]["views"]["iou"]) == 24
-    printed = capsys.readouterr().out
-    assert "a blue duck" in printed and "judge: 99." in printed
+    printed, errors = capsys.readouterr()
+    assert "a blue duck" in printed and "judge: 99." in printed and "note:" not in errors
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_tell_runs_apart():
+    values = dict.fromkeys(evaluate.METRICS, 0.5)
+    rows = [
+        {"run": run, "prompt": "a red pig", "seed": seed} | values for run, seed in (("a/x", 1), ("b/x", 1), ("c", 2))
+    ]
+    summary = {k: {"mean": 0.5, "low": None, "high": None} for k in evaluate.METRICS}
+    head, first, second, third, mean = evaluate.table(rows, summary).splitlines()
+    assert first.startswith("a red pig (a/x)") and second.startswith("a red pig (b/x)") and "(" not in third
+    assert third.split() == ["a", "red", "pig", "2", *["0.500"] * 6] and mean.split() == ["mean", *["0.500"] * 6]
+    assert len({line.index("0.500") for line in (first, second, third, mean)}) == 1
+
+
+def test_only_results_are_replaced(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "results.json"
+    for other in ("[]", '{"runs": []}', "no JSON", "", json.dumps({key: [] for key in (*evaluate.REPORT, "more")})):
+        out.write_text(other)
+        assert "--out results.json: this file is not of evaluate.py; give another name" in one_line(capsys, [str(run)])
+        assert out.read_text() == other
+    out.write_text(json.dumps({key: [] for key in evaluate.REPORT}))
+    evaluate.main([str(run), "--device", "cpu"])
+    assert "note: results.json has the results of an earlier evaluate.py" in capsys.readouterr().err
+    assert len(json.loads(out.read_text())["runs"]) == 1
+    evaluate.main([str(run), "--device", "cpu"])  # and its own
 
 
 def one_line(capsys, argv):
