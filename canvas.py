@@ -1,19 +1,27 @@
 """The paper's 2D experiments (arXiv 2212.00774, Fig. 4): score chaining where the rendering is a plain canvas.
 
-The canvas x is its own rendering, J = dx / dx = 1: what remains is the score at non-noisy pictures,
-perturbed and averaged, and the choices that go with it.
+The canvas x is its own rendering, so the Jacobian J is dx / dx = 1. What remains is the score at pictures without
+noise: the canvas is perturbed, and the scores of its perturbed copies are averaged.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from karras import karras_sigmas
 from my.seeds import numpy_rng, torch_rng
-from options.canvas import ANNEALED, UNIFORM
+from options.canvas import ANNEALED, UNIFORM, CanvasConfig, Setting
 from sjc import chained_gradient
 
+if TYPE_CHECKING:
+    from adapt import ScoreAdapter
 
-def noise_levels(cfg, adapter, setting):
-    """Return the noise level of each of a canvas's steps (n_steps,), entries of the model's table."""
+
+def noise_levels(cfg: CanvasConfig, adapter: ScoreAdapter, setting: Setting) -> list[float]:
+    """Return the noise level of each step of a canvas, n_steps entries of the model's table."""
     table = adapter.sigmas.tolist()
     if setting.schedule == UNIFORM:
         return [table[numpy_rng(setting.seed, step, "sigma").integers(len(table))] for step in range(cfg.n_steps)]
@@ -23,18 +31,18 @@ def noise_levels(cfg, adapter, setting):
     return [adapter.round_sigma(float(setting.schedule))] * cfg.n_steps
 
 
-def start(cfg, adapter, setting):
+def start(cfg: CanvasConfig, adapter: ScoreAdapter, setting: Setting) -> torch.Tensor:
     """Return the canvas (1, C, H, W) before the first step."""
     noise = torch.randn(1, *adapter.data_shape, generator=torch_rng(setting.seed, 0, "canvas"))
     return (cfg.init_std * noise).to(adapter.device)
 
 
 @torch.no_grad()
-def optimise(cfg, adapter, setting, prompt):
-    """Yield the canvas (1, C, H, W) after each step, from `setting` and its seed alone.
+def optimise(cfg: CanvasConfig, adapter: ScoreAdapter, setting: Setting, prompt: str) -> Iterator[torch.Tensor]:
+    """Yield the canvas (1, C, H, W) after each step. Every random draw depends on the setting's seed and the step.
 
-    The score is the mean over perturbed copies of Eq. 16, or Eq. 15, at this step's sigma; a step is
-    x += lr sigma^2 score, which with Eq. 16 goes the share lr of the way to the denoised copies' mean.
+    The score is the mean of Eq. 16, or of Eq. 15, over perturbed copies at the step's sigma. A step is
+    x += lr sigma^2 score. With Eq. 16 it goes the share lr of the way to the mean of the denoised copies.
     """
     x = start(cfg, adapter, setting)
     D = adapter.denoiser([prompt] * setting.copies, cfg.texts.scale, cfg.texts.negative_prompt)

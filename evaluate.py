@@ -4,39 +4,54 @@
 
 IoU         overlap of the silhouettes: opacity above 1/2, in the result and in the truth
 PSNR        of the pictures against the true ones, dB, a mean over views; gain is over a blank picture
-R-prec      share of views that a judge trained on true renders takes for the right object, and for the
-            right object and colour out of all 72 pairs; from overhead, some bodies hide below a roof
+R-prec      share of views that a judge takes for the right object, and for the right object and colour
+            out of all 72 pairs; the judge has seen true renders only; from overhead, some bodies hide
+            below a roof
 Janus       how much more the back looks like a front to that judge than the true back does: 0 is perfect
 
 Views are 64x64 pixels, from cameras that no training and no video of a run uses. The truth stands
-before plain white, as test views of runs with plain backgrounds do; a learned background is measured
+before plain white, as test views of runs with plain backgrounds do. A learned background is measured
 against that same white. Nothing is aligned: a turned result counts as wrong.
 """
+
+from __future__ import annotations
 
 from my.packages import refuse_missing
 
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
 import pose
-from my import config, run_dir, script
-from my.errors import UserError, run_main
+from my import config, plain_files, run_dir, script
+from my.errors import UserError, note, run_main
 from my.seeds import numpy_rng
+from options.family import PoseConfig
 from options.sjc import SJCConfig
+
+if TYPE_CHECKING:
+    from sjc import SJC
+    from toyworld.judge import Judge
+
+Scores = dict[str, np.ndarray]  # {question: the judge's log-probabilities (n, ...)}
+Pictures = tuple[np.ndarray, np.ndarray]  # (n, SIZE, SIZE, 3) in [0, 1], and silhouettes (n, SIZE, SIZE)
 
 ROOT = Path(__file__).resolve().parent
 SIZE = 64  # edge of the views, pixels
-RING_V_DEG = (20.0, 48.0, 82.0)  # elevation draws of the rings of test cameras: overhead, high, level
+RING_V_DEG = (20.0, 48.0, 82.0)  # elevation draws of the three rings of test cameras: overhead, high, level
 BACK_DEG = 45.0  # views this near to the back count for the Janus score
 MAX_PSNR = 100.0  # dB, of equal pictures
 N_BOOTSTRAP, CONFIDENCE = 10000, 0.95
 FIGURE_VIEWS = {"front": (0, 82), "left side": (90, 82), "back": (180, 82), "overhead": (0, 20)}  # azimuth, v
 ZOOM = 2  # magnification of the figure
+REPORT = ("n_views", "judge", "summary", "runs")  # keys of a results file
 METRICS = {
     "iou": "IoU",
     "psnr": "PSNR",
@@ -60,35 +75,35 @@ class EvaluateConfig(config.Config):
 # ---------------------------------------------------------------- metrics: numpy, no torch
 
 
-def psnr(a, b):
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the PSNR in dB of each picture a (n, ...) against b (n, ...), in [0, 1]; MAX_PSNR if equal."""
     mse = np.square(a.astype(np.float64) - b).reshape(len(a), -1).mean(axis=1)
     return -10 * np.log10(np.maximum(mse, 10 ** (-MAX_PSNR / 10)))
 
 
-def iou(a, b):
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return intersection over union of each pair of masks a, b (n, H, W) bool; 1 where both are empty."""
     union = (a | b).sum(axis=(1, 2))
     return np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1.0)
 
 
-def first_rank(scores, index):
+def first_rank(scores: np.ndarray, index: int | tuple[int, ...]) -> float:
     """Return the share of views whose best score (n, ...) is the one at `index`."""
     return float(np.mean([view[index] >= view.max() for view in scores]))
 
 
-def front_probability(octant_log_p):
+def front_probability(octant_log_p: np.ndarray) -> np.ndarray:
     """Return the probability (n,) of the three front sectors, from log-probabilities (n, 8) of all."""
     front = [name.startswith("front") for name in pose.SIDES["octants"]]
     return np.exp(octant_log_p[:, front]).sum(axis=1)
 
 
-def bootstrap(values):
-    """Return {"mean", "low", "high"}: the mean over runs and its confidence interval, None for one run.
+def bootstrap(per_run: Sequence[float]) -> dict[str, float | None]:
+    """Return {"mean", "low", "high"}: the mean over runs and its confidence interval, whose ends are None for one run.
 
     Source: Efron, 1979; the percentile bootstrap over runs, from a fixed seed.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(per_run, dtype=np.float64)
     if len(values) < 2:
         return {"mean": values.mean(), "low": None, "high": None}
     draws = numpy_rng(0, 0, "bootstrap").integers(len(values), size=(N_BOOTSTRAP, len(values)))
@@ -100,10 +115,10 @@ def bootstrap(values):
 # ---------------------------------------------------------------- views
 
 
-def test_angles(n_views):
+def test_angles(n_views: int) -> np.ndarray:
     """Return azimuth and elevation draw (n_views, 2), radians, of the test cameras, ring by ring.
 
-    Rings are turned by a third of their spacing, to and fro, off the centres of the sectors.
+    Each ring is turned by a third of its spacing, by turns to one side and the other, off the centres of the sectors.
     """
     n = n_views // len(RING_V_DEG)
     spacing = 2 * np.pi / n
@@ -116,19 +131,19 @@ def test_angles(n_views):
     )
 
 
-def sees_back(angles):
+def sees_back(angles: np.ndarray) -> np.ndarray:
     """Return which cameras (n,) look at the back, and not from overhead."""
     from_back = np.abs((angles[:, 0] + 2 * np.pi) % (2 * np.pi) - np.pi)
     return (from_back <= np.deg2rad(BACK_DEG)) & (angles[:, 1] >= np.deg2rad(pose.OVERHEAD_DEG))
 
 
-def cameras_at(angles, p):
+def cameras_at(angles: np.ndarray, p: PoseConfig) -> list[pose.Camera]:
     """Return the test cameras at angles (n, 2) for a run's `PoseConfig`."""
     return [pose.camera_at(azimuth, v, p.R, p.FoV) for azimuth, v in angles]
 
 
-def true_views(color, obj, cameras):
-    """Return the truth before white: pictures (n, SIZE, SIZE, 3) in [0, 1], coverage (n, SIZE, SIZE)."""
+def true_views(color: str, obj: str, cameras: Sequence[pose.Camera]) -> Pictures:
+    """Return the truth before plain white: its pictures and its coverage."""
     from adapt import PLAIN_BACKGROUNDS
     from sjc import TEST_BACKGROUND
     from toyworld import compose, coverage_maps
@@ -138,8 +153,8 @@ def true_views(color, obj, cameras):
     return pictures.permute(0, 2, 3, 1).numpy(), maps[:, 4].numpy() / 255
 
 
-def result_views(sjc, cameras):
-    """Return a run's pictures (n, SIZE, SIZE, 3) in [0, 1] and opacities (n, SIZE, SIZE)."""
+def result_views(sjc: SJC, cameras: Sequence[pose.Camera]) -> Pictures:
+    """Return the pictures of a run and its opacities."""
     import torch
 
     from sjc import CHUNK, resize
@@ -155,7 +170,7 @@ def result_views(sjc, cameras):
     return np.stack(pictures), np.stack(opacities)
 
 
-def judge_views(judge, pictures):
+def judge_views(judge: Judge, pictures: np.ndarray) -> Scores:
     """Return the judge's log-probabilities of pictures (n, SIZE, SIZE, 3): object, color, octant, pair."""
     import torch
 
@@ -168,8 +183,11 @@ def judge_views(judge, pictures):
 # ---------------------------------------------------------------- one run
 
 
-def read_prompt(folder):
-    """Return the (color, object) of a run's prompt; raises UserError for a folder or a prompt that has none."""
+def read_prompt(folder: str | Path) -> tuple[str, str]:
+    """Return the (color, object) of a run's prompt.
+
+    Raises UserError where the folder holds no run of run_sjc.py, or its prompt is not of the toy world.
+    """
     from toyworld import parse_prompt
 
     path = Path(folder) / "full_config.yml"
@@ -182,8 +200,10 @@ def read_prompt(folder):
         raise UserError(f"{folder}: only runs of toy-world prompts have a truth: {error}") from None
 
 
-def compare(result, truth, color, obj, angles, judge):
-    """Return the measures of a result against the truth, both (pictures, silhouettes) seen from `angles`."""
+def compare(
+    result: Pictures, truth: Pictures, color: str, obj: str, angles: np.ndarray, judge: Judge
+) -> dict[str, Any]:
+    """Return the measures of a result against the truth, both seen from `angles` (n, 2)."""
     from toyworld.judge import HEADS
 
     views, best = (judge_views(judge, pictures) for pictures, _ in (result, truth))
@@ -216,8 +236,8 @@ def compare(result, truth, color, obj, angles, judge):
     }
 
 
-def measure(folder, cfg, judge):
-    """Return (everything measured of a run, its figure's strip or None)."""
+def measure(folder: str, cfg: EvaluateConfig, judge: Judge) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Return (everything measured of a run, its row of the figure or None)."""
     from sjc import load_run
 
     color, obj = read_prompt(folder)
@@ -239,8 +259,8 @@ def measure(folder, cfg, judge):
 # ---------------------------------------------------------------- what people read
 
 
-def strip(sjc, color, obj):
-    """Return one row of the figure (H, W, 3) uint8: FIGURE_VIEWS, front first, each result beside its truth."""
+def strip(sjc: SJC, color: str, obj: str) -> np.ndarray:
+    """Return one row of the figure (H, W, 3) uint8: every view of FIGURE_VIEWS, each result beside its truth."""
     from my.media import label, side_by_side, to_uint8
 
     cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), sjc.cfg.pose)
@@ -255,8 +275,8 @@ def strip(sjc, color, obj):
     return np.concatenate([label(row.shape[1], *names, *truths), row])
 
 
-def judge_lines(accuracy, rows):
-    """Return the lines on how far the judge can be trusted: on held-out renders, and on these runs' truth."""
+def judge_lines(accuracy: dict[str, dict[str, float]], rows: Sequence[dict[str, Any]]) -> str:
+    """Return the lines on how far the judge can be trusted: on held-out renders, and on the truth of these runs."""
     clean, degraded = ({k: f"{v:.1%}" for k, v in accuracy[name].items()} for name in ("clean", "degraded"))
     true_object, true_pair = (np.mean([row[k] for row in rows]) for k in ("truth_r_object", "truth_r_pair"))
     return (
@@ -266,25 +286,60 @@ def judge_lines(accuracy, rows):
     )
 
 
-def table(rows, summary):
-    """Return the results as aligned text: a line a run, then mean and confidence interval; 0.000, never -0.000."""
-    width = max(24, *(len(row["prompt"]) for row in rows))
-    lines = [f"{'prompt':{width}} seed  " + "  ".join(METRICS.values())]
-    lines += [
-        f"{row['prompt']:{width}} {row['seed']:4}  "
-        + "  ".join(f"{round(row[k], 3) + 0.0:{len(name)}.3f}" for k, name in METRICS.items())
-        for row in rows
+def labels(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a name per row of the table: the prompt, and the run too where another row has this prompt and seed."""
+    times = Counter((row["prompt"], row["seed"]) for row in rows)
+    return [
+        row["prompt"] if times[row["prompt"], row["seed"]] == 1 else f"{row['prompt']} ({row['run']})" for row in rows
     ]
+
+
+def line(name: str, width: int, seed: int | str, values: dict[str, float]) -> str:
+    """Return one line of the table, its name padded to `width`; 0.000, never -0.000."""
+    numbers = (f"{round(values[k], 3) + 0.0:{len(head)}.3f}" for k, head in METRICS.items())
+    return f"{name:{width}} {seed:>4}  {'  '.join(numbers)}"
+
+
+def table(rows: Sequence[dict[str, Any]], summary: dict[str, dict[str, float | None]]) -> str:
+    """Return the results as aligned text: one line per run, then the mean and its confidence interval."""
+    names = labels(rows)
+    width = max(24, *map(len, names))
+    lines = [f"{'prompt':{width}} seed  " + "  ".join(METRICS.values())]
+    lines += [line(name, width, row["seed"], row) for name, row in zip(names, rows)]
     for end, name in (("mean", "mean"), ("low", "95% interval, from"), ("high", "to")):
-        if summary["iou"][end] is not None:
-            lines.append(
-                f"{f'{name}':{width}}       "
-                + "  ".join(f"{round(summary[k][end], 3) + 0.0:{len(head)}.3f}" for k, head in METRICS.items())
-            )
+        values = {k: value for k in METRICS if (value := summary[k][end]) is not None}
+        if values:
+            lines.append(line(name, width, "", values))
     return "\n".join(lines)
 
 
-def main(argv=None):
+# ---------------------------------------------------------------- files
+
+
+def check_outputs(cfg: EvaluateConfig) -> None:
+    """Raise UserError for a file that cannot be written, or that holds something else; note what will be replaced."""
+    for name, path in (("out", cfg.out), ("figure", cfg.figure)):
+        if path and not Path(path).resolve().parent.is_dir():
+            raise UserError(f"--{name} {path}: no such folder as {Path(path).parent}; make it first")
+        if path and Path(path).is_dir():
+            raise UserError(f"--{name} {path}: that is a folder; give the name of a file")
+    if cfg.figure and Path(cfg.figure).suffix.lower() != ".png":
+        raise UserError(f"--figure {cfg.figure}: a PNG is written; give a name that ends in .png")
+    if Path(cfg.out).exists():
+        if not is_report(cfg.out):
+            raise UserError(f"--out {cfg.out}: this file is not of evaluate.py; give another name, or move it away")
+        note(f"{cfg.out} has the results of an earlier evaluate.py; they will be replaced")
+
+
+def is_report(path: str) -> bool:
+    """Return whether an earlier evaluate.py wrote the file at `path`: it is JSON with just the keys of REPORT."""
+    try:
+        return set(plain_files.read_json(path)) == set(REPORT)
+    except (OSError, ValueError):
+        return False
+
+
+def main(argv: list[str] | None = None) -> None:
     """Measure runs; print a table, write JSON and on request a figure."""
     cfg = config.load(EvaluateConfig, argv, prog="evaluate.py", doc=__doc__, positional="runs", config_file=None)
     run_dir.refuse_project_dir(ROOT)
@@ -294,22 +349,16 @@ def main(argv=None):
     from sjc import finished_run
     from toyworld.judge import load
 
-    for folder in cfg.runs:  # all of them before the first takes its time
+    for folder in cfg.runs:  # all of them are checked before the first is measured, which takes time
         read_prompt(folder)
         finished_run(folder)
-    for name, path in (("out", cfg.out), ("figure", cfg.figure)):
-        if path and not Path(path).resolve().parent.is_dir():
-            raise UserError(f"--{name} {path}: no such folder as {Path(path).parent}; make it first")
-        if path and Path(path).is_dir():
-            raise UserError(f"--{name} {path}: that is a folder; give the name of a file")
-    if cfg.figure and Path(cfg.figure).suffix.lower() != ".png":
-        raise UserError(f"--figure {cfg.figure}: a PNG is written; give a name that ends in .png")
+    check_outputs(cfg)
     judge, accuracy = load()
     with tqdm(cfg.runs, desc="evaluate", unit="run") as bar:
         rows, strips = zip(*(measure(folder, cfg, judge) for folder in bar))
     summary = run_dir.plain({k: bootstrap([row[k] for row in rows]) for k in (*METRICS, "recognised")})
     print(table(rows, summary), judge_lines(accuracy, rows), sep="\n\n")
-    report = {"n_views": cfg.n_views, "judge": accuracy, "summary": summary, "runs": list(rows)}
+    report = dict(zip(REPORT, (cfg.n_views, accuracy, summary, list(rows))))
     run_dir.write_atomic(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if cfg.figure:
         write_png(cfg.figure, np.concatenate(strips))

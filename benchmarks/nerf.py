@@ -1,6 +1,6 @@
 """PSNR on the test views against minutes of training: run_nerf.py with the fused renderer and with the reference.
 
-    python benchmarks/nerf.py --scene ~/data/nerf_synthetic/lego --out FOLDER --minutes 10
+    python -m benchmarks.nerf --scene ~/data/nerf_synthetic/lego --out FOLDER --minutes 10
 
 Leaves a run of run_nerf.py in FOLDER/<renderer>/, and the curve in FOLDER/nerf.md. Started again, it keeps the runs
 that are finished and continues those that are not.
@@ -15,18 +15,17 @@ from typing import Literal
 
 from pydantic import Field
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
-
 from my import config
 from my.errors import RunError, run_main
 from my.run_dir import read_history, write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TEST_EVERY = {"fused": 400, "reference": 40}  # steps
 
 
 class CurveConfig(config.Config):
-    """Every option of benchmarks/nerf.py."""
+    """Every option of benchmarks.nerf."""
 
     scene: str = Field("lego", description="as in run_nerf.py")
     out: str = Field(description="folder to fill")
@@ -75,7 +74,7 @@ def train(cfg, renderer):
 
 def main(argv=None):
     """Train with each renderer, and write the curves."""
-    cfg = config.load(CurveConfig, argv, prog="benchmarks/nerf.py", doc=__doc__, config_file=None)
+    cfg = config.load(CurveConfig, argv, prog="python -m benchmarks.nerf", doc=__doc__, config_file=None)
     scene = Path(cfg.scene).expanduser()
     cfg.scene = str(scene.resolve()) if scene.is_dir() else cfg.scene  # the runs start elsewhere
     curves, finals = zip(*(train(cfg, renderer) for renderer in cfg.renderers))

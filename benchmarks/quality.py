@@ -1,11 +1,13 @@
 """Make the table of results: run_sjc.py over settings, prompts and seeds, then evaluate.py on each setting.
 
-    python benchmarks/quality.py --out FOLDER --settings ideal,mini --seeds 0,1,2
+    python -m benchmarks.quality --out FOLDER --settings ideal,mini --seeds 0,1,2
 
-Leaves FOLDER/quality.md and quality.json, and each run in FOLDER/<setting>/<prompt>_<seed>/. Stop it at
-any time: the same command keeps what is finished, continues what is not, and starts again what is broken
-or was made from other options or another preset.
+It leaves FOLDER/quality.md and quality.json, and each run in FOLDER/<setting>/<prompt>_<seed>/. It can be stopped at
+any time: the same command keeps what is finished and continues what is not. It starts a run again where the run is
+broken, or was made from other options or another preset.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -13,20 +15,23 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
 
 from my import config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import write_atomic
 
-VARIANTS = {
+ROOT = Path(__file__).resolve().parent.parent
+
+Plan = dict[str, dict[Path, list[str]]]  # {setting: {folder of a run: its flags}}
+Report = dict[str, Any]  # what evaluate.py writes
+
+VARIANTS: dict[str, list[str]] = {
     "": [],
     "_sjc_words": ["--pose.view_words", "sjc"],
     "_sides": ["--pose.view_words", "sides"],
@@ -60,21 +65,23 @@ COLUMNS = {
 
 
 class QualityConfig(config.Config):
-    """Every option of benchmarks/quality.py."""
+    """Every option of benchmarks.quality."""
 
     out: str = Field(description="folder to fill")
-    settings: list[Literal[tuple(SETTINGS)]] = Field(["ideal", "mini"], min_length=1, description="rows of the table")
+    settings: list[Literal[tuple(SETTINGS)]] = Field(  # type: ignore[valid-type]  # its names are computed
+        ["ideal", "mini"], min_length=1, description="rows of the table"
+    )
     prompts: list[str] = Field(PROMPTS, min_length=1, description="texts, with commas between")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of each setting and prompt")
     n_steps: int | None = Field(None, gt=0, description="steps of every run, default the preset's")
-    workers: int = Field(2, gt=0, description="runs at a time, one CPU thread each")
+    workers: int = Field(2, gt=0, description="runs at the same time, one CPU thread per run")
 
 
 # ---------------------------------------------------------------- runs
 
 
-def call(script, *flags, cwd):
-    """Run one of the project's scripts on one CPU thread; return the last line of its errors, None if it went well."""
+def call(script: str, *flags: str, cwd: Path) -> str | None:
+    """Run one of the project's scripts on one CPU thread; return None, or the last line of its errors if it failed."""
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *flags],
         cwd=cwd,
@@ -86,13 +93,13 @@ def call(script, *flags, cwd):
     return (lines[-1] if lines else f"exit status {done.returncode}") if done.returncode else None
 
 
-def recipe(flags):
-    """Return all that decides a run's result, as text: its flags, and its preset as it is now."""
+def recipe(flags: list[str]) -> str:
+    """Return what decides the result of a run, as text: its flags, and the present text of its preset."""
     preset = ROOT / "presets" / f"{flags[flags.index('--preset') + 1]}.yml"
     return f"{shlex.join(flags)}\n{preset.read_text() if preset.exists() else ''}"
 
 
-def finished(folder):
+def finished(folder: Path) -> bool:
     """Return whether a run's folder says that the run is done."""
     try:
         return json.loads((folder / "heartbeat.json").read_text())["done"]
@@ -100,8 +107,8 @@ def finished(folder):
         return False
 
 
-def make_run(folder, flags):
-    """Bring the run in `folder` to its end, from its checkpoint if it can go on; return an error line or None."""
+def make_run(folder: Path, flags: list[str]) -> str | None:
+    """Finish the run in `folder`, from its checkpoint where it has one; return None, or the error line if it failed."""
     note = folder / "recipe.txt"
     if note.exists() and note.read_text() == recipe(flags):
         if finished(folder):
@@ -114,8 +121,8 @@ def make_run(folder, flags):
     return call("run_sjc.py", *flags, cwd=folder)
 
 
-def jobs(cfg):
-    """Return {setting: {folder: flags}} of every run."""
+def jobs(cfg: QualityConfig) -> Plan:
+    """Return the plan of all runs."""
     steps = ["--n_steps", str(cfg.n_steps)] if cfg.n_steps else []
     return {
         setting: {
@@ -134,7 +141,7 @@ def jobs(cfg):
     }
 
 
-def make_runs(plan, workers):
+def make_runs(plan: Plan, workers: int) -> dict[Path, str]:
     """Make all runs of a plan, `workers` at a time; return {folder: error line} of those that failed."""
     from tqdm import tqdm
 
@@ -154,26 +161,26 @@ def make_runs(plan, workers):
     return failed
 
 
-def evaluate_all(plan, failed, workers):
-    """Return {setting: report} over the runs that are not in `failed`; adds to `failed` where that fails."""
+def evaluate_all(plan: Plan, failed: dict[Path, str], workers: int) -> dict[str, Report]:
+    """Return {setting: report} over the runs that are not in `failed`; where evaluate.py fails, add it to `failed`."""
     from tqdm import tqdm
 
     whole = {setting: [folder for folder in runs if folder not in failed] for setting, runs in plan.items()}
     whole = {setting: runs for setting, runs in whole.items() if runs}
-    reports = {}
+    reports: dict[str, Report] = {}
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(lambda runs: evaluate(runs[0].parent, runs), whole.values())
         for (setting, runs), (report, error) in tqdm(
             zip(whole.items(), results), total=len(whole), desc="evaluate", unit="setting"
         ):
-            if error:
-                failed[runs[0].parent / "evaluate.py"] = error
-            else:
+            if report is not None:
                 reports[setting] = report
+            else:
+                failed[runs[0].parent / "evaluate.py"] = str(error)
     return reports
 
 
-def evaluate(folder, runs):
+def evaluate(folder: Path, runs: list[Path]) -> tuple[Report | None, str | None]:
     """Return (report, None) of evaluate.py on a setting's finished runs, or (None, error line)."""
     out = folder / "results.json"
     if report := measured(out, runs):
@@ -182,8 +189,8 @@ def evaluate(folder, runs):
     return (None, error) if error else (json.loads(out.read_text()), None)
 
 
-def measured(out, runs):
-    """Return the report at `out` if it is of just these runs, and younger than they are, else None."""
+def measured(out: Path, runs: list[Path]) -> Report | None:
+    """Return the report at `out` if it has exactly these runs and is younger than all of them, else None."""
     try:
         report = json.loads(out.read_text())
         same = [run["run"] for run in report["runs"]] == [str(folder) for folder in runs]
@@ -196,24 +203,24 @@ def measured(out, runs):
 # ---------------------------------------------------------------- tables
 
 
-def number(value, decimals):
+def number(value: float, decimals: int) -> str:
     """Return e.g. "0.950", and "0.000" instead of "-0.000"."""
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-def cell(interval, decimals):
-    """Return e.g. "0.95 ± 0.01": a mean, and half of its 95% interval where there is one."""
+def cell(interval: dict[str, Any], decimals: int) -> str:
+    """Return e.g. "0.95 ± 0.01": a mean, and half of its 95% interval where there is an interval."""
     mean, low, high = (interval[k] for k in ("mean", "low", "high"))
     return number(mean, decimals) + ("" if low is None else f" ± {(high - low) / 2:.{decimals}f}")
 
 
-def markdown(heads, rows):
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a markdown table."""
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def settings_table(reports):
+def settings_table(reports: dict[str, Report]) -> str:
     """Return the table of settings: mean over runs, and half of the 95% bootstrap interval."""
     rows = [
         [setting, str(len(report["runs"])), *(cell(report["summary"][k], d) for k, (_, d) in COLUMNS.items())]
@@ -222,9 +229,9 @@ def settings_table(reports):
     return markdown(["setting", "runs", *(name for name, _ in COLUMNS.values())], rows)
 
 
-def prompts_table(report):
+def prompts_table(report: Report) -> str:
     """Return one setting's table of prompts: means over its seeds."""
-    by_prompt = {}
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
     for run in report["runs"]:
         by_prompt.setdefault(run["prompt"], []).append(run)
     rows = [
@@ -234,18 +241,18 @@ def prompts_table(report):
     return markdown(["prompt", *(name for name, _ in COLUMNS.values())], rows)
 
 
-def command(cfg):
-    """Return the command line that makes a table again."""
+def command(cfg: QualityConfig) -> str:
+    """Return the command line that makes the same table again."""
     flags = [f"--settings {','.join(cfg.settings)}", f"--seeds {','.join(map(str, cfg.seeds))}"]
     if cfg.prompts != PROMPTS:
         flags.append(f"--prompts {shlex.quote(','.join(cfg.prompts))}")
     if cfg.n_steps:
         flags.append(f"--n_steps {cfg.n_steps}")
-    return f"python benchmarks/quality.py --out FOLDER {' '.join(flags)}"
+    return f"python -m benchmarks.quality --out FOLDER {' '.join(flags)}"
 
 
-def document(cfg, reports, failed):
-    """Return quality.md: the table of settings, one table of prompts a setting, and what failed."""
+def document(cfg: QualityConfig, reports: dict[str, Report], failed: dict[Path, str]) -> str:
+    """Return quality.md: the table of settings, one table of prompts per setting, and what failed."""
     note = (
         f"    {command(cfg)}\n\n"
         "Means over runs ± half of their 95% bootstrap interval; `evaluate.py` defines the measures."
@@ -261,9 +268,9 @@ def document(cfg, reports, failed):
     return "\n\n".join(parts) + "\n"
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Make the runs, measure them, write the tables; raises RunError at the end if anything failed."""
-    cfg = config.load(QualityConfig, argv, prog="benchmarks/quality.py", doc=__doc__, config_file=None)
+    cfg = config.load(QualityConfig, argv, prog="python -m benchmarks.quality", doc=__doc__, config_file=None)
     if Path(cfg.out).resolve().is_relative_to(ROOT):
         raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
     plan = jobs(cfg)

@@ -1,6 +1,6 @@
 """Time and memory of the fused renderer, as ratios to the plain PyTorch reference taken in the same run.
 
-    python benchmarks/render.py --out render.md
+    python -m benchmarks.render --out render.md
 
 Forward and backward at SJC's setting (a 100^3 grid, 64x64 rays, 4 channels), on the field that a run begins with, on
 one that has learned an object from its pictures, and on that one without the thin fog around it; then the fused
@@ -16,9 +16,6 @@ from typing import Literal
 
 from pydantic import Field
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
-
 from my import config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import write_atomic
@@ -29,7 +26,7 @@ RENDERERS = ("fused", "reference")
 
 
 class RenderConfig(config.Config):
-    """Every option of benchmarks/render.py."""
+    """Every option of benchmarks.render."""
 
     out: str | None = Field(None, description="Markdown file to write")
     repeats: int = Field(9, gt=0, description="times that each renderer is timed, in turns; the median counts")
@@ -244,13 +241,15 @@ def memory_table(cfg):
         done = subprocess.run(
             [
                 sys.executable,
-                __file__,
+                "-m",
+                "benchmarks.render",
                 "--memory_of",
                 name,
                 "--device",
                 cfg.device,
                 *(["--threads", str(cfg.threads)] if cfg.threads else []),
             ],
+            cwd=Path(__file__).resolve().parent.parent,
             capture_output=True,
             text=True,
         )
@@ -307,7 +306,7 @@ def hardware(device):
 
 def main(argv=None):
     """Measure, print, and write the report."""
-    cfg = config.load(RenderConfig, argv, prog="benchmarks/render.py", doc=__doc__, config_file=None)
+    cfg = config.load(RenderConfig, argv, prog="python -m benchmarks.render", doc=__doc__, config_file=None)
     if cfg.out and not Path(cfg.out).resolve().parent.is_dir():
         raise UserError(f"--out {cfg.out}: there is no folder {Path(cfg.out).resolve().parent}; make it first")
     import torch

@@ -1,10 +1,12 @@
 """Time and peak memory of loading a Stable Diffusion checkpoint, and of one guided denoising at its own size.
 
-    python benchmarks/sd_denoise.py --checkpoint ~/models/v1-5-pruned-emaonly.safetensors
+    python -m benchmarks.sd_denoise --checkpoint ~/models/v1-5-pruned-emaonly.safetensors
 
 Without --checkpoint, a full-size Stable Diffusion 1.5 with random weights in float32 (4.3 GB, under published names) is
 written to a temporary folder, measured in a process of its own, and deleted: 5 GB of disk, 9 GB of memory.
 """
+
+from __future__ import annotations
 
 import json
 import resource
@@ -12,35 +14,40 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
 
 from my import config
 from my.errors import RunError, run_main
 
+ROOT = Path(__file__).resolve().parent.parent
+
 NAMES = ROOT / "tests" / "reference" / "sd_v1_checkpoint_keys.json"
+T = TypeVar("T")
 PROMPT = "A high quality photo of a delicious burger"
 
 
 class DenoiseConfig(config.Config):
-    """Every option of benchmarks/sd_denoise.py."""
+    """Every option of benchmarks.sd_denoise."""
 
-    checkpoint: str | None = Field(None, description="what to load, as --sd.checkpoint takes it; default random")
+    checkpoint: str | None = Field(
+        None, description="what to load, as --sd.checkpoint takes it; default random weights"
+    )
     precision: str = Field("autocast", description="as --sd.precision takes it")
     threads: int | None = Field(None, gt=0, description="CPU threads, default PyTorch's own")
     device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
 
 
-def write_random(path):
+def write_random(path: Path) -> None:
     """Write Stable Diffusion 1.5 with random weights, under the published names, to a .safetensors file."""
     import torch
     from safetensors.torch import save_file
 
-    rng, tensors = torch.Generator().manual_seed(0), {}
+    rng = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
     for name, shape in json.loads(NAMES.read_text()).items():
         if name.endswith("position_ids"):
             tensors[name] = torch.arange(shape[1])[None]
@@ -51,7 +58,7 @@ def write_random(path):
     save_file(tensors, path)
 
 
-def measure(cfg):
+def measure(cfg: DenoiseConfig) -> None:
     """Print what loading, and then a guided denoising, encoding and decoding, took."""
     import torch
 
@@ -62,9 +69,10 @@ def measure(cfg):
         torch.set_num_threads(cfg.threads)
     run = SJCConfig(sd={"checkpoint": cfg.checkpoint, "precision": cfg.precision})
     device = pick_device(cfg.device)
-    seconds = {}
+    seconds: dict[str, float] = {}
 
-    def timed(what, f):
+    def timed(what: str, f: Callable[[], T]) -> T:
+        """Return f(), and note the seconds that it took."""
         start = time.perf_counter()
         result = f()
         if device.type == "cuda":
@@ -92,9 +100,9 @@ def measure(cfg):
         print(f"peak memory of the GPU: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
 
 
-def main(argv=None):
-    """Measure a checkpoint, or one made for the purpose."""
-    cfg = config.load(DenoiseConfig, argv, prog="benchmarks/sd_denoise.py", doc=__doc__, config_file=None)
+def main(argv: list[str] | None = None) -> None:
+    """Measure a checkpoint, or one with random weights that is made for it."""
+    cfg = config.load(DenoiseConfig, argv, prog="python -m benchmarks.sd_denoise", doc=__doc__, config_file=None)
     if cfg.checkpoint:
         measure(cfg)
         return
@@ -103,7 +111,9 @@ def main(argv=None):
         write_random(path)
         print(f"{path.name}: {path.stat().st_size / 1e9:.2f} GB")
         flags = [f"--{k}={v}" for k, v in cfg.model_dump().items() if k != "checkpoint" and v is not None]
-        if subprocess.run([sys.executable, __file__, "--checkpoint", str(path), *flags]).returncode:
+        if subprocess.run(
+            [sys.executable, "-m", "benchmarks.sd_denoise", "--checkpoint", str(path), *flags], cwd=ROOT
+        ).returncode:
             raise RunError("the measurement failed; its own line says why")
 
 

@@ -1,12 +1,9 @@
-"""Makes the flat scripts and packages importable, keeps every test off the network, and builds a tiny checkpoint."""
+"""Keeps every test off the network, and makes a tiny checkpoint and small scenes for tests that ask for them."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -26,8 +23,8 @@ def tiny_sd(tmp_path_factory):
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from mini_sd import tokenizer
-    from mini_sd.data import caption_words
+    from training import tokenizer
+    from training.dataset import caption_words
 
     folder = tmp_path_factory.mktemp("tiny_sd")
     eos = len(tokenizer.build(caption_words(), folder / "tokenizer")) - 1

@@ -14,8 +14,9 @@ from benchmarks import quality
 from my import config
 from my.errors import UserError, run_main
 from options.sjc import SJCConfig
-from toyworld import UNSEEN_PAIRS, parse_prompt, train_judge
+from toyworld import UNSEEN_PAIRS, parse_prompt
 from toyworld import judge as judging
+from training import judge as judge_training
 
 ANGLES = evaluate.test_angles(24)
 CAMERAS = evaluate.cameras_at(ANGLES, SJCConfig().pose)
@@ -35,8 +36,8 @@ def duck():
 
 
 def test_judge_reaches_its_stated_accuracy(judge):
-    world = train_judge.render_world(6, seed=77, desc="fresh")
-    fresh = train_judge.accuracy(judge, world, seed=77, n=576)
+    world = judge_training.render_world(6, seed=77, desc="fresh")
+    fresh = judge_training.accuracy(judge, world, seed=77, n=576)
     for name, stated in judging.load()[1].items():
         assert stated["object"] > 0.99 and stated["pair"] > 0.95 and stated["octant"] > 0.85
         assert all(fresh[name][k] > stated[k] - 0.06 for k in stated)  # 72 poses: some sides are hard
@@ -147,9 +148,35 @@ def test_a_short_run_is_measured(run, tmp_path, monkeypatch, capsys):
         assert math.isfinite(report["runs"][0][name])
         assert report["summary"][name]["mean"] == pytest.approx(report["runs"][0][name])
     assert len(report["runs"][0]["views"]["iou"]) == 24
-    printed = capsys.readouterr().out
-    assert "a blue duck" in printed and "judge: 99." in printed
+    printed, errors = capsys.readouterr()
+    assert "a blue duck" in printed and "judge: 99." in printed and "note:" not in errors
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_tell_runs_apart():
+    values = dict.fromkeys(evaluate.METRICS, 0.5)
+    rows = [
+        {"run": run, "prompt": "a red pig", "seed": seed} | values for run, seed in (("a/x", 1), ("b/x", 1), ("c", 2))
+    ]
+    summary = {k: {"mean": 0.5, "low": None, "high": None} for k in evaluate.METRICS}
+    head, first, second, third, mean = evaluate.table(rows, summary).splitlines()
+    assert first.startswith("a red pig (a/x)") and second.startswith("a red pig (b/x)") and "(" not in third
+    assert third.split() == ["a", "red", "pig", "2", *["0.500"] * 6] and mean.split() == ["mean", *["0.500"] * 6]
+    assert len({line.index("0.500") for line in (first, second, third, mean)}) == 1
+
+
+def test_only_results_are_replaced(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "results.json"
+    for other in ("[]", '{"runs": []}', "no JSON", "", json.dumps({key: [] for key in (*evaluate.REPORT, "more")})):
+        out.write_text(other)
+        assert "--out results.json: this file is not of evaluate.py; give another name" in one_line(capsys, [str(run)])
+        assert out.read_text() == other
+    out.write_text(json.dumps({key: [] for key in evaluate.REPORT}))
+    evaluate.main([str(run), "--device", "cpu"])
+    assert "note: results.json has the results of an earlier evaluate.py" in capsys.readouterr().err
+    assert len(json.loads(out.read_text())["runs"]) == 1
+    evaluate.main([str(run), "--device", "cpu"])  # and its own
 
 
 def one_line(capsys, argv):
@@ -200,7 +227,7 @@ def test_quality_reports_what_failed(tmp_path):
     assert "no preset 'nonesuch'" in error
     cfg = quality.QualityConfig(out=str(tmp_path), settings=["ideal"], seeds=[0, 1], n_steps=9)
     text = quality.document(cfg, {}, {tmp_path / "ideal" / "a_blue_duck_0": error})
-    assert "benchmarks/quality.py --out FOLDER --settings ideal --seeds 0,1 --n_steps 9\n" in text
+    assert "python -m benchmarks.quality --out FOLDER --settings ideal --seeds 0,1 --n_steps 9\n" in text
     assert "ideal/a_blue_duck_0: run_sjc.py: --preset: no preset" in text
 
 

@@ -11,7 +11,7 @@ import families
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"run_sjc", "highres_final_vis", "evaluate", "run_nerf", "run_img_sampling", "run_2d_sjc", "doctor"}
 METHOD = {"sjc", "sampling", "canvas"}
-DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "mini_sd", "families", "adapt"}
+DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "families", "adapt"}
 MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
 FAMILIES = families.NAMES
 
@@ -79,7 +79,7 @@ CODE = [path for path in SOURCES if path.parts[0] != "tests"]
 
 def test_the_rooms_are_found():
     rooms = {path.parts[0].removesuffix(".py") for path in CODE}
-    assert {*SCRIPTS, *METHOD, *DOMAIN, "options", "my"} - {"mini_sd"} <= rooms
+    assert {*SCRIPTS, *METHOD, *DOMAIN, "options", "my"} <= rooms
 
 
 def test_the_root_is_a_table_of_contents():

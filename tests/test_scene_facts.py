@@ -18,13 +18,36 @@ from voxnerf.scene import load_scene, load_scenes
 from voxnerf.scene.facts import NO_MEANING, REFUSED, UNUSED, USED
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = ROOT.parent / "shared" / "cases" / "scenes"  # next to the repository
+ANGLE, FL = 0.6911112070083618, 88.88888249550146  # of 64 pixels
+PINHOLE = {"fl_x": FL, "fl_y": FL, "cx": 32.0, "cy": 32.0, "w": 64, "h": 64}
 
 
-def case(name):
-    """The folder of a scene that users have reported."""
-    assert (CASES / name).is_dir(), f"{CASES / name} is missing: put shared/ beside the repository"
-    return CASES / name
+def reported(folder, entries, name="transforms.json", missing=(), **common):
+    """Write a scene in a spelling that users have reported, and return its folder.
+
+    Its pictures are noise. Where a frame has a mask, a red bar covers what the mask hides.
+    """
+    rng = np.random.default_rng(0)
+    for i, entry in enumerate(entries):
+        w, h = ((entry | common).get(k, 64) for k in "wh")
+        image, mask = rng.integers(0, 200, (h, w, 3), dtype=np.uint8), np.full((h, w), 255, np.uint8)
+        if "mask_path" in entry:
+            mask[:, 3 * i : 3 * i + 16] = 0
+            image[mask == 0] = (255, 0, 0)
+            (folder / entry["mask_path"]).parent.mkdir(exist_ok=True)
+            iio.imwrite(folder / entry["mask_path"], mask)
+        path = folder / entry["file_path"].replace("\\", "/")
+        path.parent.mkdir(exist_ok=True)
+        if i not in missing:
+            iio.imwrite(path, image)
+    frames = [entry | {"transform_matrix": POSE.tolist()} for entry in entries]
+    (folder / name).write_text(json.dumps({"frames": frames, **common}))
+    return folder
+
+
+def images(n=16, slash="/", **more):
+    """The entries of n frames that lie in images/, without their poses."""
+    return [{"file_path": f"images{slash}{i:04d}.png", **more} for i in range(n)]
 
 
 def notes(capsys):
@@ -42,15 +65,17 @@ def K_whole(folder, n=9, split="train", **common):
 # ---------------------------------------------------------------- scenes that users have reported
 
 
-def test_camera_angle_y():
+def test_camera_angle_y(tmp_path):
     """0.691 radians over 64 and over 32 pixels: 32 / tan 0.3456 and 16 / tan 0.3456."""
-    scene = load_scene(case("camera_angle_y"), "train")
+    common = {"w": 64, "h": 32, "camera_angle_x": ANGLE, "camera_angle_y": ANGLE, "aabb_scale": 4}
+    scene = load_scene(reported(tmp_path, images(), **common), "train")
     assert scene.sizes == [(32, 64)] * 14
     torch.testing.assert_close(scene.K[0], K_of(88.8889, 44.4444, 31.5, 15.5), atol=1e-3, rtol=0)
 
 
-def test_masks_of_frames(capsys):
-    folder = case("mask_path")
+def test_masks_of_frames(tmp_path, capsys):
+    masked = [entry | {"mask_path": entry["file_path"].replace("images", "masks")} for entry in images()]
+    folder = reported(tmp_path, masked, **PINHOLE)
     train, test = load_scenes(folder)
     assert len(train.names) == 14 and test.names == ["images/0000.png", "images/0008.png"] and not notes(capsys)
     for scene in (train, test):
@@ -61,8 +86,9 @@ def test_masks_of_frames(capsys):
             assert red[~usable].all()  # the bars
 
 
-def test_missing_pictures_are_left_out(capsys):
-    train, test = load_scenes(case("missing_images"))
+def test_missing_pictures_are_left_out(tmp_path, capsys):
+    folder = reported(tmp_path, images(), missing=(3, 7, 8), **PINHOLE)
+    train, test = load_scenes(folder)
     assert test.names == ["images/0000.png", "images/0011.png"]  # the 1st and the 9th of those that are there
     assert len(train.names) == 11 and not {"images/0003.png", "images/0007.png", "images/0008.png"} & set(train.names)
     (line,) = notes(capsys)
@@ -72,28 +98,34 @@ def test_missing_pictures_are_left_out(capsys):
         match=r"frames\[3\] \(images/0003.png\): no picture .*; 3 of 16 frames have none; "
         "put them there, or leave out --strict True",
     ):
-        load_scenes(case("missing_images"), strict=True)
+        load_scenes(folder, strict=True)
 
 
-def test_two_cameras(capsys):
-    scene = load_scene(case("two_cameras"), "train")
+def test_two_cameras(tmp_path, capsys):
+    common = {"k1": 0.0, "camera_model": "OPENCV"}
+    small = common | {"fl_x": 0.75 * FL, "fl_y": 0.75 * FL, "cx": 24.0, "cy": 24.0, "w": 48, "h": 48}
+    cameras = [small, common | PINHOLE]
+    entries = [entry | cameras[i % 2] for i, entry in enumerate(images())]
+    scene = load_scene(reported(tmp_path, entries), "train")
     assert scene.sizes[:3] == [(64, 64), (48, 48), (64, 64)] and scene.lenses is None and not notes(capsys)
     torch.testing.assert_close(scene.K[0], K_of(88.8889, 88.8889, 31.5, 31.5), atol=1e-3, rtol=0)
     torch.testing.assert_close(scene.K[1], K_of(66.6667, 66.6667, 23.5, 23.5), atol=1e-3, rtol=0)
 
 
-def test_train_split_only(capsys):
-    train, test = load_scenes(case("train_split_only"))
+def test_train_split_only(tmp_path, capsys):
+    entries = [{"file_path": f"train/{i:04d}.png"} for i in range(1, 13)]
+    folder = reported(tmp_path, entries, "transforms_train.json", camera_angle_x=ANGLE, w=64, h=64)
+    train, test = load_scenes(folder)
     assert test.names == ["train/0001.png", "train/0009.png"] and len(train.names) == 10
     assert not set(test.names) & set(train.names)
     (line,) = notes(capsys)
     assert "2 of 12 are held out, every 8th" in line and "add a transforms_test.json" in line
 
 
-def test_windows_paths(capsys):
-    scene = load_scene(case("windows_paths"), "train")
+def test_windows_paths(tmp_path, capsys):
+    scene = load_scene(reported(tmp_path, images(slash="\\"), **PINHOLE), "train")
     assert len(scene.names) == 14 and scene.names[0] == "images\\0001.png" and not notes(capsys)
-    assert np.array_equal(scene.images[0], iio.imread(case("windows_paths") / "images" / "0001.png"))
+    assert np.array_equal(scene.images[0], iio.imread(tmp_path / "images" / "0001.png"))
 
 
 # ---------------------------------------------------------------- focal lengths

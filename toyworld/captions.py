@@ -1,4 +1,6 @@
-"""What the toy world calls things: captions, and prompts read back."""
+"""Captions of the toy world, and prompts read back into a colour and an object."""
+
+from __future__ import annotations
 
 from my.errors import UserError, shown, some
 
@@ -23,12 +25,12 @@ ALL_PAIRS = tuple((color, obj) for obj in NAMES for color in COLORS)
 TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
 
 
-def caption(color, obj, view=""):
+def caption(color: str, obj: str, view: str = "") -> str:
     """Return e.g. "left side view of a blue duck"; `view` is a prompt of `pose.view_prompt`."""
     return f"{view} a {color} {obj}".strip()
 
 
-def parse_prompt(prompt):
+def parse_prompt(prompt: str) -> tuple[str, str]:
     """Return the (color, object) that a prompt names.
 
     Raises ValueError, listing the world's words, unless it names exactly one of each.
@@ -43,10 +45,11 @@ def parse_prompt(prompt):
     return colors[0], objects[0]
 
 
-def read_prompt(prompt, flag):
-    """Return `parse_prompt`'s (color, object); raises UserError, which begins with the `flag` that gave the prompt.
+def read_prompt(prompt: str, flag: str) -> tuple[str, str]:
+    """Return the (color, object) that a prompt names; `flag` is the option that gave the prompt.
 
-    Words that would mean nothing are refused too: the result would not show them.
+    Raises UserError, which begins with `flag`, unless the prompt names exactly one of each. Words that the toy world
+    does not know are refused too, because the result would not show them.
     """
     try:
         color, obj = parse_prompt(prompt)

@@ -2,12 +2,20 @@
 
 Every object fits in a ball of radius 0.70 at the origin and follows the frame of `pose`: y up, its
 front faces -x, its own left is +z. An object is a function from points (N, 3) to a list of
-(distance (N,), material) parts; the material `BODY` takes the colour that the caption names, every
-other one is a fixed accent.
+(distance (N,), material), one per part. The material `BODY` takes the colour that the caption names.
+Every other material is a fixed accent.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
 
 from .sdf import box, capsule, cone, cylinder, ellipsoid, half_space, intersect, sphere, torus
 from .words import NAMES
+
+Parts = list[tuple[torch.Tensor, str]]  # (distance (N,), material) of each part of an object
 
 BODY = "body"
 
@@ -26,7 +34,7 @@ ACCENTS = {
 }
 
 
-def duck(p):
+def duck(p: torch.Tensor) -> Parts:
     parts = [
         (ellipsoid(p, (0.06, -0.17, 0), (0.42, 0.27, 0.30)), BODY),
         (capsule(p, (-0.17, 0, 0), (-0.24, 0.25, 0), 0.15), BODY),
@@ -42,7 +50,7 @@ def duck(p):
     return parts
 
 
-def car(p):
+def car(p: torch.Tensor) -> Parts:
     parts = [
         (box(p, (0, -0.14, 0), (0.54, 0.13, 0.26), 0.06), BODY),
         (box(p, (0.12, 0.07, 0), (0.29, 0.11, 0.21), 0.05), "glass"),
@@ -57,7 +65,7 @@ def car(p):
     return parts
 
 
-def chair(p):
+def chair(p: torch.Tensor) -> Parts:
     parts = [
         (box(p, (0, -0.07, 0), (0.29, 0.05, 0.29), 0.02), BODY),
         (box(p, (0.26, 0.25, 0), (0.05, 0.32, 0.29), 0.03), BODY),
@@ -66,7 +74,7 @@ def chair(p):
     return parts
 
 
-def rocket(p):
+def rocket(p: torch.Tensor) -> Parts:
     parts = [
         (cylinder(p, (0, -0.05, 0), 0.17, 0.30), BODY),
         (cone(p, (0, 0.41, 0), 0.17, 0.01, 0.17), "white"),
@@ -82,7 +90,7 @@ def rocket(p):
     return parts
 
 
-def burger(p):
+def burger(p: torch.Tensor) -> Parts:
     top = intersect(ellipsoid(p, (0, 0.08, 0), (0.46, 0.33, 0.46)), half_space(p, (0, 0.08, 0), (0, -1.0, 0)))
     return [
         (top, BODY),
@@ -93,7 +101,7 @@ def burger(p):
     ]
 
 
-def icecream(p):
+def icecream(p: torch.Tensor) -> Parts:
     return [
         (cone(p, (0, -0.25, 0), 0.03, 0.21, 0.32), "waffle"),
         (sphere(p, (0, 0.20, 0), 0.29), BODY),
@@ -102,7 +110,7 @@ def icecream(p):
     ]
 
 
-def castle(p):
+def castle(p: torch.Tensor) -> Parts:
     parts = [
         (box(p, (0, -0.22, 0), (0.30, 0.20, 0.30)), BODY),
         (box(p, (0.08, 0.05, 0), (0.14, 0.22, 0.14)), BODY),
@@ -118,7 +126,7 @@ def castle(p):
     return parts
 
 
-def house(p):
+def house(p: torch.Tensor) -> Parts:
     slope = 0.7071
     roof = intersect(
         half_space(p, (0, 0.36, 0), (0, slope, slope)),
@@ -135,7 +143,7 @@ def house(p):
     return parts
 
 
-def snowman(p):
+def snowman(p: torch.Tensor) -> Parts:
     parts = [
         (sphere(p, (0, -0.31, 0), 0.27), BODY),
         (sphere(p, (0, 0.03, 0), 0.20), BODY),
@@ -150,7 +158,7 @@ def snowman(p):
     return parts
 
 
-def mushroom(p):
+def mushroom(p: torch.Tensor) -> Parts:
     cap = intersect(ellipsoid(p, (0, 0.05, 0), (0.46, 0.42, 0.46)), half_space(p, (0, 0.05, 0), (0, -1.0, 0)))
     parts = [(cap, BODY), (cone(p, (0, -0.22, 0), 0.20, 0.14, 0.28), "cream")]
     for x, y, z in (
@@ -165,7 +173,7 @@ def mushroom(p):
     return parts
 
 
-def boat(p):
+def boat(p: torch.Tensor) -> Parts:
     hull = intersect(
         ellipsoid(p, (0, -0.05, 0), (0.58, 0.33, 0.27)),
         half_space(p, (0, -0.07, 0), (0, 1.0, 0)),
@@ -180,7 +188,7 @@ def boat(p):
     ]
 
 
-def pig(p):
+def pig(p: torch.Tensor) -> Parts:
     parts = [
         (ellipsoid(p, (0.08, -0.05, 0), (0.38, 0.27, 0.27)), BODY),
         (sphere(p, (-0.30, 0.09, 0), 0.21), BODY),
@@ -196,4 +204,4 @@ def pig(p):
     return parts
 
 
-OBJECTS = {name: globals()[name] for name in NAMES}
+OBJECTS: dict[str, Callable[[torch.Tensor], Parts]] = {name: globals()[name] for name in NAMES}

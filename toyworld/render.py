@@ -1,8 +1,13 @@
-"""Pictures of the toy world: sphere tracing (Hart, 1996) and one-product recolouring."""
+"""Pictures of the toy world: objects are sphere-traced once (Hart, 1996), and any colour is then one product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from einops import reduce
 
+from pose import Camera
 from voxnerf.rays import pixel_rays
 
 from .objects import ACCENTS, BODY, OBJECTS
@@ -16,12 +21,12 @@ MAX_STEPS, STEP_SCALE, HIT = 96, 0.9, 1e-3
 BACKGROUND_RANGE = (0.75, 1.0)  # of the random light backgrounds in training data
 
 
-def distance(obj, p):
+def distance(obj: str, p: torch.Tensor) -> torch.Tensor:
     """Return the signed distance (N,) of points p (N, 3) to the object named `obj`."""
     return torch.stack([d for d, _ in OBJECTS[obj](p)]).amin(dim=0)
 
 
-def _trace(obj, rays_o, rays_d):
+def _trace(obj: str, rays_o: torch.Tensor, rays_d: torch.Tensor) -> torch.Tensor:
     """Return the distance along each ray (N,) to the surface, inf where it misses."""
     t_hit = torch.full(rays_o.shape[:1], torch.inf)
     mid = -(rays_o * rays_d).sum(1)
@@ -41,7 +46,7 @@ def _trace(obj, rays_o, rays_d):
     return t_hit
 
 
-def _normal(obj, p):
+def _normal(obj: str, p: torch.Tensor) -> torch.Tensor:
     """Return the outward unit normal (N, 3): central differences of the distance."""
     offsets = 1e-3 * torch.eye(3)
     both = torch.cat([p + s * o for s in (1, -1) for o in offsets])
@@ -49,10 +54,11 @@ def _normal(obj, p):
     return torch.nn.functional.normalize((d[0] - d[1]).T, dim=1)
 
 
-def coverage_maps(obj, cameras, size=64, subpixels=2):
-    """Return the (n, 5, size, size) uint8 maps of n poses, from which any colour is one product.
+def coverage_maps(obj: str, cameras: Sequence[Camera], size: int = 64, subpixels: int = 2) -> torch.Tensor:
+    """Return the maps (n, 5, size, size) uint8 of an object from n cameras, which `compose` colours.
 
-    Channels: shaded coverage of the body, shaded accents (3, RGB), coverage of the whole object.
+    Channels: shaded coverage of the body, shaded accents (3, RGB), coverage of the whole object. `subpixels` is the
+    number of rays per pixel edge.
     """
     rays = [pixel_rays(size, size, c.K(size, size), c.c2w, subpixels) for c in cameras]
     rays_o, rays_d = (torch.cat(r) for r in zip(*rays))
@@ -71,7 +77,9 @@ def coverage_maps(obj, cameras, size=64, subpixels=2):
     return (maps * 255).round().to(torch.uint8)
 
 
-def compose(maps, color, background):
+def compose(
+    maps: torch.Tensor, color: str | Sequence[float] | torch.Tensor, background: Sequence[float] | torch.Tensor
+) -> torch.Tensor:
     """Return pictures (..., 3, H, W) in [0, 1] from maps (..., 5, H, W).
 
     `color` and `background` are RGB in [0, 1], (3,) or (..., 3); `color` may be a name of COLORS.

@@ -1,25 +1,30 @@
 """Signed distances to solid primitives, in world units: negative inside, positive outside.
 
-Every function takes points p (N, 3) and returns (N,). Distances of `ellipsoid` are first-order
-estimates; the tracer takes shortened steps for their sake. Formulas: the standard closed forms of
+Every primitive takes points p (N, 3) and returns (N,); `intersect` combines such distances. Distances of `ellipsoid`
+are first-order estimates. The tracer shortens its steps because of them. Formulas: the standard closed forms of
 distance-field modelling (Hart, "Sphere tracing", 1996).
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 
-AXES = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}
+AXES: dict[str, tuple[int, int, int]] = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}
 
 
-def _local(p, center):
+def _local(p: torch.Tensor, center: Sequence[float]) -> torch.Tensor:
+    """Return points p (N, 3) relative to `center` (3,)."""
     return p - p.new_tensor(center)
 
 
-def sphere(p, center, r):
+def sphere(p: torch.Tensor, center: Sequence[float], r: float) -> torch.Tensor:
     """Distance to a ball of radius `r`."""
     return _local(p, center).norm(dim=1) - r
 
 
-def ellipsoid(p, center, radii):
+def ellipsoid(p: torch.Tensor, center: Sequence[float], radii: Sequence[float]) -> torch.Tensor:
     """Estimated distance to an ellipsoid with semi-axes `radii` (3,)."""
     q = _local(p, center)
     r = p.new_tensor(radii)
@@ -28,19 +33,21 @@ def ellipsoid(p, center, radii):
     return k0 * (k0 - 1) / k1
 
 
-def box(p, center, half, rounding=0.0):
+def box(p: torch.Tensor, center: Sequence[float], half: Sequence[float], rounding: float = 0.0) -> torch.Tensor:
     """Distance to an axis-aligned box of half-sizes `half` (3,), edges rounded by `rounding`."""
     q = _local(p, center).abs() - p.new_tensor(half) + rounding
     return q.clamp(min=0).norm(dim=1) + q.amax(dim=1).clamp(max=0) - rounding
 
 
-def cylinder(p, center, r, half_height, axis="y"):
+def cylinder(p: torch.Tensor, center: Sequence[float], r: float, half_height: float, axis: str = "y") -> torch.Tensor:
     """Distance to a solid cylinder along `axis`."""
     return cone(p, center, r, r, half_height, axis)
 
 
-def cone(p, center, r_low, r_high, half_height, axis="y"):
-    """Distance to a capped cone along `axis`, its radii at the low and at the high end."""
+def cone(
+    p: torch.Tensor, center: Sequence[float], r_low: float, r_high: float, half_height: float, axis: str = "y"
+) -> torch.Tensor:
+    """Distance to a capped cone along `axis`, of radius `r_low` at its low end and `r_high` at its high end."""
     q = _local(p, center)
     along, *across = AXES[axis]
     h = q[:, along]
@@ -56,7 +63,7 @@ def cone(p, center, r_low, r_high, half_height, axis="y"):
     return torch.where(inside, -1.0, 1.0) * d2.sqrt()
 
 
-def torus(p, center, R, r, axis="y"):
+def torus(p: torch.Tensor, center: Sequence[float], R: float, r: float, axis: str = "y") -> torch.Tensor:
     """Distance to a torus around `axis` with ring radius `R` and tube radius `r`."""
     q = _local(p, center)
     along, *across = AXES[axis]
@@ -64,18 +71,18 @@ def torus(p, center, R, r, axis="y"):
     return torch.hypot(ring, q[:, along]) - r
 
 
-def capsule(p, a, b, r):
+def capsule(p: torch.Tensor, a: Sequence[float], b: Sequence[float], r: float) -> torch.Tensor:
     """Distance to all points within `r` of the segment from `a` to `b`."""
     q, ab = _local(p, a), p.new_tensor(b) - p.new_tensor(a)
     t = ((q @ ab) / (ab @ ab)).clamp(0, 1)
     return (q - t[:, None] * ab).norm(dim=1) - r
 
 
-def half_space(p, point, normal):
+def half_space(p: torch.Tensor, point: Sequence[float], normal: Sequence[float]) -> torch.Tensor:
     """Distance to the half-space behind the plane through `point` with unit `normal`."""
     return _local(p, point) @ p.new_tensor(normal)
 
 
-def intersect(*distances):
-    """Distance bound of the points that lie in all the solids."""
+def intersect(*distances: torch.Tensor) -> torch.Tensor:
+    """Lower bound (N,) on the distance to the intersection of solids, from the distance (N,) to each."""
     return torch.stack(distances).amax(dim=0)

@@ -1,31 +1,34 @@
 """Train the miniature's text encoder and UNet on cached latents, then write the whole diffusers folder.
 
-    python -m mini_sd.train_diffusion
+    python -m training.diffusion
 
-Needs the autoencoder of `mini_sd.train_autoencoder`. About 55 minutes on one CPU core. Stop it at
-any time: the same command goes on where it was; `--export True` writes the averaged weights of the
+This needs the autoencoder of `training.autoencoder`, and takes about 55 minutes on one CPU core. It can be stopped at
+any time; the same command continues from the newest checkpoint. `--export True` writes the averaged weights of the
 newest checkpoint without training further.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from pydantic import Field
-from safetensors.torch import load_file, save_file
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from mini_sd import data, tokenizer
-from mini_sd.training import Schedule, load_averaged, train
 from my import checkpoint
 from my.config import Config, load
 from my.errors import UserError, run_main
 from my.seeds import numpy_rng, torch_rng
 from toyworld import COLORS, OBJECTS, TRAIN_PAIRS
+from training import dataset, tokenizer
+from training.loop import MINI, SCRATCH, Schedule, load_averaged, train
 
-HERE = Path(__file__).parent
 WIDTH = 128  # of the text encoder, and of the UNet's cross-attention
 ENCODE_BATCH = 64
 CKPT = "diffusion"
@@ -35,18 +38,19 @@ class DiffusionConfig(Config):
     """Options of the text encoder's and UNet's training."""
 
     n_steps: int = Field(7000, gt=0, description="optimisation steps")
-    batch: int = Field(32, gt=0, description="latents a step")
+    batch: int = Field(32, gt=0, description="latents per step")
     lr: float = Field(8e-4, gt=0, description="peak learning rate")
     poses_per_object: int = Field(1200, gt=0, description="rendered poses of each object")
     seed: int = Field(0, ge=0, description="seed of weights and data")
-    work: str = Field(str(HERE / "scratch"), description="folder for the rendered world and checkpoints")
-    export: bool = Field(False, description="only write the newest checkpoint's averaged weights")
+    work: str = Field(str(SCRATCH), description="folder for the rendered world and checkpoints")
+    out: str = Field(str(MINI), description="folder of the model; its vae/ is read, everything else is written")
+    export: bool = Field(False, description="only write the averaged weights of the newest checkpoint")
 
 
 class TextToLatent(torch.nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self, vocab_size, eos):
+    def __init__(self, vocab_size: int, eos: int) -> None:
         super().__init__()
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
@@ -63,7 +67,7 @@ class TextToLatent(torch.nn.Module):
             )
         )
         self.unet = UNet2DConditionModel(
-            sample_size=data.SIZE // 4,
+            sample_size=dataset.SIZE // 4,
             in_channels=4,
             out_channels=4,
             layers_per_block=1,
@@ -75,11 +79,12 @@ class TextToLatent(torch.nn.Module):
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         )
 
-    def forward(self, x, t, ids):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return the noise in latents x (B, 4, h, w), of x's shape, at timesteps t (B,) and for token ids (B, n)."""
         return self.unet(x, t, self.text_encoder(ids).last_hidden_state).sample
 
 
-def scheduler():
+def scheduler() -> DDIMScheduler:
     """Return Stable Diffusion's noise schedule: scaled-linear betas, epsilon-prediction."""
     return DDIMScheduler(
         beta_start=0.00085,
@@ -92,32 +97,47 @@ def scheduler():
     )
 
 
-@torch.no_grad()
-def latents(path, vae, world, seed):
-    """Return {z (n, 4, h, w) scaled fp16, pose (n, 2), color (n,)}: every pose in every training colour, cached."""
-    if not path.exists():
+def latents(path: Path, vae: AutoencoderKL, world: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """Return the latents of every pose in every training colour, cached in `path`.
+
+    They are {z (n, 4, h, w) scaled, float16; pose (n, 2), the indices of object and pose; color (n,), its index}.
+    """
+
+    @torch.no_grad()
+    def encode() -> dict[str, torch.Tensor]:
         z, pose, color = [], [], []
         colors = list(COLORS)
         for i, obj in enumerate(tqdm(OBJECTS, desc="encoding", unit="object")):
             for name in (c for c, o in TRAIN_PAIRS if o == obj):
                 rng = numpy_rng(seed, 0, f"latents/{obj}/{name}")
                 for j, maps in enumerate(world["maps"][i].split(ENCODE_BATCH)):
-                    x = data.paint(maps, torch.tensor(COLORS[name]).expand(len(maps), 3), rng)
-                    z.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half())
+                    x = dataset.paint(maps, torch.tensor(COLORS[name]).expand(len(maps), 3), rng)
+                    z.append((vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]).half())
                     pose += [(i, j * ENCODE_BATCH + k) for k in range(len(maps))]
                     color += [colors.index(name)] * len(maps)
-        save_file({"z": torch.cat(z), "pose": torch.tensor(pose), "color": torch.tensor(color)}, path)
-    return load_file(path)
+        return {"z": torch.cat(z), "pose": torch.tensor(pose), "color": torch.tensor(color)}
+
+    return dataset.cached(path, encode)
 
 
-def captions(cache, world, index, rng):
+def captions(
+    cache: dict[str, torch.Tensor], world: dict[str, torch.Tensor], index: torch.Tensor, rng: np.random.Generator
+) -> list[str]:
     """Return a random caption for each of the cached latents `index` (n,)."""
     objects, colors = list(OBJECTS), list(COLORS)
     rows = zip(cache["pose"][index].tolist(), cache["color"][index].tolist())
-    return [data.random_caption(colors[c], objects[o], world["angles"][o, k].tolist(), rng) for (o, k), c in rows]
+    return [dataset.random_caption(colors[c], objects[o], world["angles"][o, k].tolist(), rng) for (o, k), c in rows]
 
 
-def loss_at(step, net, tok, alphas_cumprod, cache, world, cfg):
+def loss_at(
+    step: int,
+    net: TextToLatent,
+    tok: CLIPTokenizer,
+    alphas_cumprod: torch.Tensor,
+    cache: dict[str, torch.Tensor],
+    world: dict[str, torch.Tensor],
+    cfg: DiffusionConfig,
+) -> torch.Tensor:
     """Return the loss of a step: mean squared error of the predicted noise (DDPM, arXiv 2006.11239, Eq. 14)."""
     rng = numpy_rng(cfg.seed, step, "diffusion")
     index = torch.from_numpy(rng.integers(len(cache["z"]), size=cfg.batch))
@@ -130,26 +150,28 @@ def loss_at(step, net, tok, alphas_cumprod, cache, world, cfg):
     return mse_loss(net(x.contiguous(memory_format=torch.channels_last), t, ids), noise)
 
 
-def export(net, vae, tok):
-    """Write the diffusers folder, half-precision safetensors, into `mini_sd/`."""
-    vae.register_to_config(_name_or_path="mini_sd/vae")  # else the path that it was loaded from
+def export(net: TextToLatent, vae: AutoencoderKL, tok: CLIPTokenizer, folder: Path) -> None:
+    """Write the model to `folder` as diffusers stores one, in half-precision safetensors."""
+    vae.register_to_config(_name_or_path="mini_sd/vae")  # instead of the path from which it was loaded
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=net.text_encoder,
         tokenizer=tok,
         unet=net.unet,
-        scheduler=scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
+        # diffusers' own hints are narrower than what it takes
+        scheduler=scheduler(),  # type: ignore[arg-type]
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
-    ).to(torch.float16).save_pretrained(HERE)
+    ).to(torch.float16).save_pretrained(folder)
 
 
-def main(argv=None):
-    cfg = load(DiffusionConfig, argv, prog="train_diffusion", doc=__doc__)
-    work = Path(cfg.work)
-    tok = tokenizer.build(data.caption_words(), HERE / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(HERE / "vae", torch_dtype=torch.float32)
+def main(argv: list[str] | None = None) -> None:
+    """Train on the autoencoder's latents, and write the whole model; with --export only write it."""
+    cfg = load(DiffusionConfig, argv, prog="python -m training.diffusion", doc=__doc__)
+    work, out = Path(cfg.work), Path(cfg.out)
+    tok = tokenizer.build(dataset.caption_words(), out / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # the libraries initialise from the global generator
         net = TextToLatent(len(tok), tok.eos_token_id).to(memory_format=torch.channels_last)
@@ -157,14 +179,16 @@ def main(argv=None):
         newest = checkpoint.latest(work / CKPT)
         if newest is None:
             raise UserError(f"no checkpoint in {work / CKPT}: train first, without --export")
-        return export(load_averaged(net, newest), vae, tok)
-    world = data.poses(work / "poses.safetensors", cfg.poses_per_object, cfg.seed)
+        load_averaged(net, newest)
+        export(net, vae, tok, out)
+        return
+    world = dataset.poses(work / "poses.safetensors", cfg.poses_per_object, cfg.seed)
     cache = latents(work / "latents.safetensors", vae, world, cfg.seed)
     abar = scheduler().alphas_cumprod
     train(
         net, lambda step: loss_at(step, net, tok, abar, cache, world, cfg), Schedule(cfg.n_steps, cfg.lr), work / CKPT
     )
-    export(net, vae, tok)
+    export(net, vae, tok, out)
 
 
 if __name__ == "__main__":

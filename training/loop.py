@@ -1,13 +1,20 @@
-"""What both training scripts share: a seeded, resumable loop with averaged weights."""
+"""What the trainings of the miniature share: their folders, and a seeded, resumable loop with averaged weights."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
 from my import checkpoint
+
+SCRATCH = Path(__file__).resolve().parent / "scratch"  # the rendered world and checkpoints; git ignores it
+MINI = SCRATCH.parents[1] / "mini_sd"  # the embedded model
 
 
 @dataclass
@@ -16,19 +23,26 @@ class Schedule:
 
     n_steps: int
     lr: float
-    warmup: int = 200
+    warmup: int = 200  # steps
 
-    def lr_at(self, step):
+    def lr_at(self, step: int) -> float:
         """Return the learning rate of a step."""
         ramp = min(1.0, (step + 1) / self.warmup)
         return self.lr * ramp * 0.5 * (1 + math.cos(math.pi * step / self.n_steps))
 
 
-def train(model, loss_at, schedule, ckpt_root, save_every=500, ema_decay=0.999):
-    """Train `model` on loss_at(step), from its newest checkpoint if there is one; return averaged weights in it.
+def train(
+    model: torch.nn.Module,
+    loss_at: Callable[[int], torch.Tensor],
+    schedule: Schedule,
+    ckpt_root: Path,
+    save_every: int = 500,
+    ema_decay: float = 0.999,
+) -> None:
+    """Train `model` on loss_at(step), from its newest checkpoint if there is one, and leave averaged weights in it.
 
-    Each step's data are a function of the step alone, so that a killed training continues as if
-    it had never stopped.
+    The loss of a step must depend on the step and the weights alone. Then a training that was stopped ends with the
+    weights of one that was not. Weights are averaged exponentially, with `ema_decay` per step.
     """
     names = [n for n, _ in model.named_parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=1e-4)
@@ -50,17 +64,28 @@ def train(model, loss_at, schedule, ckpt_root, save_every=500, ema_decay=0.999):
         if (step + 1) % save_every == 0 or step + 1 == schedule.n_steps:
             _save(ckpt_root, step + 1, model, optimizer, ema, names, running)
     ema.copy_to(model.parameters())
-    return model
 
 
-def _save(root, step, model, optimizer, ema, names, loss):
+def _save(
+    root: Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMAModel,
+    names: list[str],
+    loss: float,
+) -> None:
+    """Write the checkpoint after `step` steps: weights, averaged weights, and the optimizer's state."""
     tensors = {f"model/{n}": p.detach() for n, p in model.named_parameters()}
     tensors |= {f"ema/{n}": p for n, p in zip(names, ema.shadow_params)}
     tensors |= checkpoint.flatten_optimizer(optimizer, names)
     checkpoint.save(root, step, tensors, {"loss": loss})
 
 
-def _resume(root, model, optimizer, ema, names):
+def _resume(
+    root: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, names: list[str]
+) -> int:
+    """Restore the newest checkpoint under `root`, and return its number of steps; 0 where there is none."""
     path = checkpoint.latest(root)
     if path is None:
         return 0
@@ -74,10 +99,9 @@ def _resume(root, model, optimizer, ema, names):
     return meta["step"]
 
 
-def load_averaged(model, path):
-    """Copy the averaged weights of the checkpoint at `path` into `model` and return it."""
+def load_averaged(model: torch.nn.Module, path: Path) -> None:
+    """Copy the averaged weights of the checkpoint at `path` into `model`."""
     tensors, _ = checkpoint.load(path)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(tensors[f"ema/{name}"])
-    return model

@@ -1,46 +1,48 @@
 """Train the miniature's autoencoder: 64x64 pictures to 4x16x16 latents.
 
-    python -m mini_sd.train_autoencoder
+    python -m training.autoencoder
 
-About 25 minutes on a CPU, the rendering of its pictures included. Stop it at any time: the same
-command goes on where it was.
+This takes about 25 minutes on a CPU, the rendering of its pictures included. It can be stopped at any time; the same
+command continues from the newest checkpoint.
 """
+
+from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from pydantic import Field
 
-from mini_sd import data
-from mini_sd.training import Schedule, train
 from my.config import Config, load
 from my.errors import run_main
 from my.seeds import numpy_rng, torch_rng
+from training import dataset
+from training.loop import MINI, SCRATCH, Schedule, train
 
-HERE = Path(__file__).parent
-VAL_STEP = -1  # the random stream of the validation pictures
+VAL_STEP = -1  # the step whose random stream draws the validation pictures
 
 
 class AutoencoderConfig(Config):
     """Options of the autoencoder's training."""
 
     n_steps: int = Field(4500, gt=0, description="optimisation steps")
-    batch: int = Field(16, gt=0, description="pictures a step")
+    batch: int = Field(16, gt=0, description="pictures per step")
     lr: float = Field(2e-3, gt=0, description="peak learning rate")
     kl_weight: float = Field(3e-5, ge=0, description="weight of the KL term, per latent value")
     poses_per_object: int = Field(1200, gt=0, description="rendered poses of each object")
     seed: int = Field(0, ge=0, description="seed of weights and data")
-    work: str = Field(str(HERE / "scratch"), description="folder for the rendered world and checkpoints")
+    work: str = Field(str(SCRATCH), description="folder for the rendered world and checkpoints")
+    out: str = Field(str(MINI), description="folder of the model; its vae/ is written")
 
 
-def build():
+def build() -> AutoencoderKL:
     """Return the untrained autoencoder (f = 4, 4 latent channels)."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
-        sample_size=data.SIZE,
+        sample_size=dataset.SIZE,
         layers_per_block=1,
         block_out_channels=(16, 32, 64),
         norm_num_groups=8,
@@ -50,9 +52,13 @@ def build():
     )
 
 
-def loss_at(step, vae, world, cfg):
-    """Return the loss of a step: absolute and squared error of pictures and of their gradients, and KL."""
-    x = data.random_pictures(world, cfg.batch, numpy_rng(cfg.seed, step, "pictures"))
+def loss_at(step: int, vae: AutoencoderKL, world: dict[str, torch.Tensor], cfg: AutoencoderConfig) -> torch.Tensor:
+    """Return the loss of a step.
+
+    It is the absolute and the squared error of pictures, the absolute error of their differences between neighbouring
+    pixels, and the KL divergence (Kingma and Welling, arXiv 1312.6114) per latent value.
+    """
+    x = dataset.random_pictures(world, cfg.batch, numpy_rng(cfg.seed, step, "pictures"))
     x = x.contiguous(memory_format=torch.channels_last)
     posterior = vae.encode(x).latent_dist
     error = vae.decode(posterior.sample(torch_rng(cfg.seed, step, "posterior"))).sample - x
@@ -62,9 +68,9 @@ def loss_at(step, vae, world, cfg):
 
 
 @torch.no_grad()
-def finish(vae, world, cfg):
-    """Set the latents' scale, report the validation PSNR and save in half precision."""
-    x = data.random_pictures(world, 512, numpy_rng(cfg.seed, VAL_STEP, "pictures"))
+def finish(vae: AutoencoderKL, world: dict[str, torch.Tensor], cfg: AutoencoderConfig) -> None:
+    """Set the scale of latents, print the validation PSNR, and save in half precision."""
+    x = dataset.random_pictures(world, 512, numpy_rng(cfg.seed, VAL_STEP, "pictures"))
     z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(64)])
     mse = torch.cat([vae.decode(part).sample for part in z.split(64)]).sub(x).div(2).square().mean()
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 6))
@@ -72,15 +78,17 @@ def finish(vae, world, cfg):
         f"PSNR {-10 * mse.log10().item():.2f} dB, latent std {z.std():.4f}, "
         f"channel means {[round(v, 3) for v in (z.mean((0, 2, 3)) / z.std()).tolist()]} of it"
     )
-    vae.half().save_pretrained(HERE / "vae")
+    vae.half().save_pretrained(Path(cfg.out) / "vae")
 
 
-def main(argv=None):
-    cfg = load(AutoencoderConfig, argv, prog="train_autoencoder", doc=__doc__)
-    world = data.poses(Path(cfg.work) / "poses.safetensors", cfg.poses_per_object, cfg.seed)
+def main(argv: list[str] | None = None) -> None:
+    """Render the world where that is not done, train, and write the autoencoder."""
+    cfg = load(AutoencoderConfig, argv, prog="python -m training.autoencoder", doc=__doc__)
+    world = dataset.poses(Path(cfg.work) / "poses.safetensors", cfg.poses_per_object, cfg.seed)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # diffusers initialises from the global generator
-        vae = build().to(memory_format=torch.channels_last)
+        vae = build()
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # a decorator of diffusers loses its signature
     schedule = Schedule(cfg.n_steps, cfg.lr)
     train(vae, lambda step: loss_at(step, vae, world, cfg), schedule, Path(cfg.work) / "autoencoder")
     finish(vae, world, cfg)

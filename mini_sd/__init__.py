@@ -1,1 +1,0 @@
-"""The embedded miniature Stable Diffusion: its weights, and the scripts that made them."""
