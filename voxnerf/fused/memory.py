@@ -1,23 +1,25 @@
-"""Recycled CPU memory: pages fresh from the system can cost more than the march that fills them."""
+"""CPU memory that is used again: pages fresh from the system can cost more time than the march that fills them."""
+
+from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 
 import numpy as np
 import torch
 
-MAX_FREE = 8  # blocks kept
-GRAIN = 2**18  # floats; sizes are rounded up to it, so that blocks fit again
-LOOK = 997  # every so many-th float of recycled zeros is looked at
+MAX_FREE = 8  # blocks of memory that a `Recycler` keeps
+GRAIN = 2**18  # floats: sizes are rounded up to a multiple of it, so that a block fits again
 
 
 class Recycler:
-    """Gives out uninitialised float32 tensors, and takes their memory back when nothing refers to it any more."""
+    """Gives out float32 tensors with any content, and takes their memory back when nothing refers to it any more."""
 
-    def __init__(self):
-        self.free = []
+    def __init__(self) -> None:
+        self.free: list[np.ndarray] = []
 
-    def empty(self, n):
-        """Return a CPU tensor (n,) float32, on memory of an earlier one where some fits."""
+    def empty(self, n: int) -> torch.Tensor:
+        """Return a CPU tensor (n,) float32, in the memory of an earlier one where one is free that fits."""
         size = -(-max(n, 1) // GRAIN) * GRAIN
         fits = [i for i, block in enumerate(self.free) if size <= len(block) <= 2 * size]
         block = self.free.pop(min(fits, key=lambda i: len(self.free[i]))) if fits else np.empty(size, np.float32)
@@ -25,60 +27,28 @@ class Recycler:
         weakref.finalize(view, self._take_back, block).atexit = False
         return torch.from_numpy(view)
 
-    def _take_back(self, block):
+    def _take_back(self, block: np.ndarray) -> None:
         self.free.append(block)
         del self.free[:-MAX_FREE]
 
 
-class Zeros:
-    """Gives out tensors of zeros, and takes their memory back; of that it zeroes only what was written to.
+class Workspaces:
+    """Keeps tensors of zeros between marches. Nobody else may ever see them, since they are not looked at again.
 
-    What kernels wrote is what the borrower says (`Loan.touched`). If PyTorch counts any other write, all
-    is zeroed; one that it does not count (through `.data` or numpy) is noticed from some thousand floats on.
+    The borrower gives a workspace back when it is all zeros again. A workspace that is not given back is forgotten.
     """
 
-    def __init__(self, keep):
-        self.keep = keep  # pieces of memory
-        self.free = []  # (layout, memory, what was touched)
+    def __init__(self) -> None:
+        self.layout: Hashable = None
+        self.free: list[torch.Tensor] = []
 
-    def take(self, layout, n, clear, device):
-        """Return zeros (n,) float32 and their `Loan`; on a GPU they are new ones.
+    def take(self, layout: Hashable, n: int, device: torch.device) -> torch.Tensor:
+        """Return zeros (n,) float32. `layout` names what they are for; those of the layout before are let go."""
+        if layout != self.layout:
+            self.layout, self.free = layout, []
+        return self.free.pop() if self.free else torch.zeros(n, device=device)
 
-        layout: what `Loan.touched` refers to; memory of another one is given back to the system.
-        clear: called as clear(tensor (n,), touched), zeroes what was touched.
-        """
-        if device.type != "cpu":
-            zeros = torch.zeros(n, device=device)
-            return zeros, Loan(zeros)
-        self.free = [entry for entry in self.free if entry[0] == layout]
-        fits = [i for i, (_, memory, _) in enumerate(self.free) if len(memory) == n]
-        if fits:
-            _, memory, touched = self.free.pop(fits[-1])
-            if torch.is_tensor(touched):
-                clear(torch.from_numpy(memory), touched)
-            if touched is True or memory[::LOOK].any():
-                torch.from_numpy(memory).zero_()
-        else:
-            memory = np.zeros(n, np.float32)
-        view = memory[:]  # lives exactly as long as the tensor's storage
-        tensor = torch.from_numpy(view)
-        loan = Loan(tensor)
-        weakref.finalize(view, self._take_back, layout, memory, loan).atexit = False
-        return tensor, loan
-
-    def _take_back(self, layout, memory, loan):
-        self.free.append((layout, memory, loan.changed() or loan.touched))
-        del self.free[: -self.keep]
-
-
-class Loan:
-    """What is known of a tensor of zeros that is given out."""
-
-    def __init__(self, tensor):
-        self.touched = True  # by kernels: anything (True), nothing (False), or the flags that `clear` takes
-        self._witness = tensor.detach()  # counts the writes to the tensor,
-        self._witness.data = torch.empty(0)  # but does not keep its memory
-
-    def changed(self):
-        """Return whether PyTorch has written to the tensor."""
-        return self._witness._version > 0
+    def give_back(self, layout: Hashable, zeros: torch.Tensor) -> None:
+        """Take back a workspace that is all zeros."""
+        if layout == self.layout:
+            self.free.append(zeros)
