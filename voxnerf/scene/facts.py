@@ -3,7 +3,11 @@
 docs/scenes.md has the same as a table, for people.
 """
 
+from __future__ import annotations
+
 import difflib
+from pathlib import Path
+from typing import Any
 
 from my.errors import UserError, note, shown
 
@@ -101,7 +105,7 @@ SHOWN = 5  # unknown keys that a note names
 LONG = 40  # characters, above which a key is compared with no other
 
 
-def tell(path, meta: dict, entries: list):
+def tell(path: Path, meta: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """Write notes on what a transforms file states and nothing uses; raise UserError for what it must not state.
 
     meta: what it states for all; entries: its frames, each a dict.
@@ -131,12 +135,12 @@ def tell(path, meta: dict, entries: list):
         note(f"{path}: not known, and not used: {names}{more}")
 
 
-def given(value) -> str:
+def given(value: Any) -> str:
     """Return what a file says where something else is expected: of a text, that it is one."""
     return f"text '{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
-def says(value) -> bool:
+def says(value: Any) -> bool:
     """Whether a value states anything: not null, not off, not zero, not empty."""
     return bool(value)
 
