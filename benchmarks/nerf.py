@@ -1,32 +1,33 @@
 """PSNR on the test views against minutes of training: run_nerf.py with the fused renderer and with the reference.
 
-    python benchmarks/nerf.py --scene ~/data/nerf_synthetic/lego --out FOLDER --minutes 10
+    python -m benchmarks.nerf --scene ~/data/nerf_synthetic/lego --out FOLDER --minutes 10
 
-Leaves a run of run_nerf.py in FOLDER/<renderer>/, and the curve in FOLDER/nerf.md. Started again, it keeps the runs
-that are finished and continues those that are not.
+Run it in the project's folder. It leaves a run of run_nerf.py in FOLDER/<renderer>/, and the curve in FOLDER/nerf.md.
+Started again, it keeps the runs that are finished and continues the others.
 """
+
+from __future__ import annotations
 
 import bisect
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
 
 from my import config
 from my.errors import RunError, run_main
 from my.run_dir import read_history, write_atomic
 
+ROOT = Path(__file__).resolve().parent.parent
 TEST_EVERY = {"fused": 400, "reference": 40}  # steps
 
 
 class CurveConfig(config.Config):
-    """Every option of benchmarks/nerf.py."""
+    """All options of benchmarks/nerf.py."""
 
     scene: str = Field("lego", description="as in run_nerf.py")
     out: str = Field(description="folder to fill")
@@ -38,8 +39,8 @@ class CurveConfig(config.Config):
     view_dependent: bool = Field(False, description="--view_dependent of the runs")
 
 
-def train(cfg, renderer):
-    """Begin, continue or keep the run of one renderer; return {minutes: test PSNR} along it, and the final metrics."""
+def train(cfg: CurveConfig, renderer: str) -> tuple[dict[float, float], dict[str, Any]]:
+    """Begin, continue or keep the run of one renderer; return its curve {minutes: test PSNR}, and its final metrics."""
     folder = Path(cfg.out) / renderer
     folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob("test_*/metrics.json")):
@@ -73,9 +74,9 @@ def train(cfg, renderer):
     return {row["minutes"]: row["test_psnr"] for row in rows}, json.loads(metrics.read_text())
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Train with each renderer, and write the curves."""
-    cfg = config.load(CurveConfig, argv, prog="benchmarks/nerf.py", doc=__doc__, config_file=None)
+    cfg = config.load(CurveConfig, argv, prog="python -m benchmarks.nerf", doc=__doc__, config_file=None)
     scene = Path(cfg.scene).expanduser()
     cfg.scene = str(scene.resolve()) if scene.is_dir() else cfg.scene  # the runs start elsewhere
     curves, finals = zip(*(train(cfg, renderer) for renderer in cfg.renderers))
@@ -94,8 +95,8 @@ def main(argv=None):
     write_atomic(Path(cfg.out) / "nerf.md", text)
 
 
-def psnr_at(curve, minutes):
-    """Return the PSNR of the last test by then, as text."""
+def psnr_at(curve: dict[float, float], minutes: float) -> str:
+    """Return as text the PSNR of the last test in the first `minutes` of a curve; "" if there is none."""
     times = sorted(curve)
     i = bisect.bisect_right(times, minutes)
     return f"{curve[times[i - 1]]:.2f}" if i else ""

@@ -1,7 +1,8 @@
 """Pictures and masks of scenes as numbers: RGB with sRGB's curve and straight alpha, of any bit depth and colour type.
 
-docs/images.md lists which kinds of file are read, and what becomes of what they state. Time and memory follow from
-the bytes of a file and from its number of pixels, which is read before they are decoded and is at most `MAX_PIXELS`.
+docs/images.md lists the kinds of files that are read, and what is done with the facts that they state. Time and memory
+depend on the bytes of a file and on its number of pixels. That number is read before the pixels are decoded, and is at
+most `MAX_PIXELS`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Reader(Protocol):
 def image_size(path: Path, size: Size | None = None) -> tuple[int, int]:
     """Return the (width, height) that `read_image(path, size=size)` will have, pixels, from the file's header.
 
-    Raises UserError as `read_image` does, except for what only its pixels show.
+    Raises UserError as `read_image` does, except for errors that show only when the pixels are decoded.
     """
     head = _guarded("", path, lambda kind: kind.header(path))
     width, height = head.size
@@ -45,10 +46,11 @@ def image_size(path: Path, size: Size | None = None) -> tuple[int, int]:
 def read_image(path: Path, where: str = "", size: Size | None = None) -> np.ndarray:
     """Return the picture at `path` as (H, W, 4) float32 in [0, 1]: RGB with sRGB's curve, and straight alpha.
 
-    where: what the message of an error begins with, such as the frame that names the picture.
+    where: the beginning of an error's message, such as the frame that names the picture.
     size: (w, h) that a scene states for it, or None. The pixels are used as they are stored, as capture tools use
     them: EXIF's orientation is applied only where w x h has the shape of the turned picture, and not of the stored
-    one. What of a file's statements is not used is said in a note, once per folder and kind.
+    one. A note
+    tells which statements of a file are not used, once per folder and kind.
     Raises UserError, one line, for a file that is missing, damaged, of no kind that is read, or too large.
     """
     return _picture(path, where, size)[1]
@@ -88,7 +90,7 @@ def _turns(head: Header, size: Size | None) -> bool:
 
 
 def _picture(path: Path, where: str, size: Size | None) -> tuple[Header, np.ndarray]:
-    """Return the `Header` of a picture and its (H, W, 4), and tell what is to be known of it."""
+    """Return the header and the pixels (H, W, 4) of a picture, and write the notes on it."""
     head, pixels = _guarded(where, path, lambda kind: kind.read(path))
     turned = _turns(head, size)
     if head.orientation != 1:
@@ -105,7 +107,7 @@ def _picture(path: Path, where: str, size: Size | None) -> tuple[Header, np.ndar
 
 
 def _guarded(where: str, path: Path, call: Callable[[Reader], Read]) -> Read:
-    """Return `call(kind)` of the module that reads this kind of file; its `Unreadable` becomes a UserError."""
+    """Return `call(module)` of the module that reads this kind of file; turn its errors into UserError."""
     begin = f"{where}: {path}" if where else f"{path}"
     try:
         return call(openexr if openexr.begins(path) else raster)
@@ -116,7 +118,7 @@ def _guarded(where: str, path: Path, call: Callable[[Reader], Read]) -> Read:
 
 
 def _tell(path: Path, kind: str, text: str) -> None:
-    """Say once per folder what is to be known of pictures of a kind."""
+    """Write a note on a kind of pictures, once per folder."""
     key = Path(path).parent, kind
     with OUTPUT:
         if key not in _told:

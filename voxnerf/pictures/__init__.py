@@ -1,4 +1,4 @@
-"""What the readers of single kinds of picture files have in common: `raster` through Pillow, `openexr`."""
+"""What both readers of picture files share: `raster`, which uses Pillow, and `openexr`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 MAX_PIXELS = 2**26  # 8192 x 8192; as float32 RGBA they take 1 GiB
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 KINDS = "PNG, JPEG, TIFF (to 16 bits, or grey floats), WebP, AVIF, BMP, GIF, PNM, TGA and OpenEXR"
-OUTPUT = threading.Lock()  # held by who closes stdout and stderr for a library, and by who writes there beside it
+OUTPUT = threading.Lock()  # held while a library's output is dropped, and while a note is written
 
 
 class Unreadable(ValueError):
-    """Why a file is not read, in words that go behind its name."""
+    """A picture file is not read; the message says why, and goes behind the file's name."""
 
 
 class Header(NamedTuple):
-    """What a picture file states, beside its pixels."""
+    """The facts that a picture file states beside its pixels."""
 
     size: tuple[int, int]  # (width, height) of the pixels as stored
     orientation: int = 1  # of EXIF, 1 to 8
@@ -52,7 +52,7 @@ def srgb(linear: np.ndarray) -> np.ndarray:
 
 
 def from_linear(rgba: np.ndarray, remarks: dict[str, str]) -> np.ndarray:
-    """Return straight linear RGBA (H, W, 4), of any finite size or none, as sRGB in [0, 1]; adds to `remarks`."""
+    """Return straight linear RGBA (H, W, 4), with any values, as sRGB in [0, 1]; add what was changed to `remarks`."""
     remarks["linear"] = "holds linear light: it is converted to sRGB"
     broken = ~np.isfinite(rgba).all(axis=-1)
     if broken.any():

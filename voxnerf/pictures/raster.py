@@ -1,4 +1,4 @@
-"""Pictures through Pillow, in the full depth of what is stored, and without a word of Pillow's own.
+"""Pictures that Pillow reads, with all the bits that are stored, and without Pillow's warnings.
 
 Pillow keeps 8 bits of each 16-bit colour. Its decoders are asked twice, for the first and for the second byte.
 """
@@ -95,7 +95,7 @@ def _opened(path: Path) -> Iterator[tuple[Opened, dict[str, Any]]]:
 def _image(path: Path, rawmode: str | None = None) -> Iterator[Opened]:
     """Yield a Pillow image, to be decoded as `rawmode` says where it is given.
 
-    It is given an open file: of a name it maps the pixels of some TIFFs, and then turns them wrongly.
+    Pillow gets an open file: with a name, it maps the pixels of some TIFFs into memory, and turns them wrongly.
     """
     from PIL import Image
 
@@ -109,7 +109,7 @@ def _image(path: Path, rawmode: str | None = None) -> Iterator[Opened]:
 
 
 def _pillow(call: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function of Pillow returns; any error of it, which a damaged file may raise, is `Unreadable`."""
+    """Return what a function of Pillow returns; turn its errors, which damaged files cause, into `Unreadable`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -154,14 +154,14 @@ def _header(image: Opened, facts: dict[str, Any]) -> Header:
 
 
 def _exif(image: Opened, facts: dict[str, Any]) -> Image.Exif:
-    """Return the EXIF data of a Pillow image, which for PNG would decode the pixels if there were none."""
+    """Return the EXIF data of an image. A PNG without any gets empty data, else Pillow would decode it."""
     if image.format == "PNG" and "Raw profile type exif" not in image.info:
         image.info.setdefault("exif", facts.get("exif", b""))
     return image.getexif()
 
 
 def _tiff_remarks(image: Opened) -> dict[str, str]:
-    """Return {kind: remark} on a TIFF; raises `Unreadable` where its first picture is not what its pixels mean."""
+    """Return {kind: remark} on a TIFF; raises `Unreadable` for one whose first picture would be misread."""
     tags = image.tag_v2
     if DNG in tags or tags.get(SUBFILE, 0) & 1:
         raise Unreadable("is a raw photo, or begins with a small preview, and is not read; develop it to PNG or JPEG")
@@ -180,7 +180,7 @@ def _tiff_remarks(image: Opened) -> dict[str, str]:
 
 
 def _rgba(path: Path, image: Opened, facts: dict[str, Any]) -> np.ndarray:
-    """Return the pixels (H, W, 4) float32 of a Pillow image, as it turns them, in [0, 1] unless they are floats."""
+    """Return the pixels (H, W, 4) float32 of an image, in Pillow's orientation, in [0, 1] unless they are floats."""
     args: Any = image.tile[0].args if image.tile else ""
     rawmode = args if isinstance(args, str) else args[0]
     if isinstance(rawmode, str) and rawmode.partition(";16")[2] in ("B", "L", "N") and image.mode[0] != "I":

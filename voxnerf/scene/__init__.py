@@ -1,8 +1,8 @@
 """Posed images of a scene, in the layout of Blender (NeRF-synthetic) or of instant-ngp and nerfstudio.
 
-`transforms` finds the frames of each split, `places` where their pictures are, `camera` reads their poses, intrinsics
-and lenses, `photos` their pictures and masks; `facts` tells what else a file states, and `other_tools` what a folder is
-that has no such file. docs/scenes.md lists all of it.
+`transforms` finds the frames of each split, and `places` their pictures. `camera` reads their poses, intrinsics and
+lenses, and `photos` their pictures and masks. `facts` knows the other keys of such a file, and `other_tools` recognises
+folders of tools that write no such file. docs/scenes.md lists all of it.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def load_scenes(
 ) -> list[Scene]:
     """Return the `Scene` of each of some splits, of train, val and test, of a folder in either layout.
 
-    Images are averaged over squares of `downscale` pixels. What becomes of everything that a scene states, and
-    which views are tested, is listed in docs/scenes.md; notes tell of what is not used. Frames whose picture is
-    missing are left out, unless `strict`. Raises UserError, one line, for a folder, a file or an entry that is
-    missing or cannot be meant.
+    Images are averaged over squares of `downscale` pixels. docs/scenes.md lists how each
+    fact of a scene is used, and which views are tested. Notes name what is not used. Frames whose picture is
+    missing are left out, unless `strict`. Raises UserError, one line, for a folder, a file or an entry that is missing or
+    impossible.
     """
     strange = [split for split in splits if split not in SPLITS]
     if strange:
@@ -96,7 +96,7 @@ def load_scene(folder: str | Path, split: str, downscale: int = 1, strict: bool 
 
 
 def scene_of(folder: Path, frames: Sequence[Frame], downscale: int, remarks: Remarks) -> Scene:
-    """Return the `Scene` of some frames, less those that have no pixel left."""
+    """Return the `Scene` of some frames, without those that have no pixel left."""
     sizes = dict(zip((frame.where for frame in frames), sizes_of(frames, downscale)))
     c2w = np.stack(read_all(frames, lambda frame: pose_of(frame, remarks)))
     K = np.stack(read_all(frames, lambda frame: intrinsics_of(frame, *sizes[frame.where], downscale, remarks)))
@@ -118,7 +118,7 @@ def scene_of(folder: Path, frames: Sequence[Frame], downscale: int, remarks: Rem
 
 
 def views_with_pixels(folder: Path, frames: Sequence[Frame], photos: Sequence[Photo]) -> list[int]:
-    """Return the numbers of the views that masks leave a pixel of; raises UserError where there is none."""
+    """Return the numbers of the views with pixels that no mask leaves out; raises UserError if there is none."""
     kept = [i for i, photo in enumerate(photos) if photo.usable is None or photo.usable.any()]
     hint = "a mask is 0 (black) where pixels are to be left out"
     if not kept:

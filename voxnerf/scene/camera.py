@@ -31,9 +31,9 @@ LISTED = ("k1", "k2", "k3", "k4", "p1", "p2")  # the order of nerfstudio's disto
 
 
 def read_all(frames: Sequence[Frame], read: Callable[[Frame], Read]) -> list[Read]:
-    """Return `read(frame)` of each frame; where it raises UserError for some, raise the first, and tell how many.
+    """Return `read(frame)` of each frame. If some raise UserError, raise the first, and say how many do.
 
-    Only where some are sound, the advice is to leave the others out.
+    The advice to leave frames out is given only if other frames are sound.
     """
     done, wrong = [], []
     for frame in frames:
@@ -56,7 +56,7 @@ def read_all(frames: Sequence[Frame], read: Callable[[Frame], Read]) -> list[Rea
 
 
 def pose_of(frame: Frame, remarks: Remarks) -> np.ndarray:
-    """Return the pose c2w (4, 4) float64 of a frame; raises UserError unless it turns and shifts only."""
+    """Return the pose c2w (4, 4) float64 of a frame; raises UserError unless it is a rotation and a shift."""
     key = "transform_matrix"
     if frame.own.get(key) is None:
         key = "transform_matrix_start"
@@ -88,7 +88,7 @@ def pose_of(frame: Frame, remarks: Remarks) -> np.ndarray:
 
 
 def stated_size(frame: Frame) -> tuple[float, float] | None:
-    """Return the (w, h) that a frame states, or None where it states less."""
+    """Return the (w, h) that a frame states, or None if it lacks one of them."""
     if frame.get("w") is None or frame.get("h") is None:
         return None
     return frame.number("w", above=0), frame.number("h", above=0)
@@ -97,8 +97,8 @@ def stated_size(frame: Frame) -> tuple[float, float] | None:
 def intrinsics_of(frame: Frame, width: int, height: int, downscale: int, remarks: Remarks) -> np.ndarray:
     """Return K (3, 3) of a frame's image of width x height pixels, after it was reduced by `downscale`.
 
-    Intrinsics stated for another size, w x h, are scaled with it. Raises UserError where they are
-    missing or cannot be meant, and where w x h has another shape.
+    Intrinsics stated for another size, w x h, are scaled with it. Raises UserError if they are
+    missing or impossible, or if w x h has another shape.
     """
     w = frame.number("w", width if frame.get("h") is None else frame.number("h", above=0) * width / height, above=0)
     h = frame.number("h", w * height / width, above=0)
@@ -115,7 +115,7 @@ def intrinsics_of(frame: Frame, width: int, height: int, downscale: int, remarks
 
 
 def principal_point(frame: Frame, w: float, h: float, remarks: Remarks) -> tuple[float, float]:
-    """Return cx, cy in pixels of w x h; raises UserError where they lie far from the middle, as other units do."""
+    """Return cx, cy in pixels of w x h; raises UserError if they lie far from the middle, as in other units."""
     cx, cy = frame.number("cx", w / 2), frame.number("cy", h / 2)
     shift = max(abs(cx / w - 0.5), abs(cy / h - 0.5))
     if shift > MOST_SHIFT:
@@ -160,8 +160,8 @@ def focal_lengths(frame: Frame, w: float, h: float, remarks: Remarks) -> tuple[f
 def focal_length(frame: Frame, axis: str, size: float, remarks: Remarks) -> float | None:
     """Return the focal length along an axis, x or y, in pixels of an image `size` long, or None where none is stated.
 
-    The first that is stated counts, of fl_x, x_fov (degrees) and camera_angle_x (radians); others that differ are
-    remarked on.
+    Of fl_x, x_fov (degrees) and camera_angle_x (radians), the first that is stated counts. A remark names others that
+    differ.
     """
     keys = (f"fl_{axis}", f"{axis}_fov", f"camera_angle_{axis}")
     found: dict[str, float] = {}
@@ -194,9 +194,10 @@ def has_fisheye(frame: Frame) -> bool:
 
 
 def lens_of(frame: Frame, remarks: Remarks) -> Lens:
-    """Return the `Lens` of a frame; raises UserError for a camera that is none of the module `voxnerf.lens`.
+    """Return the `Lens` of a frame; raises UserError for a camera that `voxnerf.lens` does not have.
 
-    OpenCV's k4, k5, k6 divide. nerfstudio and Metashape write k4 without k5 and k6, as the factor of r^8.
+    OpenCV's k4, k5, k6 are in the denominator. nerfstudio and Metashape write k4 without k5 and k6, for the factor of
+    r^8.
     """
     model = frame.get("camera_model", "")
     model = model.upper() if isinstance(model, str) else model

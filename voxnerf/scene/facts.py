@@ -136,7 +136,7 @@ def tell(path: Path, meta: dict[str, Any], entries: list[dict[str, Any]]) -> Non
 
 
 def given(value: Any) -> str:
-    """Return what a file says where something else is expected: of a text, that it is one."""
+    """Return a wrong value as a message quotes it; a text is called a text."""
     return f"text '{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
@@ -146,6 +146,6 @@ def says(value: Any) -> bool:
 
 
 def with_guess(key: str) -> str:
-    """Return an unknown key, and the known one that it may be a misspelling of."""
+    """Return an unknown key, and a known key that it may be meant for."""
     close = difflib.get_close_matches(key, USED, 1, 0.8) if len(key) <= LONG else []
     return shown(key, LONG) + (f" (perhaps you meant {close[0]}?)" if close else "")

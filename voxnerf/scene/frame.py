@@ -1,4 +1,4 @@
-"""One entry of a transforms file, and what is told of many."""
+"""One entry of a transforms file, and remarks on many of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from voxnerf.scene import facts
 
 
 class Remarks:
-    """What is to be told of the frames of a scene: each text once, with the number of frames that it is true of."""
+    """Remarks on the frames of a scene; each becomes one note, with the number of frames that it is true of."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -32,7 +32,7 @@ class Remarks:
 
 
 class Frame(NamedTuple):
-    """One entry of `frames`, before what its file says for all."""
+    """One entry of `frames`. What it does not state, its file may state for all entries."""
 
     own: dict[str, Any]  # what the entry states
     common: dict[str, Any]  # what the file states for all entries
@@ -54,12 +54,12 @@ class Frame(NamedTuple):
         return default if value is None else value
 
     def nearest(self, keys: Iterable[str]) -> dict[str, Any]:
-        """Return what is stated of some keys that mean the same: by the frame, or where it states none, by the file."""
+        """Return {key: value} of keys that mean the same: those that the frame states, or else those of the file."""
         found = ({key: level[key] for key in keys if level.get(key) is not None} for level in (self.own, self.common))
         return next(found) or next(found)
 
     def number(self, key: str, default: float | None = None, above: float = -math.inf) -> float:
-        """Return the finite number at `key`; raises UserError where it is none, or not `above`."""
+        """Return the finite number at `key`; raises UserError if it is no number, or not above `above`."""
         value = self.get(key, default)
         number = math.nan
         if type(value) in (int, float) and abs(value) < 1e300:  # also False for NaN
@@ -70,7 +70,7 @@ class Frame(NamedTuple):
         return number
 
     def switch(self, key: str) -> bool:
-        """Return whether `key` is on, which it is not where nothing is stated; UserError for text and other values."""
+        """Return whether `key` is on; unstated it is off. Raises UserError for other values than 0 and 1."""
         value = self.get(key, False)
         if type(value) not in (bool, int, float) or value not in (0, 1):
             raise UserError(f"{self.where}: {key} must be true or false, got {facts.given(value)}")

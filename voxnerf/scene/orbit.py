@@ -28,10 +28,10 @@ def orbit(c2w: np.ndarray | torch.Tensor, n: int) -> np.ndarray:
 
 
 def vertical(c2w: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Return the unit vector (3,) that cameras c2w (m, 4, 4) take for upwards.
+    """Return the unit vector (3,) that points upwards for cameras c2w (m, 4, 4).
 
-    It is their mean y axis, less what is not at right angles to their x axes, which are level
-    unless a camera is rolled: an uneven ring of cameras that look down does not tilt it.
+    It is the part of their mean y axis that is at right angles to their x axes. These are level, unless a camera is
+    rolled: so an uneven ring of cameras that look down does not tilt the vector.
     """
     c2w = np.asarray(c2w)
     x, y = c2w[:, :3, 0], c2w[:, :3, 1]

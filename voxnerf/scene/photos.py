@@ -20,21 +20,21 @@ from voxnerf.scene.camera import stated_size
 from voxnerf.scene.frame import Frame
 from voxnerf.scene.places import find_file
 
-MANY = 32  # pictures from which on a progress bar is worth it
-BYTES = 5  # of a pixel that is held: RGB, alpha, and whether it is used
+MANY = 32  # pictures, from which number on a progress bar is shown
+BYTES = 5  # per pixel in memory: RGB, alpha, and whether it is used
 
 
 class Photo(NamedTuple):
     """One picture, ready to be trained on."""
 
     rgba: np.ndarray  # (H, W, 4) uint8, RGB on white, and alpha
-    usable: np.ndarray | None  # (H, W) bool, False for what is left out; None where nothing is
+    usable: np.ndarray | None  # (H, W) bool, False for pixels that are left out; None if all are used
 
 
 def sizes_of(frames: Sequence[Frame], downscale: int) -> list[tuple[int, int]]:
     """Return the [(width, height)] of the frames' pictures as stored, from their headers.
 
-    Raises UserError where squares of `downscale` pixels do not fill one, and where all do not fit in memory.
+    Raises UserError if squares of `downscale` pixels do not fill a picture, or if the pictures do not fit into memory.
     """
 
     def size(frame: Frame) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def read_photos(folder: Path, frames: Sequence[Frame], downscale: int) -> list[P
 
 
 def read_photo(folder: Path, frame: Frame, downscale: int = 1) -> Photo:
-    """Return the `Photo` of a frame, averaged over squares of `downscale` pixels; a mask must be whole in a square."""
+    """Return the `Photo` of a frame, averaged over squares of pixels; a square is used if all its pixels are."""
     rgba = read_image(frame.found, frame.where, size=stated_size(frame))  # (H, W, 4) in [0, 1]
     for key, value in (("white_transparent", 1), ("black_transparent", 0)):  # of instant-ngp
         if frame.switch(key):
@@ -96,8 +96,9 @@ def on_white(rgba: np.ndarray, downscale: int = 1) -> np.ndarray:
 def usable_pixels(folder: Path, frame: Frame, height: int, width: int) -> np.ndarray | None:
     """Return which pixels of a frame's picture are used (H, W) bool, or None for all of them.
 
-    Left out is what `mask_path` has at 0 (nerfstudio), what a file dynamic_mask_NAME.png beside the picture does not
-    have at black (instant-ngp), and what lies beyond fisheye_crop_radius of the picture's middle (nerfstudio).
+    These are left out: pixels where the picture of `mask_path` is 0 (nerfstudio), pixels where dynamic_mask_NAME.png,
+    a file beside the picture, is not black (instant-ngp), and pixels farther than fisheye_crop_radius from the middle
+    (nerfstudio).
     """
     usable = np.ones((height, width), bool)
     name = frame.get("mask_path")
@@ -133,7 +134,7 @@ def of_size(mask: np.ndarray, path: Path, frame: Frame, shape: tuple[int, ...]) 
 
 
 def without_blind_pixels(photos: Sequence[Photo], K: np.ndarray, lenses: Sequence[Lens]) -> tuple[list[Photo], int]:
-    """Return the photos without the pixels whose rays a lens does not tell, and the number of these."""
+    """Return the photos without the pixels that see no ray through their lens, and the number of these pixels."""
     blind, kept, known = 0, [], {}
     for photo, k, lens in zip(photos, K, lenses):
         key = lens, k.tobytes(), photo.rgba.shape

@@ -1,4 +1,4 @@
-"""Where the pictures of frames are, and which frames have the same one."""
+"""Where the pictures of frames are, and which frames share a picture."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".exr", ".webp", "
 
 
 def present(folder: Path, by_file: dict[str, list[Frame]], strict: bool) -> dict[str, list[Frame]]:
-    """Return {key: its `Frame`s that have a picture, with it} of {key: `Frame`s}; those without are counted in a note.
+    """Return {key: frames} with the paths of their pictures; a note counts frames without one, which are left out.
 
-    Raises UserError where the first key's have none at all, and where `strict` is set and any is missing.
+    Raises UserError if no frame of the first key has a picture, and with `strict` if any frame has none.
     """
     remarks, found, missing = Remarks(), {}, []
     for key, frames in by_file.items():
@@ -46,7 +46,7 @@ def present(folder: Path, by_file: dict[str, list[Frame]], strict: bool) -> dict
 
 
 def with_picture(folder: Path, frame: Frame, remarks: Remarks) -> Frame:
-    """Return a frame with its picture, where it is found."""
+    """Return a frame with the path of its picture, or with None if it is not found."""
     picture = as_stated(folder, frame.name, SUFFIXES)
     if picture:
         return frame._replace(picture=picture)
@@ -57,7 +57,7 @@ def with_picture(folder: Path, frame: Frame, remarks: Remarks) -> Frame:
 
 
 def no_picture(folder: Path, frame: Frame) -> str:
-    """Return the words that say where a frame's picture is not."""
+    """Return the words of a message that a frame's picture is missing, and where."""
     return f"{frame.where}: no picture {shown(str(folder / plain_path(frame.name)), 300)}"
 
 
@@ -80,7 +80,7 @@ def as_stated(folder: Path, name: str, suffixes: Sequence[str] = ()) -> Path | N
 
 
 def by_its_end(folder: Path, name: str, suffixes: Sequence[str] = ()) -> Path | None:
-    """Return the path of a file below `folder` that has the end of `name`, which leads elsewhere, or None."""
+    """Return the path of a file below `folder` that ends as `name` does, if `name` leads elsewhere, or None."""
     plain = plain_path(name)
     if not re.match(r"/|[A-Za-z]:|\.\./", plain):
         return None
@@ -94,7 +94,7 @@ def by_its_end(folder: Path, name: str, suffixes: Sequence[str] = ()) -> Path | 
 
 
 def plain_path(name: str) -> str:
-    """Return a path with slashes only, without steps that lead nowhere, to be compared with others."""
+    """Return a path with slashes only and without superfluous steps, so that it can be compared with others."""
     return posixpath.normpath(name.replace("\\", "/"))
 
 
@@ -102,9 +102,9 @@ def plain_path(name: str) -> str:
 
 
 def shared_pictures(folder: Path, splits: dict[str, list[Frame]]) -> None:
-    """Write a note on frames of {split: `Frame`s} that have one picture and different poses.
+    """Write a note on frames of {split: frames} that share a picture and have different poses.
 
-    Raises UserError where one of them was found by its path's end, which then does not tell pictures apart.
+    Raises UserError if such a picture was found by the end of a path: then the end does not tell pictures apart.
     """
     by_picture: dict[str, dict[str, tuple[str, Frame]]] = {}
     for split, frames in splits.items():

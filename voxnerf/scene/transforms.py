@@ -42,8 +42,8 @@ def splits_of(folder: Path, strict: bool) -> dict[str, list[Frame]]:
     """Return {"train", "val", "test": its `Frame`s, each with its picture} of a folder in either layout.
 
     Frames whose picture is missing are left out with a note that counts them; `strict` refuses them.
-    Raises UserError, one line, for what is missing, damaged or cannot be meant, and where no frame is left to
-    train on or to test.
+    Raises UserError, one line, for what is missing, damaged or impossible, and if no frame is left to train on or to
+    test.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a scene")
@@ -97,7 +97,7 @@ def files_of_splits(folder: Path, paths: dict[str, Path], strict: bool) -> dict[
 
 
 def hold_out(path: Path, frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame]]:
-    """Return the frames to train on, and every 8th by file_path, to be tested; UserError where none is to train on."""
+    """Return the frames to train on, and every 8th by file_path to test; UserError if none is left to train on."""
     frames = sorted(frames, key=lambda frame: frame.name)
     train = [frame for i, frame in enumerate(frames) if i % HOLD_OUT]
     if not train:
@@ -136,7 +136,7 @@ def listed_names(path: Path, meta: dict[str, Any], frames: Sequence[Frame]) -> d
 
 
 def by_lists(path: Path, lists: dict[str, set[str]], frames: Sequence[Frame]) -> dict[str, list[Frame]]:
-    """Return the `Frame`s of each split by {split: names}, as nerfstudio means them: a frame in none is not used."""
+    """Return the `Frame`s of each split by {split: names}, as nerfstudio does: a frame in no list is not used."""
     splits = {split: [frame for frame in frames if plain_path(frame.name) in names] for split, names in lists.items()}
     splits = {split: kept for split, kept in splits.items() if kept}
     used = set().union(*lists.values())
@@ -170,7 +170,7 @@ def by_lists(path: Path, lists: dict[str, set[str]], frames: Sequence[Frame]) ->
 
 
 def frames_of(path: Path) -> tuple[dict[str, Any], list[Frame]]:
-    """Return what a transforms file states for all, and its `Frame`s, as they stand there."""
+    """Return what a transforms file states for all frames, and its frames, in its order."""
     try:
         meta = read_json(path)
     except ValueError as error:
