@@ -47,7 +47,6 @@ ROOT = Path(__file__).resolve().parent
 SIZE = 64  # edge of the views, pixels
 RING_V_DEG = (20.0, 48.0, 82.0)  # elevation draws of the three rings of test cameras: overhead, high, level
 BACK_DEG = 45.0  # views this near to the back count for the Janus score
-MAX_PSNR = 100.0  # dB, of equal pictures
 N_BOOTSTRAP, CONFIDENCE = 10000, 0.95
 FIGURE_VIEWS = {"front": (0, 82), "left side": (90, 82), "back": (180, 82), "overhead": (0, 20)}  # azimuth, v
 ZOOM = 2  # magnification of the figure
@@ -72,13 +71,17 @@ class EvaluateConfig(config.Config):
     device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
 
 
-# ---------------------------------------------------------------- metrics: numpy, no torch
+# ---------------------------------------------------------------- metrics
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the PSNR in dB of each picture a (n, ...) against b (n, ...), in [0, 1]; MAX_PSNR if equal."""
+    """Return the PSNR in dB of each picture a (n, ...) against b (n, ...), in [0, 1]; 100 if they are equal."""
+    import torch
+
+    from voxnerf import likeness
+
     mse = np.square(a.astype(np.float64) - b).reshape(len(a), -1).mean(axis=1)
-    return -10 * np.log10(np.maximum(mse, 10 ** (-MAX_PSNR / 10)))
+    return likeness.psnr(torch.from_numpy(mse)).numpy()
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

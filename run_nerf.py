@@ -3,6 +3,8 @@
 python run_nerf.py --scene ~/data/nerf_synthetic/lego
 """
 
+from __future__ import annotations
+
 from my.packages import refuse_missing
 
 refuse_missing()  # in one line, before the imports below would fail in a traceback
@@ -10,34 +12,44 @@ refuse_missing()  # in one line, before the imports below would fail in a traceb
 import json
 import math
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from my import run_dir, script
 from my.errors import UserError, run_main, shown, some
 from options.nerf import NeRFConfig
 
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from voxnerf.nerf import NeRF
+    from voxnerf.scene import Scene
+
 ROOT = Path(__file__).resolve().parent
-N_SAVES = 10  # a pane and a checkpoint every 10%: with harmonics one is gigabytes, and takes half a minute to write
-N_FRAMES = 120  # of the video, once round the scene
+N_SAVES = 10  # panes and checkpoints per run; with view_dependent a checkpoint is gigabytes, and takes half a minute
+N_FRAMES = 120  # frames of the video, in which the camera goes once round the scene
 LOG_EVERY = 10  # steps between lines of history.json
-SMOOTH = 0.9  # what a running PSNR keeps of itself a line
+SMOOTH = 0.9  # share of the running PSNR that stays at each line of history.json
 
 
-def read_config(argv):
-    """Return the run's configuration; with --resume, the one saved in the folder."""
+def read_config(argv: Sequence[str] | None) -> NeRFConfig:
+    """Return the run's configuration; with --resume, the one that is saved in the current folder."""
     return script.read_config(NeRFConfig, argv, root=ROOT, settle=absolute, prog="run_nerf.py", doc=__doc__)
 
 
-def absolute(cfg):
-    """Return the configuration with a path in it that holds in any folder; a name stays a name."""
+def absolute(cfg: NeRFConfig) -> NeRFConfig:
+    """Make `cfg.scene` absolute if it is the path of a folder, and return `cfg`; the name of a scene stays a name."""
     folder = Path(os.path.expanduser(cfg.scene))
     if folder.is_dir():
         cfg.scene = str(folder.resolve())
     return cfg
 
 
-def train(nerf, test_scene, first_step):
-    """Optimise the field and test it, leaving history, heartbeat, panes, checkpoints and test views."""
+def train(nerf: NeRF, test_scene: Scene, first_step: int) -> None:
+    """Optimise the field and test it; write history, heartbeat, panes, checkpoints and test views."""
     from tqdm import tqdm
 
     from voxnerf.nerf import optimise
@@ -66,8 +78,11 @@ def train(nerf, test_scene, first_step):
         test(nerf, test_scene, step)
 
 
-def row_of(nerf, test_scene, step, stats, logged):
-    """Return what history.json is to say of a step, {} for nothing; raises RunError if it is not finite."""
+def row_of(nerf: NeRF, test_scene: Scene, step: int, stats: dict[str, Any], logged: bool) -> dict[str, Any]:
+    """Return the values that history.json gets for a step; {} for none.
+
+    Raises RunError if `logged` and the statistics are not finite.
+    """
     row = {**stats, "minutes": nerf.minutes} if logged else {}
     if logged:
         script.check_finite(
@@ -79,13 +94,14 @@ def row_of(nerf, test_scene, step, stats, logged):
 
 
 class RunningPSNR:
-    """Shows the PSNR of recent batches, and of the last test, on a progress bar."""
+    """Shows on a progress bar the mean PSNR of recent batches, and the PSNR of the last test."""
 
-    def __init__(self, bar):
-        self.bar, self.shown = bar, {}
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+        self.shown: dict[str, float] = {}
 
-    def add(self, row):
-        """Take in a row of history.json."""
+    def add(self, row: dict[str, Any]) -> None:
+        """Take in a row of history.json, and show it."""
         if "psnr" in row:
             new = float(row["psnr"])
             self.shown["psnr"] = SMOOTH * self.shown.get("psnr", new) + (1 - SMOOTH) * new
@@ -94,24 +110,26 @@ class RunningPSNR:
         self.bar.set_postfix({k: f"{v:.2f}" for k, v in self.shown.items()}, refresh=False)
 
 
-def mean(values):
-    """Return the mean of an iterable of numbers."""
-    values = list(values)
-    return sum(values) / len(values)
+def mean(values: Iterable[float]) -> float:
+    """Return the mean of some numbers."""
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
 # ---------------------------------------------------------------- pictures
 
 
-def pane_of(truth, picture, depth, depth_range):
-    """Return truth | rendering | depth (H, 3 W, 3) uint8; the truth is left out where it is None."""
+def pane_of(
+    truth: np.ndarray | None, picture: np.ndarray, depth: np.ndarray, depth_range: tuple[float, float]
+) -> np.ndarray:
+    """Return truth, rendering and depth side by side, (H, 3 W, 3) uint8; without a truth, the other two."""
     from my.media import depth_image, side_by_side
 
     shown = [] if truth is None else [truth]
     return side_by_side(*shown, picture, depth_image(depth, *depth_range))
 
 
-def write_pane(path, nerf, scene):
+def write_pane(path: Path, nerf: NeRF, scene: Scene) -> None:
     """Write the pane of the first view of a scene."""
     from my.media import write_png
 
@@ -120,8 +138,11 @@ def write_pane(path, nerf, scene):
     write_png(path, pane_of(view.truth, view.picture, view.depth, nerf.depth_range(scene.c2w[0])))
 
 
-def test(nerf, scene, step):
-    """Write test_<step>/: view/*.png, pane/*.png, metrics.json, video.mp4; print the metrics before the long video."""
+def test(nerf: NeRF, scene: Scene, step: int) -> None:
+    """Write test_<step>/: view/*.png, pane/*.png, metrics.json and video.mp4, and print the metrics.
+
+    The video takes longest: the metrics are printed before it.
+    """
     from tqdm import tqdm
 
     from my.media import write_png
@@ -129,7 +150,7 @@ def test(nerf, scene, step):
     root, minutes = Path(f"test_{step}"), nerf.minutes
     for name in ("view", "pane"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, view in enumerate(tqdm(nerf.views(scene), total=len(scene.names), desc="test views")):
         write_png(root / "view" / f"{i:03d}.png", view.picture)
         write_png(
@@ -145,8 +166,8 @@ def test(nerf, scene, step):
     print(f"done: {root / 'pane'} has {len(rows)} test views beside their truth, {root / 'video.mp4'} goes round")
 
 
-def save_video(path, nerf, scene):
-    """Write a video of rendering beside depth, on a circle that the scene's cameras suggest."""
+def save_video(path: Path, nerf: NeRF, scene: Scene) -> None:
+    """Write a video of rendering beside depth, whose camera follows the `orbit` of the scene's cameras."""
     from tqdm import tqdm
 
     from my.media import VideoWriter
@@ -157,8 +178,8 @@ def save_video(path, nerf, scene):
             video.append(pane_of(None, *nerf.render(scene.K[0], c2w, *scene.sizes[0]), nerf.depth_range(c2w)))
 
 
-def table(rows):
-    """Return PSNR and SSIM of each row as lines of text."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a text table of the PSNR and the SSIM of each row."""
     names = [shown(row["name"]) for row in rows]
     width = max(map(len, ["view", *names]))
     lines = [f"{'view':{width}}  PSNR, dB   SSIM"]
@@ -170,24 +191,13 @@ def table(rows):
 # ---------------------------------------------------------------- the command
 
 
-def check_memory(cfg, device):
-    """Raise UserError where the training cannot fit: a grid's values, gradients and two moments, a step's rays."""
-    import torch
+def check_memory(cfg: NeRFConfig, device: torch.device) -> None:
+    """Raise UserError where the training cannot fit into the device's memory: its grid, or the rays of a step."""
+    from voxnerf.capacity import device_memory, refuse_large_grid
 
-    from voxnerf.scene import machine_memory
-
-    voxel = 4 * 4 * (1 + cfg.model.c * (9 if cfg.view_dependent else 1))  # bytes
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = machine_memory()
-    if cfg.model.grid_size**3 * voxel > memory:
-        raise UserError(
-            f"--model.grid_size {cfg.model.grid_size}: takes {cfg.model.grid_size**3 * voxel / 1e9:.0f} GB "
-            f"of memory and more, there are {memory / 1e9:.0f}; it can be {int((memory / voxel) ** (1 / 3))} "
-            "at the very most"
-        )
-    pixel = cfg.subpixels**2 * 4 * (100 + 2 * cfg.model.grid_size / cfg.model.step_ratio)  # bytes
+    memory, n = device_memory(device), cfg.model.grid_size
+    refuse_large_grid("--model.grid_size", n, cfg.model.c * (9 if cfg.view_dependent else 1), memory)
+    pixel = cfg.subpixels**2 * 4 * (100 + 2 * n / cfg.model.step_ratio)  # bytes
     if cfg.bs * pixel > memory:
         raise UserError(
             f"--bs {cfg.bs} at {cfg.subpixels**2} rays per pixel: takes {cfg.bs * pixel / 1e9:.0f} GB of "
@@ -196,8 +206,11 @@ def check_memory(cfg, device):
         )
 
 
-def prepare(cfg, _found):
-    """Return the run of the current folder, from its last checkpoint or its beginning; UserError if it cannot start."""
+def prepare(cfg: NeRFConfig, _found: None) -> Callable[[], None]:
+    """Return a function that does the current folder's run, from its last checkpoint or from its beginning.
+
+    Raises UserError if the run cannot start.
+    """
     device = script.pick_device(cfg.device)
     check_memory(cfg, device)
     from my import checkpoint
@@ -211,14 +224,14 @@ def prepare(cfg, _found):
     newest = checkpoint.latest("ckpt")
     first_step = nerf.load(newest) if newest else 0
 
-    def run():
+    def run() -> None:
         print(f"{folder}: {len(scene.names)} training views of {some(sizes)}, {len(test_scene.names)} test views")
         train(nerf, test_scene, first_step)
 
     return run
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Train a voxel NeRF in the current folder."""
     script.begin(read_config(argv), prepare)
 

@@ -21,14 +21,14 @@ from my.errors import UserError
 from my.script import pick_device, refuse_other_run
 from my.seeds import numpy_rng, torch_rng
 from options.sjc import SJCConfig
+from voxnerf import state
 from voxnerf.field import make_field
-from voxnerf.render import pick_march, render_image
+from voxnerf.render import CHUNK, averaged, pick_march, render_image
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # of the image's edge, around the centre of the centre-depth loss
 NEAR = 0.1  # world units by which the centre is nearer than the border, from where on that loss is the published one
 TEST_BACKGROUND = 0  # index of the plain background behind test views
-CHUNK = 16384  # rays at a time where no gradient is needed
 AHEAD = 128  # steps whose cameras are copied to the device at once, so that no step waits for a copy
 
 
@@ -91,7 +91,6 @@ class SJC:
         self.cfg, self.adapter = cfg, adapter
         self._refuse_unfit_options()
         self.field = self._new_field()
-        self.names = [name for name, _ in self.field.named_parameters()]
         theta = dict(self.field.named_parameters())
         self.optimizer = torch.optim.Adamax(
             [{"params": [p], "lr": cfg.bg_lr if name == "bg" else cfg.lr} for name, p in theta.items()]
@@ -189,8 +188,8 @@ class SJC:
     def view(self, camera, hw=None, subpixels=1, downscale=1):
         """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w)), antialiased by `downscale`."""
         r = self.render(camera, hw, subpixels=subpixels, downscale=downscale, chunk=CHUNK)
-        x, depth = (F.avg_pool2d(image[None], downscale)[0] for image in (r.color, r.depth[None]))
-        return self.adapter.decode(x[None])[0].permute(1, 2, 0).cpu().numpy(), depth[0].cpu().numpy()
+        x, depth = averaged(r.color, r.depth, downscale)
+        return self.adapter.decode(x[None])[0].permute(1, 2, 0).cpu().numpy(), depth.cpu().numpy()
 
     # ------------------------------------------------------------------ optimisation
 
@@ -286,16 +285,12 @@ class SJC:
 
     def save(self, root, step):
         """Write the state after `step` steps below `root`."""
-        tensors = {f"field/{k}": v for k, v in self.field.state_dict().items()}
-        checkpoint.save(root, step, tensors | checkpoint.flatten_optimizer(self.optimizer, self.names), {})
+        state.save(root, step, self.field, self.optimizer)
 
     def load(self, path):
         """Restore the state of checkpoint folder `path`; return the number of steps taken."""
         tensors, meta = checkpoint.load(path)
-        field = {k.removeprefix("field/"): v for k, v in tensors.items() if k.startswith("field/")}
-        checkpoint.check(field, {k: v.shape for k, v in self.field.state_dict().items()})
-        self.field.load_state_dict(field)
-        checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
+        state.restore(self.field, self.optimizer, tensors, meta["step"])
         return meta["step"]
 
 

@@ -2,16 +2,19 @@
 
     python -m benchmarks.nerf --scene ~/data/nerf_synthetic/lego --out FOLDER --minutes 10
 
-Leaves a run of run_nerf.py in FOLDER/<renderer>/, and the curve in FOLDER/nerf.md. Started again, it keeps the runs
-that are finished and continues those that are not.
+Run it in the project's folder. It leaves a run of run_nerf.py in FOLDER/<renderer>/, and the curve in FOLDER/nerf.md.
+Started again, it keeps the runs that are finished and continues the others.
 """
+
+from __future__ import annotations
 
 import bisect
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,12 +23,11 @@ from my.errors import RunError, run_main
 from my.run_dir import read_history, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
-
 TEST_EVERY = {"fused": 400, "reference": 40}  # steps
 
 
 class CurveConfig(config.Config):
-    """Every option of benchmarks.nerf."""
+    """All options of benchmarks.nerf."""
 
     scene: str = Field("lego", description="as in run_nerf.py")
     out: str = Field(description="folder to fill")
@@ -37,8 +39,8 @@ class CurveConfig(config.Config):
     view_dependent: bool = Field(False, description="--view_dependent of the runs")
 
 
-def train(cfg, renderer):
-    """Begin, continue or keep the run of one renderer; return {minutes: test PSNR} along it, and the final metrics."""
+def train(cfg: CurveConfig, renderer: str) -> tuple[dict[float, float], dict[str, Any]]:
+    """Begin, continue or keep the run of one renderer; return its curve {minutes: test PSNR}, and its final metrics."""
     folder = Path(cfg.out) / renderer
     folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob("test_*/metrics.json")):
@@ -72,7 +74,7 @@ def train(cfg, renderer):
     return {row["minutes"]: row["test_psnr"] for row in rows}, json.loads(metrics.read_text())
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Train with each renderer, and write the curves."""
     cfg = config.load(CurveConfig, argv, prog="python -m benchmarks.nerf", doc=__doc__, config_file=None)
     scene = Path(cfg.scene).expanduser()
@@ -93,8 +95,8 @@ def main(argv=None):
     write_atomic(Path(cfg.out) / "nerf.md", text)
 
 
-def psnr_at(curve, minutes):
-    """Return the PSNR of the last test by then, as text."""
+def psnr_at(curve: dict[float, float], minutes: float) -> str:
+    """Return as text the PSNR of the last test in the first `minutes` of a curve; "" if there is none."""
     times = sorted(curve)
     i = bisect.bisect_right(times, minutes)
     return f"{curve[times[i - 1]]:.2f}" if i else ""

@@ -2,17 +2,21 @@
 
     python -m benchmarks.render --out render.md
 
-Forward and backward at SJC's setting (a 100^3 grid, 64x64 rays, 4 channels), on the field that a run begins with, on
-one that has learned an object from its pictures, and on that one without the thin fog around it; then the fused
-renderer's time over grids and images, beside the samples that lie in occupied space. Takes some minutes.
+Run it in the project's folder. It times forward and backward at SJC's setting (a 100^3 grid, 64x64 rays, 4 channels)
+on three fields: the one that a run begins with, one that has learned an object from its pictures, and the same without
+the thin fog around the object. Then it times the fused renderer over grids and images, and counts the samples that lie
+in occupied space. It takes some minutes.
 """
+
+from __future__ import annotations
 
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -20,13 +24,21 @@ from my import config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import write_atomic
 
+if TYPE_CHECKING:
+    import torch
+
+    from voxnerf.field import VoxRF
+
+    Rays = tuple[torch.Tensor, torch.Tensor]  # rays_o, rays_d
+
+ROOT = Path(__file__).resolve().parent.parent
 GRID, IMAGE, CHANNELS, EMPTINESS_SCALE = 100, 64, 4, 10.0
-N_PICTURES = 60  # of the object that the trained field has learned
+N_PICTURES = 60  # pictures from which the trained field learns its object
 RENDERERS = ("fused", "reference")
 
 
 class RenderConfig(config.Config):
-    """Every option of benchmarks.render."""
+    """All options of benchmarks.render."""
 
     out: str | None = Field(None, description="Markdown file to write")
     repeats: int = Field(9, gt=0, description="times that each renderer is timed, in turns; the median counts")
@@ -43,7 +55,7 @@ class RenderConfig(config.Config):
 # ---------------------------------------------------------------- fields and cameras
 
 
-def new_field(grid, device):
+def new_field(grid: int, device: torch.device) -> VoxRF:
     """Return the field that a run of Stable Diffusion begins with, at `grid`^3."""
     from my.seeds import torch_rng
     from voxnerf.field import make_field
@@ -59,8 +71,8 @@ def new_field(grid, device):
     ).to(device)
 
 
-def trained_field(n_steps, device):
-    """Return such a field after it has learned an object of the toy world from its pictures, as run_nerf.py does."""
+def trained_field(n_steps: int, device: torch.device) -> VoxRF:
+    """Return a field that has learned an object of the toy world from its pictures, as run_nerf.py would learn it."""
     import torch
     from tqdm import trange
 
@@ -90,8 +102,8 @@ def trained_field(n_steps, device):
     return field
 
 
-def emptied(field):
-    """Return a copy of `field` whose space is truly empty where run_nerf.py's mask would let nothing be seen."""
+def emptied(field: VoxRF) -> VoxRF:
+    """Return a copy of `field` without density where run_nerf.py's mask would hide it."""
     import copy
 
     import torch
@@ -106,7 +118,7 @@ def emptied(field):
     return new
 
 
-def resized(field, grid):
+def resized(field: VoxRF, grid: int) -> VoxRF:
     """Return a copy of `field`, resampled to `grid`^3 voxels."""
     import torch
 
@@ -122,7 +134,7 @@ def resized(field, grid):
     return new
 
 
-def camera_rays(field, image):
+def camera_rays(field: VoxRF, image: int) -> Rays:
     """Return the rays (rays_o, rays_d) of a test view of `image` x `image` pixels."""
     import torch
 
@@ -136,7 +148,7 @@ def camera_rays(field, image):
 # ---------------------------------------------------------------- measures
 
 
-def forward_backward(field, rays, renderer):
+def forward_backward(field: VoxRF, rays: Rays, renderer: str) -> None:
     """Render, and take the gradient of a loss on colour, depth and emptiness."""
     from voxnerf.render import render_rays
 
@@ -145,7 +157,7 @@ def forward_backward(field, rays, renderer):
     (r.color.square().mean() + r.depth.mean() + r.emptiness.mean()).backward()
 
 
-def seconds(field, rays, renderer):
+def seconds(field: VoxRF, rays: Rays, renderer: str) -> float:
     """Return the wall-clock time of one forward and backward pass."""
     import torch
 
@@ -158,22 +170,22 @@ def seconds(field, rays, renderer):
     return time.perf_counter() - start
 
 
-def median_seconds(field, rays, renderers, repeats):
+def median_seconds(field: VoxRF, rays: Rays, renderers: Sequence[str], repeats: int) -> dict[str, float]:
     """Return the median time of each renderer, measured in turns after one pass that does not count."""
     for name in renderers:
         seconds(field, rays, name)
-    taken = {name: [] for name in renderers}
+    taken: dict[str, list[float]] = {name: [] for name in renderers}
     for _ in range(repeats):
         for name in renderers:
             taken[name].append(seconds(field, rays, name))
     return {name: sorted(times)[len(times) // 2] for name, times in taken.items()}
 
 
-def occupied_samples(field, rays):
-    """Return how many samples of rays lie in the box, and how many of them in occupied space and in sight."""
+def occupied_samples(field: VoxRF, rays: Rays) -> tuple[int, int]:
+    """Return how many samples of the rays lie in the box, and how many of these are occupied and in sight."""
     import torch
 
-    from voxnerf.kernels import T_MIN, TAU_MIN
+    from voxnerf.fused.kernels import T_MIN, TAU_MIN
     from voxnerf.rays import sample_range
     from voxnerf.reference import sample_points
 
@@ -190,7 +202,7 @@ def occupied_samples(field, rays):
     return in_box, in_sight
 
 
-def peak_memory(renderer, device):
+def peak_memory(renderer: str, device: torch.device) -> float:
     """Return the memory, MB, that a forward and backward pass at SJC's setting adds at its peak (Linux, or CUDA)."""
     import torch
 
@@ -199,16 +211,16 @@ def peak_memory(renderer, device):
     rays = camera_rays(field, IMAGE)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         forward_backward(field, rays, renderer)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = status("VmRSS")
     forward_backward(field, rays, renderer)
     return status("VmHWM") - before
 
 
-def status(key):
+def status(key: str) -> float:
     """Return an entry of /proc/self/status, MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
@@ -219,8 +231,8 @@ def status(key):
 # ---------------------------------------------------------------- the report
 
 
-def compare(field, cfg):
-    """Return the cells samples in the box, occupied, reference ms, fused ms, ratio."""
+def compare(field: VoxRF, cfg: RenderConfig) -> list[int | str]:
+    """Return a row of the table: samples in the box, occupied samples, reference ms, fused ms, ratio."""
     rays = camera_rays(field, IMAGE)
     times = median_seconds(field, rays, RENDERERS, cfg.repeats)
     in_box, in_sight = occupied_samples(field, rays)
@@ -228,13 +240,13 @@ def compare(field, cfg):
     return [in_box, in_sight, f"{ms[0]:.0f}", f"{ms[1]:.1f}", f"{ms[0] / ms[1]:.1f}"]
 
 
-def table(headings, rows):
+def table(headings: list[str], rows: Iterable[Sequence[int | str]]) -> str:
     """Return lines of a Markdown table."""
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def memory_table(cfg):
+def memory_table(cfg: RenderConfig) -> str:
     """Return the table of peak memory, each renderer measured in a process of its own."""
     mb = {}
     for name in RENDERERS:
@@ -249,9 +261,9 @@ def memory_table(cfg):
                 cfg.device,
                 *(["--threads", str(cfg.threads)] if cfg.threads else []),
             ],
-            cwd=Path(__file__).resolve().parent.parent,
             capture_output=True,
             text=True,
+            cwd=ROOT,
         )
         if done.returncode:
             raise RunError(f"measuring memory: {done.stderr.strip().splitlines()[-1]}")
@@ -269,11 +281,11 @@ def memory_table(cfg):
     )
 
 
-def scaling_table(field, cfg):
+def scaling_table(field: VoxRF, cfg: RenderConfig) -> str:
     """Return the table of the fused renderer's time over grids and images."""
     from tqdm import tqdm
 
-    rows = []
+    rows: list[list[int | str]] = []
     for grid in tqdm(cfg.grids, desc="grids"):
         scaled = resized(field, grid)
         for image in cfg.images:
@@ -286,7 +298,7 @@ def scaling_table(field, cfg):
     return table(["grid", "rays", "samples in the box", "occupied, in sight", "ms", "ns per occupied sample"], rows)
 
 
-def hardware(device):
+def hardware(device: torch.device) -> str:
     """Return a line that says what was measured on."""
     import torch
 
@@ -304,7 +316,7 @@ def hardware(device):
     return f"{names[0]}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write the report."""
     cfg = config.load(RenderConfig, argv, prog="python -m benchmarks.render", doc=__doc__, config_file=None)
     if cfg.out and not Path(cfg.out).resolve().parent.is_dir():

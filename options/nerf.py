@@ -1,4 +1,4 @@
-"""The typed configuration of a voxel NeRF's training. Imports nothing heavy: `-h` must answer at once."""
+"""The options of run_nerf.py. This module imports nothing heavy, since `-h` must answer at once."""
 
 from typing import ClassVar, Literal
 
@@ -11,16 +11,17 @@ from my.script import RunOptions
 class ModelConfig(Config):
     """The voxel radiance field."""
 
-    model_type: Literal["VoxRF"] = Field("VoxRF", description="field: colours in [0, 1] before white")
+    model_type: Literal["VoxRF"] = Field("VoxRF", description="kind of field: colours in [0, 1] before white")
     bbox_len: float = Field(1.5, gt=0, description="half edge of the field's cube round the origin, world units")
     grid_size: int = Field(
         128,
         gt=1,
-        description="n: the final grid has about n^3 voxels. It is cropped to what is occupied, so its edges differ",
+        description="the final grid has about as many voxels as a cube with this many voxels per edge. It is cropped "
+        "to the object, so that its own edges differ",
     )
-    step_ratio: float = Field(0.5, ge=0.01, le=10, description="marching step, in voxel edges")
-    density_shift: float = Field(-10.0, description="offset of the density before its softplus")
-    ray_march_weight_thres: float = Field(1e-4, ge=0, lt=1, description="samples at or below this weight get no colour")
+    step_ratio: float = Field(0.5, ge=0.01, le=10, description="distance of the samples along a ray, in voxel edges")
+    density_shift: float = Field(-10.0, description="number that is added to the density before its softplus")
+    ray_march_weight_thres: float = Field(1e-4, ge=0, lt=1, description="samples up to this weight have no colour")
     c: Literal[3] = Field(3, description="colour channels")
 
 
@@ -30,22 +31,20 @@ class NeRFConfig(RunOptions):
     scene: str = Field(
         "lego",
         min_length=1,
-        description="folder with transforms*.json, or a name below the data_root "
-        "of env.json, there or in nerf_synthetic",
+        description="folder with transforms*.json, or the name of a folder that is in the data_root of env.json, "
+        "or in nerf_synthetic there",
     )
     view_dependent: bool = Field(
         False,
-        description="colours change with the direction they are seen from: spherical "
-        "harmonics of degree 0 to 2, 9 times the memory",
+        description="colours depend on the direction from which they are seen: spherical harmonics of degree 0 to 2, "
+        "with 9 times the memory",
     )
     renderer: Literal["auto", "fused", "reference"] = Field(
         "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU"
     )
-    downscale: int = Field(1, gt=0, description="images are averaged over squares of this edge, pixels")
+    downscale: int = Field(1, gt=0, description="the pictures are averaged over squares with this edge, pixels")
     strict: bool = Field(
-        False,
-        description="refuse a scene whose transforms files name pictures that are missing, "
-        "rather than leave their frames out",
+        False, description="refuse a scene whose transforms files name missing pictures; else their frames are left out"
     )
     model: ModelConfig = ModelConfig()
     n_epoch: int = Field(
@@ -56,19 +55,18 @@ class NeRFConfig(RunOptions):
         1,
         gt=0,
         le=32,
-        description="rays per pixel edge. A pixel is the mean of its rays: more "
-        "than one smooths jagged edges, in training and in what is "
-        "rendered",
+        description="rays per pixel edge. The colour of a pixel is the mean over its rays. More than one ray smooths "
+        "jagged edges, in training and in the results",
     )
-    lr: float = Field(0.02, gt=0, description="learning rate at the start (Adam); a tenth of it at the end")
+    lr: float = Field(0.02, gt=0, description="learning rate at the start (Adam); it falls to a tenth at the end")
     max_minutes: float | None = Field(
         None,
         ge=0.001,
-        description="squeeze the training into this many minutes of wall "
-        "clock; such a run cannot be reproduced exactly",
+        description="finish the training within this many minutes of wall clock; such a run cannot be reproduced "
+        "exactly",
     )
     test_every: int | None = Field(
-        None, ge=0, description="steps between tests on the test views; None or 0: only at the end"
+        None, ge=0, description="steps between tests on the test views; None or 0 tests at the end only"
     )
 
     command: ClassVar = "run_nerf.py"

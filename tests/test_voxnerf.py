@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 import pose
 from my.errors import UserError
-from voxnerf import kernels
 from voxnerf.field import FIELDS, V_SD, VoxRF, background_uv, make_field
+from voxnerf.fused import kernels
 from voxnerf.rays import intersect_aabb, pixel_rays, sample_range
 from voxnerf.reference import sample_points, sample_weights, weights_from_thickness
 from voxnerf.render import pick_march, render_image, render_rays
@@ -377,8 +377,10 @@ def test_fused_jumps_over_empty_space_alone(masked, monkeypatch):
             field.update_alpha_mask()
     jumped, _ = both(field, *fused_rays(3000))
     assert 0 < (jumped[0].opacity > 1e-3).float().mean() < 0.9
-    monkeypatch.setattr("voxnerf.fused.block_flags", lambda filled: torch.full_like(filled.view(-1), False).byte())
-    monkeypatch.setattr("voxnerf.fused._mask_flags", {})
+    monkeypatch.setattr(
+        "voxnerf.fused.flags.block_flags", lambda filled: torch.full_like(filled.view(-1), False).byte()
+    )
+    monkeypatch.setattr("voxnerf.fused.flags._mask_flags", {})
     walked, _ = both(field, *fused_rays(3000))
     assert_same(field, jumped, walked)
 
@@ -400,7 +402,7 @@ def test_fused_channels_first_memory():
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_fused_threads_agree(threads, monkeypatch):
-    monkeypatch.setattr("voxnerf.fused.MIN_ITEMS", 1)
+    monkeypatch.setattr("voxnerf.fused.launch.MIN_ITEMS", 1)
     field, before = random_field(c=3, dtype=torch.float32), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -543,7 +545,7 @@ def test_bad_names_and_boxes():
 @pytest.mark.parametrize("c, view_dependent", [(3, False), (3, True)])
 def test_occupied_adam_is_adam(c, view_dependent):
     """Ten steps: the same as PyTorch's where rays can see, and nothing moves elsewhere."""
-    from voxnerf.adam import OccupiedAdam
+    from voxnerf.fused.adam import OccupiedAdam
 
     fields = [
         random_field("VoxRF", (13, 10, 21), c=c, view_dependent=view_dependent, dtype=torch.float32, density_shift=-2.0)

@@ -5,8 +5,11 @@ outside the grid the value is 0. Points are world units, xyz. Source: the voxel 
 (arXiv 2212.00774, section 5 and supplement).
 """
 
+from __future__ import annotations
+
 import math
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +18,13 @@ from torch import nn
 
 from voxnerf.sh import N_BASIS, SH_0, sh_basis
 
-ACTIVATIONS = {"raw": lambda f: f, "sigmoid": torch.sigmoid, "signed_sigmoid": lambda f: 2 * torch.sigmoid(f) - 1}
-SH_SCALE = 0.3  # of the harmonics beyond the constant one: steps of equal size move them this much less
-OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it, or a neighbour, is more opaque than this
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "raw": lambda f: f,
+    "sigmoid": torch.sigmoid,
+    "signed_sigmoid": lambda f: 2 * torch.sigmoid(f) - 1,
+}
+SH_SCALE = 0.3  # factor of all harmonics but the constant one: a step of the optimizer moves them this much less
+OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it is more opaque than this
 
 
 class VoxRF(nn.Module):
@@ -32,42 +39,48 @@ class VoxRF(nn.Module):
         ray_march_weight_thres: a sample whose weight is not above this has zero colour.
         blend_bg_texture: learn a background `bg` instead of the class's constant one.
         bg_texture_hw: h, edge of that (1, C, h, h) texture.
-        view_dependent: colours are spherical harmonics of degree 0 to 2 of the ray's direction, 9 features each.
-        generator: `torch.Generator` (on `device`) of the initial colours and texture.
+        view_dependent: a colour channel has 9 features, the factors of the spherical harmonics of degree 0 to 2 of the
+            ray's direction; else it has one.
+        generator: source of the initial colours and texture, on `device`.
     Raises ValueError for a box or a grid without volume.
     """
 
     bg_value = 1.0  # colour of a background without texture
-    activation = "sigmoid"  # out of ACTIVATIONS: the colour of features
+    activation = "sigmoid"  # the key of ACTIVATIONS that turns features into colours
+    aabb: torch.Tensor  # (2, 3)
+    voxels_per_unit: torch.Tensor  # (3,) float64, xyz
+    alpha_mask: torch.Tensor | None  # (1, 1, Z, Y, X) of 0 and 1; None until `update_alpha_mask`
+    sh_scale: torch.Tensor  # (9,)
+    bg: nn.Parameter | None  # (1, C, h, h)
 
     def __init__(
         self,
-        aabb,
-        grid_size,
-        c=3,
-        step_ratio=0.5,
-        density_shift=-1.0,
-        ray_march_weight_thres=1e-4,
-        blend_bg_texture=False,
-        bg_texture_hw=64,
-        view_dependent=False,
-        generator=None,
-        device=None,
-        dtype=torch.float32,
-    ):
+        aabb: np.ndarray | torch.Tensor | Sequence[Sequence[float]],
+        grid_size: int | Sequence[int],
+        c: int = 3,
+        step_ratio: float = 0.5,
+        density_shift: float = -1.0,
+        ray_march_weight_thres: float = 1e-4,
+        blend_bg_texture: bool = False,
+        bg_texture_hw: int = 64,
+        view_dependent: bool = False,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        kw = {"device": device, "dtype": dtype}
-        aabb = torch.as_tensor(aabb, dtype=torch.float64).cpu()
-        size_x, size_y, size_z = _grid_shape(aabb, grid_size)
-        edges = (aabb[1] - aabb[0]) / torch.tensor([size_x, size_y, size_z])
-        self.voxel_edge = edges.mean().item()  # plain floats: reading them never waits
-        self.box_diagonal = (aabb[1] - aabb[0]).norm().item()
+        kw: dict[str, Any] = {"device": device, "dtype": dtype}
+        box = torch.as_tensor(aabb, dtype=torch.float64).cpu()
+        size_x, size_y, size_z = _grid_shape(box, grid_size)
+        edges = (box[1] - box[0]) / torch.tensor([size_x, size_y, size_z])
+        self.voxel_edge = edges.mean().item()  # plain floats: reading them never waits for the device
+        self.box_diagonal = (box[1] - box[0]).norm().item()
         self.step_size = step_ratio * self.voxel_edge
         self.density_shift = density_shift
         self.ray_march_weight_thres = ray_march_weight_thres
-        self.register_buffer("aabb", aabb.to(**kw))
-        self.register_buffer("voxels_per_unit", (1 / edges).to(device), persistent=False)  # (3,) float64, xyz
-        self.register_buffer("alpha_mask", None)  # (1, 1, Z, Y, X) of 0 and 1, once it is known
+        self.register_buffer("aabb", box.to(**kw))
+        self.register_buffer("voxels_per_unit", (1 / edges).to(device), persistent=False)
+        self.register_buffer("alpha_mask", None)
         self.d_scale = nn.Parameter(torch.zeros((), **kw))
         self.density = nn.Parameter(torch.zeros(1, 1, size_z, size_y, size_x, **kw))
         color = torch.randn(1, c, size_z, size_y, size_x, generator=generator, **kw)
@@ -81,50 +94,51 @@ class VoxRF(nn.Module):
             h = bg_texture_hw
             self.bg = nn.Parameter(0.5 * torch.randn(1, c, h, h, generator=generator, **kw))
 
-    def to_color(self, f):
+    def to_color(self, f: torch.Tensor) -> torch.Tensor:
         """Return the colour of features f (any shape)."""
         return ACTIVATIONS[self.activation](f)
 
-    def interpolate(self, grid, points):
+    def interpolate(self, grid: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Return the values (n, C) of `grid` (1, C, Z, Y, X) at `points` (n, 3): trilinear, zeros outside."""
         lo, hi = self.aabb
         uvw = (points - lo) / (hi - lo) * 2 - 1
         return F.grid_sample(grid, uvw[None, None, None], align_corners=False)[0, :, 0, 0].T
 
-    def sigma(self, points):
+    def sigma(self, points: torch.Tensor) -> torch.Tensor:
         """Return the density (n,), per world unit, at `points` (n, 3)."""
         return self._to_sigma(self.interpolate(self.density, points)[:, 0])
 
-    def _to_sigma(self, density):
+    def _to_sigma(self, density: torch.Tensor) -> torch.Tensor:
         return F.softplus(self.d_scale.exp() * density + self.density_shift)
 
-    def features(self, points, rays_d):
-        """Return the colour (n, C) at `points` (n, 3) seen along unit directions `rays_d` (n, 3)."""
+    def features(self, points: torch.Tensor, rays_d: torch.Tensor) -> torch.Tensor:
+        """Return the colours (n, C) at `points` (n, 3) as unit directions `rays_d` (n, 3) see them."""
         f = self.interpolate(self.color, points).unflatten(1, (self.c, -1))  # (n, C, n_basis)
         return self.to_color((f * self.basis(rays_d)[:, None]).sum(dim=2))
 
-    def basis(self, rays_d):
-        """Return the factors (n, n_basis) of the features of a channel for directions `rays_d` (n, 3)."""
+    def basis(self, rays_d: torch.Tensor) -> torch.Tensor:
+        """Return the factors (n, n_basis) that a channel's features have for directions `rays_d` (n, 3)."""
         if not self.view_dependent:
             return self.color.new_ones(len(rays_d), 1)
         return sh_basis(rays_d).to(self.color) * self.sh_scale
 
-    def background(self, rays_d):
+    def background(self, rays_d: torch.Tensor) -> torch.Tensor:
         """Return the background (n, C) that unit directions `rays_d` (n, 3) see."""
         if self.bg is None:
             return self.color.new_full((len(rays_d), self.c), self.bg_value)
         uv = background_uv(rays_d).to(self.bg)[None, None]  # (1, 1, n, 2)
         return self.to_color(F.grid_sample(self.bg, uv, align_corners=False)[0, :, 0]).T
 
-    def occupied(self, points):
-        """Return (n,) bool: whether samples at `points` (n, 3) are worth it."""
+    def occupied(self, points: torch.Tensor) -> torch.Tensor:
+        """Return whether the mask lets rays see samples at `points` (n, 3), (n,) bool; there must be a mask."""
+        assert self.alpha_mask is not None
         return self.interpolate(self.alpha_mask, points)[:, 0] > 0
 
     @torch.no_grad()
-    def update_alpha_mask(self, speck=0.0):
-        """Set `alpha_mask` (1, 1, Z, Y, X): 1 where a voxel or a neighbour is occupied, else 0.
+    def update_alpha_mask(self, speck: float = 0.0) -> None:
+        """Set `alpha_mask` (1, 1, Z, Y, X) to 1 where a voxel or a neighbour is occupied, else to 0.
 
-        Connected parts with less than the share `speck` of all occupied voxels are left out.
+        A connected part that has less than the share `speck` of all occupied voxels does not count as occupied.
         """
         alpha = -torch.expm1(-self._to_sigma(self.density) * self.voxel_edge)
         occupied = (alpha > OCCUPIED_ALPHA).to(alpha.dtype)
@@ -132,7 +146,7 @@ class VoxRF(nn.Module):
             occupied = without_specks(occupied, speck)
         self.alpha_mask = F.max_pool3d(occupied, kernel_size=3, stride=1, padding=1)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         mask = state_dict.get(prefix + "alpha_mask")  # a checkpoint may hold one or not
         self.alpha_mask = None if mask is None else torch.empty_like(self.density)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -155,15 +169,18 @@ class V_SD(VoxRF):
 FIELDS = {"VoxRF": VoxRF, "V_SJC": V_SJC, "V_SD": V_SD}
 
 
-def make_field(model_type, *args, **kwargs):
-    """Return a new field of kind `model_type`; raises ValueError for any not in FIELDS."""
+def make_field(model_type: str, *args: Any, **kwargs: Any) -> VoxRF:
+    """Return a new field of kind `model_type` with the other arguments; raises ValueError for a kind not in FIELDS."""
     if model_type not in FIELDS:
         raise ValueError(f"model_type must be one of {', '.join(FIELDS)}, got {model_type!r}")
     return FIELDS[model_type](*args, **kwargs)
 
 
-def without_specks(occupied, share):
-    """Return a grid (1, 1, Z, Y, X) of 0 and 1 without its connected parts that have less than `share` of it."""
+def without_specks(occupied: torch.Tensor, share: float) -> torch.Tensor:
+    """Return a grid (1, 1, Z, Y, X) of 0 and 1 without the connected parts that have less than `share` of its ones.
+
+    Voxels that share a corner are connected.
+    """
     from scipy.ndimage import label
 
     parts, _ = label(occupied[0, 0].cpu().numpy(), np.ones((3, 3, 3)))  # 0 is not occupied
@@ -173,13 +190,13 @@ def without_specks(occupied, share):
     return torch.from_numpy(kept[parts])[None, None].to(occupied)
 
 
-def from_all_sides(color):
-    """Return features (1, 9 C, Z, Y, X) of harmonics that look like those (1, C, Z, Y, X) from every direction."""
+def from_all_sides(color: torch.Tensor) -> torch.Tensor:
+    """Return view-dependent features (1, 9 C, Z, Y, X) that show the colour of (1, C, Z, Y, X) in every direction."""
     others = color.new_zeros(1, color.shape[1], N_BASIS - 1, *color.shape[2:])
     return torch.cat([color[:, :, None] / SH_0, others], dim=2).flatten(1, 2)
 
 
-def background_uv(rays_d):
+def background_uv(rays_d: torch.Tensor) -> torch.Tensor:
     """Return the texture coordinates uv (n, 2) in [-1, 1] of unit directions `rays_d` (n, 3).
 
     u = 2 atan2(sqrt(x^2 + y^2), z) / pi - 1 and v = atan2(y, x) / pi.
@@ -188,14 +205,15 @@ def background_uv(rays_d):
     return torch.stack([2 / math.pi * torch.atan2(torch.hypot(x, y), z) - 1, torch.atan2(y, x) / math.pi], dim=-1)
 
 
-def _grid_shape(aabb, grid_size):
+def _grid_shape(aabb: torch.Tensor, grid_size: int | Sequence[int]) -> list[int]:
     """Return the voxel counts (X, Y, Z) of a box (2, 3) for an int or an (X, Y, Z) grid size."""
     if aabb.shape != (2, 3) or not (aabb[1] > aabb[0]).all():
         raise ValueError(f"aabb must be [min xyz, max xyz] with min < max, got {aabb.tolist()}")
-    shape = grid_size
-    if isinstance(grid_size, Integral) and grid_size > 0:
+    if isinstance(grid_size, Sequence):
+        shape = [int(n) for n in grid_size]
+    else:
         edges = aabb[1] - aabb[0]
-        shape = [max(1, round(n)) for n in (grid_size * edges / edges.max()).tolist()]
-    if isinstance(shape, Integral) or len(shape) != 3 or min(shape) < 1:
+        shape = [max(1, round(n)) for n in (int(grid_size) * edges / edges.max()).tolist()] if grid_size > 0 else []
+    if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"grid_size must be a positive int or three (X, Y, Z), got {grid_size}")
-    return [int(n) for n in shape]
+    return shape

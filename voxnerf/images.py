@@ -1,45 +1,62 @@
 """Pictures and masks of scenes as numbers: RGB with sRGB's curve and straight alpha, of any bit depth and colour type.
 
-docs/images.md lists which kinds of file are read, and what becomes of what they state. Time and memory follow from
-the bytes of a file and from its number of pixels, which is read before they are decoded and is at most `MAX_PIXELS`.
+docs/images.md lists the kinds of files that are read, and what is done with the facts that they state. Time and memory
+depend on the bytes of a file and on its number of pixels. That number is read before the pixels are decoded, and is at
+most `MAX_PIXELS`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from my.errors import UserError, note
-from voxnerf.pictures import MAX_PIXELS, OUTPUT, TURNED, Unreadable, openexr, raster, turn
+from voxnerf.pictures import MAX_PIXELS, OUTPUT, TURNED, Header, Unreadable, openexr, raster, turn
 
 __all__ = ["MAX_PIXELS", "image_size", "read_image", "read_mask"]
 
+Size = tuple[float, float]  # width, height in pixels
+Read = TypeVar("Read")
 LIKEWISE = "; the same holds for others like it in its folder"
 
-_told = set()  # (folder, kind) of the notes that were written
+_told: set[tuple[Path, str]] = set()  # (folder, kind) of the notes that were written
 
 
-def image_size(path, size=None):
+class Reader(Protocol):
+    """A module that reads one kind of picture files: `raster` or `openexr`."""
+
+    def header(self, path: Path) -> Header: ...
+
+    def read(self, path: Path) -> tuple[Header, np.ndarray]: ...
+
+
+def image_size(path: Path, size: Size | None = None) -> tuple[int, int]:
     """Return the (width, height) that `read_image(path, size=size)` will have, pixels, from the file's header.
 
-    Raises UserError as `read_image` does, except for what only its pixels show.
+    Raises UserError as `read_image` does, except for errors that show only when the pixels are decoded.
     """
     head = _guarded("", path, lambda kind: kind.header(path))
-    return head.size[::-1] if _turns(head, size) else head.size
+    width, height = head.size
+    return (height, width) if _turns(head, size) else (width, height)
 
 
-def read_image(path, where="", size=None):
+def read_image(path: Path, where: str = "", size: Size | None = None) -> np.ndarray:
     """Return the picture at `path` as (H, W, 4) float32 in [0, 1]: RGB with sRGB's curve, and straight alpha.
 
-    where: what the message of an error begins with, such as the frame that names the picture.
+    where: the beginning of an error's message, such as the frame that names the picture.
     size: (w, h) that a scene states for it, or None. The pixels are used as they are stored, as capture tools use
     them: EXIF's orientation is applied only where w x h has the shape of the turned picture, and not of the stored
-    one. What of a file's statements is not used is said in a note, once per folder and kind.
+    one. A note
+    tells which statements of a file are not used, once per folder and kind.
     Raises UserError, one line, for a file that is missing, damaged, of no kind that is read, or too large.
     """
     return _picture(path, where, size)[1]
 
 
-def read_mask(path, where="", size=None):
+def read_mask(path: Path, where: str = "", size: Size | None = None) -> np.ndarray:
     """Return the mask at `path` as (H, W) bool: False, leave out, where the picture is 0.
 
     A pixel is 0 where each of its colours is black, or where it is transparent. In a picture that is black all over
@@ -59,18 +76,21 @@ def read_mask(path, where="", size=None):
     return value > 0
 
 
-def fits(size, stated):
+def fits(size: Size, stated: Size) -> bool:
     """Return whether pictures of two sizes (width, height) have one shape, but for rounding to whole pixels."""
     return abs(size[0] * stated[1] - stated[0] * size[1]) < max(stated)
 
 
-def _turns(head, size):
+def _turns(head: Header, size: Size | None) -> bool:
     """Return whether a picture's EXIF orientation is applied, given the size (w, h) that a scene states, or None."""
-    return size is not None and head.orientation in TURNED and fits(head.size[::-1], size) and not fits(head.size, size)
+    if size is None or head.orientation not in TURNED:
+        return False
+    width, height = head.size
+    return fits((height, width), size) and not fits((width, height), size)
 
 
-def _picture(path, where, size):
-    """Return the `Header` of a picture and its (H, W, 4), and tell what is to be known of it."""
+def _picture(path: Path, where: str, size: Size | None) -> tuple[Header, np.ndarray]:
+    """Return the header and the pixels (H, W, 4) of a picture, and write the notes on it."""
     head, pixels = _guarded(where, path, lambda kind: kind.read(path))
     turned = _turns(head, size)
     if head.orientation != 1:
@@ -86,8 +106,8 @@ def _picture(path, where, size):
     return head, np.ascontiguousarray(turn(pixels, head.orientation) if turned else pixels)
 
 
-def _guarded(where, path, call):
-    """Return `call(kind)` of the module that reads this kind of file; its `Unreadable` becomes a UserError."""
+def _guarded(where: str, path: Path, call: Callable[[Reader], Read]) -> Read:
+    """Return `call(module)` of the module that reads this kind of file; turn its errors into UserError."""
     begin = f"{where}: {path}" if where else f"{path}"
     try:
         return call(openexr if openexr.begins(path) else raster)
@@ -97,8 +117,8 @@ def _guarded(where, path, call):
         raise UserError(f"{begin}: cannot be read: {error.strerror or error}") from None
 
 
-def _tell(path, kind, text):
-    """Say once per folder what is to be known of pictures of a kind."""
+def _tell(path: Path, kind: str, text: str) -> None:
+    """Write a note on a kind of pictures, once per folder."""
     key = Path(path).parent, kind
     with OUTPUT:
         if key not in _told:

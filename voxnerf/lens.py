@@ -13,16 +13,19 @@ model", after Kannala and Brandt 2006): at the angle theta off the axis, theta_d
 k1 to k4 as n1 to n4, and (x_d, y_d) = theta_d / r (x, y). It sees beyond 90 degrees.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-WIDEST = math.tan(math.radians(85))  # of a radial-tangential lens: no ray is looked for beyond
-HALVINGS = 26  # of the interval that a radius lies in, before Newton's iterations
-NEWTON = 8
-TINY = 1e-15  # coefficients that turn no ray
+WIDEST = math.tan(math.radians(85))  # radius of a radial-tangential lens beyond which no ray is looked for
+HALVINGS = 26  # bisections of the interval that a radius lies in, before Newton's iterations
+NEWTON = 8  # iterations
+TINY = 1e-15  # coefficients up to this turn no ray
 EXACT = 1e-9  # how far an inverse may be off, in normalised image coordinates
 
 
@@ -30,9 +33,9 @@ class Lens(NamedTuple):
     """The coefficients of one lens; without any it is a pinhole, or an equidistant fisheye."""
 
     fisheye: bool = False
-    num: tuple = (0.0,) * 4  # n1 to n4
-    den: tuple = (0.0,) * 3  # d1 to d3; none for a fisheye
-    p: tuple = (0.0,) * 2  # p1, p2; none for a fisheye
+    num: tuple[float, ...] = (0.0,) * 4  # n1 to n4
+    den: tuple[float, ...] = (0.0,) * 3  # d1 to d3; 0 for a fisheye
+    p: tuple[float, ...] = (0.0,) * 2  # p1, p2; 0 for a fisheye
 
     @property
     def bends(self) -> bool:
@@ -54,24 +57,20 @@ class Lens(NamedTuple):
 
 
 class Lenses:
-    """n lenses on a device, that turn image points of any of them into directions in one go.
+    """n lenses on a device, which turn image points of any of them into directions at once."""
 
-    Args:
-        lenses: list of n `Lens`.
-    """
-
-    def __init__(self, lenses, device=None):
+    def __init__(self, lenses: Sequence[Lens], device: torch.device | str | None = None) -> None:
         reach = {lens: lens.reach for lens in set(lenses)}  # most often there is one
-        columns = [[lens.fisheye for lens in lenses], [(*lens.num, *lens.den, *lens.p, reach[lens]) for lens in lenses]]
-        self.fisheye = torch.tensor(columns[0], device=device)  # (n,)
-        self.values = torch.tensor(columns[1], dtype=torch.float64, device=device)  # (n, 10)
+        values = [(*lens.num, *lens.den, *lens.p, reach[lens]) for lens in lenses]
+        self.fisheye = torch.tensor([lens.fisheye for lens in lenses], device=device)  # (n,)
+        self.values = torch.tensor(values, dtype=torch.float64, device=device)  # (n, 10)
 
-    def directions(self, lens, points):
-        """Return where lenses `lens` (m,) integers see image points (m, n, 2) float64, and whether each is in reach.
+    def directions(self, lens: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how lenses number `lens` (m,) see image points (m, n, 2) float64: directions, and which are in reach.
 
         The points are (x_d, y_d) of the module's docstring. The directions (m, n, 3) are in the camera's
-        OpenGL frame (x right, y up, looking along -z), of no particular length. A point out of reach (m, n) bool
-        False gets the direction of the nearest one that the lens reaches along its radius.
+        OpenGL frame (x right, y up, looking along -z), of any length. A point that the lens does not reach, (m, n) bool
+        False, gets the direction of the farthest point along its radius that the lens reaches.
         """
         values = self.values[lens][:, None]  # (m, 1, 10)
         num, den, p, reach = values[..., :4], values[..., 4:7], values[..., 7:9], values[..., 9]
@@ -86,31 +85,34 @@ class Lenses:
         sideways = torch.where(fisheye[..., None], toward * torch.sin(r)[..., None], flat)
         return (torch.stack([sideways[..., 0], -sideways[..., 1], -ahead], dim=-1), torch.where(fisheye, inside, exact))
 
-    def bend(self, lens, rays):
-        """Return the directions (m, n, 3) that pinholes see along `rays` (m, n, 3), as lenses `lens` (m,) see there.
+    def bend(self, lens: torch.Tensor, rays: torch.Tensor) -> torch.Tensor:
+        """Return the directions (m, n, 3) that lenses number `lens` (m,) see where pinholes see `rays` (m, n, 3).
 
-        Both are in the camera's OpenGL frame, and those of the pinholes are (x, y, -1).
+        Both are directions in the camera's OpenGL frame. Those of the pinholes are (x, y, -1).
         """
         return self.directions(lens, torch.stack([rays[..., 0], -rays[..., 1]], dim=-1))[0]
 
 
-def ratio(s, num, den):
+def ratio(s: torch.Tensor, num: torch.Tensor, den: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return q(s) = N(s) / D(s) and its derivative, of s (...) and coefficients (..., 4), (..., 3)."""
     N, dN = horner(s, num)
     D, dD = horner(s, den)
     return N / D, (dN * D - N * dD) / (D * D)
 
 
-def horner(s, coefficients):
+def horner(s: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return 1 + c1 s + c2 s^2 + ..., and its derivative."""
     value, slope = torch.zeros_like(s), torch.zeros_like(s)
-    for c in (*coefficients.unbind(-1)[::-1], 1.0):
+    steps: list[torch.Tensor | float] = [*coefficients.unbind(-1)[::-1], 1.0]
+    for c in steps:
         slope = slope * s + value
         value = value * s + c
     return value, slope
 
 
-def distort(points, num, den, p):
+def distort(
+    points: torch.Tensor, num: torch.Tensor, den: torch.Tensor, p: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Return (x_d, y_d) of points (..., 2), radial-tangential, and the Jacobian's entries a, b, d.
 
     The Jacobian is [[a, b], [b, d]]: it is symmetric, as both are slopes of one potential.
@@ -127,8 +129,13 @@ def distort(points, num, den, p):
     return torch.stack([x_d, y_d], dim=-1), (a, b, d)
 
 
-def undistort(seen, guess, num, den, p):
-    """Return the points (..., 2) that are seen at `seen` by Newton's iterations from `guess`, and whether they are."""
+def undistort(
+    seen: torch.Tensor, guess: torch.Tensor, num: torch.Tensor, den: torch.Tensor, p: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the points (..., 2) that the lens shows at `seen` (..., 2), and whether each is found, (...) bool.
+
+    Newton's iterations begin at `guess` (..., 2).
+    """
     points = guess
     for _ in range(NEWTON):
         there, (a, b, d) = distort(points, num, den, p)
@@ -140,7 +147,9 @@ def undistort(seen, guess, num, den, p):
     return points, (off <= EXACT * (1 + seen.norm(dim=-1))) & (a * d - b * b > 0)  # False for NaN
 
 
-def invert_radius(seen, reach, num, den):
+def invert_radius(
+    seen: torch.Tensor, reach: torch.Tensor, num: torch.Tensor, den: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return r (...) in [0, reach] with r q(r^2) = `seen` (...), and whether there is one; else r is `reach`."""
     low, high = torch.zeros_like(seen), reach.expand_as(seen)
     inside = seen <= high * ratio(high * high, num, den)[0]

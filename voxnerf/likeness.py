@@ -1,24 +1,27 @@
 """How near a picture is to the truth, over the pixels that count."""
 
+from __future__ import annotations
+
 import math
 
 import torch
 import torch.nn.functional as F
 
+MAX_PSNR = 100.0  # dB, that of equal pictures
 WINDOW = 11  # pixels, the edge of SSIM's window
 
 
-def mse(a, b, usable=None):
-    """Return the mean squared error (tensor) of images (H, W, 3), over the pixels of `usable` (H, W) bool if given."""
+def mse(a: torch.Tensor, b: torch.Tensor, usable: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean squared error () of images (H, W, 3), over the pixels of `usable` (H, W) bool if it is given."""
     return F.mse_loss(a, b) if usable is None else F.mse_loss(a[usable], b[usable])
 
 
-def psnr(mse):
-    """Return the peak signal-to-noise ratio, dB, at most 100, of a mean squared error (tensor) of values in [0, 1]."""
-    return -10 * torch.log10(mse.clamp(min=1e-10))
+def psnr(mse: torch.Tensor) -> torch.Tensor:
+    """Return the peak signal-to-noise ratios, dB, at most MAX_PSNR, of mean squared errors of values in [0, 1]."""
+    return -10 * torch.log10(mse.clamp(min=10 ** (-MAX_PSNR / 10)))
 
 
-def ssim(a, b, usable=None):
+def ssim(a: torch.Tensor, b: torch.Tensor, usable: torch.Tensor | None = None) -> float:
     """Return the structural similarity of two images (H, W, 3) in [0, 1] (Wang et al. 2004); NaN below 11 pixels.
 
     With `usable` (H, W) bool it is the mean over the windows of 11 x 11 pixels that lie in the images and hold
@@ -29,9 +32,9 @@ def ssim(a, b, usable=None):
     if min(a.shape[:2]) < WINDOW:
         return math.nan
     a, b = (image.permute(2, 0, 1)[None] for image in (a, b))
+    mean, similarity = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)
     if usable is None:
-        return structural_similarity_index_measure(a, b, data_range=1.0).item()
-    _, similarity = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)  # (1, 3, H, W)
+        return mean.item()
     whole = F.max_pool2d((~usable)[None, None].float(), WINDOW, stride=1)[0, 0] == 0  # a window at each inner pixel
     edge = WINDOW // 2
     return similarity[0, :, edge:-edge, edge:-edge][:, whole].mean().item()

@@ -4,13 +4,17 @@
 
 The grid grows from coarse to fine (as in DVGO, arXiv 2111.11215, section 4.2), is cropped to what
 is occupied, and skips empty space by a mask (as in TensoRF, arXiv 2203.09517, section 4.5). Colours
-begin the same from all sides, so that highlights shape no geometry. All of it happens at fractions
-of the run, given at the top: its `progress` in [0, 1].
+begin the same from all sides, so that highlights shape no geometry. Each of these events is due at a
+fraction of the run, its `progress` in [0, 1]; the constants at the top give these fractions.
 """
+
+from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,31 +23,63 @@ import torch.nn.functional as F
 from my import checkpoint
 from my.errors import UserError, note
 from my.seeds import torch_rng
-from voxnerf import reference
-from voxnerf.field import from_all_sides, make_field
+from voxnerf import reference, state
+from voxnerf.field import VoxRF, from_all_sides, make_field
 from voxnerf.likeness import mse, psnr, ssim
 from voxnerf.pixels import PixelCameras, Pixels
-from voxnerf.render import pick_march, render_image, render_rays
+from voxnerf.render import CHUNK, averaged, pick_march, render_image, render_rays
+
+if TYPE_CHECKING:
+    from voxnerf.lens import Lens
+    from voxnerf.scene import Scene
 
 GROWTH = ((0.0, 0.25), (0.05, 0.5), (0.15, 0.75), (0.35, 1.0))  # (progress, share of model.grid_size)
-HARMONICS = 0.15  # progress at which growth makes colours depend on the direction, if they are to
-MASKS = (0.04, 0.1, 0.2, 0.4, 0.6)  # progress at which the empty space is found anew
-WARM_UP = 100  # steps before which nothing is masked or cropped, however slow they are
-LR_FACTORS = {"density": 50.0, "color": 5.0}  # of the learning rate; a density far below its softplus has far to go
-LR_DECAY = 0.1  # factor of the learning rate by the end, reached exponentially
-EMPTINESS_SCALE, EMPTINESS_WEIGHT = 10.0, 1e-4  # of mean over rays of sum log(1 + scale w), against fog
+HARMONICS = 0.15  # progress from which on growth makes colours view-dependent, if the configuration says so
+MASKS = (0.04, 0.1, 0.2, 0.4, 0.6)  # progress at which the mask of empty space is computed again
+WARM_UP = 100  # steps in which nothing is masked or cropped, even if the clock says that it is due
+LR_FACTORS = {"density": 50.0, "color": 5.0}  # times the learning rate: a density begins far from where it must go
+LR_DECAY = 0.1  # factor of the learning rate at the end of the run, reached exponentially
+EMPTINESS_SCALE, EMPTINESS_WEIGHT = 10.0, 1e-4  # of the loss against fog: mean over rays of sum log(1 + scale w)
 BETAS = (0.9, 0.99)  # of Adam
-SPECK = 0.01  # share of what is occupied, below which a detached part is taken for a floater and masked
-MIN_SHARE = 0.01  # of the views' rays, that the field must be in the way of
-AWAY = -0.5  # mean cosine between where cameras look and where the field's middle is, below which they look away
-CHUNK = 16384  # rays at a time where no gradient is needed
+SPECK = 0.01  # a detached part with less than this share of all occupied voxels is masked, as a floater
+MIN_SHARE = 0.01  # share of the views' rays that must pass through the field
+AWAY = -0.5  # cameras whose mean cosine (see `PixelCameras.facing`) is below this look away from the field
+
+
+class ModelOptions(Protocol):
+    """The options of the field; `ModelConfig` of run_nerf.py says what they mean."""
+
+    model_type: Literal["VoxRF"]
+    bbox_len: float
+    grid_size: int
+    step_ratio: float
+    density_shift: float
+    ray_march_weight_thres: float
+    c: Literal[3]
+
+
+class NeRFOptions(Protocol):
+    """The options of a training; `NeRFConfig` of run_nerf.py says what they mean."""
+
+    @property
+    def model(self) -> ModelOptions: ...
+
+    view_dependent: bool
+    renderer: Literal["auto", "fused", "reference"]
+    n_epoch: int
+    bs: int
+    subpixels: int
+    lr: float
+    max_minutes: float | None
+    test_every: int | None
+    seed: int
 
 
 class View(NamedTuple):
-    """One view of a scene as it is, as it is rendered, and how near the two are."""
+    """One view of a scene: its picture, the rendering of it, and how near the two are."""
 
     name: str
-    truth: np.ndarray  # (H, W, 3) uint8, with the pixels that do not count
+    truth: np.ndarray  # (H, W, 3) uint8, also of the pixels that do not count
     picture: np.ndarray  # (H, W, 3) in [0, 1]
     depth: np.ndarray  # (H, W), world units
     psnr: float  # dB
@@ -54,31 +90,40 @@ class NeRF:
     """One training: a field, the images that shape it, its optimizer and its clock.
 
     Args:
-        cfg: a `NeRFConfig`.
-        scene: the `Scene` of training views.
-        device: torch device of field, images and rays.
+        scene: the training views.
+        device: where field, images and rays are.
         clock: returns monotonic seconds, for `max_minutes`.
-    Raises UserError for a scene that is not where the field is.
+    Raises UserError for a scene whose cameras do not see the field.
     """
 
-    def __init__(self, cfg, scene, device="cpu", clock=time.monotonic):
+    field: VoxRF
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        cfg: NeRFOptions,
+        scene: Scene,
+        device: torch.device | str = "cpu",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.cfg, self.device, self.clock = cfg, torch.device(device), clock
         self.pixels = Pixels(scene, self.device)
         self.cameras = PixelCameras(scene.K, scene.c2w, self.device, scene.lenses)
         self.n_steps = math.ceil(cfg.n_epoch * len(self.pixels) / cfg.bs)
         self.started, self.minutes_before = clock(), 0.0
-        self.schedule = sorted([*GROWTH[1:], *((due, None) for due in MASKS)], key=lambda event: event[0])
-        self.n_events = 0  # of the schedule's, that are over
+        events: list[tuple[float, float | None]] = [*GROWTH[1:], *((due, None) for due in MASKS)]
+        self.schedule = sorted(events, key=lambda event: event[0])  # (progress, share of growth, or None for a mask)
+        self.n_events = 0  # how many events of the schedule are over
         b = cfg.model.bbox_len
         box = np.array([[-b] * 3, [b] * 3])
         self._refuse_elsewhere(box, scene)
         self._set_field(box, grid_shape(box, cfg.model.grid_size * GROWTH[0][1]))
 
-    def _refuse_elsewhere(self, box, scene):
+    def _refuse_elsewhere(self, box: np.ndarray, scene: Scene) -> None:
         """Raise UserError if next to no ray of the views passes through `box` (2, 3), or if cameras look away from it.
 
-        The first is a scene in other units, the second one of other axes. Cameras that stand in the box may look
-        outwards, as those of a room do: these are told of only.
+        The first happens where a scene is in other units, the second where its poses are in other axes. Cameras that
+        stand in the box may look outwards, as those of a room do: these get a note only.
         """
         facing, inside = self.cameras.facing(), self.cameras.share_inside(box[1, 0])
         if facing < AWAY and inside < 0.5:
@@ -102,7 +147,7 @@ class NeRF:
                 "give a larger --model.bbox_len"
             )
 
-    def _set_field(self, box, shape, view_dependent=False):
+    def _set_field(self, box: np.ndarray, shape: Sequence[int], view_dependent: bool = False) -> None:
         """Make a new field in `box` (2, 3), of `shape` (X, Y, Z) voxels, and the optimizer that goes with it."""
         m = self.cfg.model
         self.box = box  # as given: in the field it is rounded
@@ -117,34 +162,36 @@ class NeRF:
             view_dependent=view_dependent,
             generator=torch_rng(self.cfg.seed, 0, "field"),
         ).to(self.device)
-        self.names = [name for name, _ in self.field.named_parameters()]
         self.optimizer = new_adam(self.field, self.cfg.lr, self.cfg.renderer)
 
     # ------------------------------------------------------------------ schedule
 
     @property
-    def minutes(self):
-        """Wall-clock minutes that this training has taken, those before it was resumed included."""
+    def minutes(self) -> float:
+        """Wall-clock minutes that this training has taken, including those before it was resumed."""
         return self.minutes_before + (self.clock() - self.started) / 60
 
-    def progress(self, step):
-        """Return how much of the run is over after `step` steps, in [0, 1]; under max_minutes, by the clock too."""
+    def progress(self, step: int) -> float:
+        """Return how much of the run is over after `step` steps, in [0, 1]: with max_minutes, the clock counts too."""
         by_time = self.minutes / self.cfg.max_minutes if self.cfg.max_minutes else 0.0
         return min(1.0, max(step / self.n_steps, by_time))
 
-    def keep_to_schedule(self, step, progress):
-        """Do what is due by `progress`, and set the learning rates; the clock alone makes nothing due at first."""
+    def keep_to_schedule(self, step: int, progress: float) -> None:
+        """Do the events that are due by `progress`, and set the learning rates.
+
+        In the first WARM_UP steps, an event also waits for the number of steps that it would take without a clock.
+        """
         for due, share in self.schedule[self.n_events :]:
             if progress < due or step < min(due * self.n_steps, WARM_UP):
                 break
             self.find_empty_space() if share is None else self.grow(share, due >= HARMONICS)
             self.n_events += 1
-        for name, group in zip(self.names, self.optimizer.param_groups, strict=True):
+        for name, group in zip(state.parameter_names(self.field), self.optimizer.param_groups, strict=True):
             group["lr"] = self.cfg.lr * LR_FACTORS.get(name, 1.0) * LR_DECAY**progress
 
     @torch.no_grad()
-    def grow(self, share, harmonics=True):
-        """Replace the field by itself, cropped to its mask, on a grid of (grid_size * share)^3 voxels.
+    def grow(self, share: float, harmonics: bool = True) -> None:
+        """Crop the field to its mask, and resample it to a grid of about (grid_size * share)^3 voxels.
 
         With `harmonics` it becomes view-dependent, if the configuration says so.
         """
@@ -152,26 +199,25 @@ class NeRF:
         box = old_box if old.alpha_mask is None else occupied_box(old.alpha_mask, old_box)
         shape = grid_shape(box, self.cfg.model.grid_size * share)
         self._set_field(box, shape, self.cfg.view_dependent and harmonics)
-        for (name, new), given in zip(self.field.named_parameters(), old.parameters()):
-            if new.ndim == 5:
-                given = resample(given, old_box, box, shape)
+        for (name, new), before in zip(self.field.named_parameters(), old.parameters()):
+            given = resample(before, old_box, box, shape) if new.ndim == 5 else before
             new.copy_(from_all_sides(given) if name == "color" and new.shape != given.shape else given)
         if old.alpha_mask is not None:
             self.find_empty_space()
 
-    def find_empty_space(self):
-        """Set the field's mask; a field that is empty everywhere gets none, since it could never fill."""
+    def find_empty_space(self) -> None:
+        """Set the field's mask. A field that is empty everywhere gets none, since a mask would keep it empty."""
         self.field.update_alpha_mask(SPECK)
-        if not self.field.alpha_mask.any():
+        if self.field.alpha_mask is not None and not self.field.alpha_mask.any():
             self.field.alpha_mask = None
 
     # ------------------------------------------------------------------ training
 
-    def draw_batch(self, step):
-        """Return this step's rays_o, rays_d (bs * n, 3), n a pixel, and the pixels' colours and backgrounds (bs, 3).
+    def draw_batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return this step's rays_o, rays_d (bs * n, 3), and the pixels' colours and backgrounds (bs, 3).
 
-        The rays of a pixel are side by side. Images with alpha stand before another random colour at every pixel: fog
-        that hides before white does not there.
+        There are n = subpixels^2 rays per pixel, side by side. If the images have alpha, each pixel gets a random
+        background, since white fog cannot be seen before a white one.
         """
         pixel = self.pixels.draw(self.cfg.bs, torch_rng(self.cfg.seed, step, "pixels"))
         view, y, x = self.pixels.locate(pixel)
@@ -185,10 +231,11 @@ class NeRF:
         bg = bg.to(self.device, non_blocking=True)
         return rays_o, rays_d, colors + (bg - 1) * (1 - self.pixels.alpha[pixel, None].float() / 255), bg
 
-    def draw_subpixels(self, step):
-        """Return where this step's rays pass their pixels: dy, dx (bs, n) or (1, 1), pixels off the centre.
+    def draw_subpixels(self, step: int) -> torch.Tensor:
+        """Return where this step's rays pass their pixels: (2, bs, n) or (2, 1, 1), y and x off the centre, in pixels.
 
-        A single one passes the centre; n = s^2 pass a pixel's s x s squares, each somewhere in its own.
+        A single ray passes through the centre. n = s^2 rays pass through the s x s squares of a pixel, each at a random
+        point of its own square.
         """
         s = self.cfg.subpixels
         if s == 1:
@@ -198,7 +245,7 @@ class NeRF:
         inside = torch.rand(2, self.cfg.bs, s * s, generator=torch_rng(self.cfg.seed, step, "subpixels"))
         return ((corner + inside) / s - 0.5).to(self.device, non_blocking=True)
 
-    def step(self, step, progress):
+    def step(self, step: int, progress: float) -> dict[str, torch.Tensor]:
         """Take one step; return {loss, psnr (dB, of the batch)}, tensors on the device."""
         self.keep_to_schedule(step, progress)
         rays_o, rays_d, colors, bg = self.draw_batch(step)
@@ -213,17 +260,25 @@ class NeRF:
     # ------------------------------------------------------------------ evaluation
 
     @torch.no_grad()
-    def render(self, K, c2w, H, W, lens=None):
-        """Return the picture (H, W, 3) in [0, 1] and the depth (H, W) of a camera, world units, as arrays."""
+    def render(
+        self, K: np.ndarray | torch.Tensor, c2w: np.ndarray | torch.Tensor, H: int, W: int, lens: Lens | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the picture (H, W, 3) in [0, 1] that a camera sees, and the depth (H, W), world units.
+
+        K, c2w: (3, 3) intrinsics and (4, 4) camera-to-world pose; without a lens the camera is a pinhole.
+        """
         s = self.cfg.subpixels
         r = render_image(self.field, K, c2w, H, W, subpixels=s, chunk=CHUNK, renderer=self.cfg.renderer, lens=lens)
-        picture, depth = (F.avg_pool2d(x[None], s)[0] for x in (r.color.clamp(0, 1), r.depth[None]))
-        return picture.permute(1, 2, 0).cpu().numpy(), depth[0].cpu().numpy()
+        picture, depth = averaged(r.color.clamp(0, 1), r.depth, s)
+        return picture.permute(1, 2, 0).cpu().numpy(), depth.cpu().numpy()
 
-    def view(self, scene, i):
-        """Return the `View` of image `i` of a `Scene`, at its size and through its lens."""
-        image, usable, lens = (None if each is None else each[i] for each in (scene.images, scene.usable, scene.lenses))
-        picture, depth = self.render(scene.K[i], scene.c2w[i], *scene.sizes[i], lens)
+    def view(self, scene: Scene, i: int) -> View:
+        """Return the `View` of image `i` of a scene, at its size and through its lens."""
+        image = scene.images[i]
+        usable = None if scene.usable is None else scene.usable[i]
+        lens = None if scene.lenses is None else scene.lenses[i]
+        H, W = scene.sizes[i]
+        picture, depth = self.render(scene.K[i], scene.c2w[i], H, W, lens)
         rendered, truth = torch.from_numpy(picture), image / 255
         return View(
             scene.names[i],
@@ -234,25 +289,27 @@ class NeRF:
             ssim(rendered, truth, usable),
         )
 
-    def views(self, scene):
-        """Yield a `View` for each image of a `Scene`."""
+    def views(self, scene: Scene) -> Iterator[View]:
+        """Yield a `View` for each image of a scene."""
         for i in range(len(scene.names)):
             yield self.view(scene, i)
 
-    def evaluate(self, scene):
-        """Return [{name, psnr (dB), ssim}] of the views of a `Scene`."""
+    def evaluate(self, scene: Scene) -> list[dict[str, Any]]:
+        """Return [{name, psnr (dB), ssim}] of the views of a scene."""
         return [{"name": view.name, "psnr": view.psnr, "ssim": view.ssim} for view in self.views(scene)]
 
-    def depth_range(self, c2w):
-        """Return the nearest and farthest depth that depth images tell apart: the first box's inscribed ball."""
+    def depth_range(self, c2w: np.ndarray | torch.Tensor) -> tuple[float, float]:
+        """Return the nearest and the farthest depth that depth images of a camera at c2w (4, 4) tell apart.
+
+        They are those of the ball of radius `model.bbox_len` round the origin, world units.
+        """
         distance, reach = float(np.linalg.norm(c2w[:3, 3])), self.cfg.model.bbox_len
         return max(0.0, distance - reach), distance + reach
 
     # ------------------------------------------------------------------ checkpoints
 
-    def save(self, root, step):
+    def save(self, root: str | Path, step: int) -> None:
         """Write the state after `step` steps below `root`."""
-        tensors = {f"field/{k}": v for k, v in self.field.state_dict().items()}
         meta = {
             "box": self.box.tolist(),
             "shape": self.field.density.shape[:1:-1],
@@ -261,33 +318,33 @@ class NeRF:
             "view_dependent": self.field.view_dependent,
             "minutes": self.minutes,
         }
-        checkpoint.save(root, step, tensors | checkpoint.flatten_optimizer(self.optimizer, self.names), meta)
+        state.save(root, step, self.field, self.optimizer, meta)
 
-    def load(self, path):
-        """Restore the state of checkpoint folder `path`; return the number of steps taken."""
+    def load(self, path: str | Path) -> int:
+        """Restore the state of checkpoint folder `path`; return the number of steps taken.
+
+        Raises what `checkpoint.load` and `state.restore` raise.
+        """
         tensors, meta = checkpoint.load(path)
         self._set_field(np.array(meta["box"]), meta["shape"], meta["view_dependent"])
         if meta["masked"]:
             self.field.update_alpha_mask()  # a mask of the right shape, to be overwritten
-        field = {k.removeprefix("field/"): v for k, v in tensors.items() if k.startswith("field/")}
-        checkpoint.check(field, {k: v.shape for k, v in self.field.state_dict().items()})
-        self.field.load_state_dict(field)
-        checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
+        state.restore(self.field, self.optimizer, tensors, meta["step"])
         self.n_events, self.minutes_before, self.started = meta["n_events"], meta["minutes"], self.clock()
         return meta["step"]
 
 
-def new_adam(field, lr, renderer):
-    """Return Adam for a field, each parameter a group of its own: the fused renderer's, where that is used."""
+def new_adam(field: VoxRF, lr: float, renderer: str) -> torch.optim.Adam:
+    """Return Adam for a field, with a group per parameter: `OccupiedAdam` where the fused renderer is used."""
     if pick_march(renderer, field.density) is reference.march:
         return torch.optim.Adam([{"params": [p]} for p in field.parameters()], lr, BETAS)
-    from voxnerf.adam import OccupiedAdam
+    from voxnerf.fused.adam import OccupiedAdam
 
     return OccupiedAdam(field, lr, BETAS)
 
 
-def optimise(nerf, first_step=0):
-    """Yield (steps taken, progress, statistics) after each step, at least one in all, until progress is 1."""
+def optimise(nerf: NeRF, first_step: int = 0) -> Iterator[tuple[int, float, dict[str, torch.Tensor]]]:
+    """Yield (steps taken, progress, statistics) after each step until progress is 1; a new run takes one at least."""
     step, progress = first_step, nerf.progress(first_step)
     while progress < 1 or step == 0:
         stats = nerf.step(step, progress)
@@ -299,17 +356,17 @@ def optimise(nerf, first_step=0):
 # ---------------------------------------------------------------- grids
 
 
-def grid_shape(box, n):
-    """Return the voxel counts [X, Y, Z] of a box (2, 3): cubes, about n^3 of them."""
+def grid_shape(box: np.ndarray, n: float) -> list[int]:
+    """Return the voxel counts [X, Y, Z] of a box (2, 3), so that it has about n^3 voxels, which are nearly cubes."""
     edges = np.asarray(box[1]) - np.asarray(box[0])
     voxel = np.prod(edges) ** (1 / 3) / n
     return [max(1, round(edge / voxel)) for edge in edges]
 
 
-def occupied_box(mask, box):
-    """Return the box (2, 3) of the voxels that `mask` (1, 1, Z, Y, X) holds, a part of its `box` (2, 3).
+def occupied_box(mask: torch.Tensor, box: np.ndarray) -> np.ndarray:
+    """Return the smallest box (2, 3) round the voxels that are 1 in `mask` (1, 1, Z, Y, X), a part of `box` (2, 3).
 
-    The mask holds the neighbours of what is occupied too, which leaves a margin of one voxel.
+    The mask is also 1 for the neighbours of occupied voxels, which leaves a margin of one voxel.
     """
     part = np.array(box, dtype=np.float64)
     for axis, size in enumerate(mask.shape[:1:-1]):  # X, Y, Z
@@ -320,11 +377,11 @@ def occupied_box(mask, box):
     return part
 
 
-def resample(grid, box, new_box, new_shape):
-    """Return a cell-centred `grid` (1, C, Z, Y, X) in `box`, interpolated at the voxels of another.
+def resample(grid: torch.Tensor, box: np.ndarray, new_box: np.ndarray, new_shape: Sequence[int]) -> torch.Tensor:
+    """Return a cell-centred `grid` (1, C, Z, Y, X) in `box`, interpolated at the voxel centres of a new grid.
 
-    The other has `new_shape` (X, Y, Z) voxels in `new_box`; both boxes are (2, 3), world units. Beyond
-    the outermost centres the outermost values go on.
+    The new grid has `new_shape` (X, Y, Z) voxels in `new_box`; both boxes are (2, 3), world units. Beyond
+    the outermost centres of the old grid the outermost values go on.
     """
     axes = []
     for (lo, hi), (new_lo, new_hi), n in zip(box.T, new_box.T, new_shape):

@@ -1,32 +1,43 @@
 """Camera rays and their intersection with the field's box.
 
-World frame as in `pose.py`. Nothing here needs gradients or waits for the device.
+World frame as in `pose.py`. Nothing here waits for the device.
 """
 
+from __future__ import annotations
+
+import numpy as np
 import torch
 
-from voxnerf.lens import Lenses
+from voxnerf.lens import Lens, Lenses
 
 PARALLEL = 1e-15  # a direction component below this counts as parallel to the slab
 
 
-def pixel_rays(H, W, K, c2w, subpixels=1, dtype=torch.float32, device=None, lens=None):
+def pixel_rays(
+    H: int,
+    W: int,
+    K: np.ndarray | torch.Tensor,
+    c2w: np.ndarray | torch.Tensor,
+    subpixels: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    lens: Lens | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the world-space rays of an image, row-major over its fine grid.
 
     Pixel i spans i - 0.5 to i + 0.5, and its rays sit at the centres of a subpixels x subpixels
     subdivision (the pixel centre itself for 1). Computed in float64, returned as `dtype`.
 
     Args:
-        K: (3, 3) intrinsics, camera frame to homogeneous pixels; numpy or torch.
-        c2w: (4, 4) camera-to-world pose; numpy or torch.
+        K: (3, 3) intrinsics, camera frame to homogeneous pixels.
+        c2w: (4, 4) camera-to-world pose.
         subpixels: s, rays per pixel edge.
-        lens: a `Lens`; None is a pinhole.
+        lens: None is a pinhole.
     Returns:
         rays_o, rays_d: (H*s*W*s, 3) each; origins in world units, unit directions.
     """
-    K, c2w = (torch.as_tensor(x, dtype=torch.float64) for x in (K, c2w))  # (3, 3), (4, 4)
-    K = K.to(device, non_blocking=True)
-    c2w = c2w.to(K.device, non_blocking=True)
+    K = torch.as_tensor(K, dtype=torch.float64).to(device, non_blocking=True)  # (3, 3)
+    c2w = torch.as_tensor(c2w, dtype=torch.float64).to(K.device, non_blocking=True)  # (4, 4)
     y, x = (_subpixel_centres(n, subpixels, K.device) for n in (H, W))
     y, x = torch.meshgrid(y, x, indexing="ij")
     pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(-1, 3)  # (n, 3)
@@ -40,12 +51,14 @@ def pixel_rays(H, W, K, c2w, subpixels=1, dtype=torch.float32, device=None, lens
     return c2w[:3, 3].expand_as(rays_d).to(dtype), rays_d.to(dtype)
 
 
-def _subpixel_centres(n, s, device):
+def _subpixel_centres(n: int, s: int, device: torch.device) -> torch.Tensor:
     fine = torch.arange(n * s, dtype=torch.float64, device=device)
     return (fine + 0.5) / s - 0.5  # (n*s,)
 
 
-def intersect_aabb(rays_o, rays_d, aabb):
+def intersect_aabb(
+    rays_o: torch.Tensor, rays_d: torch.Tensor, aabb: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return where rays enter and leave an axis-aligned box (slab method).
 
     Args:
@@ -64,11 +77,13 @@ def intersect_aabb(rays_o, rays_d, aabb):
 
 
 @torch.no_grad()
-def sample_range(rays_o, rays_d, aabb, step):
+def sample_range(
+    rays_o: torch.Tensor, rays_d: torch.Tensor, aabb: torch.Tensor, step: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the distance t_min (n,) of each ray's first sample in the box, and the number of samples (n,) int32.
 
-    They lie at t_min + i step < t_max; a ray that misses has none. Distances are world units, in the
-    dtype of `aabb` (2, 3), found in float64: float32 would move the samples.
+    The samples lie at t_min + i step < t_max; a ray that misses the box has none. Distances are world units, in the
+    dtype of `aabb` (2, 3). They are computed in float64, since float32 would move the samples.
     """
     t_min, t_max, _ = (x.to(aabb) for x in intersect_aabb(*(x.double() for x in (rays_o, rays_d, aabb))))
     return t_min, ((t_max.double() - t_min.double()) / step).ceil().clamp(min=0).int()

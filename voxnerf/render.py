@@ -10,20 +10,29 @@ colour = sum w_i c_i + T_end bg, and depth = sum w_i t_i + T_end 10 (arXiv 2212.
 Example: two samples of thickness ln 2 and ln 4 have alpha = 1/2 and 3/4, T = 1 and 1/2, hence
 w = 1/2 and 3/8 and T_end = 1/8; colours 1 and 2 before background 8 give 1/2 + 3/4 + 1 = 9/4.
 
-The march along the rays is done by `voxnerf/fused.py`, or, in plain PyTorch, by `voxnerf/reference.py`.
+A march adds up the samples along the rays. There are two: `voxnerf/fused/` is fast, and `voxnerf/reference.py` is
+plain PyTorch.
 """
+
+from __future__ import annotations
 
 import functools
 import warnings
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from my.errors import UserError
 from voxnerf import reference
+from voxnerf.field import VoxRF
+from voxnerf.lens import Lens
 from voxnerf.rays import pixel_rays, sample_range
+from voxnerf.reference import MarchFunction
 
 BG_DEPTH = 10.0  # depth of the background, world units
+CHUNK = 16384  # rays at a time, for images that need no gradient
 RENDERERS = ("auto", "fused", "reference")
 
 
@@ -37,15 +46,21 @@ class Rendering(NamedTuple):
     n_samples: torch.Tensor  # (n,) or (H, W) int32, samples inside the box
 
 
-def render_rays(field, rays_o, rays_d, bg=None, emptiness_scale=0.0, renderer="auto"):
-    """Render n rays, misses included: these show the background, at opacity 0.
+def render_rays(
+    field: VoxRF,
+    rays_o: torch.Tensor,
+    rays_d: torch.Tensor,
+    bg: torch.Tensor | float | None = None,
+    emptiness_scale: float = 0.0,
+    renderer: str = "auto",
+) -> Rendering:
+    """Render n rays. A ray that misses the field's box shows the background, at opacity 0.
 
     Args:
-        field: a `VoxRF`.
         rays_o, rays_d: (n, 3) world-space origins and unit directions.
         bg: background colour, (n, C) or a constant; None is the field's own.
         emptiness_scale: s of `Rendering.emptiness`.
-        renderer: fused (float32 only), reference, or auto, see `pick_march`.
+        renderer: one of RENDERERS, see `pick_march`.
     """
     t_min, n_samples = sample_range(rays_o, rays_d, field.aabb, field.step_size)
     march = pick_march(renderer, field.density)
@@ -57,11 +72,12 @@ def render_rays(field, rays_o, rays_d, bg=None, emptiness_scale=0.0, renderer="a
     )
 
 
-def pick_march(renderer, like):
-    """Return the `march` function of a renderer, for a field with a parameter `like` this.
+def pick_march(renderer: str, like: torch.Tensor) -> MarchFunction:
+    """Return the `march` function of a renderer, for fields whose parameters have the dtype and device of `like`.
 
-    auto is fused for float32 on a CPU; the kernels are written for CUDA too, but nobody has run them there yet.
-    Raises ValueError where there is no such renderer, or not for this dtype, and UserError where it does not start.
+    auto is fused for float32 on a CPU. The fused kernels are written for CUDA too, but nobody has run them there yet.
+    Raises ValueError for a name that is not in RENDERERS and for a dtype that the renderer cannot use, and UserError
+    where the fused renderer is asked for and does not start.
     """
     if renderer not in RENDERERS:
         raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, got {renderer!r}")
@@ -75,33 +91,46 @@ def pick_march(renderer, like):
             "--renderer fused: needs the package warp-lang, which does not start here; install it, or use "
             "--renderer reference"
         )
-    from voxnerf import fused
+    from voxnerf.fused.march import march
 
-    return fused.march
+    return march
 
 
 @functools.cache
-def fused_available():
-    """Whether the fused renderer works here; where not, says why in a warning, once."""
+def fused_available() -> bool:
+    """Start Warp, and return whether the fused renderer works here; where it does not, warn once and say why."""
     try:
-        from voxnerf import fused  # noqa: F401
-    except Exception as error:  # a missing package, a missing library, a GPU driver: all end in the slow renderer
+        import voxnerf.fused.march  # noqa: F401 (this import is what may fail)
+        from voxnerf.fused.launch import start
+
+        start()
+    except Exception as error:  # noqa: BLE001 (a package, a library or a driver is missing: errors are of many kinds)
         warnings.warn(f"no fused renderer, the slow one is used: {error}", stacklevel=2)
         return False
     return True
 
 
 def render_image(
-    field, K, c2w, H, W, bg=None, subpixels=1, chunk=None, emptiness_scale=0.0, renderer="auto", lens=None
-):
-    """Render an image of H x W pixels at `subpixels` x `subpixels` rays each.
+    field: VoxRF,
+    K: np.ndarray | torch.Tensor,
+    c2w: np.ndarray | torch.Tensor,
+    H: int,
+    W: int,
+    bg: torch.Tensor | float | None = None,
+    subpixels: int = 1,
+    chunk: int | None = None,
+    emptiness_scale: float = 0.0,
+    renderer: str = "auto",
+    lens: Lens | None = None,
+) -> Rendering:
+    """Render an image of H x W pixels at `subpixels` x `subpixels` rays per pixel.
 
     Args:
-        K, c2w: (3, 3) intrinsics and (4, 4) camera-to-world pose, numpy or torch.
+        K, c2w: (3, 3) intrinsics and (4, 4) camera-to-world pose.
         bg: background colour, (H*s*W*s, C) or a constant; None is the field's own.
         chunk: rays rendered at a time, for large images without gradients; None is all.
         emptiness_scale, renderer: as in `render_rays`.
-        lens: a `voxnerf.lens.Lens`; None is a pinhole.
+        lens: None is a pinhole.
     Returns:
         a `Rendering` of the fine grid: color (C, H*s, W*s), the others (H*s, W*s).
     """
@@ -110,8 +139,13 @@ def render_image(
     parts = []
     for i in range(0, n, chunk or n):
         rays = slice(i, i + (chunk or n))
-        part_bg = bg[rays] if torch.is_tensor(bg) and bg.ndim == 2 else bg
+        part_bg = bg[rays] if isinstance(bg, torch.Tensor) and bg.ndim == 2 else bg
         parts.append(render_rays(field, rays_o[rays], rays_d[rays], part_bg, emptiness_scale, renderer))
     color, *others = (torch.cat(x) for x in zip(*parts))
     shape = (H * subpixels, W * subpixels)
     return Rendering(color.T.reshape(-1, *shape), *(x.view(shape) for x in others))
+
+
+def averaged(color: torch.Tensor, depth: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an image's colour (C, H, W) and depth (H, W) averaged over squares of n x n: (C, H/n, W/n), (H/n, W/n)."""
+    return F.avg_pool2d(color[None], n)[0], F.avg_pool2d(depth[None, None], n)[0, 0]

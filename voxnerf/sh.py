@@ -1,5 +1,7 @@
 """Real spherical harmonics of degree 0 to 2: how a colour may depend on the direction it is seen from."""
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -8,7 +10,7 @@ N_BASIS = 9
 SH_0 = math.sqrt(1 / (4 * math.pi))  # the constant one
 
 
-def sh_basis(d):
+def sh_basis(d: torch.Tensor) -> torch.Tensor:
     """Return the real orthonormal spherical harmonics (n, 9) at unit directions d (n, 3), no Condon-Shortley sign."""
     x, y, z = d.unbind(-1)
     a, b = math.sqrt(3 / (4 * math.pi)), math.sqrt(15 / (4 * math.pi))

@@ -4,13 +4,17 @@ Pillow bounds much: text and profiles of PNG to 1 MB each, the tags of TIFF to t
 and so costs many times the bytes that state it, is counted here.
 """
 
+from __future__ import annotations
+
 import re
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 from voxnerf.pictures import KINDS, MAX_PIXELS, Unreadable
 
 MAX_SCANS = 100  # of a JPEG: each is decoded over all pixels; encoders write some 10
 MAX_WORK = 2**30  # pixels times scans of a JPEG
-PER_BYTE, FREE = 4096, 2**24  # of them for each byte, and beside: one colour, progressive, takes some 3400
+PER_BYTE, FREE = 4096, 2**24  # of that work, per byte and in any case; a picture of one colour takes some 3400 per byte
 MAX_SEGMENTS = 10_000  # of a JPEG, each up to 64 KB
 MAX_PACKED = 32  # chunks of a PNG that unpack to up to 1 MB each
 MAX_CHUNKS = 1000  # of a PNG, beside its pixels; programs write up to some 50
@@ -46,12 +50,12 @@ OTHERS = [  # (where, bytes, what such a file is)
 ]
 
 
-def check_claims(path):
-    """Return what the bytes of a file state that Pillow does not tell, which is of PNG, where stated:
-    {"bits": its depth, "cicp": 4 numbers, "exif": bytes}.
+def check_claims(path: Path) -> dict[str, Any]:
+    """Check the bytes of a picture file, and return what a PNG states that Pillow does not tell; {} for other kinds.
 
-    Raises `Unreadable` for a file of a kind that is known and not read, and for one that repeats what costs; OSError
-    where it cannot be opened.
+    That is {"bits": its depth, "cicp": 4 numbers, "exif": bytes}, each only where it is stated. Raises `Unreadable` for
+    a file of a kind that is known and not read, and for one that repeats what is costly to decode. Raises OSError where
+    it cannot be opened.
     """
     with open(path, "rb") as file:
         head = file.read(32)
@@ -70,9 +74,10 @@ def check_claims(path):
     return {}
 
 
-def _png(file):
+def _png(file: BinaryIO) -> dict[str, Any]:
     """Walk the chunks of a PNG (PNG specification, third edition, 5.3); return what it states."""
-    facts, packed, others, pixels = {}, 0, 0, 0
+    facts: dict[str, Any] = {}
+    packed = others = pixels = 0
     allowed = MAX_CHUNKS + file.seek(0, 2) // LEAST_CHUNK
     file.seek(8)
     while len(head := file.read(8)) == 8:
@@ -98,7 +103,7 @@ def _png(file):
     return facts
 
 
-def _jpeg(data):
+def _jpeg(data: bytes) -> None:
     """Count the segments of a JPEG, and its scans over its pixels (ITU-T T.81, annex B)."""
     at = segments = scans = pixels = 0
     most = min(MAX_WORK, FREE + PER_BYTE * len(data))
@@ -120,10 +125,10 @@ def _jpeg(data):
         at += int.from_bytes(data[at : at + 2], "big")
 
 
-def _tiff(file, order):
+def _tiff(file: BinaryIO, order: Literal["little", "big"]) -> None:
     """Check how many numbers the tags of a TIFF's first picture and of its EXIF data hold (TIFF 6.0, section 2)."""
 
-    def number(size):
+    def number(size: int) -> int:
         return int.from_bytes(file.read(size), order)
 
     file.seek(2)
@@ -146,7 +151,7 @@ def _tiff(file, order):
                 directories.append(value)
 
 
-def check_exr(path):
+def check_exr(path: Path) -> None:
     """Raise `Unreadable` for an OpenEXR file of several parts, of deep pixels, or with a header that goes on and on.
 
     The library takes time with the square of the number of channels ("OpenEXR File Layout", on attributes).
@@ -166,7 +171,7 @@ def check_exr(path):
     raise Unreadable("has too many attributes; save it again without its metadata")
 
 
-def _text(file):
+def _text(file: BinaryIO) -> bytes:
     """Return the bytes of a file up to the next 0, of which OpenEXR allows 255."""
     start = file.tell()
     text = file.read(256).partition(b"\0")[0]

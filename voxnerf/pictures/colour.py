@@ -1,6 +1,9 @@
 """What pictures state about the meaning of their colours, and what becomes of it."""
 
+from __future__ import annotations
+
 import io
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,7 @@ PLAIN = (1, 4, 6, 13, 14, 15)  # those that are sRGB's curve, or near it
 MATRIX_RGB, FULL = 0, 1
 
 
-def colour_remarks(mode, info, facts):
+def colour_remarks(mode: str, info: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
     """Return {kind: remark} on the profile, gamma and cICP of a picture; raises `Unreadable` for HDR's curves."""
     if mode == "CMYK":
         return {"cmyk": "is CMYK: it is converted as R = (1 - C)(1 - K), without a profile"}
@@ -25,15 +28,15 @@ def colour_remarks(mode, info, facts):
             {}
             if "srgb" in name.lower()
             else {
-                "profile": f"states the colour profile {name}: its values are taken for sRGB as they stand; convert it to "
-                "sRGB if its exact colours matter"
+                "profile": f"states the colour profile {name}: its values are taken for sRGB as they stand; convert it "
+                "to sRGB if its exact colours matter"
             }
         )
     gamma = stated_gamma(info, facts)
     return {} if gamma is None else {"gamma": f"states gamma {gamma:g}: it is converted to sRGB"}
 
 
-def stated_gamma(info, facts):
+def stated_gamma(info: dict[str, Any], facts: dict[str, Any]) -> float | None:
     """Return the exponent, value = light^gamma, of a picture that states one unlike sRGB's, or None.
 
     cICP goes before a profile, a profile before sRGB, and that before gAMA (PNG specification, third edition, 4.3).
@@ -46,8 +49,8 @@ def stated_gamma(info, facts):
     return gamma
 
 
-def applied_gamma(rgba, info, facts):
-    """Return straight RGBA (H, W, 4) in [0, 1], whose gamma a picture may state, with sRGB's curve."""
+def applied_gamma(rgba: np.ndarray, info: dict[str, Any], facts: dict[str, Any]) -> np.ndarray:
+    """Return straight RGBA (H, W, 4) in [0, 1] with sRGB's curve, where the picture may state another gamma."""
     gamma = stated_gamma(info, facts)
     if gamma is None:
         return rgba
@@ -55,7 +58,7 @@ def applied_gamma(rgba, info, facts):
     return np.concatenate([srgb(light), rgba[..., 3:]], axis=-1)
 
 
-def _of_cicp(primaries, transfer, matrix, full):
+def _of_cicp(primaries: int, transfer: int, matrix: int, full: int) -> dict[str, str]:
     if transfer in HDR:
         raise Unreadable(
             f"is an HDR picture with the curve {HDR[transfer]}, which is not read; save it as OpenEXR, or "
@@ -71,7 +74,7 @@ def _of_cicp(primaries, transfer, matrix, full):
     }
 
 
-def _profile_name(profile):
+def _profile_name(profile: bytes) -> str:
     from PIL import ImageCms
 
     try:

@@ -1,9 +1,14 @@
 """OpenEXR pictures: linear light, with colours that are multiplied by alpha, in channels R, G, B, A or Y.
 
-The library OpenEXR is needed for them only, and asked for where there is one.
+Only these pictures need the library OpenEXR; a message asks for it where one of them is to be read.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,22 +17,22 @@ from voxnerf.pictures import MAX_PIXELS, OUTPUT, Header, Unreadable, check_size,
 from voxnerf.pictures.claims import check_exr
 
 MAGIC = b"\x76\x2f\x31\x01"
-COLOURS = (("R", "G", "B"), ("Y",))
+COLOURS: tuple[tuple[str, ...], ...] = (("R", "G", "B"), ("Y",))
 REC_709 = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)  # red, green, blue, white; x and y of each
 
 
-def begins(path):
+def begins(path: Path) -> bool:
     """Return whether a file begins as OpenEXR files do; OSError where it cannot be opened."""
     with open(path, "rb") as file:
         return file.read(4) == MAGIC
 
 
-def header(path):
+def header(path: Path) -> Header:
     """Return the `Header` of an OpenEXR file; raises `Unreadable`."""
     return _described(_part(path, header_only=True))[0]
 
 
-def read(path):
+def read(path: Path) -> tuple[Header, np.ndarray]:
     """Return the `Header` of an OpenEXR file and its pixels (H, W, 4) float32, sRGB and straight; raises `Unreadable`.
 
     Pixels of the display window that the data window leaves out are transparent black (OpenEXR, "Technical
@@ -47,7 +52,7 @@ def read(path):
     return head, from_linear(rgba, head.remarks)
 
 
-def _part(path, header_only):
+def _part(path: Path, header_only: bool) -> Any:
     """Return the only part of an OpenEXR file."""
     check_exr(path)
     try:
@@ -64,7 +69,7 @@ def _part(path, header_only):
     return parts[0]
 
 
-def _described(part):
+def _described(part: Any) -> tuple[Header, tuple[str, ...], tuple[int, int]]:
     """Return the `Header` of a part, its channels of colour, and where its data window begins in its display window."""
     stated = part.header
     names = list(_names(stated))
@@ -90,12 +95,12 @@ def _described(part):
     return Header((x1 - x0 + 1, y1 - y0 + 1), remarks=remarks), colour, (left - x0, top - y0)
 
 
-def _window(stated, name):
-    low, high = stated[name]
-    return tuple(map(int, low)), tuple(map(int, high))
+def _window(stated: dict[str, Any], name: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    (left, top), (right, bottom) = stated[name]
+    return (int(left), int(top)), (int(right), int(bottom))
 
 
-def _names(stated):
+def _names(stated: dict[str, Any]) -> Iterator[str]:
     for channel in stated["channels"]:
         if (channel.xSampling, channel.ySampling) != (1, 1):
             raise Unreadable("has channels of fewer pixels than the picture, which are not read; save it as RGB")

@@ -1,13 +1,18 @@
-"""Pictures through Pillow, in the full depth of what is stored, and without a word of Pillow's own.
+"""Pictures that Pillow reads, with all the bits that are stored, and without Pillow's warnings.
 
 Pillow keeps 8 bits of each 16-bit colour. Its decoders are asked twice, for the first and for the second byte.
 """
+
+from __future__ import annotations
 
 import contextlib
 import logging
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +21,10 @@ from voxnerf.pictures import KINDS, OUTPUT, TURNED, Header, Unreadable, check_si
 from voxnerf.pictures.claims import check_claims
 from voxnerf.pictures.colour import applied_gamma, colour_remarks
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+Opened = Any  # an image file of Pillow: what it has beside the pixels depends on its format
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "AVIF", "BMP", "GIF", "PPM", "TGA")  # of Pillow; JPEG opens MPO too
 ORIENTATION = 0x0112  # tag of EXIF and TIFF
 UPRIGHT = {6: 8, 8: 6}  # what undoes an orientation; each other undoes itself
@@ -25,13 +34,13 @@ LEAST_TILE = 256  # pixels of a TIFF's tiles, whose sides are multiples of 16 (T
 AGAIN = "get it again, or leave its frame out"
 
 
-def header(path):
+def header(path: Path) -> Header:
     """Return the `Header` of a picture; raises `Unreadable`, and OSError where the file cannot be opened."""
     with _opened(path) as (image, facts):
         return _header(image, facts)
 
 
-def read(path):
+def read(path: Path) -> tuple[Header, np.ndarray]:
     """Return the `Header` of a picture and its pixels (H, W, 4) float32, sRGB and straight; raises as `header`."""
     with _opened(path) as (image, facts):
         head = _header(image, facts)
@@ -50,10 +59,11 @@ def read(path):
 class _Quiet:
     """A context in which Pillow neither warns nor logs, from any number of threads at once."""
 
-    def __init__(self):
-        self.lock, self.depth, self.kept = threading.Lock(), 0, None
+    def __init__(self) -> None:
+        self.lock, self.depth = threading.Lock(), 0
+        self.kept = warnings.catch_warnings()
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         with self.lock:
             self.depth += 1
             if self.depth == 1:
@@ -62,7 +72,7 @@ class _Quiet:
                 warnings.filterwarnings("ignore", module=r"PIL\.")
                 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         with self.lock:
             self.depth -= 1
             if self.depth == 0:
@@ -73,7 +83,7 @@ _quiet = _Quiet()
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _opened(path: Path) -> Iterator[tuple[Opened, dict[str, Any]]]:
     """Yield a Pillow image whose pixels are still to be decoded, and what `check_claims` found."""
     facts = check_claims(path)
     with _quiet, _image(path) as image:
@@ -82,10 +92,10 @@ def _opened(path):
 
 
 @contextlib.contextmanager
-def _image(path, rawmode=None):
+def _image(path: Path, rawmode: str | None = None) -> Iterator[Opened]:
     """Yield a Pillow image, to be decoded as `rawmode` says where it is given.
 
-    It is given an open file: of a name it maps the pixels of some TIFFs, and then turns them wrongly.
+    Pillow gets an open file: with a name, it maps the pixels of some TIFFs into memory, and turns them wrongly.
     """
     from PIL import Image
 
@@ -98,8 +108,8 @@ def _image(path, rawmode=None):
         yield image
 
 
-def _pillow(call, *args):
-    """Return what a function of Pillow returns; any error of it, which a damaged file may raise, is `Unreadable`."""
+def _pillow(call: Callable[..., Any], *args: Any) -> Any:
+    """Return what a function of Pillow returns; turn its errors, which damaged files cause, into `Unreadable`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -107,12 +117,12 @@ def _pillow(call, *args):
     except UnidentifiedImageError:
         raise Unreadable(f"is damaged, or of no kind that is read, which are {KINDS}; {AGAIN}") from None
     except Image.DecompressionBombError:
-        raise too_large(f"more than {2 * Image.MAX_IMAGE_PIXELS:,}") from None
-    except Exception as error:  # decoders raise what the bytes lead them to
+        raise too_large(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,}") from None
+    except Exception as error:  # noqa: BLE001 (Pillow's decoders raise whatever damaged bytes lead them to)
         raise Unreadable(f"is damaged: {first_line(error)}; {AGAIN}") from None
 
 
-def _load(image):
+def _load(image: Opened) -> None:
     """Decode the pixels of a Pillow image."""
     codec = image.tile[0].codec_name if image.tile else ""
     with contextlib.ExitStack() as stack:
@@ -125,7 +135,7 @@ def _load(image):
 # ---------------------------------------------------------------- what a picture states
 
 
-def _header(image, facts):
+def _header(image: Opened, facts: dict[str, Any]) -> Header:
     """Return the `Header` of a Pillow image that is not decoded yet."""
     remarks = _tiff_remarks(image) if image.format == "TIFF" else {}
     remarks |= colour_remarks(image.mode, image.info, facts)
@@ -143,15 +153,15 @@ def _header(image, facts):
     return Header(size, orientation, image.format in ("JPEG", "MPO"), remarks)
 
 
-def _exif(image, facts):
-    """Return the EXIF data of a Pillow image, which for PNG would decode the pixels if there were none."""
+def _exif(image: Opened, facts: dict[str, Any]) -> Image.Exif:
+    """Return the EXIF data of an image. A PNG without any gets empty data, else Pillow would decode it."""
     if image.format == "PNG" and "Raw profile type exif" not in image.info:
         image.info.setdefault("exif", facts.get("exif", b""))
     return image.getexif()
 
 
-def _tiff_remarks(image):
-    """Return {kind: remark} on a TIFF; raises `Unreadable` where its first picture is not what its pixels mean."""
+def _tiff_remarks(image: Opened) -> dict[str, str]:
+    """Return {kind: remark} on a TIFF; raises `Unreadable` for one whose first picture would be misread."""
     tags = image.tag_v2
     if DNG in tags or tags.get(SUBFILE, 0) & 1:
         raise Unreadable("is a raw photo, or begins with a small preview, and is not read; develop it to PNG or JPEG")
@@ -169,9 +179,9 @@ def _tiff_remarks(image):
 # ---------------------------------------------------------------- its pixels
 
 
-def _rgba(path, image, facts):
-    """Return the pixels (H, W, 4) float32 of a Pillow image, as it turns them, in [0, 1] unless they are floats."""
-    args = image.tile[0].args if image.tile else ""
+def _rgba(path: Path, image: Opened, facts: dict[str, Any]) -> np.ndarray:
+    """Return the pixels (H, W, 4) float32 of an image, in Pillow's orientation, in [0, 1] unless they are floats."""
+    args: Any = image.tile[0].args if image.tile else ""
     rawmode = args if isinstance(args, str) else args[0]
     if isinstance(rawmode, str) and rawmode.partition(";16")[2] in ("B", "L", "N") and image.mode[0] != "I":
         return _with_alpha(*_sixteen(path, image, rawmode))
@@ -188,7 +198,7 @@ def _rgba(path, image, facts):
     return _eight(image)
 
 
-def _eight(image):
+def _eight(image: Opened) -> np.ndarray:
     """Return a Pillow image of palettes, alpha or luminance as (H, W, 4) float32 in [0, 1]."""
     if image.mode not in ("P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "YCbCr"):
         raise Unreadable(f"has colours of the kind {image.mode}, which is not read; save it as RGB")
@@ -198,7 +208,7 @@ def _eight(image):
     return _with_alpha(np.asarray(image), 255)
 
 
-def _grey(image):
+def _grey(image: Opened) -> tuple[np.ndarray, int]:
     """Return the pixels of a grey image of more than 8 bits, and the value of its white."""
     tags = image.tag_v2 if image.format == "TIFF" else {}
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
@@ -208,7 +218,7 @@ def _grey(image):
     return (top - grey if tags and tags.get(PHOTOMETRIC, 0) == WHITE_IS_ZERO else grey), int(top)
 
 
-def _sixteen(path, image, rawmode):
+def _sixteen(path: Path, image: Opened, rawmode: str) -> tuple[np.ndarray, int, Any, str]:
     """Return the 16-bit pixels of an image, 65535, its transparent colour, and its kind of colours.
 
     A raw mode ";16B" takes the first byte of each pair, and ";16L" the second: together they are all of it.
@@ -225,14 +235,14 @@ def _sixteen(path, image, rawmode):
     return pixels, 65535, image.info.get("transparency"), "RGBa" if kind == "RGBa" else image.mode
 
 
-def _bytes(path, rawmode):
+def _bytes(path: Path, rawmode: str) -> np.ndarray:
     """Return the bytes (H, W, C) that a raw mode takes out of a picture's pixels."""
     with _image(path, rawmode) as image:
         _load(image)
         return np.asarray(image)
 
 
-def _deep_ppm(path, tile, size):
+def _deep_ppm(path: Path, tile: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the pixels (H, W, 4) float32 of a PPM of 16 bits, of which Pillow keeps 8."""
     if tile.codec_name != "ppm":
         raise Unreadable("is a PPM of 16 bits in text, which is not read; save it as PNG")
@@ -243,7 +253,7 @@ def _deep_ppm(path, tile, size):
     return _with_alpha(pixels.reshape(height, width, 3), tile.args[1])
 
 
-def _with_alpha(pixels, top, transparent=None, mode=""):
+def _with_alpha(pixels: np.ndarray, top: int, transparent: Any = None, mode: str = "") -> np.ndarray:
     """Return pixels (H, W) or (H, W, 1 to 4), `top` the value of white, as straight RGBA (H, W, 4) float32.
 
     transparent: the value or colour that stands for no picture at all (PNG specification, third edition, 11.3.2.1).

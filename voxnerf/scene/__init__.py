@@ -1,9 +1,11 @@
 """Posed images of a scene, in the layout of Blender (NeRF-synthetic) or of instant-ngp and nerfstudio.
 
-`transforms` finds the frames of each split, `places` where their pictures are, `camera` reads their poses, intrinsics
-and lenses, `photos` their pictures and masks; `facts` tells what else a file states, and `other_tools` what a folder is
-that has no such file. docs/scenes.md lists all of it.
+`transforms` finds the frames of each split, and `places` their pictures. `camera` reads their poses, intrinsics and
+lenses, and `photos` their pictures and masks. `facts` knows the other keys of such a file, and `other_tools` recognises
+folders of tools that write no such file. docs/scenes.md lists all of it.
 """
+
+from __future__ import annotations
 
 import os
 from collections.abc import Sequence
@@ -17,33 +19,35 @@ from my.env import ENV, data_root
 from my.errors import UserError, note
 from voxnerf.lens import Lens
 from voxnerf.scene.camera import intrinsics_of, lens_of, pose_of, read_all
-from voxnerf.scene.frame import Remarks
+from voxnerf.scene.frame import Frame, Remarks
 from voxnerf.scene.orbit import orbit, vertical
 from voxnerf.scene.other_tools import VIDEO, VIDEOS, advice
-from voxnerf.scene.photos import machine_memory, read_photos, sizes_of, without_blind_pixels
+from voxnerf.scene.photos import Photo, read_photos, sizes_of, without_blind_pixels
 from voxnerf.scene.transforms import SPLITS, read_splits
 
-__all__ = ["Scene", "find_scene", "load_scene", "load_scenes", "machine_memory", "orbit", "vertical"]
+__all__ = ["Scene", "find_scene", "load_scene", "load_scenes", "orbit", "vertical"]
 
 
 class Scene(NamedTuple):
     """n posed images, each of its own size H x W and with its own camera."""
 
-    images: Sequence  # n of (H, W, 3) uint8, on white
-    alpha: Sequence  # n of (H, W) uint8, 255 where an image is opaque
+    images: Sequence[torch.Tensor]  # n of (H, W, 3) uint8, on white
+    alpha: Sequence[torch.Tensor]  # n of (H, W) uint8, 255 where an image is opaque
     c2w: torch.Tensor  # (n, 4, 4) float64, camera to world
     K: torch.Tensor  # (n, 3, 3) float64, as in `pose.intrinsics`
-    names: list  # n file paths, as in the transforms file
-    usable: Sequence | None = None  # n of (H, W) bool, False for pixels that count nowhere; None where all count
+    names: list[str]  # n file paths, as in the transforms file
+    usable: Sequence[torch.Tensor] | None = (
+        None  # n of (H, W) bool, False for pixels that count nowhere; None where all count
+    )
     lenses: list[Lens] | None = None  # n; None where all are pinholes
 
     @property
-    def sizes(self) -> list:
+    def sizes(self) -> list[tuple[int, int]]:
         """Height and width of each image, pixels."""
-        return [tuple(image.shape[:2]) for image in self.images]
+        return [(image.shape[0], image.shape[1]) for image in self.images]
 
 
-def find_scene(name):
+def find_scene(name: str) -> Path:
     """Return the folder that a `--scene` means: a path, or a name below the data root of env.json.
 
     Raises UserError saying where it looked.
@@ -66,13 +70,15 @@ def find_scene(name):
     )
 
 
-def load_scenes(folder, splits=("train", "test"), downscale=1, strict=False) -> list[Scene]:
+def load_scenes(
+    folder: str | Path, splits: Sequence[str] = ("train", "test"), downscale: int = 1, strict: bool = False
+) -> list[Scene]:
     """Return the `Scene` of each of some splits, of train, val and test, of a folder in either layout.
 
-    Images are averaged over squares of `downscale` pixels. What becomes of everything that a scene states, and
-    which views are tested, is listed in docs/scenes.md; notes tell of what is not used. Frames whose picture is
-    missing are left out, unless `strict`. Raises UserError, one line, for a folder, a file or an entry that is
-    missing or cannot be meant.
+    Images are averaged over squares of `downscale` pixels. docs/scenes.md lists how each
+    fact of a scene is used, and which views are tested. Notes name what is not used. Frames whose picture is
+    missing are left out, unless `strict`. Raises UserError, one line, for a folder, a file or an entry that is missing or
+    impossible.
     """
     strange = [split for split in splits if split not in SPLITS]
     if strange:
@@ -84,13 +90,13 @@ def load_scenes(folder, splits=("train", "test"), downscale=1, strict=False) -> 
     return scenes
 
 
-def load_scene(folder, split, downscale=1, strict=False) -> Scene:
+def load_scene(folder: str | Path, split: str, downscale: int = 1, strict: bool = False) -> Scene:
     """Return the `Scene` of one split, as `load_scenes` does."""
     return load_scenes(folder, [split], downscale, strict)[0]
 
 
-def scene_of(folder, frames, downscale, remarks) -> Scene:
-    """Return the `Scene` of some frames, less those that have no pixel left."""
+def scene_of(folder: Path, frames: Sequence[Frame], downscale: int, remarks: Remarks) -> Scene:
+    """Return the `Scene` of some frames, without those that have no pixel left."""
     sizes = dict(zip((frame.where for frame in frames), sizes_of(frames, downscale)))
     c2w = np.stack(read_all(frames, lambda frame: pose_of(frame, remarks)))
     K = np.stack(read_all(frames, lambda frame: intrinsics_of(frame, *sizes[frame.where], downscale, remarks)))
@@ -103,15 +109,16 @@ def scene_of(folder, frames, downscale, remarks) -> Scene:
     return Scene(
         [image[..., :3] for image in rgba],
         [image[..., 3] for image in rgba],
-        *(torch.from_numpy(each[kept]) for each in (c2w, K)),
+        torch.from_numpy(c2w[kept]),
+        torch.from_numpy(K[kept]),
         [frames[i].name for i in kept],
         usable_of([photos[i] for i in kept]),
         lenses if any(lens.bends for lens in lenses) else None,
     )
 
 
-def views_with_pixels(folder, frames, photos) -> list:
-    """Return the numbers of the views that masks leave a pixel of; raises UserError where there is none."""
+def views_with_pixels(folder: Path, frames: Sequence[Frame], photos: Sequence[Photo]) -> list[int]:
+    """Return the numbers of the views with pixels that no mask leaves out; raises UserError if there is none."""
     kept = [i for i, photo in enumerate(photos) if photo.usable is None or photo.usable.any()]
     hint = "a mask is 0 (black) where pixels are to be left out"
     if not kept:
@@ -123,7 +130,7 @@ def views_with_pixels(folder, frames, photos) -> list:
     return kept
 
 
-def usable_of(photos):
+def usable_of(photos: Sequence[Photo]) -> list[torch.Tensor] | None:
     """Return which pixels of each photo count, or None where all do."""
     if all(photo.usable is None for photo in photos):
         return None

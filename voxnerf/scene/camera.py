@@ -4,12 +4,19 @@ Cameras as in `pose.py`: looking along -z (OpenGL), pixel centres at integers. T
 (cx, cy) from the image's corner, where the first pixel begins: its centre is (0.5, 0.5) there and (0, 0) here.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from my.errors import UserError, shown
 from voxnerf.lens import Lens
+from voxnerf.scene.frame import Frame, Remarks
+
+Read = TypeVar("Read")
 
 RIGID = 5e-3  # largest entry of R R^T - 1 of a pose's rotation: that of 3 decimals is up to 1.7e-3 off
 SAME = 0.01  # share by which two statements of one focal length may differ, as they are rounded
@@ -23,10 +30,10 @@ COEFFICIENTS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 LISTED = ("k1", "k2", "k3", "k4", "p1", "p2")  # the order of nerfstudio's distortion_params
 
 
-def read_all(frames, read) -> list:
-    """Return `read(frame)` of each frame; where it raises UserError for some, raise the first, and tell how many.
+def read_all(frames: Sequence[Frame], read: Callable[[Frame], Read]) -> list[Read]:
+    """Return `read(frame)` of each frame. If some raise UserError, raise the first, and say how many do.
 
-    Only where some are sound, the advice is to leave the others out.
+    The advice to leave frames out is given only if other frames are sound.
     """
     done, wrong = [], []
     for frame in frames:
@@ -48,8 +55,8 @@ def read_all(frames, read) -> list:
 # ---------------------------------------------------------------- poses
 
 
-def pose_of(frame, remarks):
-    """Return the pose c2w (4, 4) float64 of a frame; raises UserError unless it turns and shifts only."""
+def pose_of(frame: Frame, remarks: Remarks) -> np.ndarray:
+    """Return the pose c2w (4, 4) float64 of a frame; raises UserError unless it is a rotation and a shift."""
     key = "transform_matrix"
     if frame.own.get(key) is None:
         key = "transform_matrix_start"
@@ -80,18 +87,18 @@ def pose_of(frame, remarks):
 # ---------------------------------------------------------------- intrinsics
 
 
-def stated_size(frame):
-    """Return the (w, h) that a frame states, or None where it states less."""
+def stated_size(frame: Frame) -> tuple[float, float] | None:
+    """Return the (w, h) that a frame states, or None if it lacks one of them."""
     if frame.get("w") is None or frame.get("h") is None:
         return None
     return frame.number("w", above=0), frame.number("h", above=0)
 
 
-def intrinsics_of(frame, width, height, downscale, remarks):
+def intrinsics_of(frame: Frame, width: int, height: int, downscale: int, remarks: Remarks) -> np.ndarray:
     """Return K (3, 3) of a frame's image of width x height pixels, after it was reduced by `downscale`.
 
-    Intrinsics stated for another size, w x h, are scaled with it. Raises UserError where they are
-    missing or cannot be meant, and where w x h has another shape.
+    Intrinsics stated for another size, w x h, are scaled with it. Raises UserError if they are
+    missing or impossible, or if w x h has another shape.
     """
     w = frame.number("w", width if frame.get("h") is None else frame.number("h", above=0) * width / height, above=0)
     h = frame.number("h", w * height / width, above=0)
@@ -107,8 +114,8 @@ def intrinsics_of(frame, width, height, downscale, remarks):
     return np.array([[fl_x * sx, 0, -(cx - 0.5)], [0, -fl_y * sy, -(cy - 0.5)], [0, 0, -1]])
 
 
-def principal_point(frame, w, h, remarks):
-    """Return cx, cy in pixels of w x h; raises UserError where they lie far from the middle, as other units do."""
+def principal_point(frame: Frame, w: float, h: float, remarks: Remarks) -> tuple[float, float]:
+    """Return cx, cy in pixels of w x h; raises UserError if they lie far from the middle, as in other units."""
     cx, cy = frame.number("cx", w / 2), frame.number("cy", h / 2)
     shift = max(abs(cx / w - 0.5), abs(cy / h - 0.5))
     if shift > MOST_SHIFT:
@@ -125,7 +132,7 @@ def principal_point(frame, w, h, remarks):
     return cx, cy
 
 
-def focal_lengths(frame, w, h, remarks):
+def focal_lengths(frame: Frame, w: float, h: float, remarks: Remarks) -> tuple[float, float]:
     """Return fl_x, fl_y in pixels of w x h; where only one is stated, in whatever way, pixels are square."""
     stated = [focal_length(frame, axis, size, remarks) for axis, size in (("x", w), ("y", h))]
     found = [fl for fl in stated if fl is not None]
@@ -150,14 +157,14 @@ def focal_lengths(frame, w, h, remarks):
     return (found[0] if stated[0] is None else stated[0]), (found[0] if stated[1] is None else stated[1])
 
 
-def focal_length(frame, axis, size, remarks):
+def focal_length(frame: Frame, axis: str, size: float, remarks: Remarks) -> float | None:
     """Return the focal length along an axis, x or y, in pixels of an image `size` long, or None where none is stated.
 
-    The first that is stated counts, of fl_x, x_fov (degrees) and camera_angle_x (radians); others that differ are
-    remarked on.
+    Of fl_x, x_fov (degrees) and camera_angle_x (radians), the first that is stated counts. A remark names others that
+    differ.
     """
     keys = (f"fl_{axis}", f"{axis}_fov", f"camera_angle_{axis}")
-    found = {}
+    found: dict[str, float] = {}
     for key in frame.nearest(keys):
         value = frame.number(key, above=0)
         if key == keys[0]:
@@ -168,26 +175,29 @@ def focal_length(frame, axis, size, remarks):
             limit = "pi radians, got {:g}; is it in degrees?" if key == keys[2] else "180 degrees, got {:g}"
             raise UserError(f"{frame.where}: {key} must lie below {limit.format(value)}")
         found[key] = size / 2 / math.tan(angle / 2)
-    first, *others = found or [None]
+    if not found:
+        return None
+    first, *others = found
     for other in others:
         if abs(found[other] - found[first]) > SAME * found[first]:
             remarks.add(f"{first} and {other} state different focal lengths: {first} is used; take the wrong one out")
-    return found.get(first)
+    return found[first]
 
 
 # ---------------------------------------------------------------- lenses
 
 
-def has_fisheye(frame) -> bool:
+def has_fisheye(frame: Frame) -> bool:
     """Whether a frame states a fisheye lens, by its name or by a switch."""
     model = frame.get("camera_model")
     return frame.switch("is_fisheye") or isinstance(model, str) and model.upper() in FISHEYE
 
 
-def lens_of(frame, remarks) -> Lens:
-    """Return the `Lens` of a frame; raises UserError for a camera that is none of the module `voxnerf.lens`.
+def lens_of(frame: Frame, remarks: Remarks) -> Lens:
+    """Return the `Lens` of a frame; raises UserError for a camera that `voxnerf.lens` does not have.
 
-    OpenCV's k4, k5, k6 divide. nerfstudio and Metashape write k4 without k5 and k6, as the factor of r^8.
+    OpenCV's k4, k5, k6 are in the denominator. nerfstudio and Metashape write k4 without k5 and k6, for the factor of
+    r^8.
     """
     model = frame.get("camera_model", "")
     model = model.upper() if isinstance(model, str) else model
@@ -219,7 +229,7 @@ def lens_of(frame, remarks) -> Lens:
     return Lens(False, (k["k1"], k["k2"], k["k3"], k["k4"]), (0.0,) * 3, (k["p1"], k["p2"]))
 
 
-def coefficients(frame) -> dict:
+def coefficients(frame: Frame) -> dict[str, float]:
     """Return {k1 to k6, p1, p2: number, 0 where not stated} of a frame, one by one or in nerfstudio's list."""
     found = frame.nearest((*COEFFICIENTS, "distortion_params"))
     if "distortion_params" in found:

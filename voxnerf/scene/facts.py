@@ -3,7 +3,11 @@
 docs/scenes.md has the same as a table, for people.
 """
 
+from __future__ import annotations
+
 import difflib
+from pathlib import Path
+from typing import Any
 
 from my.errors import UserError, note, shown
 
@@ -101,7 +105,7 @@ SHOWN = 5  # unknown keys that a note names
 LONG = 40  # characters, above which a key is compared with no other
 
 
-def tell(path, meta: dict, entries: list):
+def tell(path: Path, meta: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """Write notes on what a transforms file states and nothing uses; raise UserError for what it must not state.
 
     meta: what it states for all; entries: its frames, each a dict.
@@ -131,17 +135,17 @@ def tell(path, meta: dict, entries: list):
         note(f"{path}: not known, and not used: {names}{more}")
 
 
-def given(value) -> str:
-    """Return what a file says where something else is expected: of a text, that it is one."""
+def given(value: Any) -> str:
+    """Return a wrong value as a message quotes it; a text is called a text."""
     return f"text '{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
-def says(value) -> bool:
+def says(value: Any) -> bool:
     """Whether a value states anything: not null, not off, not zero, not empty."""
     return bool(value)
 
 
 def with_guess(key: str) -> str:
-    """Return an unknown key, and the known one that it may be a misspelling of."""
+    """Return an unknown key, and a known key that it may be meant for."""
     close = difflib.get_close_matches(key, USED, 1, 0.8) if len(key) <= LONG else []
     return shown(key, LONG) + (f" (perhaps you meant {close[0]}?)" if close else "")

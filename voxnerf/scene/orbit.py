@@ -1,13 +1,16 @@
 """A circle of cameras round a scene, as the scene's own cameras suggest it."""
 
+from __future__ import annotations
+
 import numpy as np
+import torch
 
 import pose
 
 MAX_ELEVATION = np.deg2rad(80)  # of an orbit: at the pole, a camera has no upright
 
 
-def orbit(c2w, n):
+def orbit(c2w: np.ndarray | torch.Tensor, n: int) -> np.ndarray:
     """Return n poses (n, 4, 4) float64 of a circle round the origin, as the cameras c2w (m, 4, 4) stand round it.
 
     It has their mean distance and mean elevation, and turns about their `vertical`.
@@ -24,12 +27,13 @@ def orbit(c2w, n):
     return np.stack([pose.look_at(eye, up=up) for eye in eyes])
 
 
-def vertical(c2w):
-    """Return the unit vector (3,) that cameras c2w (m, 4, 4) take for upwards.
+def vertical(c2w: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Return the unit vector (3,) that points upwards for cameras c2w (m, 4, 4).
 
-    It is their mean y axis, less what is not at right angles to their x axes, which are level
-    unless a camera is rolled: an uneven ring of cameras that look down does not tilt it.
+    It is the part of their mean y axis that is at right angles to their x axes. These are level, unless a camera is
+    rolled: so an uneven ring of cameras that look down does not tilt the vector.
     """
+    c2w = np.asarray(c2w)
     x, y = c2w[:, :3, 0], c2w[:, :3, 1]
     up = np.linalg.solve(x.T @ x / len(x) + 1e-6 * np.eye(3), y.mean(axis=0))
     return up / np.linalg.norm(up)

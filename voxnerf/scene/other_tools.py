@@ -1,5 +1,8 @@
 """Folders of other tools, which hold no transforms file, and what makes one of each."""
 
+from __future__ import annotations
+
+from pathlib import Path
 from typing import NamedTuple
 
 from my.errors import shown
@@ -12,9 +15,9 @@ class Kind(NamedTuple):
     """What a tool leaves in a folder."""
 
     name: str
-    files: tuple  # patterns below the folder; one that is there tells the kind
+    files: tuple[str, ...]  # patterns below the folder; one that is there tells the kind
     maker: str  # of a transforms.json
-    beside: tuple = ()  # one of these has to be there too, where there are any
+    beside: tuple[str, ...] = ()  # one of these has to be there too, where there are any
 
 
 KINDS = (
@@ -49,7 +52,7 @@ VIDEO = Kind(
 )
 
 
-def made_by_others(folder) -> str | None:
+def made_by_others(folder: Path) -> str | None:
     """Return in words what another tool has left in a folder, and how to make a transforms.json of it, or None."""
     for kind in (*KINDS, VIDEO):
         found = next((path for pattern in kind.files for path in sorted(folder.glob(pattern))), None)
@@ -58,6 +61,6 @@ def made_by_others(folder) -> str | None:
     return None
 
 
-def advice(kind) -> str:
+def advice(kind: Kind) -> str:
     """Return in words how to make a scene of a kind of folder or file."""
     return f"make a transforms.json of it with {kind.maker}"

@@ -1,8 +1,11 @@
 """The pictures of frames as they are trained on, and which of their pixels are left out."""
 
+from __future__ import annotations
+
 import math
-import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,30 +13,32 @@ import torch
 from einops import reduce
 
 from my.errors import UserError, shown
+from voxnerf.capacity import machine_memory
 from voxnerf.images import image_size, read_image, read_mask
-from voxnerf.lens import Lenses
+from voxnerf.lens import Lens, Lenses
 from voxnerf.scene.camera import stated_size
+from voxnerf.scene.frame import Frame
 from voxnerf.scene.places import find_file
 
-MANY = 32  # pictures from which on a progress bar is worth it
-BYTES = 5  # of a pixel that is held: RGB, alpha, and whether it is used
+MANY = 32  # pictures, from which number on a progress bar is shown
+BYTES = 5  # per pixel in memory: RGB, alpha, and whether it is used
 
 
 class Photo(NamedTuple):
     """One picture, ready to be trained on."""
 
     rgba: np.ndarray  # (H, W, 4) uint8, RGB on white, and alpha
-    usable: np.ndarray | None  # (H, W) bool, False for what is left out; None where nothing is
+    usable: np.ndarray | None  # (H, W) bool, False for pixels that are left out; None if all are used
 
 
-def sizes_of(frames, downscale) -> list:
+def sizes_of(frames: Sequence[Frame], downscale: int) -> list[tuple[int, int]]:
     """Return the [(width, height)] of the frames' pictures as stored, from their headers.
 
-    Raises UserError where squares of `downscale` pixels do not fill one, and where all do not fit in memory.
+    Raises UserError if squares of `downscale` pixels do not fill a picture, or if the pictures do not fit into memory.
     """
 
-    def size(frame):
-        width, height = image_size(frame.picture, size=stated_size(frame))
+    def size(frame: Frame) -> tuple[int, int]:
+        width, height = image_size(frame.found, size=stated_size(frame))
         if height % downscale or width % downscale:
             common = math.gcd(height, width)
             fit = ", ".join(str(d) for d in range(1, common + 1) if common % d == 0)
@@ -53,12 +58,7 @@ def sizes_of(frames, downscale) -> list:
     return sizes
 
 
-def machine_memory() -> int:
-    """Return the bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def read_photos(folder, frames, downscale) -> list:
+def read_photos(folder: Path, frames: Sequence[Frame], downscale: int) -> list[Photo]:
     """Return the `Photo` of each frame, without what its masks leave out; raises UserError for the first unfit one."""
     from tqdm import tqdm
 
@@ -68,9 +68,9 @@ def read_photos(folder, frames, downscale) -> list:
         return list(tqdm(photos, total=len(frames), desc="images", disable=len(frames) < MANY))
 
 
-def read_photo(folder, frame, downscale=1) -> Photo:
-    """Return the `Photo` of a frame, averaged over squares of `downscale` pixels; a mask must be whole in a square."""
-    rgba = read_image(frame.picture, frame.where, size=stated_size(frame))  # (H, W, 4) in [0, 1]
+def read_photo(folder: Path, frame: Frame, downscale: int = 1) -> Photo:
+    """Return the `Photo` of a frame, averaged over squares of pixels; a square is used if all its pixels are."""
+    rgba = read_image(frame.found, frame.where, size=stated_size(frame))  # (H, W, 4) in [0, 1]
     for key, value in (("white_transparent", 1), ("black_transparent", 0)):  # of instant-ngp
         if frame.switch(key):
             rgba = rgba.copy()
@@ -81,7 +81,7 @@ def read_photo(folder, frame, downscale=1) -> Photo:
     return Photo(on_white(rgba, downscale), usable)
 
 
-def on_white(rgba, downscale=1):
+def on_white(rgba: np.ndarray, downscale: int = 1) -> np.ndarray:
     """Return pictures (H, W, 4) in [0, 1] as uint8: RGB on white, and alpha, averaged over squares of pixels."""
     rgba = rgba.astype(np.float32) * 255
     rgb, alpha = rgba[..., :3], rgba[..., 3:] / 255
@@ -93,11 +93,12 @@ def on_white(rgba, downscale=1):
 # ---------------------------------------------------------------- what is left out
 
 
-def usable_pixels(folder, frame, height, width):
+def usable_pixels(folder: Path, frame: Frame, height: int, width: int) -> np.ndarray | None:
     """Return which pixels of a frame's picture are used (H, W) bool, or None for all of them.
 
-    Left out is what `mask_path` has at 0 (nerfstudio), what a file dynamic_mask_NAME.png beside the picture does not
-    have at black (instant-ngp), and what lies beyond fisheye_crop_radius of the picture's middle (nerfstudio).
+    These are left out: pixels where the picture of `mask_path` is 0 (nerfstudio), pixels where dynamic_mask_NAME.png,
+    a file beside the picture, is not black (instant-ngp), and pixels farther than fisheye_crop_radius from the middle
+    (nerfstudio).
     """
     usable = np.ones((height, width), bool)
     name = frame.get("mask_path")
@@ -111,9 +112,10 @@ def usable_pixels(folder, frame, height, width):
                 "out to use the whole picture"
             )
         usable &= of_size(read_mask(path, frame.where), path, frame, usable.shape)
-    path = frame.picture.with_name(f"dynamic_mask_{frame.picture.stem}.png")
+    path = frame.found.with_name(f"dynamic_mask_{frame.found.stem}.png")
     if path.is_file():
-        usable &= ~of_size(read_image(path, frame.where)[..., :3].any(axis=-1), path, frame, usable.shape)
+        moving = np.any(read_image(path, frame.where)[..., :3], axis=-1)
+        usable &= ~of_size(np.asarray(moving), path, frame, usable.shape)
     if frame.get("fisheye_crop_radius"):
         radius = frame.number("fisheye_crop_radius", above=0) * width / frame.number("w", width, above=0)
         y, x = np.ogrid[:height, :width]
@@ -121,7 +123,7 @@ def usable_pixels(folder, frame, height, width):
     return None if usable.all() else usable
 
 
-def of_size(mask, path, frame, shape):
+def of_size(mask: np.ndarray, path: Path, frame: Frame, shape: tuple[int, ...]) -> np.ndarray:
     """Return a mask; raises UserError unless it is as large as its picture, of `shape` (H, W)."""
     if mask.shape != shape:
         raise UserError(
@@ -131,8 +133,8 @@ def of_size(mask, path, frame, shape):
     return mask
 
 
-def without_blind_pixels(photos, K, lenses):
-    """Return the photos without the pixels whose rays a lens does not tell, and the number of these."""
+def without_blind_pixels(photos: Sequence[Photo], K: np.ndarray, lenses: Sequence[Lens]) -> tuple[list[Photo], int]:
+    """Return the photos without the pixels that see no ray through their lens, and the number of these pixels."""
     blind, kept, known = 0, [], {}
     for photo, k, lens in zip(photos, K, lenses):
         key = lens, k.tobytes(), photo.rgba.shape
@@ -146,7 +148,7 @@ def without_blind_pixels(photos, K, lenses):
     return kept, blind
 
 
-def seen_by(lens, K, height, width):
+def seen_by(lens: Lens, K: np.ndarray, height: int, width: int) -> np.ndarray | None:
     """Return which pixel centres (H, W) bool have a ray through the lens, or None for all."""
     if not lens.bends:
         return None

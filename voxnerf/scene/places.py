@@ -1,9 +1,13 @@
-"""Where the pictures of frames are, and which frames have the same one."""
+"""Where the pictures of frames are, and which frames share a picture."""
+
+from __future__ import annotations
 
 import os
 import posixpath
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from my.errors import UserError, note, shown, some
 from voxnerf.scene.frame import Frame, Remarks
@@ -11,10 +15,10 @@ from voxnerf.scene.frame import Frame, Remarks
 SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".exr", ".webp", ".tif", ".tiff", ".bmp")
 
 
-def present(folder, by_file, strict) -> dict:
-    """Return {key: its `Frame`s that have a picture, with it} of {key: `Frame`s}; those without are counted in a note.
+def present(folder: Path, by_file: dict[str, list[Frame]], strict: bool) -> dict[str, list[Frame]]:
+    """Return {key: frames} with the paths of their pictures; a note counts frames without one, which are left out.
 
-    Raises UserError where the first key's have none at all, and where `strict` is set and any is missing.
+    Raises UserError if no frame of the first key has a picture, and with `strict` if any frame has none.
     """
     remarks, found, missing = Remarks(), {}, []
     for key, frames in by_file.items():
@@ -41,8 +45,8 @@ def present(folder, by_file, strict) -> dict:
     return found
 
 
-def with_picture(folder, frame, remarks) -> Frame:
-    """Return a frame with its picture, where it is found."""
+def with_picture(folder: Path, frame: Frame, remarks: Remarks) -> Frame:
+    """Return a frame with the path of its picture, or with None if it is not found."""
     picture = as_stated(folder, frame.name, SUFFIXES)
     if picture:
         return frame._replace(picture=picture)
@@ -52,12 +56,12 @@ def with_picture(folder, frame, remarks) -> Frame:
     return frame._replace(picture=picture, by_end=picture is not None)
 
 
-def no_picture(folder, frame) -> str:
-    """Return the words that say where a frame's picture is not."""
+def no_picture(folder: Path, frame: Frame) -> str:
+    """Return the words of a message that a frame's picture is missing, and where."""
     return f"{frame.where}: no picture {shown(str(folder / plain_path(frame.name)), 300)}"
 
 
-def find_file(folder, name, suffixes=()) -> Path | None:
+def find_file(folder: Path, name: str, suffixes: Sequence[str] = ()) -> Path | None:
     """Return the path of the file that a transforms file calls `name`, below `folder`; None where there is none.
 
     Its suffix may be left out, and it may be written with Windows' backslashes. A path of another machine, or
@@ -66,7 +70,7 @@ def find_file(folder, name, suffixes=()) -> Path | None:
     return as_stated(folder, name, suffixes) or by_its_end(folder, name, suffixes)
 
 
-def as_stated(folder, name, suffixes=()) -> Path | None:
+def as_stated(folder: Path, name: str, suffixes: Sequence[str] = ()) -> Path | None:
     """Return the path of the file where `name` says that it is, or None."""
     for each in dict.fromkeys((name, plain_path(name))):
         for suffix in ("", *suffixes):
@@ -75,8 +79,8 @@ def as_stated(folder, name, suffixes=()) -> Path | None:
     return None
 
 
-def by_its_end(folder, name, suffixes=()) -> Path | None:
-    """Return the path of a file below `folder` that has the end of `name`, which leads elsewhere, or None."""
+def by_its_end(folder: Path, name: str, suffixes: Sequence[str] = ()) -> Path | None:
+    """Return the path of a file below `folder` that ends as `name` does, if `name` leads elsewhere, or None."""
     plain = plain_path(name)
     if not re.match(r"/|[A-Za-z]:|\.\./", plain):
         return None
@@ -89,24 +93,24 @@ def by_its_end(folder, name, suffixes=()) -> Path | None:
     return None
 
 
-def plain_path(name) -> str:
-    """Return a path with slashes only, without steps that lead nowhere, to be compared with others."""
+def plain_path(name: str) -> str:
+    """Return a path with slashes only and without superfluous steps, so that it can be compared with others."""
     return posixpath.normpath(name.replace("\\", "/"))
 
 
 # ---------------------------------------------------------------- pictures of several frames
 
 
-def shared_pictures(folder, splits):
-    """Write a note on frames of {split: `Frame`s} that have one picture and different poses.
+def shared_pictures(folder: Path, splits: dict[str, list[Frame]]) -> None:
+    """Write a note on frames of {split: frames} that share a picture and have different poses.
 
-    Raises UserError where one of them was found by its path's end, which then does not tell pictures apart.
+    Raises UserError if such a picture was found by the end of a path: then the end does not tell pictures apart.
     """
-    groups = {}
+    by_picture: dict[str, dict[str, tuple[str, Frame]]] = {}
     for split, frames in splits.items():
         for frame in frames:  # one that is in several splits counts once
-            groups.setdefault(os.path.normpath(frame.picture), {})[frame.where] = split, frame
-    groups = [list(group.values()) for group in groups.values()]
+            by_picture.setdefault(os.path.normpath(frame.found), {})[frame.where] = split, frame
+    groups = [list(group.values()) for group in by_picture.values()]
     shared = [group for group in groups if any(pose(frame) != pose(group[0][1]) for _, frame in group)]
     if not shared:
         return
@@ -130,6 +134,6 @@ def shared_pictures(folder, splits):
     )
 
 
-def pose(frame) -> tuple:
+def pose(frame: Frame) -> tuple[Any, Any]:
     """Return what a frame states as its pose, to be compared."""
     return frame.own.get("transform_matrix"), frame.own.get("transform_matrix_start")

@@ -4,7 +4,11 @@ Two layouts: one file per split (Blender's NeRF-synthetic, transforms_train.json
 transforms.json (instant-ngp, nerfstudio). docs/scenes.md lists what a file may state, and what becomes of it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from my.errors import UserError, note, shown, some
 from my.plain_files import read_json
@@ -23,22 +27,23 @@ FORMAT = '{"frames": [{"file_path": ..., "transform_matrix": ...}, ...]} with at
 # ---------------------------------------------------------------- splits
 
 
-def read_splits(folder, strict=False) -> dict:
+def read_splits(folder: str | Path, strict: bool = False) -> dict[str, list[Frame]]:
     """Return {"train", "val", "test": its `Frame`s, each with its picture} of a folder in either layout.
 
     Notes and refusals are those of `splits_of` and `shared_pictures`.
     """
-    splits = splits_of(Path(folder), strict)
+    folder = Path(folder)
+    splits = splits_of(folder, strict)
     shared_pictures(folder, splits)
     return splits
 
 
-def splits_of(folder, strict) -> dict:
+def splits_of(folder: Path, strict: bool) -> dict[str, list[Frame]]:
     """Return {"train", "val", "test": its `Frame`s, each with its picture} of a folder in either layout.
 
     Frames whose picture is missing are left out with a note that counts them; `strict` refuses them.
-    Raises UserError, one line, for what is missing, damaged or cannot be meant, and where no frame is left to
-    train on or to test.
+    Raises UserError, one line, for what is missing, damaged or impossible, and if no frame is left to train on or to
+    test.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a scene")
@@ -67,7 +72,7 @@ def splits_of(folder, strict) -> dict:
     return {"train": train, "val": test, "test": test}
 
 
-def files_of_splits(folder, paths, strict) -> dict:
+def files_of_splits(folder: Path, paths: dict[str, Path], strict: bool) -> dict[str, list[Frame]]:
     """Return the `Frame`s of {split: transforms file}; where there are no test views, some are held out of train."""
     frames = {}
     for split, path in paths.items():
@@ -91,8 +96,8 @@ def files_of_splits(folder, paths, strict) -> dict:
     return {"train": train, "val": test, "test": test}
 
 
-def hold_out(path, frames) -> tuple:
-    """Return the frames to train on, and every 8th by file_path, to be tested; UserError where none is to train on."""
+def hold_out(path: Path, frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame]]:
+    """Return the frames to train on, and every 8th by file_path to test; UserError if none is left to train on."""
     frames = sorted(frames, key=lambda frame: frame.name)
     train = [frame for i, frame in enumerate(frames) if i % HOLD_OUT]
     if not train:
@@ -102,9 +107,9 @@ def hold_out(path, frames) -> tuple:
     return train, frames[::HOLD_OUT]
 
 
-def listed_names(path, meta, frames) -> dict:
+def listed_names(path: Path, meta: dict[str, Any], frames: Sequence[Frame]) -> dict[str, set[str]]:
     """Return {split: set of plain names}, as nerfstudio's lists or each frame's `split` state them; {} for none."""
-    lists = {}
+    lists: dict[str, set[str]] = {}
     for split in SPLITS:
         names = meta.get(f"{split}_filenames")
         if names is None:
@@ -122,16 +127,16 @@ def listed_names(path, meta, frames) -> dict:
             )
         return lists
     for frame in frames:
-        split = frame.own.get("split")
-        if split is not None:
-            if split not in SPLITS:
-                raise UserError(f"{frame.where}: split must be one of {', '.join(SPLITS)}, got {shown(split)}")
-            lists.setdefault(split, set()).add(plain_path(frame.name))
+        stated = frame.own.get("split")
+        if stated is not None:
+            if stated not in SPLITS:
+                raise UserError(f"{frame.where}: split must be one of {', '.join(SPLITS)}, got {shown(stated)}")
+            lists.setdefault(stated, set()).add(plain_path(frame.name))
     return lists
 
 
-def by_lists(path, lists, frames) -> dict:
-    """Return the `Frame`s of each split by {split: names}, as nerfstudio means them: a frame in none is not used."""
+def by_lists(path: Path, lists: dict[str, set[str]], frames: Sequence[Frame]) -> dict[str, list[Frame]]:
+    """Return the `Frame`s of each split by {split: names}, as nerfstudio does: a frame in no list is not used."""
     splits = {split: [frame for frame in frames if plain_path(frame.name) in names] for split, names in lists.items()}
     splits = {split: kept for split, kept in splits.items() if kept}
     used = set().union(*lists.values())
@@ -164,8 +169,8 @@ def by_lists(path, lists, frames) -> dict:
 # ---------------------------------------------------------------- files
 
 
-def frames_of(path) -> tuple:
-    """Return what a transforms file states for all, and its `Frame`s, as they stand there."""
+def frames_of(path: Path) -> tuple[dict[str, Any], list[Frame]]:
+    """Return what a transforms file states for all frames, and its frames, in its order."""
     try:
         meta = read_json(path)
     except ValueError as error:
@@ -180,7 +185,7 @@ def frames_of(path) -> tuple:
     return meta, frames
 
 
-def frame_of(path, i, common, entry) -> Frame:
+def frame_of(path: Path, i: int, common: dict[str, Any], entry: Any) -> Frame:
     """Return the `Frame` of entry number `i`; raises UserError if it lacks a path or a pose."""
     own = entry if isinstance(entry, dict) else {}
     missing = [] if "file_path" in own else ["file_path"]

@@ -19,6 +19,9 @@ between eight centres; cell c spans the voxels c - 1 and c, so that the border c
 half of which lie outside the grid, are counted too. Grids are zero outside.
 """
 
+# mypy: ignore-errors
+# Kernels are written in the language of Warp, in which annotations are types of C.
+
 import functools
 import math
 
@@ -533,7 +536,6 @@ def side_by_side(code):
     return run
 
 
-clear = side_by_side("a.data[k] = 0.0f;")
 move = side_by_side("a.data[k] += b.data[k]; b.data[k] = 0.0f;")
 dot = side_by_side("sum += a.data[k] * b.data[k];")
 

@@ -1,0 +1,51 @@
+"""The state of an optimisation of a field, as a checkpoint holds it: the field's tensors and the optimizer's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from my import checkpoint
+from voxnerf.field import VoxRF
+
+MOMENTS = {torch.optim.Adam: ("exp_avg", "exp_avg_sq"), torch.optim.Adamax: ("exp_avg", "exp_inf")}
+
+
+def parameter_names(field: VoxRF) -> list[str]:
+    """Return the names of a field's parameters, in the order of `field.parameters()`."""
+    return [name for name, _ in field.named_parameters()]
+
+
+def save(
+    root: str | Path, step: int, field: VoxRF, optimizer: torch.optim.Optimizer, meta: dict[str, Any] | None = None
+) -> None:
+    """Write the state after `step` steps, and the plain values `meta`, as a checkpoint below `root`."""
+    tensors = {f"field/{name}": tensor for name, tensor in field.state_dict().items()}
+    moments = checkpoint.flatten_optimizer(optimizer, parameter_names(field))
+    checkpoint.save(root, step, tensors | moments, meta or {})
+
+
+def restore(field: VoxRF, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], step: int) -> None:
+    """Give a field and its optimizer the tensors of a checkpoint that was saved after `step` steps.
+
+    Raises UserError, and changes nothing, where a tensor is missing, has another shape, or has no place. Before the
+    first step an optimizer has no tensors.
+    """
+    own = {name.removeprefix("field/"): value for name, value in tensors.items() if name.startswith("field/")}
+    checkpoint.check(own, {name: value.shape for name, value in field.state_dict().items()})
+    moments = {name: value for name, value in tensors.items() if name.startswith("optim/")}
+    checkpoint.check(moments, moment_shapes(field, optimizer) if moments or step else {})
+    field.load_state_dict(own)
+    checkpoint.restore_optimizer(optimizer, parameter_names(field), tensors)
+
+
+def moment_shapes(field: VoxRF, optimizer: torch.optim.Optimizer) -> dict[str, tuple[int, ...]]:
+    """Return {name: shape} of the tensors that the optimizer's state has after a step, as a checkpoint names them."""
+    keys = next(keys for kind, keys in MOMENTS.items() if isinstance(optimizer, kind))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in field.named_parameters():
+        shapes |= {f"optim/{name}/{key}": tuple(parameter.shape) for key in keys}
+        shapes[f"optim/{name}/step"] = ()
+    return shapes
