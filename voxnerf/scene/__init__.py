@@ -75,10 +75,9 @@ def load_scenes(
 ) -> list[Scene]:
     """Return the `Scene` of each of some splits, of train, val and test, of a folder in either layout.
 
-    Images are averaged over squares of `downscale` pixels. docs/scenes.md lists how each
-    fact of a scene is used, and which views are tested. Notes name what is not used. Frames whose picture is
-    missing are left out, unless `strict`. Raises UserError, one line, for a folder, a file or an entry that is missing or
-    impossible.
+    Images are averaged over squares of `downscale` pixels. docs/scenes.md lists how each fact of a scene is used, and
+    which views are tested. Notes name what is not used. Frames whose picture is missing are left out, unless `strict`.
+    Raises UserError, one line, for a folder, a file or an entry that is missing or impossible.
     """
     strange = [split for split in splits if split not in SPLITS]
     if strange:
