@@ -4,12 +4,19 @@ A family is one folder, `families/<family>/`. Its adapter overrides the network 
 snapping and guidance live here.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import families
 from my.errors import UserError
+
+if TYPE_CHECKING:
+    from options.family import FamilyConfig
 
 SLACK = 1e-3  # by which a level may lie outside the model's table: as much as it takes to write one in four digits
 SIGMA_MAX = 80.0  # largest level of noise of a schedule, unless asked for (EDM, arXiv 2206.00364, Table 1)
@@ -43,30 +50,38 @@ class ScoreAdapter(ABC):
     sigmas: torch.Tensor
     data_shape: tuple[int, int, int]
     device: torch.device
-    free_guidance = True
+    free_guidance: bool = True
 
     @abstractmethod
-    def _denoise(self, x, sigma, cond):
+    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
         """Return D(x, sigma | cond) (B, C, H, W) for a float sigma out of `sigmas`: the network call."""
 
     @abstractmethod
-    def embed(self, prompts):
+    def embed(self, prompts: list[str]) -> torch.Tensor:
         """Return the conditions of a list of prompts; raises UserError for words it cannot know."""
 
     @abstractmethod
-    def encode(self, pictures):
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return x (B, C, h, w) of pictures (B, 3, H, W), RGB in [0, 1]."""
 
     @abstractmethod
-    def decode(self, x):
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Return pictures (B, 3, H, W), RGB in [0, 1], of x (B, C, h, w), h and w free."""
 
     @property
     @abstractmethod
-    def picture_size(self):
+    def picture_size(self) -> int:
         """Edge in pixels of the square pictures that the model was trained on."""
 
-    def denoise(self, x, sigma, cond, uncond=None, scale=1.0, negatives=None):
+    def denoise(
+        self,
+        x: torch.Tensor,
+        sigma: float,
+        cond: torch.Tensor,
+        uncond: torch.Tensor | None = None,
+        scale: float = 1.0,
+        negatives: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Return the guided denoised x: D_u + scale (D_c - D_u) (arXiv 2207.12598, Eq. 6, in D).
 
         `x` (B, C, H, W); `sigma` a float out of `sigmas`; `cond` (B, ...); `uncond` likewise or
@@ -84,7 +99,7 @@ class ScoreAdapter(ABC):
             toward = perp_neg(toward, torch.stack(d_others, 1) - d_uncond[:, None], weights)
         return d_uncond + scale * toward
 
-    def fitting(self, prompt, spoken):
+    def fitting(self, prompt: str, spoken: Callable[[str], list[str]]) -> str:
         """Return the prompt, its own end cut where the model would not read the end of every text of `spoken(prompt)`.
 
         `spoken` takes a prompt and returns texts with it inside, such as those with view words behind it. Here every
@@ -92,20 +107,22 @@ class ScoreAdapter(ABC):
         """
         return prompt
 
-    def text_done(self):
+    def text_done(self) -> None:
         """Free what only `embed` needs, if anything; called once the conditions of a run are known."""
 
-    def denoiser(self, prompts, scale=1.0, negative_prompt=""):
+    def denoiser(
+        self, prompts: list[str], scale: float = 1.0, negative_prompt: str = ""
+    ) -> Callable[[torch.Tensor, float], torch.Tensor]:
         """Return D(x, sigma) for a sampler: x (B, C, H, W) of any float type, at the table's level nearest to sigma."""
         cond = self.embed(prompts)
         uncond = self.embed([negative_prompt]).expand_as(cond)
         return lambda x, sigma: self.denoise(x.float(), self.round_sigma(sigma), cond, uncond, scale)
 
-    def round_sigma(self, sigma):
+    def round_sigma(self, sigma: float | torch.Tensor) -> float:
         """Return the entry of `sigmas` nearest to `sigma`, a float."""
         return self.sigmas[(self.sigmas - sigma).abs().argmin()].item()
 
-    def sigma_range(self, sigma_min=None, sigma_max=None):
+    def sigma_range(self, sigma_min: float | None = None, sigma_max: float | None = None) -> tuple[float, float]:
         """Return the least and largest level of a schedule, by default all that the model knows up to SIGMA_MAX.
 
         Raises UserError where these are no range, or not of the model.
@@ -121,18 +138,18 @@ class ScoreAdapter(ABC):
             )
         return low, high
 
-    def refuse_unknown_sigma(self, flag, sigma):
+    def refuse_unknown_sigma(self, flag: str, sigma: float) -> None:
         """Raise UserError for a level beyond the model's table, which would be another one unasked."""
         least, most = self.sigmas[-1].item(), self.sigmas[0].item()
         if not least * (1 - SLACK) <= sigma <= most * (1 + SLACK):
             raise UserError(f"{flag} {sigma:g}: this model knows {least:.4g} to {most:.4g}")
 
-    def timestep(self, sigma):
+    def timestep(self, sigma: float) -> int:
         """Return the index of the entry nearest to `sigma`, counted from the smallest: what networks are told."""
         return len(self.sigmas) - 1 - int((self.sigmas - sigma).abs().argmin())
 
     @torch.no_grad()
-    def plain_backgrounds(self):
+    def plain_backgrounds(self) -> torch.Tensor:
         """Return x (n, C, H, W) of the plain light pictures PLAIN_BACKGROUNDS."""
         rgb = torch.tensor(PLAIN_BACKGROUNDS, device=self.device)[:, :, None, None]
         return self.encode(rgb.expand(-1, 3, self.picture_size, self.picture_size))
@@ -142,17 +159,17 @@ class PixelAdapter(ScoreAdapter):
     """A family whose x are pictures: RGB in [-1, 1], at the model's own resolution."""
 
     @property
-    def picture_size(self):
+    def picture_size(self) -> int:
         return self.data_shape[1]
 
-    def encode(self, pictures):
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         return 2 * pictures - 1
 
-    def decode(self, x):
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
         return ((x + 1) / 2).clamp(0, 1)
 
 
-def scheduler_sigmas(scheduler):
+def scheduler_sigmas(scheduler: Scheduler) -> torch.Tensor:
     """Return the noise levels (n,) float64 of a diffusers scheduler, largest first: sqrt((1 - abar) / abar).
 
     A last level of pure noise, abar = 0 (arXiv 2305.08891), is left out: no x = x0 + sigma n is that noisy. Raises
@@ -168,7 +185,7 @@ def scheduler_sigmas(scheduler):
     return ((1 - abar) / abar).sqrt().flip(0)
 
 
-def denoised(x, sigma, out, prediction_type="epsilon"):
+def denoised(x: torch.Tensor, sigma: float, out: torch.Tensor, prediction_type: str = "epsilon") -> torch.Tensor:
     """Return D of a network's answer `out` at x / sqrt(1 + sigma^2), by what it predicts: epsilon, v or the sample.
 
     Source: EDM, arXiv 2206.00364, Table 1, VP; for v, arXiv 2202.00512, appendix D.
@@ -181,7 +198,7 @@ def denoised(x, sigma, out, prediction_type="epsilon"):
     return x - sigma * out
 
 
-def perp_neg(toward, away, weights):
+def perp_neg(toward: torch.Tensor, away: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return toward - sum_i w_i (away_i - <away_i, toward> / |toward|^2 toward), (B, C, H, W).
 
     `toward` (B, C, H, W) and `away` (B, n, C, H, W) are denoised pictures less the unconditional one, and
@@ -194,7 +211,7 @@ def perp_neg(toward, away, weights):
     return toward - (weights[:, :, None, None, None] * perpendicular).sum(1)
 
 
-def make_adapter(run, device, found=None):
+def make_adapter(run: FamilyConfig, device: torch.device | str, found: Any = None) -> ScoreAdapter:
     """Return the adapter of the family that a run's configuration chooses; raises UserError for a model not to be had.
 
     `found` is what `run.check_files` returned; None finds it here.

@@ -4,18 +4,28 @@ python run_img_sampling.py --preset mini --sd.prompt "a red house"
 python run_img_sampling.py --family gddpm --gddpm.model m_imgnet_64 --classes 1,207,281
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from my import run_dir, script
 from my.errors import run_main
 from options.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from adapt import ScoreAdapter
 
 ROOT = Path(__file__).resolve().parent
 IMAGES = Path("imgs")
 PREVIEW_COLUMNS, MAX_PREVIEW = 8, 64  # pictures in the contact sheet
 
 
-def read_config(argv):
+def read_config(argv: list[str] | None) -> SamplingConfig:
     """Return the configuration of a command line; with --resume, the one saved in the folder."""
     return script.read_config(
         SamplingConfig,
@@ -29,22 +39,22 @@ def read_config(argv):
     )
 
 
-def batches(cfg):
+def batches(cfg: SamplingConfig) -> list[range]:
     """Return the numbers of the pictures of each batch, the last one as long as what is left."""
     return [range(i, min(i + cfg.batch_size, cfg.num_images)) for i in range(0, cfg.num_images, cfg.batch_size)]
 
 
-def batch_file(images):
+def batch_file(images: range) -> Path:
     """Return the path of a batch's pictures, named by its first."""
     return IMAGES / f"step_{images[0]:07d}.npy"
 
 
-def picture_file(i):
+def picture_file(i: int) -> Path:
     """Return the path of picture number `i`."""
     return IMAGES / f"{i:07d}.png"
 
 
-def is_drawn(images):
+def is_drawn(images: range) -> bool:
     """Whether a batch's file is whole, and each of its pictures is there."""
     import numpy as np
 
@@ -55,7 +65,7 @@ def is_drawn(images):
     return whole and all(picture_file(i).exists() for i in images)
 
 
-def sample(cfg, adapter, levels, subjects):
+def sample(cfg: SamplingConfig, adapter: ScoreAdapter, levels: torch.Tensor, subjects: list[str]) -> None:
     """Draw every batch that is not there yet: its .npy, and a PNG per picture; `subjects` are what each shows."""
     import numpy as np
     from tqdm import tqdm
@@ -79,7 +89,7 @@ def sample(cfg, adapter, levels, subjects):
             write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
 
 
-def refuse_broken(remedy, images, values, subjects):
+def refuse_broken(remedy: str, images: range, values: torch.Tensor | np.ndarray, subjects: list[str]) -> None:
     """Raise RunError where one of the pictures numbered `images`, `values` (B, ...), is not finite."""
     import torch
 
@@ -88,7 +98,7 @@ def refuse_broken(remedy, images, values, subjects):
         script.check_finite({"its value": value}, f"picture {title(i, subjects[i])}", remedy)
 
 
-def decode(adapter, x):
+def decode(adapter: ScoreAdapter, x: torch.Tensor) -> np.ndarray:
     """Return pictures (B, H, W, 3) in [0, 1] of states x (B, C, h, w), one at a time: decoders take memory."""
     import numpy as np
     import torch
@@ -97,12 +107,12 @@ def decode(adapter, x):
         return np.concatenate([adapter.decode(row.float()[None]).permute(0, 2, 3, 1).cpu().numpy() for row in x])
 
 
-def title(i, subject):
+def title(i: int, subject: str) -> str:
     """Return the number of a picture, with what it was asked to show."""
     return f"{i}: {'class ' if subject.isdecimal() else ''}{subject}".rstrip(": ")
 
 
-def write_npy(path, array):
+def write_npy(path: Path, array: np.ndarray) -> None:
     """Write an array in numpy's format, atomically."""
     import io
 
@@ -113,7 +123,7 @@ def write_npy(path, array):
     run_dir.write_atomic(path, data.getvalue())
 
 
-def preview(cfg, subjects):
+def preview(cfg: SamplingConfig, subjects: list[str]) -> None:
     """Write the contact sheet of the first pictures, each with its number and what it was asked to show."""
     import numpy as np
 
@@ -127,7 +137,7 @@ def preview(cfg, subjects):
     )
 
 
-def prepare(cfg, found):
+def prepare(cfg: SamplingConfig, found: Any) -> Callable[[], None]:
     """Return what draws all that is missing in the current folder, and its contact sheet; UserError if it cannot."""
     from adapt import make_adapter
     from sampling import noise_levels
@@ -135,7 +145,7 @@ def prepare(cfg, found):
     adapter, subjects = make_adapter(cfg, script.pick_device(cfg.device), found), cfg.subjects(found)
     levels = noise_levels(cfg, adapter)
 
-    def run():
+    def run() -> None:
         sample(cfg, adapter, levels, subjects)
         preview(cfg, subjects)
         print(
@@ -146,7 +156,7 @@ def prepare(cfg, found):
     return run
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Sample pictures in the current folder."""
     script.begin(read_config(argv), prepare)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from my import run_dir, script
 from my.errors import UserError, run_main, shown, some
+from my.watch import LOG_EVERY, watched
 from options.nerf import NeRFConfig
 
 ROOT = Path(__file__).resolve().parent
 N_SAVES = 10  # a pane and a checkpoint every 10%: with harmonics one is gigabytes, and takes half a minute to write
 N_FRAMES = 120  # of the video, once round the scene
-LOG_EVERY = 10  # steps between lines of history.json
 SMOOTH = 0.9  # what a running PSNR keeps of itself a line
 
 
@@ -34,31 +34,20 @@ def absolute(cfg):
 
 def train(nerf, test_scene, first_step):
     """Optimise the field and test it, leaving history, heartbeat, panes, checkpoints and test views."""
-    from tqdm import tqdm
-
     from voxnerf.nerf import optimise
 
-    step, before = first_step, nerf.progress(first_step)
-    with (
-        run_dir.History("history.json", first_step) as history,
-        run_dir.Heartbeat("heartbeat.json", nerf.n_steps, start_step=first_step) as heartbeat,
-        tqdm(total=nerf.n_steps, initial=first_step, desc="nerf", unit="step") as bar,
-    ):
-        running = RunningPSNR(bar)
-        for step, progress, stats in optimise(nerf, first_step):
+    step, before, running = first_step, nerf.progress(first_step), RunningPSNR()
+    with watched("nerf", nerf.n_steps, first_step) as watch:
+        for step, progress, stats in watch.over(optimise(nerf, first_step)):
             save = math.floor(progress * N_SAVES) > math.floor(before * N_SAVES)
             before = progress
             row = row_of(nerf, test_scene, step, stats, logged=save or step % LOG_EVERY == 0)
             if row:
-                history.add(step, **row)
-                running.add(row)
+                watch.log(step, row, running.add(row))
             if save:
                 write_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene)
                 nerf.save("ckpt", step)
-            heartbeat.n_steps = bar.total = max(step, round(step / progress))  # under max_minutes, an estimate
-            heartbeat.beat(step)
-            bar.update()
-        bar.close()
+            watch.expect(max(step, round(step / progress)))  # under max_minutes, an estimate
         test(nerf, test_scene, step)
 
 
@@ -75,19 +64,19 @@ def row_of(nerf, test_scene, step, stats, logged):
 
 
 class RunningPSNR:
-    """Shows the PSNR of recent batches, and of the last test, on a progress bar."""
+    """The PSNR of recent batches, and of the last test, as a progress bar shows them."""
 
-    def __init__(self, bar):
-        self.bar, self.shown = bar, {}
+    def __init__(self):
+        self.shown = {}
 
     def add(self, row):
-        """Take in a row of history.json."""
+        """Take in a row of history.json; return {name: number as text}."""
         if "psnr" in row:
             new = float(row["psnr"])
             self.shown["psnr"] = SMOOTH * self.shown.get("psnr", new) + (1 - SMOOTH) * new
         if "test_psnr" in row:
             self.shown["test"] = row["test_psnr"]
-        self.bar.set_postfix({k: f"{v:.2f}" for k, v in self.shown.items()}, refresh=False)
+        return {k: f"{v:.2f}" for k, v in self.shown.items()}
 
 
 def mean(values):

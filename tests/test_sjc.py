@@ -17,6 +17,7 @@ from options.sjc import SJCConfig
 from sjc import SJC, centre_depth_loss, chained_gradient, emptiness_loss, load_run, optimise
 from tiny import SIZE, Affine, NotANumber, config
 from voxnerf.render import Rendering
+from voxnerf.train_cameras import AHEAD
 
 
 def new(adapter=None, **options):
@@ -148,10 +149,10 @@ def test_background_keeps_its_border_and_stretches_its_middle():
 
 def test_device_cameras_are_those_drawn():
     sjc = new(batch_views=2)
-    for step in (0, method.AHEAD - 1, method.AHEAD, 3):  # within stretches, across them, and back
-        cameras, on_device = sjc.cameras(step)
+    for step in (0, AHEAD - 1, AHEAD, 3):  # within stretches, across them, and back
+        cameras, on_device = sjc.cameras.of_step(step)
         assert len(on_device) == 2
-        for camera, drawn, same in zip(cameras, sjc.draw_cameras(step), on_device):
+        for camera, drawn, same in zip(cameras, sjc.cameras.draw(step), on_device):
             assert (camera.c2w == drawn.c2w).all() and camera.view == drawn.view
             assert torch.equal(same.c2w, torch.from_numpy(drawn.c2w))
             hw = sjc.cfg.pose.rend_hw
@@ -161,7 +162,7 @@ def test_device_cameras_are_those_drawn():
 def test_regulariser_schedule():
     """w E before the fraction emptiness_step of the run, then multiplier w E; the depth loss always."""
     sjc = new(emptiness_weight=100, emptiness_multiplier=20, emptiness_step=0.5, depth_weight=7, n_steps=10)
-    r = [sjc.render(camera) for camera in sjc.draw_cameras(0)]
+    r = [sjc.render(camera) for camera in sjc.cameras.draw(0)]
     E, Z = emptiness_loss(r[0]).item(), centre_depth_loss(r[0].depth).item()
     for step, factor in ((0, 1), (4, 1), (5, 20), (9, 20)):
         assert sjc.regulariser(r, step).item() == pytest.approx(100 * factor * E + 7 * Z, rel=1e-5)
@@ -223,7 +224,7 @@ def test_step_chains_the_score_with_the_jacobian(options):
     """The gradient that the optimizer gets is -(g . J), J computed explicitly."""
     sjc = disturb(new(**options))
     step = 3
-    (camera,), sigma = sjc.draw_cameras(step), sjc.draw_sigma(step)
+    (camera,), sigma = sjc.cameras.draw(step), sjc.draw_sigma(step)
     renderer = Renderer(sjc, camera)
     if sjc.backgrounds is not None:
         index = sjc.draw_background(step)
@@ -239,7 +240,7 @@ def test_step_chains_the_score_with_the_jacobian(options):
 
 def test_batch_views_average():
     sjc = disturb(new(batch_views=2))
-    cameras, sigma = sjc.draw_cameras(0), sjc.draw_sigma(0)
+    cameras, sigma = sjc.cameras.draw(0), sjc.draw_sigma(0)
     renderers = [Renderer(sjc, camera) for camera in cameras]
     x = torch.cat([renderer().detach() for renderer in renderers])
     g = score_by_hand(sjc, x, cameras, sigma, 0)
@@ -253,7 +254,7 @@ def test_batch_views_average():
 
 def test_regulariser_adds_its_own_gradient():
     plain, weighted = (disturb(new(emptiness_weight=w, depth_weight=w)) for w in (0, 5))
-    (camera,) = plain.draw_cameras(0)
+    (camera,) = plain.cameras.draw(0)
     r = weighted.render(camera)
     loss = 5 * emptiness_loss(r) + 5 * centre_depth_loss(r.depth)
     (want,) = torch.autograd.grad(loss, weighted.field.density)
@@ -265,9 +266,9 @@ def test_regulariser_adds_its_own_gradient():
 def test_ascent_brings_the_rendering_to_the_denoised_picture():
     sjc = new(n_steps=200, bg_lr=0.05, sigma_range=(500, 501))  # one level: Adamax remembers the largest gradient
     sjc.adapter._denoise = lambda x, sigma, cond: torch.full_like(x, 0.5)
-    error = [(sjc.render(camera).color - 0.5).abs().mean().item() for camera in sjc.draw_cameras(0)]
+    error = [(sjc.render(camera).color - 0.5).abs().mean().item() for camera in sjc.cameras.draw(0)]
     run(sjc)
-    after = [(sjc.render(camera).color - 0.5).abs().mean().item() for camera in sjc.draw_cameras(0)]
+    after = [(sjc.render(camera).color - 0.5).abs().mean().item() for camera in sjc.cameras.draw(0)]
     assert after[0] < 0.3 * error[0]
 
 
@@ -312,7 +313,7 @@ def test_draws_depend_on_seed_and_step_only():
     a, b, other = new(), new(n_steps=99), new(seed=1)
 
     def draws(sjc, step):
-        (camera,) = sjc.draw_cameras(step)
+        (camera,) = sjc.cameras.draw(step)
         return (sjc.draw_sigma(step), camera.fov, *camera.c2w.flatten())
 
     forwards = [draws(a, step) for step in range(5)]
@@ -392,7 +393,7 @@ def test_wrong_channels_are_refused():
 
 def test_view_is_a_picture_and_a_depth():
     sjc = new()
-    (camera,) = sjc.draw_cameras(0)
+    (camera,) = sjc.cameras.draw(0)
     picture, depth = sjc.view(camera, subpixels=4, downscale=2)
     assert picture.shape == (2 * SIZE, 2 * SIZE, 3) and depth.shape == (2 * SIZE, 2 * SIZE)
     assert picture.min() >= 0 and picture.max() <= 1
@@ -506,7 +507,7 @@ def test_latent_field_steps_with_stable_diffusion(tiny_sd, rend_hw, options):
     before = sjc.field.color.detach().clone()
     check_finite(sjc.step(0), "step 1", "rest")
     assert not torch.equal(sjc.field.color, before)
-    (camera,) = sjc.draw_cameras(0)[:1]
+    (camera,) = sjc.cameras.draw(0)[:1]
     picture, depth = sjc.view(camera)
     assert picture.shape == (2 * rend_hw, 2 * rend_hw, 3) and depth.shape == (rend_hw, rend_hw)
 
