@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -31,6 +31,12 @@ PLAIN_BACKGROUNDS = (
     (0.90, 0.82, 1.0),
     (0.80, 0.98, 0.98),
 )  # RGB in [0, 1]
+
+
+class Scheduler(Protocol):
+    """What is read of a scheduler of diffusers."""
+
+    betas: torch.Tensor  # (n,)
 
 
 class ScoreAdapter(ABC):
@@ -90,7 +96,7 @@ class ScoreAdapter(ABC):
         """
         if uncond is None or not self.free_guidance or (scale == 1 and negatives is None):
             return self._denoise(x, sigma, cond)
-        others, weights = negatives if negatives is not None else (cond[:, None][:, :0], None)
+        others, weights = negatives or (cond[:, None][:, :0], cond.new_zeros(len(cond), 0))
         n = others.shape[1]
         conds = torch.cat([cond, uncond, *others.unbind(1)])
         d_cond, d_uncond, *d_others = self._denoise(x.repeat(2 + n, 1, 1, 1), sigma, conds).chunk(2 + n)
@@ -107,7 +113,7 @@ class ScoreAdapter(ABC):
         """
         return prompt
 
-    def text_done(self) -> None:
+    def text_done(self) -> None:  # noqa: B027 (a family may have nothing to free)
         """Free what only `embed` needs, if anything; called once the conditions of a run are known."""
 
     def denoiser(

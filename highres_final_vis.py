@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from my import config, run_dir
 from my.errors import UserError, run_main
+from my.script import OnDevice
 
 if TYPE_CHECKING:
     from sjc import SJC
@@ -22,13 +23,16 @@ SUBPIXELS = 4  # rays per pixel edge
 DOWNSCALE = 2  # of those are averaged before decoding: twice the training resolution is decoded
 
 
-class VisConfig(config.Config):
+class VisConfig(OnDevice):
     """Every option of highres_final_vis.py."""
 
-    n_frames: int = Field(200, gt=0, description="frames of the spiral")
-    skip: int = Field(60, ge=0, description="frames left out at its start, where cameras look from overhead")
+    n_frames: int = Field(200, gt=0, description="frames of the spiral that the camera moves on")
+    skip: int = Field(
+        60, ge=0, description="frames to leave out at the start of the spiral, where the camera looks from overhead"
+    )
     fps: int = Field(30, gt=0, description="frames per second of the videos")
-    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+
+    first: ClassVar[tuple[str, ...]] = ("n_frames", "skip", "fps", "device")
 
 
 def render_spiral(optimisation: SJC, cfg: VisConfig, out: Path) -> None:

@@ -60,7 +60,7 @@ def refuse_unfit_levels(cfg: CanvasConfig, adapter: ScoreAdapter) -> None:
 
 
 def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, torch.Tensor]:
-    """Return {cell name: canvas (C, H, W)} of what is `asked` for; cells in the newest checkpoint are not computed again."""
+    """Return {cell name: canvas (C, H, W)} of what is `asked` for; cells of the newest checkpoint are taken from it."""
     from tqdm import tqdm
 
     from canvas import optimise
@@ -95,8 +95,8 @@ def draw_figure(cfg: CanvasConfig, adapter: ScoreAdapter, canvases: dict[str, to
         cells = []
         for setting in row:
             with torch.no_grad():
-                picture = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
-            picture = picture.permute(1, 2, 0).cpu().numpy()
+                decoded = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
+            picture = decoded.permute(1, 2, 0).cpu().numpy()
             script.check_finite({"the decoded canvas": picture.sum()}, cell_name(setting), remedy)
             write_png(Path("cells") / f"{cell_name(setting)}.png", picture)
             cells.append((picture, setting.caption))

@@ -6,7 +6,7 @@ python run_img_sampling.py --family gddpm --gddpm.model m_imgnet_64 --classes 1,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

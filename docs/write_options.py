@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from evaluate import EvaluateConfig
 from highres_final_vis import VisConfig
-from my.config import Config, Option, describe, plain, spelled, walk
+from my.config import Config, Option, by_use, describe, plain, spelled
 from options.canvas import CanvasConfig
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
@@ -41,7 +41,7 @@ def page() -> str:
     parts = [HEAD]
     above: dict[str, str] = {}  # {option: its row} of the commands so far
     for script, cls in PAGES.items():
-        rows = {option.name: row(option) for option in walk(cls)}
+        rows = {option.name: row(option) for option in by_use(cls)}
         same = [f"`--{name}`" for name in rows if above.get(name) == rows[name]]
         parts.append(
             f"## {script}\n\n"

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
@@ -23,13 +23,14 @@ from my.run_dir import write_atomic
 from my.version import made_by
 
 MADE_BY = "made_by"  # key of what a configuration was written by: not an option, and passed over by who reads it
-FREE = {"free_on_resume": True}  # json_schema_extra of an option that a resumed run may change
+FREE: dict[str, Any] = {"free_on_resume": True}  # json_schema_extra of an option that a resumed run may change
 FIRST = 8  # of a group's options, how many a message names
 
 
 class Config(BaseModel):
     """Base of every configuration; a field that is itself a Config gives dotted flags."""
 
+    first: ClassVar[tuple[str, ...]] = ()  # options that a person uses first, by their dotted names
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     _asked: dict[str, str] = PrivateAttr({})  # {dotted name: where} of what a person asked for, by `load`
 
@@ -74,7 +75,7 @@ def load(cls, argv, *, prog, doc, presets_dir=None, positional=None, config_file
     config_file: None reads no file.
     Raises UserError, one line. -h or --help prints every option, --version the version; both exit with status 0.
     """
-    options = {option.name: option for option in walk(cls)}
+    options = {option.name: option for option in by_use(cls)}
     presets = {p.stem: p for p in sorted(Path(presets_dir).glob("*.yml"))} if presets_dir else {}
     words = split_argv(sys.argv[1:] if argv is None else argv, options, positional)
     for word in words.keys() & ANSWERS.keys():
@@ -189,6 +190,12 @@ def walk(cls, defaults=None, prefix=""):
             limits = describe_limits(field.metadata)
             extra = field.json_schema_extra or {}
             yield Option(prefix + name, field.annotation, default, limits, field.description or "", extra)
+
+
+def by_use(cls: type[Config]) -> list[Option]:
+    """Return the options of `cls` in the order in which help lists them: those of `cls.first` come first."""
+    rank = {name: i for i, name in enumerate(cls.first)}
+    return sorted(walk(cls), key=lambda option: rank.get(option.name, len(rank)))
 
 
 def is_group(kind):

@@ -28,14 +28,17 @@ class OnDevice(config.Config):
 class RunOptions(OnDevice):
     """The options that every command which leaves a run has."""
 
-    seed: int = Field(0, ge=0, description="seed of every random draw")
-    resume: bool = Field(False, json_schema_extra=config.FREE, description="continue the run in this folder")
-    dry_run: bool = Field(False, json_schema_extra=config.FREE, description="stop after writing full_config.yml")
+    seed: int = Field(0, ge=0, description="seed of all random draws")
+    resume: bool = Field(
+        False, json_schema_extra=config.FREE, description="continue the run in this folder from its last checkpoint"
+    )
+    dry_run: bool = Field(False, json_schema_extra=config.FREE, description="write full_config.yml and stop")
 
     command: ClassVar[str]  # the file name of the command, such as "run_sjc.py"
 
 
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
+FIRST = ("seed", "device", "resume", "dry_run")  # the order in which help lists these options
 Options = TypeVar("Options", bound=RunOptions)
 Run = Callable[[], None]
 
@@ -94,8 +97,9 @@ def refuse_other_run(cls: type[config.Config], folder: str | Path = ".") -> None
             made_by = options.get(config.MADE_BY)
             whose = made_by.get("command") if isinstance(made_by, dict) else None
             raise UserError(
-                f"{'this folder' if str(folder) == '.' else folder} holds a run of {shown(whose or 'another command')}: "
-                f"its {FULL_CONFIG} has the option {shown(others[0])}; go to another folder"
+                f"{'this folder' if str(folder) == '.' else folder} holds a run of "
+                f"{shown(whose or 'another command')}: its {FULL_CONFIG} has the option {shown(others[0])}; "
+                "go to another folder"
             )
 
 
