@@ -462,6 +462,7 @@ def test_all_published_commands_have_a_preset():
         (["--family", "idael"], ["--family: expected one of sd, gddpm, ddpm, ideal", "perhaps you meant ideal"]),
         (["--family", "ncsn"], ["--family ncsn: is no longer here; for pictures without a prompt give --family ddpm"]),
         (["--preset", "burgr"], ["no preset 'burgr' of this script; perhaps you meant burger"]),
+        (["--emptiness_step", "1.5"], ["--emptiness_step", "less than or equal to 1, got 1.5"]),
         (["--sigma_range", "970,10"], ["--sigma_range must go up", "970, 10"]),
         (["--sigma_range", "5,5"], ["--sigma_range must go up"]),
         (["--sigma_range", "[1]"], ["--sigma_range: expected a list [an integer, an integer]"]),
