@@ -18,7 +18,7 @@ from my.errors import UserError
 if TYPE_CHECKING:
     from options.family import FamilyConfig
 
-SLACK = 1e-3  # by which a level may lie outside the model's table: as much as it takes to write one in four digits
+SLACK = 1e-3  # share by which a given level may lie outside the model's table: people write levels with four digits
 SIGMA_MAX = 80.0  # largest level of noise of a schedule, unless asked for (EDM, arXiv 2206.00364, Table 1)
 
 PLAIN_BACKGROUNDS = (
@@ -46,7 +46,7 @@ class ScoreAdapter(ABC):
     [-1, 1] for pixel models, scaled latents for latent ones. `decode` turns it into a picture,
     `encode` back.
     Noise: `sigmas` (n,) float64, largest first, are the levels the model was trained at; `denoise`
-    takes one of them, and `round_sigma` finds the nearest.
+    takes one of them, and `round_sigma` finds the nearest to any other.
     Text: `embed` turns prompts into a batch of conditions (B, ...), rows that can be gathered and
     concatenated; the condition of "" is the unconditional one, unless not `free_guidance`: then
     there is none, and `denoise` does not guide.
@@ -106,15 +106,15 @@ class ScoreAdapter(ABC):
         return d_uncond + scale * toward
 
     def fitting(self, prompt: str, spoken: Callable[[str], list[str]]) -> str:
-        """Return the prompt, its own end cut where the model would not read the end of every text of `spoken(prompt)`.
+        """Return the prompt, cut at its end where the model would not read each text of `spoken(prompt)` to its end.
 
-        `spoken` takes a prompt and returns texts with it inside, such as those with view words behind it. Here every
-        text is read whole.
+        `spoken` takes a prompt and returns texts with it inside, such as those with view words behind it. This one is
+        for models that read texts of any length.
         """
         return prompt
 
     def text_done(self) -> None:  # noqa: B027 (a family may have nothing to free)
-        """Free what only `embed` needs, if anything; called once the conditions of a run are known."""
+        """Free what only `embed` needs. This is called once the conditions of a run are known."""
 
     def denoiser(
         self, prompts: list[str], scale: float = 1.0, negative_prompt: str = ""
@@ -129,9 +129,9 @@ class ScoreAdapter(ABC):
         return self.sigmas[(self.sigmas - sigma).abs().argmin()].item()
 
     def sigma_range(self, sigma_min: float | None = None, sigma_max: float | None = None) -> tuple[float, float]:
-        """Return the least and largest level of a schedule, by default all that the model knows up to SIGMA_MAX.
+        """Return the least and the largest level of a schedule: by default the model's, but at most SIGMA_MAX.
 
-        Raises UserError where these are no range, or not of the model.
+        Raises UserError for a level outside the model's table, and where the first is not below the second.
         """
         least, most = self.sigmas[-1].item(), self.sigmas[0].item()
         low, high = sigma_min or least, sigma_max or min(SIGMA_MAX, most)
@@ -145,13 +145,13 @@ class ScoreAdapter(ABC):
         return low, high
 
     def refuse_unknown_sigma(self, flag: str, sigma: float) -> None:
-        """Raise UserError for a level beyond the model's table, which would be another one unasked."""
+        """Raise UserError for a level outside the model's table: another one would take its place."""
         least, most = self.sigmas[-1].item(), self.sigmas[0].item()
         if not least * (1 - SLACK) <= sigma <= most * (1 + SLACK):
             raise UserError(f"{flag} {sigma:g}: this model knows {least:.4g} to {most:.4g}")
 
     def timestep(self, sigma: float) -> int:
-        """Return the index of the entry nearest to `sigma`, counted from the smallest: what networks are told."""
+        """Return the time step that networks take: the index of the entry nearest to `sigma`, from the smallest on."""
         return len(self.sigmas) - 1 - int((self.sigmas - sigma).abs().argmin())
 
     @torch.no_grad()
@@ -179,7 +179,7 @@ def scheduler_sigmas(scheduler: Scheduler) -> torch.Tensor:
     """Return the noise levels (n,) float64 of a diffusers scheduler, largest first: sqrt((1 - abar) / abar).
 
     A last level of pure noise, abar = 0 (arXiv 2305.08891), is left out: no x = x0 + sigma n is that noisy. Raises
-    UserError for betas that are no schedule.
+    UserError for betas that make no noise schedule.
     """
     abar = (1 - scheduler.betas.double()).cumprod(0)  # its own float32 product is 1e-5 off at small sigmas
     abar = abar[:-1] if abar[-1] == 0 else abar
@@ -218,7 +218,9 @@ def perp_neg(toward: torch.Tensor, away: torch.Tensor, weights: torch.Tensor) ->
 
 
 def make_adapter(run: FamilyConfig, device: torch.device | str, found: Any = None) -> ScoreAdapter:
-    """Return the adapter of the family that a run's configuration chooses; raises UserError for a model not to be had.
+    """Return the adapter of the family that a run's configuration chooses.
+
+    Raises UserError for a model that cannot be loaded.
 
     `found` is what `run.check_files` returned; None finds it here.
     """

@@ -46,7 +46,7 @@ def cell_name(setting: Setting) -> str:
 
 
 def refuse_unfit_levels(cfg: CanvasConfig, adapter: ScoreAdapter) -> None:
-    """Raise UserError, before the first cell, for levels of noise that the model has not, or has once for two rows."""
+    """Raise UserError for noise levels that the model does not have, and for two that are one level of the model."""
     adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)
     rows: dict[float, float] = {}  # {level of the model: what was given}
     for given in cfg.single_levels():
@@ -54,7 +54,7 @@ def refuse_unfit_levels(cfg: CanvasConfig, adapter: ScoreAdapter) -> None:
         level = adapter.round_sigma(given)
         if level in rows:
             raise UserError(
-                f"--schedules {rows[level]:g},{given:g}: the same of this model's levels, {level:.4g}; leave one out"
+                f"--schedules {rows[level]:g},{given:g}: both are the level {level:.4g} of this model; leave one out"
             )
         rows[level] = given
 
@@ -105,7 +105,7 @@ def draw_figure(cfg: CanvasConfig, adapter: ScoreAdapter, canvases: dict[str, to
 
 
 def prepare(cfg: CanvasConfig, found: Any) -> Callable[[], None]:
-    """Return what optimises every missing canvas and draws the figure; UserError where a cell could not start."""
+    """Return the function that optimises all missing canvases and draws the figure; UserError if it cannot start."""
     from adapt import make_adapter
 
     adapter = make_adapter(cfg, script.pick_device(cfg.device), found)

@@ -40,12 +40,12 @@ def read_config(argv: list[str] | None) -> SamplingConfig:
 
 
 def batches(cfg: SamplingConfig) -> list[range]:
-    """Return the numbers of the pictures of each batch, the last one as long as what is left."""
+    """Return the numbers of the pictures of each batch; the last batch may be shorter."""
     return [range(i, min(i + cfg.batch_size, cfg.num_images)) for i in range(0, cfg.num_images, cfg.batch_size)]
 
 
 def batch_file(images: range) -> Path:
-    """Return the path of a batch's pictures, named by its first."""
+    """Return the path of a batch's pictures; its name has the number of the first."""
     return IMAGES / f"step_{images[0]:07d}.npy"
 
 
@@ -66,7 +66,10 @@ def is_drawn(images: range) -> bool:
 
 
 def sample(cfg: SamplingConfig, adapter: ScoreAdapter, levels: torch.Tensor, subjects: list[str]) -> None:
-    """Draw every batch that is not there yet: its .npy, and a PNG per picture; `subjects` are what each shows."""
+    """Draw each batch that is not in the folder yet: its .npy file, and a PNG per picture.
+
+    `subjects` says what each picture shows.
+    """
     import numpy as np
     from tqdm import tqdm
 
@@ -83,7 +86,7 @@ def sample(cfg: SamplingConfig, adapter: ScoreAdapter, levels: torch.Tensor, sub
                 bar.update()
             pictures = decode(adapter, x)
             refuse_broken(remedy, images, pictures, subjects)
-            IMAGES.mkdir(exist_ok=True)  # not before: the folder would be taken for a run's
+            IMAGES.mkdir(exist_ok=True)  # not before, since it marks the folder of a run
             for i, picture in zip(images, pictures):
                 write_png(picture_file(i), picture)
             write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
@@ -99,7 +102,7 @@ def refuse_broken(remedy: str, images: range, values: torch.Tensor | np.ndarray,
 
 
 def decode(adapter: ScoreAdapter, x: torch.Tensor) -> np.ndarray:
-    """Return pictures (B, H, W, 3) in [0, 1] of states x (B, C, h, w), one at a time: decoders take memory."""
+    """Return pictures (B, H, W, 3) in [0, 1] of states x (B, C, h, w), one at a time: decoders take much memory."""
     import numpy as np
     import torch
 
@@ -108,7 +111,7 @@ def decode(adapter: ScoreAdapter, x: torch.Tensor) -> np.ndarray:
 
 
 def title(i: int, subject: str) -> str:
-    """Return the number of a picture, with what it was asked to show."""
+    """Return the number of a picture, and what it is to show."""
     return f"{i}: {'class ' if subject.isdecimal() else ''}{subject}".rstrip(": ")
 
 
@@ -124,7 +127,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def preview(cfg: SamplingConfig, subjects: list[str]) -> None:
-    """Write the contact sheet of the first pictures, each with its number and what it was asked to show."""
+    """Write the contact sheet of the first pictures, each with its number and what it is to show."""
     import numpy as np
 
     from my.media import labelled_grid, write_png
@@ -138,7 +141,7 @@ def preview(cfg: SamplingConfig, subjects: list[str]) -> None:
 
 
 def prepare(cfg: SamplingConfig, found: Any) -> Callable[[], None]:
-    """Return what draws all that is missing in the current folder, and its contact sheet; UserError if it cannot."""
+    """Return the function that draws all missing pictures, and the contact sheet; UserError if it cannot start."""
     from adapt import make_adapter
     from sampling import noise_levels
 

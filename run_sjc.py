@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 N_VISUALS, N_CHECKPOINTS = 100, 20  # visualise every 1%, checkpoint every 5%
 N_TEST_VIEWS = 100
-BEFORE = "a checkpoint, if there is one, is from before it"
+BEFORE = "a checkpoint, if there is one, is from an earlier step"
 
 
 def read_config(argv: list[str] | None) -> SJCConfig:
@@ -38,7 +38,7 @@ def read_config(argv: list[str] | None) -> SJCConfig:
 
 
 def train(optimisation: SJC, first_step: int) -> None:
-    """Optimise the field, leaving history, heartbeat, visualisations and checkpoints."""
+    """Optimise the field; write history, heartbeat, visualisations and checkpoints, and at last the test views."""
     from sjc import optimise
 
     n = optimisation.cfg.n_steps
@@ -59,7 +59,7 @@ def train(optimisation: SJC, first_step: int) -> None:
 
 
 def visualise(optimisation: SJC, step: int) -> None:
-    """Write this step's picture, depth, and both side by side, from a camera that moves round with the run."""
+    """Write the picture and the depth after `step` steps, and both side by side. The camera moves as the run does."""
     import pose
     from my.media import beside, depth_image, to_uint8, write_png
 

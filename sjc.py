@@ -31,12 +31,12 @@ from voxnerf.render import Rendering, pick_march, render_image
 from voxnerf.train_cameras import AnyCamera, TrainCameras
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
-BORDER = 7 / 64  # of the image's edge, around the centre of the centre-depth loss
-NEAR = 0.1  # world units by which the centre is nearer than the border, from where on that loss is the published one
+BORDER = 7 / 64  # width of the border in the centre-depth loss, as a share of the image's edge
+NEAR = 0.1  # world units: where the centre is nearer than the border by at least this, that loss is the published one
 TEST_BACKGROUND = 0  # index of the plain background behind test views
 CHUNK = 16384  # rays at a time where no gradient is needed
 
-Stats = dict[str, float | torch.Tensor]
+Stats = dict[str, float | torch.Tensor]  # numbers that describe one step
 
 
 def chained_gradient(
@@ -68,8 +68,9 @@ def centre_depth_loss(depth: torch.Tensor) -> torch.Tensor:
 
     Its gradient is that of the published loss -log(d), whose value is not a number for d < 0: dL/dd = 1 / |d| where
     the centre is nearer than the border by at least NEAR. Elsewhere the published gradient grows without bound, and
-    for d > 0 it pushes the centre away; here it is 1 / NEAR, towards the camera. L is finite for every depth. Source:
-    the centre-depth regulariser of arXiv 2212.00774. The image needs MIN_CENTRE pixels per edge, to have a centre.
+    for d > 0 it pushes the centre away. Here the gradient is 1 / NEAR there, which pulls the centre to the camera. L is
+    finite for every depth. The image needs MIN_CENTRE pixels per edge, to have a centre. Source: the centre-depth
+    regulariser of arXiv 2212.00774.
     """
     h, w = (max(1, round(n * BORDER)) for n in depth.shape)
     centre = torch.zeros_like(depth, dtype=torch.bool)
@@ -109,7 +110,7 @@ class SJC:
         def spoken(prompt: str) -> list[str]:
             return [pose.prompt_of_view(prompt, view, p.view_style, texts) for view in views]
 
-        if p.view_style == "suffix":  # what is too long loses its end, which would be the view words
+        if p.view_style == "suffix":  # a text that is too long loses its end, which would be the view words
             prompt = self.adapter.fitting(prompt, spoken)
         cond = dict(zip(views, self.adapter.embed(spoken(prompt)).split(1)))
         self.adapter.text_done()
@@ -149,9 +150,10 @@ class SJC:
     # ------------------------------------------------------------------ rendering
 
     def background(self, index: int, hw: int, fine: int = 1) -> torch.Tensor | None:
-        """Return plain background `index` (hw fine * hw fine, C), each of hw x hw pixels fine x fine; None: no such.
+        """Return the pixels (hw * fine * hw * fine, C) of plain background `index`, None where the run has none.
 
-        An encoder leaves its mark along the border of a plain picture: it stays as wide as it is, the middle grows.
+        It is hw x hw pixels of the model's space, each of which is repeated fine x fine times. An encoder leaves a mark
+        along the border of a plain picture: the border keeps its width here, and the middle is stretched.
         """
         if self.backgrounds is None:
             return None
@@ -190,7 +192,7 @@ class SJC:
 
     @property
     def depth_range(self) -> tuple[float, float]:
-        """Nearest and farthest depth that depth images tell apart, world units: the field's inscribed ball."""
+        """The nearest and farthest depth of depth images, world units: those of the ball inscribed in the field."""
         R, reach = self.cfg.pose.R, self.cfg.vox.bbox_len
         return max(0.0, R - reach), R + reach
 
@@ -206,7 +208,7 @@ class SJC:
     # ------------------------------------------------------------------ optimisation
 
     def draw_sigma(self, i: int) -> float:
-        """Return the noise level of step `i`: uniform over the table's entries in `sigma_range`, as annealed."""
+        """Return the noise level of step `i`: uniform over the table's entries in `sigma_range`, annealed."""
         cfg, table = self.cfg, self.adapter.sigmas
         low, high = cfg.sigma_range
         if cfg.sigma_anneal is not None:
@@ -220,7 +222,10 @@ class SJC:
         return int(numpy_rng(self.cfg.seed, i, "background").integers(n))
 
     def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Return the conditions (B, ...) of cameras, and None or Perp-Neg's negatives as `denoise` takes them."""
+        """Return the conditions (B, ...) of cameras, and the negatives that `denoise` takes.
+
+        These are for Perp-Neg. They are None without it, and where no camera has any.
+        """
         if not self.cfg.pose.perp_neg:
             return torch.cat([self.cond[camera.view] for camera in cameras]), None
         cond, away, weights = [], [], []
@@ -302,7 +307,7 @@ def ready(cfg: SJCConfig, device: torch.device | str, found: Any = None) -> tupl
 
 
 def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stats]]:
-    """Yield (steps taken, statistics) after each step, until the run's last. Statistics may be not finite."""
+    """Yield (steps taken, statistics) after each step up to the run's last. The caller checks that they are finite."""
     for i in range(first_step, optimisation.cfg.n_steps):
         stats = optimisation.step(i)
         yield i + 1, stats

@@ -16,7 +16,7 @@ ANNEALED, UNIFORM = "annealed", "uniform"
 
 
 class Setting(NamedTuple):
-    """What one canvas is optimised under: a cell of the figure."""
+    """The settings of one canvas, which is one cell of the figure."""
 
     schedule: str  # ANNEALED, UNIFORM or a number, the single level of noise
     var_red: bool
@@ -25,13 +25,13 @@ class Setting(NamedTuple):
 
     @property
     def row(self) -> str:
-        """The title of its row in the figure."""
+        """The title of the cell's row in the figure."""
         noise = self.schedule if self.schedule in (ANNEALED, UNIFORM) else f"single, {self.schedule}"
         return f"sigma: {noise}; Eq. {16 if self.var_red else 15}"
 
     @property
     def caption(self) -> str:
-        """Its caption in the row."""
+        """The caption of the cell."""
         return f"{self.copies} {'copy' if self.copies == 1 else 'copies'}, seed {self.seed}"
 
 

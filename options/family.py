@@ -67,9 +67,9 @@ if TYPE_CHECKING:
     class Model(Config):
         """The model as a type checker sees it."""
 
-        preset: str | None
-        family: str
-        sd: Texts
+        preset: str | None = None
+        family: str = ""
+        sd: Texts = Texts()
 
 else:
     Texts = families.options_of(TEXTS)
@@ -101,7 +101,7 @@ class FamilyConfig(RunOptions, Model):
     pose: PoseConfig = PoseConfig()
 
     asks_views: ClassVar[bool] = False  # whether the model is asked for views of an object
-    conditions: ClassVar[Conditions] = {}  # of the command's own options, and further ones of shared options
+    conditions: ClassVar[Conditions] = {}  # of the command's own options, and more of shared ones
 
     @property
     def chosen(self) -> Family:
@@ -131,7 +131,7 @@ class FamilyConfig(RunOptions, Model):
             table[option] = None if known is None or where is None else known | where
         return table
 
-    # What the model will be asked for.
+    # What the model is asked for.
 
     def drawn_prompts(self) -> list[str]:
         """Return the prompts that the run will ask its model for, without view words."""
@@ -142,12 +142,12 @@ class FamilyConfig(RunOptions, Model):
         return "--sd.prompt"
 
     def given_classes(self) -> list[int]:
-        """Return several classes of pictures that are taken in turn, [] where the command takes one only."""
+        """Return the classes that the pictures take in turn, [] where the command takes a single class."""
         return []
 
     @property
     def n_pictures(self) -> int:
-        """How many pictures are drawn, each of which may show another class; 0 where one result is made."""
+        """How many pictures the command draws, each of its own class; 0 for a command with a single result."""
         return 0
 
     def asked(self, found: Any) -> list[str]:
@@ -155,7 +155,7 @@ class FamilyConfig(RunOptions, Model):
         return self.chosen.asked(self, found)
 
     def told(self) -> dict[str, list[str]]:
-        """Return {option: texts} of all that the model will be told, but for the built-in view words."""
+        """Return {option: texts} of all texts that go to the model, without the built-in view words."""
         told = {self.prompts_flag(): self.drawn_prompts(), "--sd.negative_prompt": [self.texts.negative_prompt]}
         return told | {f"--pose.view_texts {text!r}": [text.partition("=")[2]] for text in self.pose.view_texts}
 

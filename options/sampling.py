@@ -98,6 +98,6 @@ class SamplingConfig(FamilyConfig):
         return self.num_images
 
     def subjects(self, found: Any) -> list[str]:
-        """Return what the model is asked for at each of the pictures: of `asked`, in turn."""
+        """Return what each picture is to show: the pictures take what is `asked` in turn."""
         asked = self.asked(found)
         return [asked[i % len(asked)] for i in range(self.num_images)]

@@ -213,7 +213,7 @@ def test_a_decoder_that_breaks_down(here):
         (["--schedules", "1.5,1.50"], ["--schedules: 1.5 is given twice; leave one out"]),
         (
             ["--preset", "mini", "--schedules", "1.5,1.5001"],
-            ["--schedules 1.5,1.5001: the same of this model's levels"],
+            ["--schedules 1.5,1.5001: both are the level 1.499"],
         ),
         (
             ["--preset", "mini", "--schedules", "1.5", "--sigma_max", "9"],

@@ -239,9 +239,9 @@ def test_a_model_that_cannot_be_read_leaves_nothing(here, monkeypatch, capsys, t
 
 
 def test_broken_down_run_stops_before_it_saves(here):
-    sjc = SJC(tiny_config(n_steps=100), NotANumber())
+    optimisation = SJC(tiny_config(n_steps=100), NotANumber())
     with pytest.raises(RunError, match="step 5: score.* not finite"):
-        run_sjc.train(sjc, 0)
+        run_sjc.train(optimisation, 0)
     assert not (here / "ckpt").exists()
     assert json.loads((here / "heartbeat.json").read_text())["failed"].startswith("RunError: step 5")
 
@@ -462,7 +462,7 @@ def test_all_published_commands_have_a_preset():
         (["--family", "idael"], ["--family: expected one of sd, gddpm, ddpm, ideal", "perhaps you meant ideal"]),
         (["--family", "ncsn"], ["--family ncsn: is no longer here; for pictures without a prompt give --family ddpm"]),
         (["--preset", "burgr"], ["no preset 'burgr' of this script; perhaps you meant burger"]),
-        (["--emptiness_step", "1.5"], ["--emptiness_step", "less than or equal to 1, got 1.5"]),
+        (["--emptiness_step", "1.5"], ["--emptiness_step", "less than or equal to 1.0, got 1.5"]),
         (["--sigma_range", "970,10"], ["--sigma_range must go up", "970, 10"]),
         (["--sigma_range", "5,5"], ["--sigma_range must go up"]),
         (["--sigma_range", "[1]"], ["--sigma_range: expected a list [an integer, an integer]"]),
