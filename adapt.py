@@ -4,14 +4,21 @@ A family is one folder, `families/<family>/`. Its adapter overrides the network 
 snapping and guidance live here.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 import families
 from my.errors import UserError
 
-SLACK = 1e-3  # by which a level may lie outside the model's table: as much as it takes to write one in four digits
+if TYPE_CHECKING:
+    from options.family import FamilyConfig
+
+SLACK = 1e-3  # share by which a given level may lie outside the model's table: people write levels with four digits
 SIGMA_MAX = 80.0  # largest level of noise of a schedule, unless asked for (EDM, arXiv 2206.00364, Table 1)
 
 PLAIN_BACKGROUNDS = (
@@ -26,6 +33,12 @@ PLAIN_BACKGROUNDS = (
 )  # RGB in [0, 1]
 
 
+class Scheduler(Protocol):
+    """What is read of a scheduler of diffusers."""
+
+    betas: torch.Tensor  # (n,)
+
+
 class ScoreAdapter(ABC):
     """A denoiser D(x, sigma | text): the mean of the clean x0 given x = x0 + sigma n, n ~ N(0, I).
 
@@ -33,7 +46,7 @@ class ScoreAdapter(ABC):
     [-1, 1] for pixel models, scaled latents for latent ones. `decode` turns it into a picture,
     `encode` back.
     Noise: `sigmas` (n,) float64, largest first, are the levels the model was trained at; `denoise`
-    takes one of them, and `round_sigma` finds the nearest.
+    takes one of them, and `round_sigma` finds the nearest to any other.
     Text: `embed` turns prompts into a batch of conditions (B, ...), rows that can be gathered and
     concatenated; the condition of "" is the unconditional one, unless not `free_guidance`: then
     there is none, and `denoise` does not guide.
@@ -43,30 +56,38 @@ class ScoreAdapter(ABC):
     sigmas: torch.Tensor
     data_shape: tuple[int, int, int]
     device: torch.device
-    free_guidance = True
+    free_guidance: bool = True
 
     @abstractmethod
-    def _denoise(self, x, sigma, cond):
+    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
         """Return D(x, sigma | cond) (B, C, H, W) for a float sigma out of `sigmas`: the network call."""
 
     @abstractmethod
-    def embed(self, prompts):
+    def embed(self, prompts: list[str]) -> torch.Tensor:
         """Return the conditions of a list of prompts; raises UserError for words it cannot know."""
 
     @abstractmethod
-    def encode(self, pictures):
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return x (B, C, h, w) of pictures (B, 3, H, W), RGB in [0, 1]."""
 
     @abstractmethod
-    def decode(self, x):
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Return pictures (B, 3, H, W), RGB in [0, 1], of x (B, C, h, w), h and w free."""
 
     @property
     @abstractmethod
-    def picture_size(self):
+    def picture_size(self) -> int:
         """Edge in pixels of the square pictures that the model was trained on."""
 
-    def denoise(self, x, sigma, cond, uncond=None, scale=1.0, negatives=None):
+    def denoise(
+        self,
+        x: torch.Tensor,
+        sigma: float,
+        cond: torch.Tensor,
+        uncond: torch.Tensor | None = None,
+        scale: float = 1.0,
+        negatives: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Return the guided denoised x: D_u + scale (D_c - D_u) (arXiv 2207.12598, Eq. 6, in D).
 
         `x` (B, C, H, W); `sigma` a float out of `sigmas`; `cond` (B, ...); `uncond` likewise or
@@ -75,7 +96,7 @@ class ScoreAdapter(ABC):
         """
         if uncond is None or not self.free_guidance or (scale == 1 and negatives is None):
             return self._denoise(x, sigma, cond)
-        others, weights = negatives if negatives is not None else (cond[:, None][:, :0], None)
+        others, weights = negatives or (cond[:, None][:, :0], cond.new_zeros(len(cond), 0))
         n = others.shape[1]
         conds = torch.cat([cond, uncond, *others.unbind(1)])
         d_cond, d_uncond, *d_others = self._denoise(x.repeat(2 + n, 1, 1, 1), sigma, conds).chunk(2 + n)
@@ -84,31 +105,33 @@ class ScoreAdapter(ABC):
             toward = perp_neg(toward, torch.stack(d_others, 1) - d_uncond[:, None], weights)
         return d_uncond + scale * toward
 
-    def fitting(self, prompt, spoken):
-        """Return the prompt, its own end cut where the model would not read the end of every text of `spoken(prompt)`.
+    def fitting(self, prompt: str, spoken: Callable[[str], list[str]]) -> str:
+        """Return the prompt, cut at its end where the model would not read each text of `spoken(prompt)` to its end.
 
-        `spoken` takes a prompt and returns texts with it inside, such as those with view words behind it. Here every
-        text is read whole.
+        `spoken` takes a prompt and returns texts with it inside, such as those with view words behind it. This one is
+        for models that read texts of any length.
         """
         return prompt
 
-    def text_done(self):
-        """Free what only `embed` needs, if anything; called once the conditions of a run are known."""
+    def text_done(self) -> None:  # noqa: B027 (a family may have nothing to free)
+        """Free what only `embed` needs. This is called once the conditions of a run are known."""
 
-    def denoiser(self, prompts, scale=1.0, negative_prompt=""):
+    def denoiser(
+        self, prompts: list[str], scale: float = 1.0, negative_prompt: str = ""
+    ) -> Callable[[torch.Tensor, float], torch.Tensor]:
         """Return D(x, sigma) for a sampler: x (B, C, H, W) of any float type, at the table's level nearest to sigma."""
         cond = self.embed(prompts)
         uncond = self.embed([negative_prompt]).expand_as(cond)
         return lambda x, sigma: self.denoise(x.float(), self.round_sigma(sigma), cond, uncond, scale)
 
-    def round_sigma(self, sigma):
+    def round_sigma(self, sigma: float | torch.Tensor) -> float:
         """Return the entry of `sigmas` nearest to `sigma`, a float."""
         return self.sigmas[(self.sigmas - sigma).abs().argmin()].item()
 
-    def sigma_range(self, sigma_min=None, sigma_max=None):
-        """Return the least and largest level of a schedule, by default all that the model knows up to SIGMA_MAX.
+    def sigma_range(self, sigma_min: float | None = None, sigma_max: float | None = None) -> tuple[float, float]:
+        """Return the least and the largest level of a schedule: by default the model's, but at most SIGMA_MAX.
 
-        Raises UserError where these are no range, or not of the model.
+        Raises UserError for a level outside the model's table, and where the first is not below the second.
         """
         least, most = self.sigmas[-1].item(), self.sigmas[0].item()
         low, high = sigma_min or least, sigma_max or min(SIGMA_MAX, most)
@@ -121,18 +144,18 @@ class ScoreAdapter(ABC):
             )
         return low, high
 
-    def refuse_unknown_sigma(self, flag, sigma):
-        """Raise UserError for a level beyond the model's table, which would be another one unasked."""
+    def refuse_unknown_sigma(self, flag: str, sigma: float) -> None:
+        """Raise UserError for a level outside the model's table: another one would take its place."""
         least, most = self.sigmas[-1].item(), self.sigmas[0].item()
         if not least * (1 - SLACK) <= sigma <= most * (1 + SLACK):
             raise UserError(f"{flag} {sigma:g}: this model knows {least:.4g} to {most:.4g}")
 
-    def timestep(self, sigma):
-        """Return the index of the entry nearest to `sigma`, counted from the smallest: what networks are told."""
+    def timestep(self, sigma: float) -> int:
+        """Return the time step that networks take: the index of the entry nearest to `sigma`, from the smallest on."""
         return len(self.sigmas) - 1 - int((self.sigmas - sigma).abs().argmin())
 
     @torch.no_grad()
-    def plain_backgrounds(self):
+    def plain_backgrounds(self) -> torch.Tensor:
         """Return x (n, C, H, W) of the plain light pictures PLAIN_BACKGROUNDS."""
         rgb = torch.tensor(PLAIN_BACKGROUNDS, device=self.device)[:, :, None, None]
         return self.encode(rgb.expand(-1, 3, self.picture_size, self.picture_size))
@@ -142,21 +165,21 @@ class PixelAdapter(ScoreAdapter):
     """A family whose x are pictures: RGB in [-1, 1], at the model's own resolution."""
 
     @property
-    def picture_size(self):
+    def picture_size(self) -> int:
         return self.data_shape[1]
 
-    def encode(self, pictures):
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         return 2 * pictures - 1
 
-    def decode(self, x):
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
         return ((x + 1) / 2).clamp(0, 1)
 
 
-def scheduler_sigmas(scheduler):
+def scheduler_sigmas(scheduler: Scheduler) -> torch.Tensor:
     """Return the noise levels (n,) float64 of a diffusers scheduler, largest first: sqrt((1 - abar) / abar).
 
     A last level of pure noise, abar = 0 (arXiv 2305.08891), is left out: no x = x0 + sigma n is that noisy. Raises
-    UserError for betas that are no schedule.
+    UserError for betas that make no noise schedule.
     """
     abar = (1 - scheduler.betas.double()).cumprod(0)  # its own float32 product is 1e-5 off at small sigmas
     abar = abar[:-1] if abar[-1] == 0 else abar
@@ -168,7 +191,7 @@ def scheduler_sigmas(scheduler):
     return ((1 - abar) / abar).sqrt().flip(0)
 
 
-def denoised(x, sigma, out, prediction_type="epsilon"):
+def denoised(x: torch.Tensor, sigma: float, out: torch.Tensor, prediction_type: str = "epsilon") -> torch.Tensor:
     """Return D of a network's answer `out` at x / sqrt(1 + sigma^2), by what it predicts: epsilon, v or the sample.
 
     Source: EDM, arXiv 2206.00364, Table 1, VP; for v, arXiv 2202.00512, appendix D.
@@ -181,7 +204,7 @@ def denoised(x, sigma, out, prediction_type="epsilon"):
     return x - sigma * out
 
 
-def perp_neg(toward, away, weights):
+def perp_neg(toward: torch.Tensor, away: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return toward - sum_i w_i (away_i - <away_i, toward> / |toward|^2 toward), (B, C, H, W).
 
     `toward` (B, C, H, W) and `away` (B, n, C, H, W) are denoised pictures less the unconditional one, and
@@ -194,8 +217,10 @@ def perp_neg(toward, away, weights):
     return toward - (weights[:, :, None, None, None] * perpendicular).sum(1)
 
 
-def make_adapter(run, device, found=None):
-    """Return the adapter of the family that a run's configuration chooses; raises UserError for a model not to be had.
+def make_adapter(run: FamilyConfig, device: torch.device | str, found: Any = None) -> ScoreAdapter:
+    """Return the adapter of the family that a run's configuration chooses.
+
+    Raises UserError for a model that cannot be loaded.
 
     `found` is what `run.check_files` returned; None finds it here.
     """

@@ -3,53 +3,64 @@
 python highres_final_vis.py
 """
 
+from __future__ import annotations
+
 from my.packages import refuse_missing
 
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
+
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from my import config, run_dir
 from my.errors import UserError, run_main
+from my.script import OnDevice
+
+if TYPE_CHECKING:
+    from sjc import SJC
 
 ROOT = Path(__file__).resolve().parent
 SUBPIXELS = 4  # rays per pixel edge
 DOWNSCALE = 2  # of those are averaged before decoding: twice the training resolution is decoded
 
 
-class VisConfig(config.Config):
+class VisConfig(OnDevice):
     """Every option of highres_final_vis.py."""
 
-    n_frames: int = Field(200, gt=0, description="frames of the spiral")
-    skip: int = Field(60, ge=0, description="frames left out at its start, where cameras look from overhead")
+    n_frames: int = Field(200, gt=0, description="frames of the spiral that the camera moves on")
+    skip: int = Field(
+        60, ge=0, description="frames to leave out at the start of the spiral, where the camera looks from overhead"
+    )
     fps: int = Field(30, gt=0, description="frames per second of the videos")
-    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
+
+    first: ClassVar[tuple[str, ...]] = ("n_frames", "skip", "fps", "device")
 
 
-def render_spiral(sjc, cfg, out):
+def render_spiral(optimisation: SJC, cfg: VisConfig, out: Path) -> None:
     """Write img/*.png, img.mp4 and img_depth.mp4 to the folder `out`."""
     from tqdm import tqdm
 
     import pose
     from my.media import VideoWriter, beside, depth_image, to_uint8, write_png
 
-    p = sjc.cfg.pose
+    p = optimisation.cfg.pose
     cameras = pose.spiral(cfg.n_frames, p.R, p.R, fov=p.FoV)[cfg.skip :]
     shutil.rmtree(out / "img", ignore_errors=True)  # frames of another --n_frames
     (out / "img").mkdir(parents=True)
     with VideoWriter(out / "img.mp4", cfg.fps) as video, VideoWriter(out / "img_depth.mp4", cfg.fps) as with_depth:
         for i, camera in enumerate(tqdm(cameras, desc="highres", unit="frame"), start=cfg.skip):
-            picture, depth = sjc.view(camera, subpixels=SUBPIXELS, downscale=DOWNSCALE)
-            picture, depth = to_uint8(picture), depth_image(depth, *sjc.depth_range)
+            picture, depth = optimisation.view(camera, subpixels=SUBPIXELS, downscale=DOWNSCALE)
+            picture, depth = to_uint8(picture), depth_image(depth, *optimisation.depth_range)
             write_png(out / "img" / f"{i:03d}.png", picture)
             video.append(picture)
             with_depth.append(beside(picture, depth))
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Render the finished run of the current folder."""
     cfg = config.load(VisConfig, argv, prog="highres_final_vis.py", doc=__doc__, config_file=None)
     run_dir.refuse_project_dir(ROOT)
@@ -59,9 +70,9 @@ def main(argv=None):
         )
     from sjc import load_run
 
-    sjc = load_run(".", cfg.device)
-    out = Path(f"highres_{sjc.cfg.n_steps}")
-    render_spiral(sjc, cfg, out)
+    optimisation = load_run(".", cfg.device)
+    out = Path(f"highres_{optimisation.cfg.n_steps}")
+    render_spiral(optimisation, cfg, out)
     print(f"done: {out / 'img.mp4'} and {out / 'img_depth.mp4'}, single frames in {out / 'img'}")
 
 

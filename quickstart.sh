@@ -2,7 +2,7 @@
 # Set up from nothing: install into .venv, then make a 3D asset with an embedded model, or run the tests.
 #
 #   bash quickstart.sh "a blue duck"    leaves the asset below ~/sjc_runs
-#   bash quickstart.sh --tests          also installs pytest and peft, and runs the tests
+#   bash quickstart.sh --tests          also installs what the tests need, and runs all checks and tests
 #
 # Every command is printed before it runs. Both lines can be repeated: what is installed is kept.
 set -euo pipefail
@@ -21,7 +21,10 @@ prompt=${1:-a blue duck}
 
 run python3 -m venv .venv
 if [ "$prompt" = --tests ]; then
-    run "$python" -m pip install -q -r requirements.txt pytest peft
+    run "$python" -m pip install -q -r requirements.txt -r requirements-dev.txt
+    run "$python" -m ruff check
+    run "$python" -m ruff format --check
+    run "$python" -m mypy
     run "$python" -m pytest
     exit
 fi

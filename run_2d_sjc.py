@@ -7,21 +7,30 @@ Rows are the level of noise and the equation, columns the number of noise copies
 cell depends on its own settings and seed only.
 """
 
+from __future__ import annotations
+
 from my.packages import refuse_missing
 
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from my import script
 from my.errors import UserError, run_main
-from options.canvas import CanvasConfig
+from options.canvas import CanvasConfig, Setting
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapt import ScoreAdapter
 
 ROOT = Path(__file__).resolve().parent
 CHECK_EVERY = 50  # steps
 
 
-def read_config(argv):
+def read_config(argv: list[str] | None) -> CanvasConfig:
     """Return the configuration of a command line; with --resume, the one saved in the folder."""
     return script.read_config(
         CanvasConfig,
@@ -34,28 +43,28 @@ def read_config(argv):
     )
 
 
-def cell_name(setting):
+def cell_name(setting: Setting) -> str:
     """Return the file name, without its ending, of a cell."""
     equation = 16 if setting.var_red else 15
     return f"sigma_{setting.schedule}_eq{equation}_copies_{setting.copies}_seed_{setting.seed}"
 
 
-def refuse_unfit_levels(cfg, adapter):
-    """Raise UserError, before the first cell, for levels of noise that the model has not, or has once for two rows."""
+def refuse_unfit_levels(cfg: CanvasConfig, adapter: ScoreAdapter) -> None:
+    """Raise UserError for noise levels that the model does not have, and for two that are one level of the model."""
     adapter.sigma_range(cfg.sigma_min, cfg.sigma_max)
-    rows = {}  # {level of the model: what was given}
+    rows: dict[float, float] = {}  # {level of the model: what was given}
     for given in cfg.single_levels():
         adapter.refuse_unknown_sigma("--schedules", given)
         level = adapter.round_sigma(given)
         if level in rows:
             raise UserError(
-                f"--schedules {rows[level]:g},{given:g}: the same of this model's levels, {level:.4g}; leave one out"
+                f"--schedules {rows[level]:g},{given:g}: both are the level {level:.4g} of this model; leave one out"
             )
         rows[level] = given
 
 
-def compute(cfg, adapter, asked):
-    """Return {cell name: canvas (C, H, W)} of what is `asked` for; cells in the newest checkpoint are not computed again."""
+def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, torch.Tensor]:
+    """Return {cell name: canvas (C, H, W)} of what is `asked` for; cells of the newest checkpoint are taken from it."""
     from tqdm import tqdm
 
     from canvas import optimise
@@ -77,7 +86,7 @@ def compute(cfg, adapter, asked):
     return canvases
 
 
-def draw_figure(cfg, adapter, canvases):
+def draw_figure(cfg: CanvasConfig, adapter: ScoreAdapter, canvases: dict[str, torch.Tensor]) -> None:
     """Write each cell's picture to cells/, and all of them to grid.png, labelled."""
     import torch
 
@@ -90,8 +99,8 @@ def draw_figure(cfg, adapter, canvases):
         cells = []
         for setting in row:
             with torch.no_grad():
-                picture = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
-            picture = picture.permute(1, 2, 0).cpu().numpy()
+                decoded = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
+            picture = decoded.permute(1, 2, 0).cpu().numpy()
             script.check_finite({"the decoded canvas": picture.sum()}, cell_name(setting), remedy)
             write_png(Path("cells") / f"{cell_name(setting)}.png", picture)
             cells.append((picture, setting.caption))
@@ -99,21 +108,21 @@ def draw_figure(cfg, adapter, canvases):
     write_png("grid.png", labelled_grid(grid))
 
 
-def prepare(cfg, found):
-    """Return what optimises every missing canvas and draws the figure; UserError where a cell could not start."""
+def prepare(cfg: CanvasConfig, found: Any) -> Callable[[], None]:
+    """Return the function that optimises all missing canvases and draws the figure; UserError if it cannot start."""
     from adapt import make_adapter
 
     adapter = make_adapter(cfg, script.pick_device(cfg.device), found)
     refuse_unfit_levels(cfg, adapter)
 
-    def run():
+    def run() -> None:
         draw_figure(cfg, adapter, compute(cfg, adapter, cfg.asked(found)[0]))
         print(f"done: grid.png compares {sum(map(len, cfg.rows()))} canvases, cells has each of them")
 
     return run
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Run the 2D experiments in the current folder."""
     script.begin(read_config(argv), prepare)
 

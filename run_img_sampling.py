@@ -4,22 +4,32 @@ python run_img_sampling.py --preset mini --sd.prompt "a red house"
 python run_img_sampling.py --family gddpm --gddpm.model m_imgnet_64 --classes 1,207,281
 """
 
+from __future__ import annotations
+
 from my.packages import refuse_missing
 
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from my import run_dir, script
 from my.errors import run_main
 from options.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from adapt import ScoreAdapter
 
 ROOT = Path(__file__).resolve().parent
 IMAGES = Path("imgs")
 PREVIEW_COLUMNS, MAX_PREVIEW = 8, 64  # pictures in the contact sheet
 
 
-def read_config(argv):
+def read_config(argv: list[str] | None) -> SamplingConfig:
     """Return the configuration of a command line; with --resume, the one saved in the folder."""
     return script.read_config(
         SamplingConfig,
@@ -33,22 +43,22 @@ def read_config(argv):
     )
 
 
-def batches(cfg):
-    """Return the numbers of the pictures of each batch, the last one as long as what is left."""
+def batches(cfg: SamplingConfig) -> list[range]:
+    """Return the numbers of the pictures of each batch; the last batch may be shorter."""
     return [range(i, min(i + cfg.batch_size, cfg.num_images)) for i in range(0, cfg.num_images, cfg.batch_size)]
 
 
-def batch_file(images):
-    """Return the path of a batch's pictures, named by its first."""
+def batch_file(images: range) -> Path:
+    """Return the path of a batch's pictures; its name has the number of the first."""
     return IMAGES / f"step_{images[0]:07d}.npy"
 
 
-def picture_file(i):
+def picture_file(i: int) -> Path:
     """Return the path of picture number `i`."""
     return IMAGES / f"{i:07d}.png"
 
 
-def is_drawn(images):
+def is_drawn(images: range) -> bool:
     """Whether a batch's file is whole, and each of its pictures is there."""
     import numpy as np
 
@@ -59,8 +69,11 @@ def is_drawn(images):
     return whole and all(picture_file(i).exists() for i in images)
 
 
-def sample(cfg, adapter, levels, subjects):
-    """Draw every batch that is not there yet: its .npy, and a PNG per picture; `subjects` are what each shows."""
+def sample(cfg: SamplingConfig, adapter: ScoreAdapter, levels: torch.Tensor, subjects: list[str]) -> None:
+    """Draw each batch that is not in the folder yet: its .npy file, and a PNG per picture.
+
+    `subjects` says what each picture shows.
+    """
     import numpy as np
     from tqdm import tqdm
 
@@ -77,13 +90,13 @@ def sample(cfg, adapter, levels, subjects):
                 bar.update()
             pictures = decode(adapter, x)
             refuse_broken(remedy, images, pictures, subjects)
-            IMAGES.mkdir(exist_ok=True)  # not before: the folder would be taken for a run's
+            IMAGES.mkdir(exist_ok=True)  # not before, since it marks the folder of a run
             for i, picture in zip(images, pictures):
                 write_png(picture_file(i), picture)
             write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
 
 
-def refuse_broken(remedy, images, values, subjects):
+def refuse_broken(remedy: str, images: range, values: torch.Tensor | np.ndarray, subjects: list[str]) -> None:
     """Raise RunError where one of the pictures numbered `images`, `values` (B, ...), is not finite."""
     import torch
 
@@ -92,8 +105,8 @@ def refuse_broken(remedy, images, values, subjects):
         script.check_finite({"its value": value}, f"picture {title(i, subjects[i])}", remedy)
 
 
-def decode(adapter, x):
-    """Return pictures (B, H, W, 3) in [0, 1] of states x (B, C, h, w), one at a time: decoders take memory."""
+def decode(adapter: ScoreAdapter, x: torch.Tensor) -> np.ndarray:
+    """Return pictures (B, H, W, 3) in [0, 1] of states x (B, C, h, w), one at a time: decoders take much memory."""
     import numpy as np
     import torch
 
@@ -101,12 +114,12 @@ def decode(adapter, x):
         return np.concatenate([adapter.decode(row.float()[None]).permute(0, 2, 3, 1).cpu().numpy() for row in x])
 
 
-def title(i, subject):
-    """Return the number of a picture, with what it was asked to show."""
+def title(i: int, subject: str) -> str:
+    """Return the number of a picture, and what it is to show."""
     return f"{i}: {'class ' if subject.isdecimal() else ''}{subject}".rstrip(": ")
 
 
-def write_npy(path, array):
+def write_npy(path: Path, array: np.ndarray) -> None:
     """Write an array in numpy's format, atomically."""
     import io
 
@@ -117,8 +130,8 @@ def write_npy(path, array):
     run_dir.write_atomic(path, data.getvalue())
 
 
-def preview(cfg, subjects):
-    """Write the contact sheet of the first pictures, each with its number and what it was asked to show."""
+def preview(cfg: SamplingConfig, subjects: list[str]) -> None:
+    """Write the contact sheet of the first pictures, each with its number and what it is to show."""
     import numpy as np
 
     from my.media import labelled_grid, write_png
@@ -131,15 +144,15 @@ def preview(cfg, subjects):
     )
 
 
-def prepare(cfg, found):
-    """Return what draws all that is missing in the current folder, and its contact sheet; UserError if it cannot."""
+def prepare(cfg: SamplingConfig, found: Any) -> Callable[[], None]:
+    """Return the function that draws all missing pictures, and the contact sheet; UserError if it cannot start."""
     from adapt import make_adapter
     from sampling import noise_levels
 
     adapter, subjects = make_adapter(cfg, script.pick_device(cfg.device), found), cfg.subjects(found)
     levels = noise_levels(cfg, adapter)
 
-    def run():
+    def run() -> None:
         sample(cfg, adapter, levels, subjects)
         preview(cfg, subjects)
         print(
@@ -150,7 +163,7 @@ def prepare(cfg, found):
     return run
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Sample pictures in the current folder."""
     script.begin(read_config(argv), prepare)
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from my import run_dir, script
 from my.errors import UserError, run_main, shown, some
+from my.watch import LOG_EVERY, watched
 from options.nerf import NeRFConfig
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from tqdm import tqdm
 
     from voxnerf.nerf import NeRF
     from voxnerf.scene import Scene
@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 N_SAVES = 10  # panes and checkpoints per run; with view_dependent a checkpoint is gigabytes, and takes half a minute
 N_FRAMES = 120  # frames of the video, in which the camera goes once round the scene
-LOG_EVERY = 10  # steps between lines of history.json
 SMOOTH = 0.9  # share of the running PSNR that stays at each line of history.json
 
 
-def read_config(argv: Sequence[str] | None) -> NeRFConfig:
+def read_config(argv: list[str] | None) -> NeRFConfig:
     """Return the run's configuration; with --resume, the one that is saved in the current folder."""
     return script.read_config(NeRFConfig, argv, root=ROOT, settle=absolute, prog="run_nerf.py", doc=__doc__)
 
@@ -50,31 +49,20 @@ def absolute(cfg: NeRFConfig) -> NeRFConfig:
 
 def train(nerf: NeRF, test_scene: Scene, first_step: int) -> None:
     """Optimise the field and test it; write history, heartbeat, panes, checkpoints and test views."""
-    from tqdm import tqdm
-
     from voxnerf.nerf import optimise
 
-    step, before = first_step, nerf.progress(first_step)
-    with (
-        run_dir.History("history.json", first_step) as history,
-        run_dir.Heartbeat("heartbeat.json", nerf.n_steps, start_step=first_step) as heartbeat,
-        tqdm(total=nerf.n_steps, initial=first_step, desc="nerf", unit="step") as bar,
-    ):
-        running = RunningPSNR(bar)
-        for step, progress, stats in optimise(nerf, first_step):
+    step, before, running = first_step, nerf.progress(first_step), RunningPSNR()
+    with watched("nerf", nerf.n_steps, first_step) as watch:
+        for step, progress, stats in watch.over(optimise(nerf, first_step)):
             save = math.floor(progress * N_SAVES) > math.floor(before * N_SAVES)
             before = progress
             row = row_of(nerf, test_scene, step, stats, logged=save or step % LOG_EVERY == 0)
             if row:
-                history.add(step, **row)
-                running.add(row)
+                watch.log(step, row, running.add(row))
             if save:
                 write_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene)
                 nerf.save("ckpt", step)
-            heartbeat.n_steps = bar.total = max(step, round(step / progress))  # under max_minutes, an estimate
-            heartbeat.beat(step)
-            bar.update()
-        bar.close()
+            watch.expect(max(step, round(step / progress)))  # under max_minutes, an estimate
         test(nerf, test_scene, step)
 
 
@@ -94,20 +82,19 @@ def row_of(nerf: NeRF, test_scene: Scene, step: int, stats: dict[str, Any], logg
 
 
 class RunningPSNR:
-    """Shows on a progress bar the mean PSNR of recent batches, and the PSNR of the last test."""
+    """The mean PSNR of recent batches, and the PSNR of the last test, as a progress bar shows them."""
 
-    def __init__(self, bar: tqdm) -> None:
-        self.bar = bar
+    def __init__(self) -> None:
         self.shown: dict[str, float] = {}
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take in a row of history.json, and show it."""
+    def add(self, row: dict[str, Any]) -> dict[str, str]:
+        """Take in a row of history.json; return {name: number as text}."""
         if "psnr" in row:
             new = float(row["psnr"])
             self.shown["psnr"] = SMOOTH * self.shown.get("psnr", new) + (1 - SMOOTH) * new
         if "test_psnr" in row:
             self.shown["test"] = row["test_psnr"]
-        self.bar.set_postfix({k: f"{v:.2f}" for k, v in self.shown.items()}, refresh=False)
+        return {k: f"{v:.2f}" for k, v in self.shown.items()}
 
 
 def mean(values: Iterable[float]) -> float:

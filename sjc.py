@@ -6,43 +6,42 @@ The score of a 2D diffusion model at a rendering x_pi is chained through the Jac
 renderer, and so moves the parameters theta of a voxel field. `SJC.step` is where it happens.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import pose
-from adapt import make_adapter
+from adapt import ScoreAdapter, make_adapter
 from my import checkpoint, config
 from my.errors import UserError
 from my.script import pick_device, refuse_other_run
 from my.seeds import numpy_rng, torch_rng
 from options.sjc import SJCConfig
 from voxnerf import state
-from voxnerf.field import make_field
-from voxnerf.render import CHUNK, averaged, pick_march, render_image
+from voxnerf.field import VoxRF, make_field
+from voxnerf.render import CHUNK, Rendering, averaged, pick_march, render_image
+from voxnerf.train_cameras import AnyCamera, TrainCameras
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
-BORDER = 7 / 64  # of the image's edge, around the centre of the centre-depth loss
-NEAR = 0.1  # world units by which the centre is nearer than the border, from where on that loss is the published one
+BORDER = 7 / 64  # width of the border in the centre-depth loss, as a share of the image's edge
+NEAR = 0.1  # world units: where the centre is nearer than the border by at least this, that loss is the published one
 TEST_BACKGROUND = 0  # index of the plain background behind test views
-AHEAD = 128  # steps whose cameras are copied to the device at once, so that no step waits for a copy
+
+Stats = dict[str, float | torch.Tensor]  # numbers that describe one step
 
 
-class DeviceCamera(NamedTuple):
-    """A training camera on the device, for images of the size that is trained on."""
-
-    matrix: torch.Tensor  # (3, 3)
-    c2w: torch.Tensor  # (4, 4)
-
-    def K(self, H, W):
-        return self.matrix
-
-
-def chained_gradient(D, x, x_perturbed, sigma, var_red):
+def chained_gradient(
+    D: torch.Tensor, x: torch.Tensor, x_perturbed: torch.Tensor, sigma: float, var_red: bool
+) -> torch.Tensor:
     """Return the ascent direction dlog p / dx (B, C, H, W) of the rendering x, up to a factor 1 / sigma.
 
     `D` is the denoised x_perturbed = x + sigma n. Source: arXiv 2212.00774, Eq. 15 (perturb and
@@ -51,7 +50,7 @@ def chained_gradient(D, x, x_perturbed, sigma, var_red):
     return (D - (x if var_red else x_perturbed)) / sigma
 
 
-def emptiness_loss(rendering):
+def emptiness_loss(rendering: Rendering) -> torch.Tensor:
     """Return mean log(1 + s w) of a rendering's compositing weights w (arXiv 2212.00774, section 5).
 
     The mean is over the rays that meet the field's box, each counted with the samples of the longest.
@@ -60,7 +59,7 @@ def emptiness_loss(rendering):
     return rendering.emptiness.sum() / (n.amax() * (n > 0).sum()).clamp(min=1)
 
 
-def centre_depth_loss(depth):
+def centre_depth_loss(depth: torch.Tensor) -> torch.Tensor:
     """Return the centre-depth loss of an image's depths (H, W), world units: it falls as the centre comes nearer.
 
     With d = mean centre depth - mean border depth, and a = NEAR,
@@ -69,8 +68,9 @@ def centre_depth_loss(depth):
 
     Its gradient is that of the published loss -log(d), whose value is not a number for d < 0: dL/dd = 1 / |d| where
     the centre is nearer than the border by at least NEAR. Elsewhere the published gradient grows without bound, and
-    for d > 0 it pushes the centre away; here it is 1 / NEAR, towards the camera. L is finite for every depth. Source:
-    the centre-depth regulariser of arXiv 2212.00774. The image needs MIN_CENTRE pixels per edge, to have a centre.
+    for d > 0 it pushes the centre away. Here the gradient is 1 / NEAR there, which pulls the centre to the camera. L is
+    finite for every depth. The image needs MIN_CENTRE pixels per edge, to have a centre. Source: the centre-depth
+    regulariser of arXiv 2212.00774.
     """
     h, w = (max(1, round(n * BORDER)) for n in depth.shape)
     centre = torch.zeros_like(depth, dtype=torch.bool)
@@ -79,15 +79,15 @@ def centre_depth_loss(depth):
     return torch.where(d <= -NEAR, -torch.log((-d).clamp(min=NEAR)), (d + NEAR) / NEAR - math.log(NEAR))
 
 
-def resize(x, hw):
+def resize(x: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
     """Return images x (B, C, H, W) resized bilinearly to hw = (h, w), antialiased; x itself if it fits."""
-    return x if x.shape[2:] == tuple(hw) else F.interpolate(x, hw, mode="bilinear", antialias=True)
+    return x if x.shape[2:] == hw else F.interpolate(x, hw, mode="bilinear", antialias=True)
 
 
 class SJC:
     """One optimisation: a field, the score that shapes it, its cameras and its optimizer."""
 
-    def __init__(self, cfg, adapter):
+    def __init__(self, cfg: SJCConfig, adapter: ScoreAdapter) -> None:
         self.cfg, self.adapter = cfg, adapter
         self._refuse_unfit_options()
         self.field = self._new_field()
@@ -97,25 +97,25 @@ class SJC:
         )
         self.uncond, self.cond = self._embed_prompts()
         self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
-        self._ahead = (None, [], [])  # number of a stretch of AHEAD steps, its cameras, the same on the device
+        self.cameras = TrainCameras(cfg, adapter.device)
 
     @torch.no_grad()
-    def _embed_prompts(self):
-        """Return the negative prompt's condition (1, ...), and {view prompt: (1, ...)}: once a run, not once a step."""
+    def _embed_prompts(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the negative prompt's condition (1, ...), and {view prompt: (1, ...)}: once per run, not per step."""
         p, prompt = self.cfg.pose, self.cfg.texts.prompt
         views, texts = pose.all_view_prompts(p.view_words), pose.read_view_texts(p.view_texts, p.view_words)
         uncond = self.adapter.embed([self.cfg.texts.negative_prompt])
 
-        def spoken(prompt):
+        def spoken(prompt: str) -> list[str]:
             return [pose.prompt_of_view(prompt, view, p.view_style, texts) for view in views]
 
-        if p.view_style == "suffix":  # what is too long loses its end, which would be the view words
+        if p.view_style == "suffix":  # a text that is too long loses its end, which would be the view words
             prompt = self.adapter.fitting(prompt, spoken)
         cond = dict(zip(views, self.adapter.embed(spoken(prompt)).split(1)))
         self.adapter.text_done()
         return uncond, cond
 
-    def _refuse_unfit_options(self):
+    def _refuse_unfit_options(self) -> None:
         """Raise UserError for options that do not fit the model or one another."""
         cfg, channels, levels = self.cfg, self.adapter.data_shape[0], len(self.adapter.sigmas)
         if cfg.vox.c != channels:
@@ -128,13 +128,15 @@ class SJC:
                 f"--pose.rend_hw {cfg.pose.rend_hw}: --depth_weight needs at least {MIN_CENTRE}, to have a centre"
             )
 
-    def _new_field(self):
+    def _new_field(self) -> VoxRF:
+        """Return the field before the first step, on the adapter's device."""
         vox, b = self.cfg.vox, self.cfg.vox.bbox_len
+        assert vox.model_type  # SJCConfig fills it in
         field = make_field(
             vox.model_type,
             [[-b] * 3, [b] * 3],
             vox.grid_size,
-            vox.c,
+            self.adapter.data_shape[0],
             vox.step_ratio,
             vox.density_shift,
             vox.ray_march_weight_thres,
@@ -146,10 +148,11 @@ class SJC:
 
     # ------------------------------------------------------------------ rendering
 
-    def background(self, index, hw, fine=1):
-        """Return plain background `index` (hw fine * hw fine, C), each of hw x hw pixels fine x fine; None: no such.
+    def background(self, index: int, hw: int, fine: int = 1) -> torch.Tensor | None:
+        """Return the pixels (hw * fine * hw * fine, C) of plain background `index`, None where the run has none.
 
-        An encoder leaves its mark along the border of a plain picture: it stays as wide as it is, the middle grows.
+        It is hw x hw pixels of the model's space, each of which is repeated fine x fine times. An encoder leaves a mark
+        along the border of a plain picture: the border keeps its width here, and the middle is stretched.
         """
         if self.backgrounds is None:
             return None
@@ -158,7 +161,15 @@ class SJC:
         i = torch.where(2 * i < hw, i.clamp(max=(n - 1) // 2), (i + n - hw).clamp(min=n // 2)).repeat_interleave(fine)
         return self.backgrounds[index][:, i][:, :, i].flatten(1).T
 
-    def render(self, camera, hw=None, bg_index=TEST_BACKGROUND, subpixels=1, downscale=1, chunk=None):
+    def render(
+        self,
+        camera: AnyCamera,
+        hw: int | None = None,
+        bg_index: int = TEST_BACKGROUND,
+        subpixels: int = 1,
+        downscale: int = 1,
+        chunk: int | None = None,
+    ) -> Rendering:
         """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space.
 
         It has `subpixels` x `subpixels` rays per pixel, `downscale` x `downscale` of which will be averaged.
@@ -179,13 +190,15 @@ class SJC:
         )
 
     @property
-    def depth_range(self):
-        """Nearest and farthest depth that depth images tell apart, world units: the field's inscribed ball."""
+    def depth_range(self) -> tuple[float, float]:
+        """The nearest and farthest depth of depth images, world units: those of the ball inscribed in the field."""
         R, reach = self.cfg.pose.R, self.cfg.vox.bbox_len
         return max(0.0, R - reach), R + reach
 
     @torch.no_grad()
-    def view(self, camera, hw=None, subpixels=1, downscale=1):
+    def view(
+        self, camera: AnyCamera, hw: int | None = None, subpixels: int = 1, downscale: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w)), antialiased by `downscale`."""
         r = self.render(camera, hw, subpixels=subpixels, downscale=downscale, chunk=CHUNK)
         x, depth = averaged(r.color, r.depth, downscale)
@@ -193,48 +206,30 @@ class SJC:
 
     # ------------------------------------------------------------------ optimisation
 
-    def draw_sigma(self, step):
-        """Return this step's noise level: uniform over the table's entries in `sigma_range`, as annealed."""
+    def draw_sigma(self, i: int) -> float:
+        """Return the noise level of step `i`: uniform over the table's entries in `sigma_range`, annealed."""
         cfg, table = self.cfg, self.adapter.sigmas
         low, high = cfg.sigma_range
         if cfg.sigma_anneal is not None:
-            high = round(high + (cfg.sigma_anneal - high) * step / max(1, cfg.n_steps - 1))
-        t = int(numpy_rng(cfg.seed, step, "sigma").integers(low, max(high, low + 1)))
+            high = round(high + (cfg.sigma_anneal - high) * i / max(1, cfg.n_steps - 1))
+        t = int(numpy_rng(cfg.seed, i, "sigma").integers(low, max(high, low + 1)))
         return table[len(table) - 1 - t].item()
 
-    def draw_cameras(self, step):
-        """Return this step's training cameras."""
-        p = self.cfg.pose
-        return [
-            pose.train_camera(numpy_rng(self.cfg.seed, step, f"camera/{b}"), p.R, p.fov_range, p.view_words)
-            for b in range(self.cfg.batch_views)
-        ]
-
-    def cameras(self, step):
-        """Return this step's training cameras, and the same as `DeviceCamera`."""
-        part, i = divmod(step, AHEAD)
-        if part != self._ahead[0]:
-            drawn = [self.draw_cameras(part * AHEAD + k) for k in range(AHEAD)]
-            hw, device = self.cfg.pose.rend_hw, self.adapter.device
-            K, c2w = (
-                torch.from_numpy(np.array([[of(camera) for camera in row] for row in drawn])).to(device)
-                for of in (lambda camera: camera.K(hw, hw), lambda camera: camera.c2w)
-            )
-            self._ahead = part, drawn, [list(map(DeviceCamera, *row)) for row in zip(K, c2w)]
-        return self._ahead[1][i], self._ahead[2][i]
-
-    def draw_background(self, step):
-        """Return the index of this step's plain background."""
+    def draw_background(self, i: int) -> int:
+        """Return the index of the plain background of step `i`."""
         n = 1 if self.backgrounds is None else len(self.backgrounds)
-        return int(numpy_rng(self.cfg.seed, step, "background").integers(n))
+        return int(numpy_rng(self.cfg.seed, i, "background").integers(n))
 
-    def conditions(self, cameras):
-        """Return the conditions (B, ...) of cameras, and None or Perp-Neg's negatives as `denoise` takes them."""
+    def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """Return the conditions (B, ...) of cameras, and the negatives that `denoise` takes.
+
+        These are for Perp-Neg. They are None without it, and where no camera has any.
+        """
         if not self.cfg.pose.perp_neg:
             return torch.cat([self.cond[camera.view] for camera in cameras]), None
         cond, away, weights = [], [], []
         for positive, negative in map(pose.perp_neg_views, cameras):
-            cond.append(sum(share * self.cond[view] for view, share in positive.items()))
+            cond.append(reduce(add, (share * self.cond[view] for view, share in positive.items())))
             padded = [*negative.items(), *[(next(iter(positive)), 0.0)] * (2 - len(negative))]  # one batch for all
             away.append(torch.cat([self.cond[view] for view, _ in padded]))
             weights.append([weight for _, weight in padded])
@@ -243,32 +238,32 @@ class SJC:
         return torch.cat(cond), (torch.stack(away), torch.tensor(weights).to(self.adapter.device, non_blocking=True))
 
     @torch.no_grad()
-    def gradient(self, x, cameras, sigma, step):
-        """Return the score to be chained (B, C, H, W) at renderings x, for the mean over B cameras."""
-        noise = torch.randn(x.shape, generator=torch_rng(self.cfg.seed, step, "noise")).to(x, non_blocking=True)
+    def gradient(self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int) -> torch.Tensor:
+        """Return the score that step `i` chains (B, C, H, W) at renderings x, for the mean over B cameras."""
+        noise = torch.randn(x.shape, generator=torch_rng(self.cfg.seed, i, "noise")).to(x, non_blocking=True)
         x_perturbed = x + sigma * noise
         cond, negatives = self.conditions(cameras)
         D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.texts.scale, negatives)
         return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / len(cameras)
 
-    def regulariser(self, renderings, step):
-        """Return the weighted emptiness and centre-depth losses, means over the renderings."""
+    def regulariser(self, renderings: list[Rendering], i: int) -> torch.Tensor:
+        """Return the weighted emptiness and centre-depth losses of step `i`, means over the renderings."""
         cfg = self.cfg
-        late = step >= cfg.emptiness_step * cfg.n_steps
+        late = i >= cfg.emptiness_step * cfg.n_steps
         weight = cfg.emptiness_weight * (cfg.emptiness_multiplier if late else 1)
-        loss = weight * sum(emptiness_loss(r) for r in renderings)
+        loss = weight * reduce(add, map(emptiness_loss, renderings))
         if cfg.depth_weight:
-            loss = loss + cfg.depth_weight * sum(centre_depth_loss(r.depth) for r in renderings)
+            loss = loss + cfg.depth_weight * reduce(add, (centre_depth_loss(r.depth) for r in renderings))
         return loss / len(renderings)
 
-    def step(self, step):
-        """Take one step; return {sigma, score (RMS of the chained gradient), regulariser, opacity}."""
-        (cameras, on_device), sigma = self.cameras(step), self.draw_sigma(step)
-        bg_index = self.draw_background(step)
+    def step(self, i: int) -> Stats:
+        """Take step `i`; return {sigma, score (RMS of the chained gradient), regulariser, opacity}."""
+        (cameras, on_device), sigma = self.cameras.of_step(i), self.draw_sigma(i)
+        bg_index = self.draw_background(i)
         renderings = [self.render(camera, bg_index=bg_index) for camera in on_device]
         x = resize(torch.stack([r.color for r in renderings]), self.adapter.data_shape[1:])
-        g = self.gradient(x.detach(), cameras, sigma, step)
-        loss = self.regulariser(renderings, step)
+        g = self.gradient(x.detach(), cameras, sigma, i)
+        loss = self.regulariser(renderings, i)
         self.optimizer.zero_grad(set_to_none=True)
         # Here is the Jacobian: back-propagating g (Eq. 15 or 16) from the rendering x(theta) gives g . J,
         # J = dx / dtheta, without ever forming J. Minus, since the optimizer descends.
@@ -283,36 +278,37 @@ class SJC:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def save(self, root, step):
+    def save(self, root: str | Path, step: int) -> None:
         """Write the state after `step` steps below `root`."""
         state.save(root, step, self.field, self.optimizer)
 
-    def load(self, path):
+    def load(self, path: str | Path) -> int:
         """Restore the state of checkpoint folder `path`; return the number of steps taken."""
         tensors, meta = checkpoint.load(path)
         state.restore(self.field, self.optimizer, tensors, meta["step"])
         return meta["step"]
 
 
-def ready(cfg, device, found=None):
-    """Return (SJC, steps taken) of the current folder's run, all that can refuse it done; on "meta" without weights.
+def ready(cfg: SJCConfig, device: torch.device | str, found: Any = None) -> tuple[SJC, int]:
+    """Return (SJC, steps taken) of the current folder's run, its last checkpoint loaded.
 
-    `found` is what `cfg.check_files` returned; None finds it here.
+    `found` is what `cfg.check_files` returned; None finds it here. Whatever can refuse the run has refused it by then.
+    On the device "meta" no weights are loaded.
     """
-    sjc = SJC(cfg, make_adapter(cfg, device, found))
-    pick_march(cfg.renderer, sjc.field.density)
+    optimisation = SJC(cfg, make_adapter(cfg, device, found))
+    pick_march(cfg.renderer, optimisation.field.density)
     newest = checkpoint.latest("ckpt")
-    return sjc, sjc.load(newest) if newest else 0
+    return optimisation, optimisation.load(newest) if newest else 0
 
 
-def optimise(sjc, first_step=0):
-    """Yield (steps taken, statistics) after each step; raises RunError if the field stops being finite."""
-    for step in range(first_step, sjc.cfg.n_steps):
-        stats = sjc.step(step)
-        yield step + 1, stats
+def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stats]]:
+    """Yield (steps taken, statistics) after each step up to the run's last. The caller checks that they are finite."""
+    for i in range(first_step, optimisation.cfg.n_steps):
+        stats = optimisation.step(i)
+        yield i + 1, stats
 
 
-def finished_run(folder):
+def finished_run(folder: str | Path) -> tuple[SJCConfig, Path]:
     """Return (configuration, last checkpoint) of a finished run's folder; raises UserError for any other folder."""
     folder = Path(folder)
     if not (folder / "full_config.yml").exists():
@@ -330,9 +326,9 @@ def finished_run(folder):
     return cfg, newest
 
 
-def load_run(folder, device="auto"):
+def load_run(folder: str | Path, device: str = "auto") -> SJC:
     """Return the SJC of a finished run's folder; raises UserError where it is not finished or cannot be read."""
     cfg, newest = finished_run(folder)
-    sjc = SJC(cfg, make_adapter(cfg, pick_device(device)))
-    sjc.load(newest)
-    return sjc
+    optimisation = SJC(cfg, make_adapter(cfg, pick_device(device)))
+    optimisation.load(newest)
+    return optimisation

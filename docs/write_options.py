@@ -13,13 +13,13 @@ from pydantic_core import PydanticUndefined
 
 from evaluate import EvaluateConfig
 from highres_final_vis import VisConfig
-from my.config import describe, plain, spelled, walk
+from my.config import Config, Option, by_use, describe, plain, spelled
 from options.canvas import CanvasConfig
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
 
-PAGES = {
+PAGES: dict[str, type[Config]] = {
     "run_sjc.py": SJCConfig,
     "run_img_sampling.py": SamplingConfig,
     "run_2d_sjc.py": CanvasConfig,
@@ -36,11 +36,12 @@ options of `run_sjc.py`, and `--sha256`.
 """
 
 
-def page():
+def page() -> str:
     """Return the text of docs/options.md."""
-    parts, above = [HEAD], {}
+    parts = [HEAD]
+    above: dict[str, str] = {}  # {option: its row} of the commands so far
     for script, cls in PAGES.items():
-        rows = {option.name: row(option) for option in walk(cls)}
+        rows = {option.name: row(option) for option in by_use(cls)}
         same = [f"`--{name}`" for name in rows if above.get(name) == rows[name]]
         parts.append(
             f"## {script}\n\n"
@@ -52,7 +53,7 @@ def page():
     return "\n".join(parts)
 
 
-def row(option):
+def row(option: Option) -> str:
     """Return an Option as a row of a table."""
     kind = describe(option.kind) + (f" ({option.limits})" if option.limits else "")
     default = "required" if option.default is PydanticUndefined else f"`{spelled(plain(option.default))}`"

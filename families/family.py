@@ -6,7 +6,7 @@ Nothing here imports torch: `-h` must answer at once. The networks' own contract
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from my.config import Config
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from options.family import FamilyConfig
 
 WITHOUT = "get going without one: --preset mini or --preset ideal"
+FieldKind = Literal["V_SD", "V_SJC", "VoxRF"]  # published names of fields
 Conditions = dict[str, dict[str, tuple] | None]  # as `my.config.refuse_unread` takes them
 
 
@@ -33,7 +34,7 @@ class Family(Config):
     `adapter.make(run, found, device)` takes it.
     """
 
-    field_kind: ClassVar[str] = "V_SJC"  # the field that fits the model's space, by its published name
+    field_kind: ClassVar[FieldKind] = "V_SJC"  # the field that fits the model's space
     channels: ClassVar[int] = 3  # of the model's space
     reads: ClassVar[tuple[str, ...]] = ()  # shared options that this family reads, by their dotted names
     reads_in_2d: ClassVar[tuple[str, ...]] = ()  # options of cameras that it reads where no view is asked for

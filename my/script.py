@@ -26,16 +26,17 @@ class OnDevice(config.Config):
 
 
 class RunOptions(OnDevice):
-    """The options that every command which leaves a run has."""
+    """The options of a command that leaves a run in the current folder."""
 
-    seed: int = Field(0, ge=0, description="seed of every random draw")
+    seed: int = Field(0, ge=0, description="seed of all random draws")
     resume: bool = Field(False, json_schema_extra=config.FREE, description="continue the run in this folder")
-    dry_run: bool = Field(False, json_schema_extra=config.FREE, description="stop after writing full_config.yml")
+    dry_run: bool = Field(False, json_schema_extra=config.FREE, description="write full_config.yml and stop")
 
     command: ClassVar[str]  # the file name of the command, such as "run_sjc.py"
 
 
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
+FIRST = ("seed", "device", "resume", "dry_run")  # the order in which help lists these options
 Options = TypeVar("Options", bound=RunOptions)
 Run = Callable[[], None]
 
@@ -51,9 +52,12 @@ def read_config(
 ) -> Options:
     """Return the run's configuration, an instance of `cls`; with --resume, the one saved in the folder.
 
-    `root` is the project's folder, `settle` makes its paths hold in any folder, `leaves` names what
-    a run is known by, `spec` goes to `config.load`. Raises UserError in the project's folder, where a
-    new run would meet an old one, and where a resumed run is to change more than it may.
+    root: the project's folder.
+    settle: makes the paths of a configuration absolute, and returns it.
+    leaves: the folder by which a run is recognised.
+    spec: goes to `config.load`.
+    Raises UserError in the project's folder, for a new run in a folder that holds one, and for a resumed run with
+    changes that `refuse_changes` does not allow.
     """
     cfg = settle(config.load(cls, argv, **spec))
     run_dir.refuse_project_dir(root)
@@ -61,7 +65,7 @@ def read_config(
     if not cfg.resume:
         if Path(leaves).is_file():
             raise UserError(f"{leaves}: this run would write a folder of that name, and a file has it; move it away")
-        if any(Path(leaves).glob("[!.]*")):  # what begins with a dot was never whole
+        if any(Path(leaves).glob("[!.]*")):  # a name with a dot at its start is a file that was not finished
             raise UserError(
                 "this folder already holds a run: continue it with --resume True, or start in an empty folder"
             )
@@ -76,7 +80,7 @@ def read_config(
 
 
 def free_on_resume(cls: type[config.Config]) -> set[str]:
-    """Return the options that a resumed run may change: those of the machine, or of one command."""
+    """Return the options that a resumed run may change: they belong to the machine, or to a single command."""
     return {option.name for option in config.walk(cls) if option.extra.get("free_on_resume")}
 
 
@@ -94,8 +98,9 @@ def refuse_other_run(cls: type[config.Config], folder: str | Path = ".") -> None
             made_by = options.get(config.MADE_BY)
             whose = made_by.get("command") if isinstance(made_by, dict) else None
             raise UserError(
-                f"{'this folder' if str(folder) == '.' else folder} holds a run of {shown(whose or 'another command')}: "
-                f"its {FULL_CONFIG} has the option {shown(others[0])}; go to another folder"
+                f"{'this folder' if str(folder) == '.' else folder} holds a run of "
+                f"{shown(whose or 'another command')}: its {FULL_CONFIG} has the option {shown(others[0])}; "
+                "go to another folder"
             )
 
 
@@ -112,11 +117,11 @@ def refuse_changes(now: dict[str, Any], then: dict[str, Any], free: set[str]) ->
 
 
 def begin(cfg: Options, prepare: Callable[[Options, Any], Run]) -> None:
-    """Keep and print the configuration, then do the run, alone in the folder.
+    """Write and print the configuration, then do the run. No other process can run in the folder meanwhile.
 
     The configuration's `check_files` finds the files that the run needs. `prepare(configuration, found)` takes them,
-    loads them, and returns the run. Both raise UserError where the run cannot start: a refused command prints and
-    leaves nothing. A dry run prepares nothing, and stops once the configuration is kept.
+    loads them, and returns the run. Both raise UserError where the run cannot start: then nothing is written, and no
+    configuration is printed. A dry run prepares nothing, and stops once the configuration is written.
     """
     kept = cfg.model_copy(update=OF_ONE_COMMAND)
     with run_dir.alone():
@@ -129,12 +134,12 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run]) -> None:
 
 
 def go_on() -> str:
-    """Return how a command goes on after it was stopped: where the current folder has its run, with that."""
+    """Return how to go on after a command was stopped: with its run, where the current folder holds one."""
     return "continue with --resume True" if Path(FULL_CONFIG).exists() else "start it again"
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the torch device of a `--device`; raises UserError where it cannot be had."""
+    """Return the torch device of a `--device`; raises UserError for one that this machine does not have."""
     import torch
 
     if name == "auto":
@@ -150,7 +155,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_finite(stats: dict[str, Any], where: str, remedy: str) -> None:
-    """Raise RunError, which tells `where` it was and the `remedy`, if a statistic is not finite."""
+    """Raise RunError if a statistic is not finite; its message says `where` that was, and the `remedy`."""
     import torch
 
     bad = [name for name, value in stats.items() if not torch.isfinite(torch.as_tensor(value))]

@@ -1,4 +1,4 @@
-"""The options that every command shares which asks a diffusion model for scores. Imports nothing heavy."""
+"""The options that all commands share which ask a diffusion model for scores. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,57 +13,75 @@ from my.config import Config, refuse_unread
 from my.errors import UserError
 from my.script import RunOptions
 
+FIRST = ("preset", "sd.prompt", "sd.checkpoint", "family")  # the options that help lists first
 Degrees = Annotated[float, Field(gt=0, lt=180)]
 
 
 class PoseConfig(Config):
     """Cameras."""
 
-    rend_hw: int = Field(64, gt=0, description="edge of the rendered image")
-    FoV: Degrees = Field(60.0, description="field of view of test views, degrees")
-    fov_range: tuple[Degrees, Degrees] = Field((40.0, 70.0), description="field of view in training, uniform, degrees")
-    R: float = Field(1.5, gt=0, description="distance of the cameras from the origin")
+    rend_hw: int = Field(
+        64,
+        gt=0,
+        description="edge of the picture that is rendered in each step, pixels; for sd these are latent pixels",
+    )
+    FoV: Degrees = Field(60.0, description="horizontal field of view of test views, degrees")
+    fov_range: tuple[Degrees, Degrees] = Field(
+        (40.0, 70.0), description="horizontal field of view in training, degrees: drawn uniformly between these two"
+    )
+    R: float = Field(1.5, gt=0, description="distance of the cameras from the origin, world units")
     view_words: Literal["sjc", "sides", "octants"] = Field(
-        "sjc", description="view prompts: the published four; left and right told apart; eight azimuths with elevation"
+        "sjc",
+        description="how views are named: sjc has front, side, backside and overhead, as published; sides tells left "
+        "from right; octants has eight directions at three heights",
     )
     view_style: Literal["prefix", "suffix", "none"] = Field(
-        "prefix", description="where they stand: before the prompt (published), behind it, or nowhere"
+        "prefix",
+        description="where the words of a view stand: before the prompt (prefix, as published), behind it (suffix), or "
+        "nowhere (none)",
     )
     view_texts: list[str] = Field(
         [],
-        description='texts of your own for views, each VIEW=TEXT, such as "backside=the tail of"; "front=" means '
-        "no words for the front",
+        description='your own words for views, each VIEW=TEXT, such as "backside=the tail of"; "front=" means no words '
+        "for the front",
     )
     perp_neg: bool = Field(
         False,
-        description="Perp-Neg: prompts of other sides push away, perpendicular to the prompt's own direction (family sd)",
+        description="use Perp-Neg: the prompts of other views push away, but only perpendicular to the direction of "
+        "the prompt itself (family sd)",
     )
 
 
 TEXTS = "sd"  # the group whose options prompt, negative_prompt and scale serve every family that reads text
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    class Texts(Family):
+        """The group TEXTS as a type checker sees it."""
+
+        prompt: str = ""
+        negative_prompt: str = ""
+        scale: float = 0.0
 
     class Model(Config):
-        """As a type checker sees it."""
+        """The model as a type checker sees it."""
 
-        preset: str | None
-        family: str
-        sd: Any
+        preset: str | None = None
+        family: str = ""
+        sd: Texts = Texts()
 
 else:
+    Texts = families.options_of(TEXTS)
     Model = create_model(
         "Model",
         __base__=Config,
-        preset=(
-            str | None,
-            Field(None, description="named settings out of the presets; config.yml and flags override them"),
-        ),
+        preset=(str | None, Field(None, description="named settings; config.yml and flags override them")),
         family=(
             Literal[families.NAMES],
             Field(
                 families.NAMES[0],
-                description="diffusion family that gives the score",
+                description="family of diffusion models that gives the score",
                 json_schema_extra={"gone": families.GONE},
             ),
         ),
@@ -72,17 +90,18 @@ else:
 
 
 class FamilyConfig(RunOptions, Model):
-    """The diffusion model that gives the score, and what every command that asks one needs."""
+    """The options of a command that asks a diffusion model for scores."""
 
     cls_scaling: float = Field(
         1.0,
         ge=0,
-        description="classifier guidance of --gddpm.imgnet_cat: factor of grad log p(y | x); 0 needs no classifier",
+        description="strength of a classifier's guidance towards --gddpm.imgnet_cat: the factor of grad log p(y | x); "
+        "0 needs no classifier",
     )
     pose: PoseConfig = PoseConfig()
 
     asks_views: ClassVar[bool] = False  # whether the model is asked for views of an object
-    conditions: ClassVar[Conditions] = {}  # of the command's own options, and further ones of shared options
+    conditions: ClassVar[Conditions] = {}  # of the command's own options, and more of shared ones
 
     @property
     def chosen(self) -> Family:
@@ -90,8 +109,8 @@ class FamilyConfig(RunOptions, Model):
         return getattr(self, self.family)
 
     @property
-    def texts(self) -> Any:
-        """The group of options that holds `prompt`, `negative_prompt` and `scale`, for every family."""
+    def texts(self) -> Texts:
+        """The options `prompt`, `negative_prompt` and `scale`, which every family that reads text shares."""
         return getattr(self, TEXTS)
 
     def read_by(self) -> Conditions:
@@ -105,14 +124,14 @@ class FamilyConfig(RunOptions, Model):
             for option in options:
                 readers = tuple(name for name, member in members.items() if option in member.reads_in_2d)
                 table[option] = {"family": readers} if readers else None
-        further = [(name, *item) for name, member in members.items() for item in member.read_by().items()]
-        for name, option, where in further:
-            table[option] = table.get(option, {"family": (name,)}) | where
-        for option, where in self.conditions.items():
-            table[option] = table.get(option, {}) | where
+        further = [(item, {"family": (name,)}) for name, member in members.items() for item in member.read_by().items()]
+        further += [(item, {}) for item in self.conditions.items()]
+        for (option, where), otherwise in further:
+            known = table.get(option, otherwise)
+            table[option] = None if known is None or where is None else known | where
         return table
 
-    # What the model will be asked for.
+    # What the model is asked for.
 
     def drawn_prompts(self) -> list[str]:
         """Return the prompts that the run will ask its model for, without view words."""
@@ -123,12 +142,12 @@ class FamilyConfig(RunOptions, Model):
         return "--sd.prompt"
 
     def given_classes(self) -> list[int]:
-        """Return several classes of pictures that are taken in turn, [] where the command takes one only."""
+        """Return the classes that the pictures take in turn, [] where the command takes a single class."""
         return []
 
     @property
     def n_pictures(self) -> int:
-        """How many pictures are drawn, each of which may show another class; 0 where one result is made."""
+        """How many pictures the command draws, each of its own class; 0 for a command with a single result."""
         return 0
 
     def asked(self, found: Any) -> list[str]:
@@ -136,7 +155,7 @@ class FamilyConfig(RunOptions, Model):
         return self.chosen.asked(self, found)
 
     def told(self) -> dict[str, list[str]]:
-        """Return {option: texts} of all that the model will be told, but for the built-in view words."""
+        """Return {option: texts} of all texts that go to the model, without the built-in view words."""
         told = {self.prompts_flag(): self.drawn_prompts(), "--sd.negative_prompt": [self.texts.negative_prompt]}
         return told | {f"--pose.view_texts {text!r}": [text.partition("=")[2]] for text in self.pose.view_texts}
 
@@ -148,8 +167,8 @@ class FamilyConfig(RunOptions, Model):
 
     # Before the run.
 
-    def absolute(self) -> FamilyConfig:
-        """Return the configuration, its paths such that they hold in any folder."""
+    def absolute(self) -> Self:
+        """Return the configuration, its paths made absolute, so that they hold in any folder."""
         for name in families.NAMES:
             getattr(self, name).absolute()
         return self

@@ -1,11 +1,13 @@
 """The options of run_nerf.py. This module imports nothing heavy, since `-h` must answer at once."""
 
+from __future__ import annotations
+
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from my.config import Config
-from my.script import RunOptions
+from my.script import FIRST, RunOptions
 
 
 class ModelConfig(Config):
@@ -48,7 +50,7 @@ class NeRFConfig(RunOptions):
     )
     model: ModelConfig = ModelConfig()
     n_epoch: int = Field(
-        2, gt=0, le=10**6, description="length of the training: each pixel is drawn this many times on average"
+        2, gt=0, le=10**6, description="length of the training: how many times each pixel is drawn on average"
     )
     bs: int = Field(4096, gt=0, description="pixels per step")
     subpixels: int = Field(
@@ -69,4 +71,5 @@ class NeRFConfig(RunOptions):
         None, ge=0, description="steps between tests on the test views; None or 0 tests at the end only"
     )
 
-    command: ClassVar = "run_nerf.py"
+    command: ClassVar[str] = "run_nerf.py"
+    first: ClassVar[tuple[str, ...]] = ("scene", "n_epoch", "max_minutes", *FIRST)

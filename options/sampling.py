@@ -1,14 +1,16 @@
 """The typed configuration of 2D sampling. Imports nothing heavy: `-h` must answer at once."""
 
+from __future__ import annotations
+
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-import families
-from options.family import TEXTS, FamilyConfig
+from families.family import Conditions
+from my.script import FIRST as OF_RUNS
+from options.family import FIRST, FamilyConfig, Texts
 
 ImageClass = Annotated[int, Field(ge=0, lt=1000)]  # of ImageNet
-Texts = families.options_of(TEXTS)
 
 
 class SamplingConfig(FamilyConfig):
@@ -16,34 +18,48 @@ class SamplingConfig(FamilyConfig):
 
     sd: Texts = Texts(scale=7.5)  # the usual one of Stable Diffusion
     prompts: list[str] = Field(
-        [], description='several prompts, taken in turn, instead of --sd.prompt; with commas between, or ["...", "..."]'
+        [],
+        description="several prompts instead of --sd.prompt; pictures take them in turn. Put commas between them, or "
+        'write ["...", "..."]',
     )
     classes: list[ImageClass] = Field(
-        [], description="several ImageNet classes, taken in turn, instead of --gddpm.imgnet_cat"
+        [], description="several ImageNet classes instead of --gddpm.imgnet_cat; pictures take them in turn"
     )
-    num_images: int = Field(16, gt=0, description="pictures to draw")
-    batch_size: int = Field(16, gt=0, description="pictures at a time; what they show does not depend on it")
-    num_t: int = Field(40, gt=1, description="levels of noise")
-    sampler: Literal["karras", "smld"] = Field("karras", description="EDM's, or annealed Langevin dynamics")
+    num_images: int = Field(16, gt=0, description="number of pictures to draw")
+    batch_size: int = Field(
+        16, gt=0, description="pictures that are drawn together; what they show does not depend on it"
+    )
+    num_t: int = Field(40, gt=1, description="number of noise levels")
+    sampler: Literal["karras", "smld"] = Field(
+        "karras", description="karras is the sampler of EDM, smld is annealed Langevin dynamics"
+    )
     sigma_max: float | None = Field(
-        None, gt=0, description="first level of noise; default the model's largest, at most 80"
+        None, gt=0, description="first noise level; default the model's largest, but at most 80"
     )
-    sigma_min: float | None = Field(None, gt=0, description="last level; default the model's smallest")
-    heun: bool = Field(True, description="karras: second order, two evaluations per level; False is Euler")
+    sigma_min: float | None = Field(None, gt=0, description="last noise level; default the model's smallest")
+    heun: bool = Field(
+        True, description="for karras: Heun's method, with two evaluations per level; False is Euler's, with one"
+    )
     langevin: bool = Field(
-        False, description="karras: add noise and remove it on the way, by the four S_ options (EDM, Algorithm 2)"
+        False,
+        description="for karras: add noise on the way and remove it, as the four S_ options say (EDM, Algorithm 2)",
     )
     # The four are those of EDM's Table 5 for its pretrained ImageNet-64 model, as remembered, not looked up; the ranges
     # that diffusers' KarrasVeScheduler gives for that table, 0 to 100, 0 to 10, 0.2 to 80, 1 to 1.011, hold them.
-    S_churn: float = Field(80.0, ge=0, description="langevin: how much noise over all levels (EDM)")
-    S_min: float = Field(0.05, ge=0, description="langevin: least level that gets it")
-    S_max: float = Field(50.0, ge=0, description="langevin: largest level that gets it")
-    S_noise: float = Field(1.003, gt=0, description="langevin: its standard deviation")
-    smld_steps: int = Field(5, gt=0, description="smld: Langevin steps per level")
-    smld_step_size: float = Field(0.2, gt=0, lt=2, description="smld: variance of a step over sigma^2")
+    S_churn: float = Field(80.0, ge=0, description="for langevin: how much noise is added over all levels")
+    S_min: float = Field(0.05, ge=0, description="for langevin: smallest level at which noise is added")
+    S_max: float = Field(50.0, ge=0, description="for langevin: largest level at which noise is added")
+    S_noise: float = Field(
+        1.003, gt=0, description="for langevin: standard deviation of the noise, 1 being that of the level"
+    )
+    smld_steps: int = Field(5, gt=0, description="for smld: Langevin steps per noise level")
+    smld_step_size: float = Field(
+        0.2, gt=0, lt=2, description="for smld: variance of the noise of a step, divided by sigma^2"
+    )
 
-    command: ClassVar = "run_img_sampling.py"
-    conditions: ClassVar = {
+    command: ClassVar[str] = "run_img_sampling.py"
+    first: ClassVar[tuple[str, ...]] = (*FIRST, "prompts", "classes", "num_images", *OF_RUNS)
+    conditions: ClassVar[Conditions] = {
         "sd.prompt": {"prompts": ()},
         "gddpm.imgnet_cat": {"classes": ()},
         "heun": {"sampler": ("karras",)},
@@ -53,7 +69,7 @@ class SamplingConfig(FamilyConfig):
     }
 
     @model_validator(mode="after")
-    def _fits(self) -> "SamplingConfig":
+    def _fits(self) -> SamplingConfig:
         if "" in (p.strip() for p in self.prompts):
             raise ValueError('--prompts: one of them is empty; each needs words, such as "a blue duck"')
         for name in ("prompts", "classes"):
@@ -82,6 +98,6 @@ class SamplingConfig(FamilyConfig):
         return self.num_images
 
     def subjects(self, found: Any) -> list[str]:
-        """Return what the model is asked for at each of the pictures: of `asked`, in turn."""
+        """Return what each picture is to show: the pictures take what is `asked` in turn."""
         asked = self.asked(found)
         return [asked[i % len(asked)] for i in range(self.num_images)]

@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "mini_sd" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "mini_sd" / "README.md",
+]
 README = (ROOT / "README.md").read_text()
 
 
@@ -57,7 +63,8 @@ def test_options_are_as_the_code_says():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_that_pages_name_are_there(page):
     known = set(re.findall(r"`--([\w.]+)`", text_of(ROOT / "docs" / "options.md")))
-    known |= {"sha256", "help", "tests", "figure", "out", "settings", "seeds", "preset"}  # of doctor.py and benchmarks
+    known |= {"sha256", "help", "tests", "figure", "out", "settings", "seeds", "preset"}  # of doctor.py, benchmarks
+    known |= {"check"}  # of ruff
     named = {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--([A-Za-z][\w.]*)", text_of(page))}
     groups = {name.partition(".")[0] for name in known}
     assert not {flag for flag in named if flag not in known and flag not in groups and not flag.endswith("_")}
@@ -115,9 +122,31 @@ def test_quickstart_runs_the_tests_as_ci_does(quickstart):
     _, commands = quickstart("--tests")
     assert commands == [
         "python3 -m venv .venv",
-        "python -m pip install -q -r requirements.txt pytest peft",
+        "python -m pip install -q -r requirements.txt -r requirements-dev.txt",
+        "python -m ruff check",
+        "python -m ruff format --check",
+        "python -m mypy",
         "python -m pytest",
     ]
     assert (
         "bash quickstart.sh --tests\n" in README and "bash quickstart.sh --tests" in (ROOT / ".ci" / "run").read_text()
     )
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [f"python{hook['entry'].removeprefix('.venv/bin/python')}" for hook in local["hooks"]] == commands[2:]
+
+
+def requirements(name):
+    """{package: versions} of a file of requirements."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return dict(re.fullmatch(r"([\w-]+)((?:>=|==)[\d.]+)", line).groups() for line in lines)
+
+
+def test_constraints_name_a_version_of_every_requirement():
+    wanted, exact = (
+        requirements("requirements.txt") | requirements("requirements-dev.txt"),
+        requirements("constraints.txt"),
+    )
+    assert wanted.keys() == exact.keys()
+    for name, versions in wanted.items():
+        least, version = ([int(n) for n in v[2:].split(".")] for v in (versions, exact[name]))
+        assert exact[name][:2] == "==" and version >= least and (versions[:2] == ">=" or version == least), name

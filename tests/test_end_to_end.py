@@ -47,10 +47,10 @@ def truth():
 @pytest.fixture(scope="module")
 def results(run):
     """The same views of the run's field: pictures and opacities."""
-    sjc = load_run(run, "cpu")
-    pictures = torch.stack([torch.from_numpy(sjc.view(c, 64)[0]).permute(2, 0, 1) for c in HELD_OUT])
+    optimisation = load_run(run, "cpu")
+    pictures = torch.stack([torch.from_numpy(optimisation.view(c, 64)[0]).permute(2, 0, 1) for c in HELD_OUT])
     with torch.no_grad():
-        return pictures, torch.stack([sjc.render(c, 64).opacity for c in HELD_OUT])
+        return pictures, torch.stack([optimisation.render(c, 64).opacity for c in HELD_OUT])
 
 
 def psnr(a, b):

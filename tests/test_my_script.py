@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field
 
 from my import script
+from my.config import by_use, walk
 from my.errors import RunError, UserError, explain
 from my.run_dir import write_atomic
 from options.canvas import CanvasConfig
@@ -133,6 +134,14 @@ def test_the_last_options_stay_the_last():
         CanvasConfig: "sigma_min",
         NeRFConfig: "test_every",
     }
+
+
+@pytest.mark.parametrize("cls", [SJCConfig, SamplingConfig, CanvasConfig, NeRFConfig])
+def test_help_lists_first_what_is_used_first(cls):
+    """It still lists everything, and a saved configuration keeps its own order."""
+    names, declared = ([option.name for option in order(cls)] for order in (by_use, walk))
+    assert names[: len(cls.first)] == list(cls.first) and cls.first[-4:] == script.FIRST
+    assert names[len(cls.first) :] == [name for name in declared if name not in cls.first]
 
 
 def test_resume_of_nothing(read):

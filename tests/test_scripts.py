@@ -239,9 +239,9 @@ def test_a_model_that_cannot_be_read_leaves_nothing(here, monkeypatch, capsys, t
 
 
 def test_broken_down_run_stops_before_it_saves(here):
-    sjc = SJC(tiny_config(n_steps=100), NotANumber())
+    optimisation = SJC(tiny_config(n_steps=100), NotANumber())
     with pytest.raises(RunError, match="step 5: score.* not finite"):
-        run_sjc.train(sjc, 0)
+        run_sjc.train(optimisation, 0)
     assert not (here / "ckpt").exists()
     assert json.loads((here / "heartbeat.json").read_text())["failed"].startswith("RunError: step 5")
 

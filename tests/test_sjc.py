@@ -17,16 +17,17 @@ from options.sjc import SJCConfig
 from sjc import SJC, centre_depth_loss, chained_gradient, emptiness_loss, load_run, optimise
 from tiny import SIZE, Affine, NotANumber, config
 from voxnerf.render import Rendering
+from voxnerf.train_cameras import AHEAD
 
 
 def new(adapter=None, **options):
     return SJC(config(**options), adapter or Affine())
 
 
-def run(sjc, first=0, last=None):
-    for step in range(first, last or sjc.cfg.n_steps):
-        sjc.step(step)
-    return sjc
+def run(optimisation, first=0, last=None):
+    for step in range(first, last or optimisation.cfg.n_steps):
+        optimisation.step(step)
+    return optimisation
 
 
 def assert_same(a, b, same=True):
@@ -133,12 +134,12 @@ def test_image_too_small_for_a_centre_is_refused():
 
 
 def test_background_keeps_its_border_and_stretches_its_middle():
-    sjc = new(plain_bg=True)
-    sjc.backgrounds = torch.arange(5.0).expand(1, 1, 5, 5)  # columns 0 1 2 3 4
+    optimisation = new(plain_bg=True)
+    optimisation.backgrounds = torch.arange(5.0).expand(1, 1, 5, 5)  # columns 0 1 2 3 4
 
     def row(*args):
         hw, fine = args
-        return sjc.background(0, hw, fine).view(hw * fine, hw * fine)[0].tolist()
+        return optimisation.background(0, hw, fine).view(hw * fine, hw * fine)[0].tolist()
 
     assert row(5, 1) == [0, 1, 2, 3, 4]
     assert row(8, 1) == [0, 1, 2, 2, 2, 2, 3, 4]
@@ -147,24 +148,24 @@ def test_background_keeps_its_border_and_stretches_its_middle():
 
 
 def test_device_cameras_are_those_drawn():
-    sjc = new(batch_views=2)
-    for step in (0, method.AHEAD - 1, method.AHEAD, 3):  # within stretches, across them, and back
-        cameras, on_device = sjc.cameras(step)
+    optimisation = new(batch_views=2)
+    for step in (0, AHEAD - 1, AHEAD, 3):  # within stretches, across them, and back
+        cameras, on_device = optimisation.cameras.of_step(step)
         assert len(on_device) == 2
-        for camera, drawn, same in zip(cameras, sjc.draw_cameras(step), on_device):
+        for camera, drawn, same in zip(cameras, optimisation.cameras.draw(step), on_device):
             assert (camera.c2w == drawn.c2w).all() and camera.view == drawn.view
             assert torch.equal(same.c2w, torch.from_numpy(drawn.c2w))
-            hw = sjc.cfg.pose.rend_hw
+            hw = optimisation.cfg.pose.rend_hw
             assert torch.equal(same.K(hw, hw), torch.from_numpy(drawn.K(hw, hw)))
 
 
 def test_regulariser_schedule():
     """w E before the fraction emptiness_step of the run, then multiplier w E; the depth loss always."""
-    sjc = new(emptiness_weight=100, emptiness_multiplier=20, emptiness_step=0.5, depth_weight=7, n_steps=10)
-    r = [sjc.render(camera) for camera in sjc.draw_cameras(0)]
+    optimisation = new(emptiness_weight=100, emptiness_multiplier=20, emptiness_step=0.5, depth_weight=7, n_steps=10)
+    r = [optimisation.render(camera) for camera in optimisation.cameras.draw(0)]
     E, Z = emptiness_loss(r[0]).item(), centre_depth_loss(r[0].depth).item()
     for step, factor in ((0, 1), (4, 1), (5, 20), (9, 20)):
-        assert sjc.regulariser(r, step).item() == pytest.approx(100 * factor * E + 7 * Z, rel=1e-5)
+        assert optimisation.regulariser(r, step).item() == pytest.approx(100 * factor * E + 7 * Z, rel=1e-5)
 
 
 # ---------------------------------------------------------------- the Jacobian
@@ -173,12 +174,12 @@ def test_regulariser_schedule():
 class Renderer(nn.Module):
     """The rendering x(theta) of one camera at the denoiser's size, as a function of the parameters."""
 
-    def __init__(self, sjc, camera):
+    def __init__(self, optimisation, camera):
         super().__init__()
-        self.field, self.sjc, self.camera = sjc.field, sjc, camera
+        self.field, self.optimisation, self.camera = optimisation.field, optimisation, camera
 
     def forward(self):
-        return method.resize(self.sjc.render(self.camera).color[None], (SIZE, SIZE))
+        return method.resize(self.optimisation.render(self.camera).color[None], (SIZE, SIZE))
 
     def jacobian(self):
         """J as {parameter: (3 SIZE SIZE, *shape)}."""
@@ -191,21 +192,21 @@ class Renderer(nn.Module):
         return dict(zip(names, J))
 
 
-def score_by_hand(sjc, x, cameras, sigma, step):
+def score_by_hand(optimisation, x, cameras, sigma, step):
     """Eq. 15 or 16 with the affine denoiser, guided: D = x_p / 2 + c_u + s (c_c - c_u); one row a camera."""
-    noise = torch.randn(x.shape, generator=torch_rng(sjc.cfg.seed, step, "noise"))
+    noise = torch.randn(x.shape, generator=torch_rng(optimisation.cfg.seed, step, "noise"))
     x_perturbed = x + sigma * noise
-    c_c = sjc.adapter.embed([f"{c.view} {sjc.cfg.sd.prompt}" for c in cameras])
-    c_u = sjc.adapter.embed([""])
-    D = x_perturbed / 2 + c_u + sjc.cfg.sd.scale * (c_c - c_u)
-    return (D - (x if sjc.cfg.var_red else x_perturbed)) / sigma
+    c_c = optimisation.adapter.embed([f"{c.view} {optimisation.cfg.sd.prompt}" for c in cameras])
+    c_u = optimisation.adapter.embed([""])
+    D = x_perturbed / 2 + c_u + optimisation.cfg.sd.scale * (c_c - c_u)
+    return (D - (x if optimisation.cfg.var_red else x_perturbed)) / sigma
 
 
-def disturb(sjc):
+def disturb(optimisation):
     """Give the densities some shape, so that nothing in the Jacobian vanishes by symmetry."""
     with torch.no_grad():
-        sjc.field.density.normal_(generator=torch.Generator().manual_seed(5)).mul_(2)
-    return sjc
+        optimisation.field.density.normal_(generator=torch.Generator().manual_seed(5)).mul_(2)
+    return optimisation
 
 
 @pytest.mark.parametrize(
@@ -221,16 +222,16 @@ def disturb(sjc):
 )
 def test_step_chains_the_score_with_the_jacobian(options):
     """The gradient that the optimizer gets is -(g . J), J computed explicitly."""
-    sjc = disturb(new(**options))
+    optimisation = disturb(new(**options))
     step = 3
-    (camera,), sigma = sjc.draw_cameras(step), sjc.draw_sigma(step)
-    renderer = Renderer(sjc, camera)
-    if sjc.backgrounds is not None:
-        index = sjc.draw_background(step)
-        renderer.forward = lambda: sjc.render(camera, bg_index=index).color[None]
+    (camera,), sigma = optimisation.cameras.draw(step), optimisation.draw_sigma(step)
+    renderer = Renderer(optimisation, camera)
+    if optimisation.backgrounds is not None:
+        index = optimisation.draw_background(step)
+        renderer.forward = lambda: optimisation.render(camera, bg_index=index).color[None]
     J = renderer.jacobian()
-    g = score_by_hand(sjc, renderer().detach(), [camera], sigma, step)
-    sjc.step(step)
+    g = score_by_hand(optimisation, renderer().detach(), [camera], sigma, step)
+    optimisation.step(step)
     for name, p in renderer.named_parameters():
         want = -torch.tensordot(g.flatten(), J[name], dims=1)
         assert want.abs().max() > 0
@@ -238,13 +239,13 @@ def test_step_chains_the_score_with_the_jacobian(options):
 
 
 def test_batch_views_average():
-    sjc = disturb(new(batch_views=2))
-    cameras, sigma = sjc.draw_cameras(0), sjc.draw_sigma(0)
-    renderers = [Renderer(sjc, camera) for camera in cameras]
+    optimisation = disturb(new(batch_views=2))
+    cameras, sigma = optimisation.cameras.draw(0), optimisation.draw_sigma(0)
+    renderers = [Renderer(optimisation, camera) for camera in cameras]
     x = torch.cat([renderer().detach() for renderer in renderers])
-    g = score_by_hand(sjc, x, cameras, sigma, 0)
+    g = score_by_hand(optimisation, x, cameras, sigma, 0)
     singles = [r.jacobian() for r in renderers]
-    sjc.step(0)
+    optimisation.step(0)
     assert not np.array_equal(cameras[0].c2w, cameras[1].c2w)
     for name, p in renderers[0].named_parameters():
         each = [-torch.tensordot(g[b].flatten(), singles[b][name], dims=1) for b in range(2)]
@@ -253,7 +254,7 @@ def test_batch_views_average():
 
 def test_regulariser_adds_its_own_gradient():
     plain, weighted = (disturb(new(emptiness_weight=w, depth_weight=w)) for w in (0, 5))
-    (camera,) = plain.draw_cameras(0)
+    (camera,) = plain.cameras.draw(0)
     r = weighted.render(camera)
     loss = 5 * emptiness_loss(r) + 5 * centre_depth_loss(r.depth)
     (want,) = torch.autograd.grad(loss, weighted.field.density)
@@ -263,22 +264,24 @@ def test_regulariser_adds_its_own_gradient():
 
 
 def test_ascent_brings_the_rendering_to_the_denoised_picture():
-    sjc = new(n_steps=200, bg_lr=0.05, sigma_range=(500, 501))  # one level: Adamax remembers the largest gradient
-    sjc.adapter._denoise = lambda x, sigma, cond: torch.full_like(x, 0.5)
-    error = [(sjc.render(camera).color - 0.5).abs().mean().item() for camera in sjc.draw_cameras(0)]
-    run(sjc)
-    after = [(sjc.render(camera).color - 0.5).abs().mean().item() for camera in sjc.draw_cameras(0)]
+    optimisation = new(
+        n_steps=200, bg_lr=0.05, sigma_range=(500, 501)
+    )  # one level: Adamax remembers the largest gradient
+    optimisation.adapter._denoise = lambda x, sigma, cond: torch.full_like(x, 0.5)
+    error = [(optimisation.render(camera).color - 0.5).abs().mean().item() for camera in optimisation.cameras.draw(0)]
+    run(optimisation)
+    after = [(optimisation.render(camera).color - 0.5).abs().mean().item() for camera in optimisation.cameras.draw(0)]
     assert after[0] < 0.3 * error[0]
 
 
 # ---------------------------------------------------------------- draws
 
 
-def ticks(sjc, seeds, step):
+def ticks(optimisation, seeds, step):
     """The table entries (smallest first) that `step` draws under many seeds."""
-    table, found = sjc.adapter.sigmas.flip(0).tolist(), []
-    for sjc.cfg.seed in seeds:
-        found.append(table.index(sjc.draw_sigma(step)))
+    table, found = optimisation.adapter.sigmas.flip(0).tolist(), []
+    for optimisation.cfg.seed in seeds:
+        found.append(table.index(optimisation.draw_sigma(step)))
     return np.array(found)
 
 
@@ -294,9 +297,9 @@ def test_draw_sigma_covers_a_short_range():
 
 
 def test_sigma_anneals_linearly():
-    sjc = new(sigma_anneal=210, n_steps=101)
+    optimisation = new(sigma_anneal=210, n_steps=101)
     for step, high in ((0, 970), (50, 590), (100, 210)):
-        drawn = ticks(sjc, range(1500), step)
+        drawn = ticks(optimisation, range(1500), step)
         assert drawn.min() < 10 + high / 50 and high - high / 50 < drawn.max() < high
 
 
@@ -311,9 +314,9 @@ def test_sigma_range_beyond_the_table(options, flag):
 def test_draws_depend_on_seed_and_step_only():
     a, b, other = new(), new(n_steps=99), new(seed=1)
 
-    def draws(sjc, step):
-        (camera,) = sjc.draw_cameras(step)
-        return (sjc.draw_sigma(step), camera.fov, *camera.c2w.flatten())
+    def draws(optimisation, step):
+        (camera,) = optimisation.cameras.draw(step)
+        return (optimisation.draw_sigma(step), camera.fov, *camera.c2w.flatten())
 
     forwards = [draws(a, step) for step in range(5)]
     assert forwards == [draws(b, step) for step in reversed(range(5))][::-1]
@@ -333,10 +336,10 @@ def test_new_field_is_a_function_of_the_seed():
 
 
 def test_plain_backgrounds_change_from_step_to_step():
-    sjc = new(plain_bg=True)
-    assert sjc.field.bg is None
-    assert {sjc.draw_background(step) for step in range(100)} == set(range(len(sjc.backgrounds)))
-    assert sjc.background(1, 9).shape == (81, 3)
+    optimisation = new(plain_bg=True)
+    assert optimisation.field.bg is None
+    assert {optimisation.draw_background(step) for step in range(100)} == set(range(len(optimisation.backgrounds)))
+    assert optimisation.background(1, 9).shape == (81, 3)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -391,12 +394,12 @@ def test_wrong_channels_are_refused():
 
 
 def test_view_is_a_picture_and_a_depth():
-    sjc = new()
-    (camera,) = sjc.draw_cameras(0)
-    picture, depth = sjc.view(camera, subpixels=4, downscale=2)
+    optimisation = new()
+    (camera,) = optimisation.cameras.draw(0)
+    picture, depth = optimisation.view(camera, subpixels=4, downscale=2)
     assert picture.shape == (2 * SIZE, 2 * SIZE, 3) and depth.shape == (2 * SIZE, 2 * SIZE)
     assert picture.min() >= 0 and picture.max() <= 1
-    assert sjc.depth_range == (0.5, 2.5)  # from 1.5 away, a ball of radius 1
+    assert optimisation.depth_range == (0.5, 2.5)  # from 1.5 away, a ball of radius 1
 
 
 # ---------------------------------------------------------------- prompts
@@ -419,12 +422,12 @@ class Recorder(Affine):
 
 def test_prompts_are_embedded_once_a_run():
     adapter = Recorder()
-    sjc = run(new(adapter, sd={"prompt": "a pig", "negative_prompt": "fog"}, family="sd", vox={"c": 3}))
+    optimisation = run(new(adapter, sd={"prompt": "a pig", "negative_prompt": "fog"}, family="sd", vox={"c": 3}))
     assert adapter.done == 1 and adapter.asked == [
         ["fog"],
         ["overhead view of a pig", "front view of a pig", "side view of a pig", "backside view of a pig"],
     ]
-    assert torch.equal(sjc.uncond, adapter.embed(["fog"]))
+    assert torch.equal(optimisation.uncond, adapter.embed(["fog"]))
 
 
 class Short(Affine):
@@ -454,23 +457,23 @@ def test_only_words_behind_the_prompt_can_be_lost():
     ],
 )
 def test_how_views_are_told(options, told):
-    sjc = new(sd={"prompt": "a pig"}, pose=options, family="sd", vox={"c": 3})
-    assert torch.equal(sjc.cond["side view of"], Affine().embed([told]))
+    optimisation = new(sd={"prompt": "a pig"}, pose=options, family="sd", vox={"c": 3})
+    assert torch.equal(optimisation.cond["side view of"], Affine().embed([told]))
 
 
 def test_perp_neg_mixes_conditions():
     """At 45 degrees: half front, half side, and both push away; overhead has no negatives, and fills the batch."""
     import pose
 
-    sjc = new(pose={"perp_neg": True}, family="sd", vox={"c": 3}, batch_views=2)
+    optimisation = new(pose={"perp_neg": True}, family="sd", vox={"c": 3}, batch_views=2)
     cameras = [pose.camera_at(np.deg2rad(45), 1.4), pose.camera_at(0, 0.1)]
-    cond, (away, weights) = sjc.conditions(cameras)
-    front, side, overhead = (sjc.cond[f"{view} view of"] for view in ("front", "side", "overhead"))
+    cond, (away, weights) = optimisation.conditions(cameras)
+    front, side, overhead = (optimisation.cond[f"{view} view of"] for view in ("front", "side", "overhead"))
     torch.testing.assert_close(cond, torch.cat([(front + side) / 2, overhead]))
     assert torch.equal(away, torch.stack([torch.cat([front, side]), torch.cat([overhead, overhead])]))
     assert weights.tolist() == [pytest.approx([0.6892, 0.6892], abs=1e-4), [0, 0]]
-    assert sjc.conditions(cameras[1:])[1] is None
-    check_finite(sjc.step(0), "step 1", "rest")
+    assert optimisation.conditions(cameras[1:])[1] is None
+    check_finite(optimisation.step(0), "step 1", "rest")
 
 
 @pytest.mark.parametrize(
@@ -502,12 +505,12 @@ def test_latent_field_steps_with_stable_diffusion(tiny_sd, rend_hw, options):
         **options,
     )
     assert cfg.vox.model_type == "V_SD" and cfg.vox.c == 4
-    sjc = SJC(cfg, make_adapter(cfg, "cpu"))
-    before = sjc.field.color.detach().clone()
-    check_finite(sjc.step(0), "step 1", "rest")
-    assert not torch.equal(sjc.field.color, before)
-    (camera,) = sjc.draw_cameras(0)[:1]
-    picture, depth = sjc.view(camera)
+    optimisation = SJC(cfg, make_adapter(cfg, "cpu"))
+    before = optimisation.field.color.detach().clone()
+    check_finite(optimisation.step(0), "step 1", "rest")
+    assert not torch.equal(optimisation.field.color, before)
+    (camera,) = optimisation.cameras.draw(0)[:1]
+    picture, depth = optimisation.view(camera)
     assert picture.shape == (2 * rend_hw, 2 * rend_hw, 3) and depth.shape == (rend_hw, rend_hw)
 
 

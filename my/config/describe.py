@@ -90,13 +90,11 @@ def near_miss(text: object, known: Iterable[object]) -> str:
 # ---------------------------------------------------------------- help
 
 
-def help_text(
-    options: Mapping[str, Option], prog: str, doc: str, presets: Iterable[str], positional: str | None
-) -> str:
+def help_text(options: Iterable[Option], prog: str, doc: str, presets: Iterable[str], positional: str | None) -> str:
     """Return all that --help prints."""
     words = f" {positional.upper()} ..." if positional else ""
     lines = [f"usage: {prog}{words} [--key value ...]", "", textwrap.dedent(doc).strip(), ""]
-    for option in options.values():
+    for option in options:
         limits = f" ({option.limits})" if option.limits else ""
         lines.append(f"  --{option.name}  {describe(option.kind)}{limits}")
         required = option.default is PydanticUndefined

@@ -13,7 +13,7 @@ import yaml
 from my import plain_files
 from my.config.command_line import ANSWERS, split_argv
 from my.config.describe import help_text, near_miss, plain, quoted, spelled, unknown, version_text
-from my.config.options import MADE_BY, Config, Given, Option, flat, options_of
+from my.config.options import MADE_BY, Config, Given, Option, by_use, flat, options_of
 from my.config.values import build, coerce
 from my.errors import UserError, note, shown, some
 from my.run_dir import write_atomic
@@ -48,7 +48,7 @@ def load(
     words = split_argv(sys.argv[1:] if argv is None else argv, options, positional)
     if words.keys() & set(ANSWERS):
         version = "--version" in words
-        print(version_text(prog) if version else help_text(options, prog, doc or "", presets, positional))
+        print(version_text(prog) if version else help_text(by_use(cls), prog, doc or "", presets, positional))
         raise SystemExit(0)
     flags = {name: Given(coerce(text, options[name], f"--{name}"), f"--{name}") for name, text in words.items()}
     local: Layer = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 from pydantic_core import PydanticUndefined
 
-FREE = {"free_on_resume": True}  # json_schema_extra of an option that a resumed run may change
+FREE: dict[str, Any] = {"free_on_resume": True}  # json_schema_extra of an option that a resumed run may change
 MADE_BY = "made_by"  # key of a written configuration under which versions stand: it is no option, and readers skip it
 SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}  # of pydantic's limits
 
@@ -16,6 +16,7 @@ SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multipl
 class Config(BaseModel):
     """Base of every configuration; a field that is itself a Config gives dotted flags."""
 
+    first: ClassVar[tuple[str, ...]] = ()  # options that a person uses first, by their dotted names
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     _asked: dict[str, str] = PrivateAttr({})  # {dotted name: where} of what a person asked for, set by `load`
 
@@ -72,6 +73,12 @@ def options_of(cls: type[BaseModel]) -> dict[str, Option]:
 def flat(config: BaseModel) -> dict[str, Any]:
     """Return the options of a configuration as {dotted name: value}."""
     return {option.name: option.default for option in walk(type(config), config)}
+
+
+def by_use(cls: type[Config]) -> list[Option]:
+    """Return the options of `cls` in the order in which help lists them: those of `cls.first` come first."""
+    rank = {name: i for i, name in enumerate(cls.first)}
+    return sorted(walk(cls), key=lambda option: rank.get(option.name, len(rank)))
 
 
 def is_group(kind: Any) -> TypeGuard[type[BaseModel]]:

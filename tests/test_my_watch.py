@@ -1,0 +1,59 @@
+"""What a training leaves while it runs: when, and where it stands when something goes wrong."""
+
+import json
+
+import pytest
+
+from my.run_dir import read_history
+from my.watch import watched
+
+
+def heartbeat():
+    with open("heartbeat.json") as file:
+        return json.load(file)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_training_from_its_first_step_to_its_last():
+    with watched("tiny", 5, 0) as watch:
+        beats = []
+        for step, loss in watch.over((step, 1 / step) for step in range(1, 6)):
+            beats.append((watch.heartbeat.step, watch.bar.n))
+            if watch.due(step, 2):
+                watch.log(step, {"loss": loss}, {"loss": f"{loss:.2f}"})
+        assert beats == [(n, n) for n in range(5)]  # a step counts when the loop has dealt with it
+        assert (watch.heartbeat.step, watch.bar.n, watch.bar.postfix) == (5, 5, "loss=0.20")
+        assert not heartbeat()["done"]
+    assert heartbeat()["done"] and heartbeat()["step"] == 5
+    assert read_history("history.json") == [{"step": n, "loss": 1 / n} for n in (2, 4, 5)]  # every second, and the last
+
+
+def test_a_resumed_training_goes_on():
+    with watched("tiny", 4, 0) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 5)):
+            watch.log(step, {"run": 1}, {})
+    with watched("tiny", 4, 2) as watch:
+        assert watch.bar.n == 2
+        for step, _ in watch.over((step, None) for step in range(3, 5)):
+            watch.log(step, {"run": 2}, {})
+    assert [row["run"] for row in read_history("history.json")] == [1, 1, 2, 2]
+
+
+def test_an_exception_in_the_loop_is_told():
+    with pytest.raises(ValueError, match="broken"), watched("tiny", 4, 0) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 5)):
+            if step == 3:
+                raise ValueError("broken")
+    assert heartbeat()["failed"] == "ValueError: broken" and heartbeat()["step"] == 2
+
+
+def test_an_estimate_of_the_length_can_change():
+    with watched("tiny", 100, 0) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 3)):
+            watch.expect(step + 1)
+        assert watch.bar.total == 3 and watch.due(3, 10)
+    assert heartbeat()["n_steps"] == 3
