@@ -11,6 +11,7 @@ from karras import linear_betas, sigmas_from_betas
 
 if TYPE_CHECKING:
     from families.toy.options import Found
+
     from options.family import FamilyConfig
 
 
@@ -41,4 +42,4 @@ class ToyAdapter(PixelAdapter):
 
 def make(run: FamilyConfig, found: Found, device: torch.device | str) -> ToyAdapter:
     """Return the toy adapter of a run's configuration and of what `Options.check` found."""
-    return ToyAdapter(found.mean, run.chosen.spread, run.pose.rend_hw, device)
+    return ToyAdapter(found.mean, found.spread, run.pose.rend_hw, device)

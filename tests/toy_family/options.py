@@ -17,6 +17,7 @@ class Found(NamedTuple):
     """What a run needs of this family."""
 
     mean: tuple[float, float, float]  # RGB in [-1, 1]
+    spread: float
 
 
 class Options(Family):
@@ -30,7 +31,7 @@ class Options(Family):
         if not all(0 <= value <= 1 for value in self.color):
             raise UserError(f"--toy.color {','.join(map(str, self.color))}: each number must be between 0 and 1")
         red, green, blue = (2 * value - 1 for value in self.color)
-        return Found((red, green, blue))
+        return Found((red, green, blue), self.spread)
 
     def asked(self, run: FamilyConfig, found: Found) -> list[str]:
         """Return the one empty prompt: this family reads no text."""
