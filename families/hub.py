@@ -13,25 +13,15 @@ OFFLINE = "no network, or the hub cannot be reached"
 GB = 1e9
 
 
-def fetch(
-    place: Place,
-    download: Callable[[str], Path],
-    instead: str,
-    cached: Callable[[str], Path | None] = lambda repo: None,
-) -> Path:
-    """Return the path of a checkpoint, which is downloaded first where only the hub has it.
+def fetch(place: Place, download: Callable[[str], Path], instead: str) -> Path:
+    """Return the path of a checkpoint, which is downloaded first where `place` has no path.
 
     `download(repo)` returns the folder of a repository; what it raises counts as a reason why there is none.
-    `instead` says what a person can give instead. `cached(repo)` returns the folder of a repository that is whole in
-    the hub's cache on this machine, else None; by default `download` looks there itself. Raises UserError where no
-    repository can be had, and OSError for a full disk and for missing permissions.
+    `instead` says what a person can give instead. Raises UserError where no repository can be had, and OSError for a
+    full disk and for missing permissions.
     """
     if place.path is not None:
         return place.path
-    for repo in place.repos:
-        folder = cached(repo)
-        if folder is not None:
-            return folder
     reasons = []
     for repo in place.repos:
         try:
