@@ -1,27 +1,31 @@
-"""Tell in a table what a run has on this machine, what it lacks, and what to do about that.
+"""Print a table of what a run finds on this machine, what it lacks, and what to do about that.
 
     python doctor.py
     python doctor.py --sd.checkpoint ~/models/model.safetensors
     python doctor.py --preset ideal
 
-Takes every option of run_sjc.py, in the folder of the run. The exit status is 0 only if that run could start there.
+It takes every option of run_sjc.py, in the folder of the run. The exit status is 0 only if that run can start there.
 """
+
+from __future__ import annotations
 
 from my.packages import refuse_missing
 
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
 import os
+import re
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 import families
 from families import hub
-from families.family import WITHOUT
+from families.family import WITHOUT, Place
 from my import config, run_dir, script
 from my.env import ENV, data_root
 from my.errors import Stop, UserError, is_out_of_memory, one_line, run_main
@@ -30,27 +34,26 @@ from my.tensor_file import TensorFile
 from options.sjc import SJCConfig
 
 ROOT = Path(__file__).resolve().parent
+TESTED = ROOT / "constraints.txt"  # the versions that CI last passed with, one name==version per line
 HUB_TIMEOUT = 3  # seconds
-MIN_DISK = 1.0  # GB that the files of a run take at most, pictures and checkpoints
-DOWNLOAD = 6.0  # GB that a Stable Diffusion from the hub takes at most
-MIN_GPU = 6.0  # GB below which Stable Diffusion is not expected to fit; not measured
+MIN_DISK = 1.0  # the most GB that the pictures and checkpoints of a run take
 GB = 1e9
-WEIGHTS = (".safetensors", ".bin")  # endings of a folder's files of tensors
+WEIGHTS = (".safetensors", ".bin")  # endings of the files of weights in a folder
 OK, NOTE, BAD = "ok", "note", "MISSING"
 
 
 class DoctorConfig(SJCConfig):
-    """Every option of run_sjc.py, and doctor.py's own."""
+    """Every option of run_sjc.py, and the one of doctor.py."""
 
     sha256: bool = Field(
         False,
         json_schema_extra=config.FREE,
-        description="of every checkpoint found; reads it whole, and compares its own checksums",
+        description="print the SHA-256 of each checkpoint found; this reads it whole, and compares the checksums in it",
     )
 
 
 class Finding(NamedTuple):
-    """A row of the table; BAD is what keeps the run from starting."""
+    """A row of the table. A run whose table has BAD in it cannot start."""
 
     state: str
     what: str
@@ -61,15 +64,17 @@ class Finding(NamedTuple):
 # ---------------------------------------------------------------- the machine
 
 
-def check_device(cfg):
-    """Return findings about the device and the precision of the run."""
+def check_device(cfg: DoctorConfig) -> list[Finding]:
+    """Return findings about the device of the run, its memory, and the number format of the networks."""
     import torch
+
+    family = cfg.chosen
 
     try:
         device = script.pick_device(cfg.device)
     except UserError as error:
         return [Finding(BAD, "device", str(error), "leave --device out")]
-    precision = Finding(OK, "precision", cfg.chosen.evaluated_in(device.type))
+    precision = Finding(OK, "precision", family.evaluated_in(device.type))
     if device.type != "cuda":
         build = "no CUDA GPU" if torch.version.cuda else "a PyTorch without CUDA"
         return [
@@ -77,27 +82,24 @@ def check_device(cfg):
                 OK,
                 "device",
                 f"{device} ({torch.get_num_threads()} threads; {build})",
-                "enough to try a large model, at half a minute per step and more: for a run use a CUDA GPU"
-                if cfg.chosen.wants_gpu
+                "this is enough to try a large model, at half a minute or more per step; use a CUDA GPU for a whole run"
+                if family.wants_gpu
                 else "",
             ),
             precision,
         ]
     free, total = (n / GB for n in torch.cuda.mem_get_info(device))
-    few = cfg.chosen.wants_gpu and free < MIN_GPU
+    few = family.wants_gpu and free < family.min_gpu_gb
+    to_do = "end other programs on it" + (f", or give {family.saves_memory}" if family.saves_memory else "")
     return [
         Finding(OK, "device", f"{device} ({torch.cuda.get_device_name(device)})"),
         precision,
-        Finding(
-            NOTE if few else OK,
-            "GPU memory",
-            f"{free:.1f} of {total:.1f} GB free",
-            "end other programs on it, or --sd.precision fp16" if few else "",
-        ),
+        Finding(NOTE if few else OK, "GPU memory", f"{free:.1f} of {total:.1f} GB free", to_do if few else ""),
     ]
 
 
-def check_disk():
+def check_disk() -> list[Finding]:
+    """Return the finding about the free disk in the current folder."""
     free = shutil.disk_usage(".").free / GB
     enough = free > MIN_DISK
     return [
@@ -105,22 +107,23 @@ def check_disk():
             OK if enough else BAD,
             "disk",
             f"{free:.1f} GB free in {Path.cwd()}",
-            "" if enough else f"a run takes up to {MIN_DISK:g} GB: free some, or start elsewhere",
+            "" if enough else f"a run takes up to {MIN_DISK:g} GB: free some space, or start on another disk",
         )
     ]
 
 
-def check_ffmpeg():
+def check_ffmpeg() -> list[Finding]:
+    """Return the finding about the program that writes videos."""
     import imageio_ffmpeg
 
     try:
         return [Finding(OK, "ffmpeg", imageio_ffmpeg.get_ffmpeg_exe())]
     except RuntimeError:
-        return [Finding(BAD, "ffmpeg", "none", "pip install imageio-ffmpeg, or install ffmpeg: videos need it")]
+        return [Finding(BAD, "ffmpeg", "none", "videos need it: pip install imageio-ffmpeg, or install ffmpeg")]
 
 
-def check_hub():
-    """Return whether the hub answers at all, within HUB_TIMEOUT."""
+def check_hub() -> list[Finding]:
+    """Return the finding about the hub: whether it answers within HUB_TIMEOUT."""
     import urllib.error
     import urllib.request
 
@@ -132,17 +135,48 @@ def check_hub():
     try:
         urllib.request.urlopen(urllib.request.Request(HUB, method="HEAD"), timeout=HUB_TIMEOUT).close()
     except urllib.error.HTTPError:
-        pass  # an answer, if not a kind one
+        pass  # it answered, and that is the question
     except (OSError, ValueError):
         return [Finding(NOTE, "hub", f"{HUB} does not answer", "only checkpoints on disk can be used")]
     return [Finding(OK, "hub", f"{HUB} answers")]
 
 
+def check_packages() -> list[Finding]:
+    """Return the finding about installed packages that are newer than in TESTED; none where that file is missing."""
+    if not TESTED.is_file():
+        return []
+    newer = newer_packages(TESTED.read_text())
+    if not newer:
+        return [Finding(OK, "tested", "no package is newer than the version that CI last passed with")]
+    to_do = "if something fails with them: pip install -r requirements.txt -c constraints.txt"
+    return [Finding(NOTE, "tested", f"{'; '.join(newer)}, which CI last passed with", to_do)]
+
+
+def newer_packages(tested: str) -> list[str]:
+    """Return in words which installed packages are newer than in a text of name==version lines, `#` beginning comments.
+
+    What stands behind a + in a version, such as +cpu, is the same version. Other lines are passed over.
+    """
+    from importlib import metadata
+
+    from packaging.version import InvalidVersion, Version
+
+    newer = []
+    for name, version in re.findall(r"^\s*([\w.-]+)\s*==\s*([^\s;#]+)", tested, re.MULTILINE):
+        try:
+            here, there = (Version(Version(text).public) for text in (metadata.version(name), version))
+        except (metadata.PackageNotFoundError, InvalidVersion):
+            continue
+        if here > there:
+            newer.append(f"{name} {here} is newer than {there}")
+    return newer
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
-def check_data_root(sha256):
-    """Return findings about the data root, and about every published checkpoint below it and in the hub's cache."""
+def check_data_root(sha256: bool) -> list[Finding]:
+    """Return findings about the data root, and about the published checkpoints below it and in the hub's cache."""
     root, found = data_root(), []
     if not root.is_dir():
         found.append(
@@ -150,7 +184,7 @@ def check_data_root(sha256):
                 NOTE,
                 "data root",
                 f"{root}: no such folder",
-                f"make it, or name another in {ENV}; not needed with --sd.checkpoint",
+                f"make it, or name another one in {ENV}; only published checkpoints and scenes are looked for there",
             )
         )
     else:
@@ -159,18 +193,18 @@ def check_data_root(sha256):
     return found + [check_checkpoint(path, sha256) for path in paths]
 
 
-def check_checkpoint(path, sha256):
-    """Return the finding about a checkpoint, which this run need not be one of."""
+def check_checkpoint(path: Path, sha256: bool) -> Finding:
+    """Return the finding about a checkpoint that is on this machine, whether this run reads it or not."""
     try:
         return Finding(OK, "checkpoint", describe(path, sha256))
     except UserError as error:
         return Finding(NOTE, "checkpoint", str(error))
 
 
-def describe(path, sha256):
-    """Return path, kind, size and, on request, SHA-256 of a checkpoint in words.
+def describe(path: Path, sha256: bool) -> str:
+    """Return in words path, kind and size of a checkpoint; with `sha256`, also the SHA-256 of its files.
 
-    Then what PyTorch wrote is compared with its own checksums: raises UserError where it is damaged.
+    These are then compared with the checksums in them. Raises UserError where one is damaged.
     """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     kind = "diffusers folder" if path.is_dir() else path.suffix or "file"
@@ -183,10 +217,10 @@ def describe(path, sha256):
     return words
 
 
-def check_run(cfg):
-    """Return findings about the model of the asked-for run, out of all that run_sjc.py itself does before step 1.
+def check_run(cfg: DoctorConfig) -> list[Finding]:
+    """Return findings about the model of the run. All that run_sjc.py does before its first step is done.
 
-    Of the files, only names and shapes are read where their family can: the model is on the meta device.
+    The networks are on the meta device. Families that can read only names and shapes of the files.
     """
     import warnings
 
@@ -196,7 +230,7 @@ def check_run(cfg):
         found = cfg.check_files()
         missing = cfg.chosen.to_download(found)
         if missing:
-            return check_download(missing, cfg.family)
+            return check_download(missing, cfg)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a checkpoint cannot be copied to the meta device
             ready(cfg, "meta", found)
@@ -213,35 +247,36 @@ def check_run(cfg):
                 BAD,
                 "model",
                 f"too large for this machine's memory, with --vox.grid_size {cfg.vox.grid_size}",
-                "use a smaller grid, or a smaller model",
+                "use a smaller grid or a smaller model",
             )
         ]
 
 
-def check_download(found, family):
+def check_download(place: Place, cfg: DoctorConfig) -> list[Finding]:
     """Return the finding about a checkpoint that only the hub may have."""
-    where, reasons = f"{found.flag}: nothing at {found.missed}, nor in the hub's cache", []
-    for repo in found.repos:
+    where, reasons = f"{place.flag}: nothing at {place.missed}, nor in the hub's cache", []
+    most = cfg.chosen.download_gb
+    for repo in place.repos:
         problem = hub.problem(repo, HUB_TIMEOUT)
         if problem:
             reasons.append(f"{repo}: {problem}")
             continue
         cache, free = hub.cache()
-        if free < DOWNLOAD:
-            to_do = f"{repo} has it, but it takes up to {DOWNLOAD:g} GB in {cache}: free some, or set HF_HOME to another disk"
+        if free < most:
+            to_do = f"{repo} has it, but it takes up to {most:g} GB in {cache}: free some space or change HF_HOME"
             return [Finding(BAD, "model", where, to_do)]
-        to_do = f"the run downloads {repo} first, up to {DOWNLOAD:g} GB, to {cache}; whether it fits the options is seen then"
+        to_do = f"the run downloads {repo} first, up to {most:g} GB, to {cache}; it is checked after that"
         return [Finding(NOTE, "model", where, to_do)]
-    to_do = f"give what is on disk with --{family}.checkpoint, try again with a network, or {WITHOUT}"
+    to_do = f"give a checkpoint on this machine with --{cfg.family}.checkpoint, try again with a network, or {WITHOUT}"
     return [Finding(BAD, "model", f"{where}; on the hub: {'; '.join(reasons)}", to_do)]
 
 
 # ---------------------------------------------------------------- the table
 
 
-def read_config(argv):
-    """Return (configuration, [finding about the current folder]); with --resume, of the run that it holds."""
-    spec = {"prog": "doctor.py", "doc": __doc__, "presets_dir": ROOT / "presets"}
+def read_config(argv: Sequence[str] | None) -> tuple[DoctorConfig, list[Finding]]:
+    """Return (configuration, [finding about the current folder]); with --resume, that of the run in the folder."""
+    spec: dict[str, Any] = {"prog": "doctor.py", "doc": __doc__, "presets_dir": ROOT / "presets"}
     cfg = config.load(DoctorConfig, argv, **spec)
     try:
         cfg = script.read_config(DoctorConfig, argv, root=ROOT, settle=DoctorConfig.absolute, **spec)
@@ -253,20 +288,24 @@ def read_config(argv):
     return cfg, [Finding(OK, "folder", str(Path.cwd()))]
 
 
-def examine(argv):
-    """Yield every finding, the machine's first; a mistake in the options raises UserError before any."""
+def examine(argv: Sequence[str] | None) -> Iterator[Finding]:
+    """Yield all findings, first those about the machine; raises UserError before them for a mistake in the options."""
     cfg, folder = read_config(argv)
     yield Finding(OK, "python", f"{sys.version.split()[0]}, {sys.executable}")
     yield from folder
-    for check in (lambda: check_device(cfg), check_disk, check_ffmpeg, check_hub, lambda: check_data_root(cfg.sha256)):
-        yield from check()
+    yield from check_packages()
+    yield from check_device(cfg)
+    yield from check_disk()
+    yield from check_ffmpeg()
+    yield from check_hub()
+    yield from check_data_root(cfg.sha256)
     if folder[0].state == OK or not (cfg.resume or Path(script.FULL_CONFIG).exists()):
-        yield from check_run(cfg)  # else the options are not those of the folder's run, whose model is another
+        yield from check_run(cfg)  # else these are not the options of the run in the folder
 
 
-def main(argv=None):
-    """Print the table; raise UserError if the run cannot start."""
-    bad = []
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table; raises UserError where the run cannot start."""
+    bad: list[str] = []
     for finding in examine(argv):
         print(f"{finding.state:8}{finding.what:12}{one_line(finding.found)}", flush=True)
         if finding.to_do:

@@ -7,7 +7,7 @@ numpy's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,7 +63,7 @@ def intrinsics(H: int, W: int, fov: float) -> np.ndarray:
 def look_at(
     eye: Iterable[float] | np.ndarray,
     target: tuple[float, float, float] = (0.0, 0.0, 0.0),
-    up: tuple[float, float, float] = (0.0, 1.0, 0.0),
+    up: Sequence[float] | np.ndarray = (0.0, 1.0, 0.0),
 ) -> np.ndarray:
     """Return the pose c2w (4, 4) of a camera at `eye` looking at `target` (world units)."""
     eye = np.asarray(eye, dtype=np.float64)

@@ -69,7 +69,7 @@ def is_drawn(images: range) -> bool:
     return whole and all(picture_file(i).exists() for i in images)
 
 
-def sample(cfg: SamplingConfig, adapter: ScoreAdapter, levels: torch.Tensor, subjects: list[str]) -> None:
+def sample(cfg: SamplingConfig, adapter: ScoreAdapter, levels: np.ndarray, subjects: list[str]) -> None:
     """Draw each batch that is not in the folder yet: its .npy file, and a PNG per picture.
 
     `subjects` says what each picture shows.

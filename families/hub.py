@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from my.errors import first_line
+from families.family import WITHOUT, Place
+from my.errors import STORAGE_HINTS, UserError, first_line
 
 OFFLINE = "no network, or the hub cannot be reached"
 GB = 1e9
 
 
-def reason(error: Exception) -> str:
-    """Return in words why the hub did not give a repository."""
+def fetch(place: Place, download: Callable[[str], Path], instead: str) -> Path:
+    """Return the path of a checkpoint, which is downloaded first where `place` has no path.
+
+    `download(repo)` returns the folder of a repository; what it raises counts as a reason why there is none.
+    `instead` says what a person can give instead. Raises UserError where no repository can be had, and OSError for a
+    full disk and for missing permissions.
+    """
+    if place.path is not None:
+        return place.path
+    reasons = []
+    for repo in place.repos:
+        try:
+            return download(repo)
+        except Exception as error:  # a connection that breaks has many names, in libraries that change
+            if getattr(error, "errno", None) in STORAGE_HINTS:
+                raise
+            reasons.append(f"{repo}: {reason(error)}")
+    raise UserError(
+        f"{place.flag}: nothing at {place.missed}; on the hub: {'; '.join(reasons)}; {instead}, or {WITHOUT}"
+    )
+
+
+def reason(error: BaseException) -> str:
+    """Return in words why the hub did not give a repository; what caused the error is looked at too."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
@@ -23,7 +47,7 @@ def reason(error: Exception) -> str:
         ((hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled), offline),
         (hub.HFValidationError, "not a repository's id"),
     ):
-        if isinstance(error, kinds):
+        if isinstance(error, kinds) or isinstance(error.__cause__, kinds):
             return words
     return first_line(error)
 
@@ -34,8 +58,8 @@ def problem(repo: str, timeout: float) -> str | None:
 
     try:
         if getattr(HfApi().model_info(repo, timeout=timeout), "gated", False):
-            HfApi().auth_check(repo)  # its description is for everybody, its files are not
-    except Exception as error:  # the library raises as many kinds as there are ways to break a connection
+            HfApi().auth_check(repo)  # everybody may read its description, but not its files
+    except Exception as error:  # noqa: BLE001 (the library raises as many kinds as there are ways to break a connection)
         return reason(error)
     return None
 

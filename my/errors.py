@@ -10,7 +10,7 @@ import reprlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -87,8 +87,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_main(
-    main: Callable[[Sequence[str]], object],
-    argv: Sequence[str] | None = None,
+    main: Callable[[list[str]], object],
+    argv: list[str] | None = None,
     go_on: Callable[[], str] = lambda: "start it again",
 ) -> None:
     """Call `main(argv)`, and end the process in one line and an exit status where `explain` has words for its error.

@@ -11,8 +11,9 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipe
 
 import run_sjc
 from adapt import make_adapter
+from families.ddpm import pipeline
 from families.ddpm.adapter import DDPMAdapter, load
-from families.ddpm.pipeline import find_pipeline
+from families.ddpm.pipeline import read
 from my.errors import UserError
 from options.sjc import SJCConfig
 from sjc import SJC
@@ -63,6 +64,29 @@ def test_folder_is_loaded(folder):
     assert adapter.sigmas[0].item() == pytest.approx(157.4, abs=0.1)  # betas 1e-4 to 0.02
 
 
+def test_small_files_are_read_once(folder, monkeypatch):
+    """Of a whole run's preparation: what `check` found is handed on."""
+    read_json, names = pipeline.read_json, []
+    monkeypatch.setattr(pipeline, "read_json", lambda path: names.append(path.name) or read_json(path))
+    cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": str(folder)})
+    make_adapter(cfg, "cpu", cfg.check_files())
+    assert sorted(names) == ["config.json", "model_index.json", "scheduler_config.json"]
+
+
+def test_a_pipeline_of_the_hub_is_downloaded_and_checked(folder, tmp_path, monkeypatch):
+    """In place of the hub, a library that gives a folder: a sound one, and one of another kind."""
+    cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": "org/name"})
+    found = cfg.check_files()
+    assert found.pipeline is None and cfg.ddpm.to_download(found).repos == ("org/name",)
+    for path, words in ((folder, ""), (edited(folder, tmp_path / "bad", UNET, in_channels=4), "takes 4 channels")):
+        monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda repo, path=path: str(path))
+        if words:
+            with pytest.raises(UserError, match=f"--ddpm.checkpoint org/name: it {words}"):
+                make_adapter(cfg, "cpu", found)
+        else:
+            assert make_adapter(cfg, "cpu", found).data_shape == (3, 8, 8)
+
+
 def test_layout_of_the_first_pipelines(unet, tmp_path, capfd):
     """As the ones of 2022 are on the hub: all in one folder, weights in .bin, read as tensors only."""
     unet.save_pretrained(tmp_path, safe_serialization=False)
@@ -75,7 +99,7 @@ def test_layout_of_the_first_pipelines(unet, tmp_path, capfd):
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     capfd.readouterr()
-    loaded, scheduler = load(find_pipeline(str(tmp_path)))
+    loaded, scheduler = load(read("", tmp_path))
     assert capfd.readouterr() == ("", "") and scheduler.config.beta_end == 0.01
     assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
 
@@ -164,7 +188,7 @@ def test_damaged_files_are_named(folder, tmp_path, name, text):
 
 
 def test_a_square_of_two_numbers_is_taken(folder, tmp_path):
-    unet, scheduler = load(find_pipeline(str(edited(folder, tmp_path / "square", UNET, sample_size=[8, 8]))))
+    unet, scheduler = load(read("", edited(folder, tmp_path / "square", UNET, sample_size=[8, 8])))
     assert DDPMAdapter(unet, scheduler).data_shape == (3, 8, 8)
 
 
@@ -221,9 +245,9 @@ def test_weights_of_a_variant_alone(folder, unet, tmp_path, capsys):
     whole = half / "unet" / "diffusion_pytorch_model.safetensors"
     whole.unlink()
     copy.deepcopy(unet).half().save_pretrained(half / "unet", variant="fp16")
-    loaded, _ = load(find_pipeline(str(half)))
+    loaded, _ = load(read("", half))
     assert loaded.dtype == torch.float32 and torch.allclose(loaded.conv_in.weight, unet.conv_in.weight, atol=1e-3)
-    assert "those of variant fp16, which are taken" in capsys.readouterr().err
+    assert "only weights of the variant fp16: these are taken" in capsys.readouterr().err
 
 
 def test_a_part_of_a_pipeline_says_where_the_whole_is(folder):
@@ -233,8 +257,7 @@ def test_a_part_of_a_pipeline_says_where_the_whole_is(folder):
 def refused(checkpoint, *words):
     with pytest.raises(UserError) as caught:
         cfg = SJCConfig(family="ddpm", ddpm={"checkpoint": checkpoint and str(checkpoint)})
-        cfg.check_files()
-        load(find_pipeline(cfg.ddpm.checkpoint))
+        make_adapter(cfg, "cpu", cfg.check_files())
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
     return message
@@ -256,7 +279,12 @@ def test_what_is_no_such_pipeline_is_refused(folder, unet, tmp_path):
     guessed = Path(shutil.copytree(folder, tmp_path / "guessed"))
     (guessed / "scheduler" / "scheduler_config.json").write_text("{}")
     refused(guessed, "guessed/scheduler/scheduler_config.json is not what diffusers writes", "get that file again")
-    refused("nobody/no-such-model", "--ddpm.checkpoint nobody/no-such-model: cannot be read", "hub")  # none in tests
+    refused(
+        "nobody/no-such-model",
+        f"--ddpm.checkpoint nobody/no-such-model: nothing at {Path('nobody/no-such-model').absolute()}; on the hub: ",
+        "nobody/no-such-model: HF_HUB_OFFLINE is set",
+        "give the folder of a diffusers pipeline or a hub id",
+    )
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"junk")
     refused(broken, "cannot be read as a diffusers pipeline")

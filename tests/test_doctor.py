@@ -1,6 +1,7 @@
 """doctor.py: what it finds, and that its exit status says whether the run can start."""
 
 import hashlib
+import importlib.metadata
 import io
 import re
 import shutil
@@ -39,13 +40,56 @@ def run(capsys, *argv):
     return status, states, out + err
 
 
-def test_an_embedded_model_can_always_start(capsys):
+def test_an_embedded_model_can_always_start(capsys, home, monkeypatch):
+    (home / "constraints.txt").write_text("# none\n")
+    monkeypatch.setattr(doctor, "TESTED", home / "constraints.txt")
     status, states, text = run(capsys, "--preset", "mini", "--sha256", "True")
     assert status == 0 and "This run can start" in text
-    assert list(states) == ["python", "folder", "device", "precision", "disk", "ffmpeg", "hub", "data root", "model"]
+    machine = ["python", "folder", "tested", "device", "precision", "disk", "ffmpeg", "hub"]
+    assert list(states) == [*machine, "data root", "model"] and states["tested"] == [doctor.OK]
     weights = find.MINI / "vae" / "diffusion_pytorch_model.safetensors"
     assert f"vae/{weights.name} SHA-256 {hashlib.sha256(weights.read_bytes()).hexdigest()}" in text
     assert run(capsys, "--preset", "ideal")[0] == 0
+
+
+def test_packages_newer_than_tested(home, monkeypatch):
+    """Numbers are compared, not letters; what is not installed, and what is no exact version, is passed over."""
+    path, here = home / "constraints.txt", {"torch": "2.15.0+cpu", "numpy": "2.10.1", "scipy": "1.9", "tqdm": "odd"}
+    monkeypatch.setattr(doctor, "TESTED", path)
+    assert doctor.check_packages() == []  # no such file
+
+    def version(name):
+        if name not in here:
+            raise importlib.metadata.PackageNotFoundError
+        return here[name]
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    path.write_text(
+        "# numpy==1\ntorch==2.14.1\nnumpy==2.9.3  # why\nscipy==1.10\ntqdm==4.0\nnosuch==1.0\neinops>=0.1\n"
+    )
+    (finding,) = doctor.check_packages()
+    assert finding.state == doctor.NOTE and "pip install -r requirements.txt -c constraints.txt" in finding.to_do
+    assert finding.found == (
+        "torch 2.15.0 is newer than 2.14.1; numpy 2.10.1 is newer than 2.9.3, which CI last passed with"
+    )
+    here.update(torch="2.14.1+cu128", numpy="2.9.3")
+    assert doctor.check_packages()[0].state == doctor.OK
+
+
+def test_gpu_memory_that_is_too_small(monkeypatch):
+    """On a GPU of 8 GB of which 5 are free; which flag helps is the family's own word."""
+    for name, value in {"mem_get_info": (5e9, 8e9), "get_device_name": "a GPU"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr("my.script.pick_device", lambda name: torch.device("cuda"))
+    finding = doctor.check_device(doctor.DoctorConfig())[-1]
+    assert (finding.state, finding.found) == (doctor.NOTE, "5.0 of 8.0 GB free")
+    assert finding.to_do == "end other programs on it, or give --sd.precision fp16"
+    assert doctor.check_device(doctor.DoctorConfig(family="ideal"))[-1] == (
+        doctor.OK,
+        "GPU memory",
+        "5.0 of 8.0 GB free",
+        "",
+    )
 
 
 def test_without_weights_and_network_it_cannot(capsys):

@@ -288,7 +288,7 @@ def test_a_file_that_would_run_code_is_refused(models):
 def subjects(cfg):
     """What each picture is asked to show, without the files that drawing it takes."""
     n = published.n_classes(cfg.gddpm.model)
-    return cfg.subjects(Found(None, None, cfg.gddpm.classes_of(cfg, n)))
+    return cfg.subjects(Found(None, None, cfg.gddpm.classes_of(cfg, n), cfg.gddpm))
 
 
 def test_classes_are_taken_in_turn():

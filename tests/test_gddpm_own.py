@@ -276,7 +276,7 @@ def test_settings_of_a_published_model_are_taken_by_its_shapes(tmp_path, monkeyp
         ({}, ["do not tell the edge of its pictures", "--gddpm.image_size"]),
         ({"image_size": 15}, ["--gddpm.image_size 15", "halves it 1 times", "a multiple of 2"]),
         ({"image_size": 16, "num_heads": 3}, ["64 channels, which num_heads 3 does not divide"]),
-        ({"image_size": 16, "num_heads": 2, "num_head_channels": 32}, ["each tells the heads", "give one"]),
+        ({"image_size": 16, "num_heads": 2, "num_head_channels": 32}, ["both tell the heads", "give one"]),
         ({"image_size": 16, "imgnet_cat": 3}, ["ImageNet class 3", "knows none", "--gddpm.classifier"]),
     ],
 )

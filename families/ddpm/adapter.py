@@ -1,86 +1,95 @@
 """The DDPM family: unconditional pixel-space pipelines of diffusers, such as those of CIFAR-10, LSUN and CelebA-HQ."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adapt import PixelAdapter, denoised, scheduler_sigmas
+from families import hub
 from families.ddpm import pipeline
 from families.family import WITHOUT
 from families.libraries import reason
 from my.errors import UserError, note
 
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    from families.ddpm.options import Found
+    from options.family import FamilyConfig
+
 
 class DDPMAdapter(PixelAdapter):
-    """Score of an unconditional UNet and its scheduler's noise levels; every prompt has the same, empty, condition."""
+    """Score of an unconditional UNet at its scheduler's noise levels; every prompt has the same, empty, condition."""
 
     free_guidance = False
 
-    def __init__(self, unet, scheduler, device="cpu"):
+    def __init__(self, unet: UNet2DModel, scheduler: Any, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.unet = unet.to(self.device).eval().requires_grad_(False)
+        unet.to(self.device)  # type: ignore[arg-type]  # diffusers wraps this method, and its types are lost
+        self.unet = unet.eval().requires_grad_(False)
         self.sigmas = scheduler_sigmas(scheduler)
         self.prediction_type = scheduler.config.prediction_type
         size = pipeline.edge(unet.config)
-        self.data_shape = (unet.config.in_channels, size, size)
+        assert size is not None  # `pipeline.check_unet` refused it
+        self.data_shape = (unet.config["in_channels"], size, size)
 
-    def embed(self, prompts):
+    def embed(self, prompts: list[str]) -> torch.Tensor:
         """Return one empty condition (B, 0) per prompt."""
         return torch.empty(len(prompts), 0, device=self.device)
 
-    def _denoise(self, x, sigma, cond):
+    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
         out = self.unet((1 + sigma**2) ** -0.5 * x, self.timestep(sigma)).sample[:, : x.shape[1]]
         return denoised(x, sigma, out, self.prediction_type)
 
 
-def load(place):
-    """Return the (unet, scheduler) of a pipeline's Place; raises UserError where that is no such pipeline."""
+def load(found: pipeline.Pipeline) -> tuple[UNet2DModel, Any]:
+    """Return (unet in float32, scheduler) of a pipeline; raises UserError where they cannot be read or used."""
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below; old weights without safetensors are fine
-    flag, folder = place.flag, place.path or download(place.repos[0], place.flag)
-    variant = pipeline.variant(folder)
+    quiet()
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, variant=variant)
-    except Exception as error:  # whatever a damaged folder makes of the library
+        pipe = DiffusionPipeline.from_pretrained(found.folder, variant=found.variant)
+    except Exception as error:  # noqa: BLE001 (a damaged folder can make the library raise anything)
         raise UserError(
-            f"{flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or {WITHOUT}"
+            f"{found.flag}: cannot be read as a diffusers pipeline: {reason(error)}; get it again, or {WITHOUT}"
         ) from None
-    if variant:
-        note(f"{flag}: has no weights but those of variant {variant}, which are taken")
+    if found.variant:
+        note(f"{found.flag}: has only weights of the variant {found.variant}: these are taken")
     unet, scheduler = pipe.components["unet"], pipe.components["scheduler"]
     if any(p.is_meta for p in unet.parameters()):
-        raise UserError(f"{flag}: some of its weights are missing; get it again, or {WITHOUT}")
+        raise UserError(f"{found.flag}: some of its weights are missing; get it again, or {WITHOUT}")
     if not hasattr(scheduler, "betas"):
-        raise UserError(f"{flag}: its scheduler, a {type(scheduler).__name__}, has no table of betas; {pipeline.TAKES}")
-    stated = pipeline.settings(Path(folder), "scheduler", "scheduler_config.json")
-    scheduler.register_to_config(prediction_type=pipeline.predicts(stated))  # diffusers forgot the first spelling
+        kind = type(scheduler).__name__
+        raise UserError(f"{found.flag}: its scheduler, a {kind}, has no table of betas; {pipeline.TAKES}")
+    scheduler.register_to_config(prediction_type=found.prediction)  # diffusers ignores the older spelling
     return unet.float(), scheduler
 
 
-def download(repo, flag):
-    """Return the local folder of a pipeline of the hub, whose small files are checked; UserError where it fails."""
+def quiet() -> None:
+    """Keep diffusers from writing to stderr: what goes wrong is said here, and old weights as .bin are fine."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+
+
+def download(repo: str) -> Path:
+    """Return the folder of a pipeline of the hub, downloaded where it is not whole in the cache."""
     from diffusers import DiffusionPipeline
-    from huggingface_hub import constants
 
+    quiet()
+    return Path(DiffusionPipeline.download(repo))
+
+
+def make(run: FamilyConfig, found: Found, device: torch.device | str) -> DDPMAdapter:
+    """Return the DDPM adapter of what `Options.check` found."""
+    flag = found.place.flag
+    there = found.pipeline or pipeline.read(flag, hub.fetch(found.place, download, pipeline.INSTEAD))
+    unet, scheduler = load(there)
     try:
-        folder = DiffusionPipeline.download(repo)
-    except Exception:  # whatever the lack of a network makes of the library
-        cause = "HF_HUB_OFFLINE, which is set" if constants.HF_HUB_OFFLINE else "the network"
-        raise UserError(
-            f"{flag}: cannot be read as a diffusers pipeline: not in the local cache, and not to be had "
-            f"from the hub: look at the name, and at {cause}; or {WITHOUT}"
-        ) from None
-    pipeline.check(folder, flag)
-    return folder
-
-
-def make(run, found, device):
-    """Return the DDPM adapter of a run's configuration and of the Place of its pipeline."""
-    parts = load(found)
-    try:
-        return DDPMAdapter(*parts, device)
+        return DDPMAdapter(unet, scheduler, device)
     except UserError as error:
-        raise UserError(f"{found.flag}: {error}") from None
+        raise UserError(f"{flag}: {error}") from None

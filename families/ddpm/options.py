@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
@@ -14,24 +14,32 @@ if TYPE_CHECKING:
     from options.family import FamilyConfig
 
 
-class Options(Family):
-    """An unconditional diffusers pipeline in pixel space."""
+class Found(NamedTuple):
+    """What a run needs of this family."""
 
-    checkpoint: str | None = Field(None, description="its folder or hub id, such as google/ddpm-cifar10-32")
+    place: Place
+    pipeline: pipeline.Pipeline | None  # None where it is not in a folder that was given
+
+
+class Options(Family):
+    """An unconditional pipeline of diffusers in pixel space."""
+
+    checkpoint: str | None = Field(None, description="folder or hub id of the pipeline, such as google/ddpm-cifar10-32")
 
     def absolute(self) -> None:
         path = self.checkpoint and Path(self.checkpoint).expanduser()
         if path and path.exists():  # else it is a hub id
             self.checkpoint = str(path.resolve())
 
-    def check(self, run: FamilyConfig) -> Place:
-        return pipeline.find_pipeline(self.checkpoint)
+    def check(self, run: FamilyConfig) -> Found:
+        place = pipeline.find(self.checkpoint)
+        return Found(place, pipeline.read(place.flag, place.path) if place.path else None)
 
-    def asked(self, run: FamilyConfig, found: Place) -> list[str]:
+    def asked(self, run: FamilyConfig, found: Found) -> list[str]:
         return [""]
 
-    def to_download(self, found: Place) -> Place | None:
-        return None if found.path or pipeline.in_cache(found.repos[0]) else found
+    def to_download(self, found: Found) -> Place | None:
+        return None if found.place.path or pipeline.cached(found.place.repos[0]) else found.place
 
-    def checkpoints(self, found: Place) -> dict[str, Path]:
-        return {"model": found.path} if found.path else {}
+    def checkpoints(self, found: Found) -> dict[str, Path]:
+        return {"model": found.place.path} if found.place.path else {}

@@ -1,17 +1,21 @@
-"""Unconditional pixel-space pipelines of diffusers, as their files state them. Imports nothing heavy.
+"""Unconditional pixel-space pipelines of diffusers: where one is, and what its small files state.
 
-What a pipeline's files state, and what becomes of it: `docs/pixel_models.md`.
+Imports nothing heavy. `docs/pixel_models.md` lists the facts that these files state, and what becomes of each.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from families.family import WITHOUT, Place
 from my.errors import UserError, shown, some
 from my.plain_files import read_json
 
 TAKES = "this family takes pixel-space pipelines of a unet and a discrete scheduler, such as google/ddpm-cifar10-32"
-OTHER_NOISE = {
+OTHER_NOISE = {  # a part of the name of a scheduler's class -> what sets its noise apart
     "ScoreSdeVe": "adds noise without end, as NCSN++ does",
     "ScoreSdeVp": "has continuous time",
     "KarrasVe": "is told levels of noise, not steps",
@@ -23,7 +27,8 @@ OTHER_NOISE = {
     "VQDiffusion": "is of codes, not of pictures",
     "Cosine": "is told levels of noise, not steps",
     "CogVideoX": "is for films",
-}  # by a part of its name
+}
+INSTEAD = "give the folder of a diffusers pipeline or a hub id, such as google/ddpm-cifar10-32"
 PREDICTS = ("epsilon", "v_prediction", "sample")
 WEIGHTS = re.compile(r"diffusion_pytorch_model\.((?P<variant>[\w-]+)\.)?(safetensors|bin)(\.index\.json)?")
 SHARD = re.compile(r"\d{5}-of-\d{5}")
@@ -32,8 +37,17 @@ SHARD = re.compile(r"\d{5}-of-\d{5}")
 # ---------------------------------------------------------------- where it lies
 
 
-def find_pipeline(checkpoint):
-    """Return the Place of the diffusers pipeline that is meant: a folder or a hub id; raises UserError for neither."""
+class Pipeline(NamedTuple):
+    """A pipeline on this machine, whose small files were read."""
+
+    flag: str  # the option and value that ask for it
+    folder: Path
+    prediction: str  # what its UNet predicts, one of PREDICTS
+    variant: str | None  # of its weights, such as fp16; None where it has weights without a variant
+
+
+def find(checkpoint: str | None) -> Place:
+    """Return where a --ddpm.checkpoint is: a folder, or a repository of the hub; raises UserError for neither."""
     if checkpoint is None:
         raise UserError(
             "--family ddpm needs --ddpm.checkpoint: the folder or hub id of an unconditional diffusers pipeline, such "
@@ -41,52 +55,47 @@ def find_pipeline(checkpoint):
         )
     flag, folder = f"--ddpm.checkpoint {checkpoint}", Path(checkpoint).expanduser()
     if folder.is_dir():
-        check(folder, flag)
         return Place(flag, folder)
-    if folder.exists() or folder.is_absolute() or str(checkpoint).startswith((".", "~")) or checkpoint.count("/") != 1:
+    if folder.exists() or folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
         why = "that is a file" if folder.exists() else "no such folder"
-        raise UserError(
-            f"{flag}: {why}; give the folder of a diffusers pipeline or a hub id, such as google/ddpm-cifar10-32, or "
-            f"{WITHOUT}"
-        )
-    return Place(flag, repos=(checkpoint,), missed=str(Path(checkpoint).absolute()))
+        raise UserError(f"{flag}: {why}; {INSTEAD}, or {WITHOUT}")
+    return Place(flag, repos=(checkpoint,), missed=str(folder.absolute()))
 
 
-def in_cache(repo):
-    """Whether the hub's cache on this machine has a pipeline, as far as its index tells."""
+def cached(repo: str) -> Path | None:
+    """Return the folder of a pipeline in the hub's cache on this machine, as far as its index tells, else None."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repo, "model_index.json"), str)
+    index = try_to_load_from_cache(repo, "model_index.json")
+    return Path(index).parent if isinstance(index, str) else None
 
 
 # ---------------------------------------------------------------- what it states
 
 
-def check(folder, flag):
-    """Raise UserError unless the folder's small files state a pipeline that this family can ask for scores."""
-    folder = Path(folder)
+def read(flag: str, folder: Path) -> Pipeline:
+    """Return the pipeline in a folder; raises UserError unless its small files state one that can give a score."""
     if not (folder / "model_index.json").is_file():
         alone = (folder / "config.json").is_file()
-        raise UserError(
-            f"{flag}: that folder has no model_index.json; "
-            + (
-                "it is one part of a pipeline: give the folder above it"
-                if alone
-                else f"give the folder of a diffusers pipeline, or {WITHOUT}"
-            )
+        to_do = (
+            "it is one part of a pipeline: give the folder above it"
+            if alone
+            else f"give the folder of a diffusers pipeline, or {WITHOUT}"
         )
+        raise UserError(f"{flag}: that folder has no model_index.json; {to_do}")
     try:
         check_index(settings(folder, "", "model_index.json"))
-        check_scheduler(settings(folder, "scheduler", "scheduler_config.json"))
+        prediction = check_scheduler(settings(folder, "scheduler", "scheduler_config.json"))
         check_unet(settings(folder, "unet", "config.json"))
     except ValueError as error:
         raise UserError(f"{flag}: {error}") from None
+    return Pipeline(flag, folder, prediction, variant(folder))
 
 
-def settings(folder, part, name):
-    """Return what a file of a pipeline holds, in its part's folder or, as in the first pipelines, in the pipeline's.
+def settings(folder: Path, part: str, name: str) -> dict[str, Any]:
+    """Return what a JSON file of a pipeline holds. It is in the folder of its part, or in the pipeline's (2022).
 
-    Raises ValueError where it cannot be read, or does not say what class it is of: diffusers would guess all the rest.
+    Raises ValueError where it cannot be read, or names no class: diffusers would guess all the rest.
     """
     path = next((path for path in (folder / part / name, folder / name) if path.is_file()), None)
     if path is None:
@@ -101,7 +110,7 @@ def settings(folder, part, name):
     return found
 
 
-def check_index(index):
+def check_index(index: dict[str, Any]) -> None:
     """Raise ValueError unless a model_index.json lists a UNet and a scheduler of diffusers, and nothing else."""
     parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None}
     if sorted(parts) != ["scheduler", "unet"]:
@@ -118,17 +127,20 @@ def check_index(index):
         raise ValueError(f"a {shown(index['_class_name'])} of scheduler, unet: {other}; {TAKES}")
 
 
-def other_noise(name):
-    """Return, in words, why a class of schedulers has no table of discrete noise, or None where it may have one."""
+def other_noise(name: Any) -> str | None:
+    """Return in words why a class of schedulers has no table of discrete noise, None where it may have one."""
     return next((f"{shown(name)} {what}" for part, what in OTHER_NOISE.items() if part in str(name)), None)
 
 
-def check_scheduler(s):
-    """Raise ValueError for a scheduler whose noise or prediction this family does not know; `s` are its settings."""
+def check_scheduler(s: dict[str, Any]) -> str:
+    """Return what a scheduler of settings `s` says that the UNet predicts, one of PREDICTS.
+
+    Raises ValueError for a scheduler whose noise or prediction this family does not know.
+    """
     other = other_noise(s["_class_name"])
     if other:
         raise ValueError(f"its scheduler {other}; {TAKES}")
-    kind = predicts(s)
+    kind = s.get("prediction_type", "sample" if s.get("predict_epsilon") is False else "epsilon")  # the older spelling
     if kind not in PREDICTS:
         raise ValueError(f"its scheduler's prediction_type is {shown(kind)}, not {', '.join(PREDICTS)}; {TAKES}")
     if s.get("timestep_type") == "continuous":
@@ -144,19 +156,16 @@ def check_scheduler(s):
             f"its scheduler's num_train_timesteps is {shown(steps)}, not 2 to 100000; get its "
             "scheduler_config.json again"
         )
+    return kind
 
 
-def predicts(s):
-    """Return what a scheduler's settings say that the UNet predicts; the first ones said whether it is the noise."""
-    return s.get("prediction_type", "sample" if s.get("predict_epsilon") is False else "epsilon")
-
-
-def is_number(value):
+def is_number(value: Any) -> bool:
+    """Whether a value out of JSON is a number; true and false are none."""
     return type(value) in (int, float)
 
 
-def check_unet(s):
-    """Raise ValueError for a UNet that is not unconditional, in RGB and square; `s` are its settings."""
+def check_unet(s: dict[str, Any]) -> None:
+    """Raise ValueError unless a UNet of settings `s` is unconditional and draws square pictures in RGB."""
     channels, out, blocks = s.get("in_channels", 3), s.get("out_channels", 3), s.get("down_block_types", ())
     size = edge(s)
     halvings = len(blocks) - 1 if isinstance(blocks, list) else 0
@@ -183,19 +192,23 @@ def check_unet(s):
         raise ValueError(f"{why}; {TAKES}")
 
 
-def edge(s):
-    """Return the edge in pixels of the square pictures of a UNet of such settings, or None."""
+def edge(s: Mapping[str, Any]) -> int | None:
+    """Return the edge in pixels of the square pictures that a UNet of settings `s` draws, None for other pictures."""
     size = s.get("sample_size")
     if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     return size if type(size) is int and 0 < size <= 4096 else None
 
 
-def variant(folder):
-    """Return the variant whose weights are all that a folder has, such as fp16, or None where it has plain ones."""
-    found = {}
-    for path in sorted([*Path(folder).glob("unet/*"), *Path(folder).glob("*")]):
+def variant(folder: Path) -> str | None:
+    """Return the variant to load, such as fp16, where a folder has only weights of variants, else None."""
+    found: set[str | None] = set()
+    for path in [*folder.glob("unet/*"), *folder.glob("*")]:
         m = WEIGHTS.fullmatch(path.name)
         if m and not SHARD.search(m["variant"] or ""):
-            found.setdefault(m["variant"], path)
-    return None if None in found or not found else min(found, key=lambda name: (name != "fp16", name))
+            found.add(m["variant"])
+    return (
+        None
+        if None in found
+        else min((name for name in found if name), key=lambda name: (name != "fp16", name), default=None)
+    )

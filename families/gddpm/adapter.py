@@ -1,7 +1,12 @@
 """The guided-DDPM family: OpenAI's pixel-space models of ImageNet, LSUN and faces (arXiv 2105.05233)."""
 
-from contextlib import nullcontext
+from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 import torch
 
 from adapt import PixelAdapter, denoised
@@ -10,63 +15,71 @@ from families.gddpm.unet import NoisyClassifier, build_unet, convert, published_
 from karras import iddpm_sigmas, linear_betas, sigmas_from_betas
 from my.errors import UserError, note, shown
 
-N_LEVELS = 1000  # of the published models, and what both schedules and rescaled timesteps are measured by
-SCHEDULES = {
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    from families.gddpm.files import Network
+    from families.gddpm.options import Found
+    from options.family import FamilyConfig
+
+Net = TypeVar("Net", bound=torch.nn.Module)
+
+N_LEVELS = 1000  # noise levels of the published models, for which schedules and rescaled timesteps are defined
+SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {
     "linear": lambda n: sigmas_from_betas(linear_betas(1e-4 * N_LEVELS / n, 0.02 * N_LEVELS / n, n)),
     "cosine": iddpm_sigmas,
 }
 
 
 class GuidedDDPMAdapter(PixelAdapter):
-    """Score of a class-conditional or unconditional UNet, guided by a classifier of noisy pictures where given.
+    """Score of a UNet with or without classes, guided by a classifier of noisy pictures where there is one.
 
-    Conditions (B,) are ImageNet classes, -1 for none: a prompt that is a number is that class, any
-    other is class `default`, as words mean nothing to this family. `amp` is the dtype that the UNet
-    is evaluated in under autocast, or None. `n_levels` of noise are numbered from 0, for the networks to
-    n_levels - 1, or to less than 1000 where `rescaled`; the UNet predicts the noise, or the picture where
-    `predicts` is "sample".
+    Conditions (B,) are classes, -1 for none. A prompt that is a number is that class. Any other prompt is the class
+    `default`, as this family reads no words. `amp` is the dtype of autocast for the UNet, None for no autocast. The
+    networks are told the number of a noise level, from 0 to `n_levels` - 1. Where `rescaled`, they are told that number
+    times 1000 / `n_levels`. The UNet predicts the noise, or the picture where `predicts` is "sample".
     """
 
     free_guidance = False
 
     def __init__(
         self,
-        unet,
-        schedule="linear",
-        default=-1,
-        classifier=None,
-        cls_scaling=0.0,
-        device="cpu",
-        amp=None,
-        n_levels=N_LEVELS,
-        rescaled=False,
-        predicts="epsilon",
-    ):
+        unet: UNet2DModel,
+        schedule: str = "linear",
+        default: int = -1,
+        classifier: NoisyClassifier | None = None,
+        cls_scaling: float = 0.0,
+        device: torch.device | str = "cpu",
+        amp: torch.dtype | None = None,
+        n_levels: int = N_LEVELS,
+        rescaled: bool = False,
+        predicts: str = "epsilon",
+    ) -> None:
         self.device = torch.device(device)
-        self.unet, self.classifier = (
-            net and net.to(self.device).eval().requires_grad_(False) for net in (unet, classifier)
-        )
+        unet.to(self.device)  # type: ignore[arg-type]  # diffusers wraps this method, and its types are lost
+        self.unet = unet.eval().requires_grad_(False)
+        self.classifier = classifier and classifier.to(self.device).eval().requires_grad_(False)
         self.default, self.cls_scaling, self.amp = default, cls_scaling, amp
         self.sigmas = torch.as_tensor(SCHEDULES[schedule](n_levels))
         self.step, self.predicts = N_LEVELS / n_levels if rescaled else 1, predicts
-        self.n_classes = unet.config.num_class_embeds or (classifier.n_labels if classifier else N_CLASSES)
-        size = unet.config.sample_size
+        self.n_classes = unet.config["num_class_embeds"] or (classifier.n_labels if classifier else N_CLASSES)
+        size = unet.config["sample_size"]
         self.data_shape = (3, size, size)
 
-    def embed(self, prompts):
-        """Return the class (B,) of each prompt; raises UserError for a number that is none."""
+    def embed(self, prompts: list[str]) -> torch.Tensor:
+        """Return the class (B,) of each prompt; raises UserError for a number that is no class of the model."""
         classes = [int(p) if p.strip().isdecimal() else self.default for p in prompts]
         for c in classes:
             if c >= self.n_classes:
                 raise UserError(f"class {shown(c)}: must be 0 to {self.n_classes - 1}")
         return torch.tensor(classes, device=self.device)
 
-    def told(self, x, sigma):
-        """Return the timesteps (B,) that networks are told for x (B, 3, H, W) at sigma."""
+    def told(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Return the timesteps (B,) that the networks are told for x (B, 3, H, W) at sigma."""
         return torch.full((len(x),), self.timestep(sigma) * self.step, device=x.device)
 
-    def _denoise(self, x, sigma, cond):
-        """Precondition the UNet, whose last three of six channels are a learned variance; guide by the classifier."""
+    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
+        """Return D by the UNet and the classifier. The last three of six channels, a learned variance, are not read."""
         t = self.told(x, sigma)
         x_in = (1 + sigma**2) ** -0.5 * x
         with torch.autocast(self.device.type, self.amp) if self.amp else nullcontext():
@@ -76,8 +89,9 @@ class GuidedDDPMAdapter(PixelAdapter):
             return D
         return D + sigma**2 * self.cls_scaling * self.classifier_score(x, sigma, cond)
 
-    def classifier_score(self, x, sigma, y):
+    def classifier_score(self, x: torch.Tensor, sigma: float, y: torch.Tensor) -> torch.Tensor:
         """Return grad_x log p(y | x / sqrt(1 + sigma^2)) (B, 3, H, W). Source: arXiv 2105.05233, section 4."""
+        assert self.classifier is not None  # else `_denoise` does not ask
         t = self.told(x, sigma)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -85,11 +99,11 @@ class GuidedDDPMAdapter(PixelAdapter):
             return torch.autograd.grad(log_p.gather(1, y[:, None]).sum(), x)[0]
 
 
-def load(kind, net):
-    """Return a network, `kind` of the options of the Network `net`, with its file's weights; UserError for a misfit."""
+def load(kind: Callable[[dict[str, Any]], Net], net: Network) -> Net:
+    """Return the network `kind(options)` with the weights of its file; raises UserError where these do not fit it."""
     built, there, file = kind(net.options), net.shapes, net.file
-    here = {name: tuple(shape) for name, shape in published_shapes(built, net.options).items()}
-    wrong = [name for name in sorted(there.keys() | here.keys()) if tuple(there.get(name, ())) != here.get(name)]
+    here = published_shapes(built, net.options)
+    wrong = [name for name in sorted(there.keys() | here.keys()) if there.get(name, ()) != here.get(name)]
     if wrong:
         what = f"{list(here[wrong[0]])} is meant" if wrong[0] in here else "nothing of that name is meant"
         found = shown(list(there[wrong[0]])) if wrong[0] in there else "absent"
@@ -105,18 +119,18 @@ def load(kind, net):
     return built
 
 
-def make(run, found, device):
-    """Return the guided-DDPM adapter of a run's configuration and of the `Found` of its options."""
-    g, net = run.chosen, found.unet
+def make(run: FamilyConfig, found: Found, device: torch.device | str) -> GuidedDDPMAdapter:
+    """Return the guided-DDPM adapter of a run's configuration and of what `Options.check` found."""
+    given, net = found.options, found.unet
     for words in net.notes:
         note(words)
     classifier = load(NoisyClassifier, found.classifier) if found.classifier else None
-    amp = torch.float16 if g.precision == "autocast" and torch.device(device).type == "cuda" else None
+    amp = torch.float16 if given.precision == "autocast" and torch.device(device).type == "cuda" else None
     o = net.options
     return GuidedDDPMAdapter(
         load(build_unet, net),
         o["noise_schedule"],
-        g.imgnet_cat,
+        given.imgnet_cat,
         classifier,
         run.cls_scaling,
         device,

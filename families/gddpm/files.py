@@ -1,17 +1,23 @@
-"""Which files of guided-diffusion a run means, and what they are: read off shapes, settled by options, or refused.
+"""The files of guided-diffusion that a run needs, and their networks: by shapes, by options, or refused.
 
-Imports nothing heavy.
+Imports nothing heavy. The parameter `gddpm` is the family's group of options.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from families.family import WITHOUT
 from families.gddpm import layout
 from families.gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, find
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
+
+if TYPE_CHECKING:
+    from families.gddpm.options import Options
 
 TOLD = (
     "num_channels",
@@ -23,37 +29,37 @@ TOLD = (
     "use_scale_shift_norm",
     "resblock_updown",
     "conv_resample",
-)  # by shapes
+)  # options that shapes tell
 HEADS = ("num_heads", "num_head_channels")
-FLAGS = ("image_size", *SETTINGS)  # of what shapes do not tell
+FLAGS = ("image_size", *SETTINGS)  # options that shapes do not tell
 
 
 class Network(NamedTuple):
-    """A network in a file: its names there start with `prefix`; `model` is the published one of its shapes, or None."""
+    """A network in a file."""
 
     file: TensorFile
-    prefix: str
-    options: dict
-    model: str | None
-    notes: list  # what a person should know of how the file was read
+    prefix: str  # with which its names in the file begin
+    options: dict[str, Any]  # as `published.OPTIONS` has them
+    model: str | None  # the published model that has its shapes
+    notes: list[str]  # what a person should know of how the file was read
 
     @property
-    def shapes(self):
+    def shapes(self) -> dict[str, layout.Shape]:
         """{published name: shape}."""
         return layout.below(self.file.shapes, self.prefix)
 
 
-# ---------------------------------------------------------------- where they lie
+# ---------------------------------------------------------------- where they are
 
 
-def find_unet(gddpm):
-    """Return (file, flag) of the UNet that the options `gddpm` mean; raises UserError saying where it looked."""
+def find_unet(gddpm: Options) -> tuple[Path, str]:
+    """Return (file, flag) of the UNet that the options ask for; raises UserError, which says where it looked."""
     if gddpm.checkpoint is not None:
         return given("checkpoint", gddpm.checkpoint), "--gddpm.checkpoint"
     for name in FLAGS:
         if getattr(gddpm, name) is not None:
             raise UserError(
-                f"--gddpm.{name}: read with --gddpm.checkpoint only, as it is known of {gddpm.model}; leave it out"
+                f"--gddpm.{name}: read with --gddpm.checkpoint only, as it is known for {gddpm.model}; leave it out"
             )
     if gddpm.model in FILES:
         return find(gddpm.model, FILES[gddpm.model][0], f"--gddpm.model {gddpm.model}"), ""
@@ -62,8 +68,8 @@ def find_unet(gddpm):
     ), ""
 
 
-def given(option, name):
-    """Return the path of a file that an option names, or raise UserError."""
+def given(option: str, name: str) -> Path:
+    """Return the path of the file `name`, which an option gives; raises UserError for what cannot be such a file."""
     path = Path(name).expanduser()
     if not path.is_file():
         why = "that is a folder" if path.is_dir() else "no such file"
@@ -74,10 +80,12 @@ def given(option, name):
             f"--gddpm.{option} {name}: the optimizer's state; give the weights that were written with it, "
             f"ema_0.9999_{step[1]}.pt or model{step[1]}.pt"
         )
-    if re.match(r"(cd|ct|edm)_", path.name):  # as those of arXiv 2303.01469 are published, under the same names inside
+    if re.match(
+        r"(cd|ct|edm)_", path.name
+    ):  # so are those of arXiv 2303.01469 called, whose tensors have the same names
         raise UserError(
             f"--gddpm.{option} {name}: by its name, a consistency model or a UNet of EDM, which are told "
-            "levels of noise; give one of guided-diffusion, or, if it is one, give it another name"
+            "levels of noise; give a UNet of guided-diffusion; if this is one, rename the file"
         )
     return path
 
@@ -85,8 +93,8 @@ def given(option, name):
 # ---------------------------------------------------------------- what they are
 
 
-def unet(gddpm):
-    """Return the Network of a run's UNet; raises UserError for a file that is something else."""
+def unet(gddpm: Options) -> Network:
+    """Return the UNet of a run; raises UserError for a file that is something else."""
     path, flag = find_unet(gddpm)
     file, start, told = opened(path, flag, layout.unet)
     same = [name for name in (gddpm.model, *PUBLISHED) if {k: PUBLISHED[name][k] for k in TOLD} == told]
@@ -103,8 +111,10 @@ def unet(gddpm):
     return Network(file, start, options, model, notes + beside(file, start))
 
 
-def opened(path, flag, read):
-    """Return (file, prefix of the names, options by `read`) of a network; UserError for a file of another kind."""
+def opened(
+    path: Path, flag: str, read: Callable[[layout.Shapes], layout.Options]
+) -> tuple[TensorFile, str, layout.Options]:
+    """Return (file, prefix of its names, options that `read` finds); raises UserError for another kind of file."""
     file = TensorFile(path, flag)
     try:
         start = layout.prefix(file.shapes)
@@ -113,12 +123,15 @@ def opened(path, flag, read):
         raise UserError(f"{file.label}: {error}") from None
 
 
-def settle(gddpm, told, model, label):
-    """Return (options, notes): what shapes tell, and the settings that they do not, out of flags or assumed."""
+def settle(gddpm: Options, told: layout.Options, model: str | None, label: str) -> tuple[dict[str, Any], list[str]]:
+    """Return (options, notes) of a UNet: `told` by its shapes, and settings that flags give or that are assumed.
+
+    `model` is the published model that has its shapes, or None. Raises UserError for settings that do not fit.
+    """
     asked = {name: getattr(gddpm, name) for name in FLAGS if getattr(gddpm, name) is not None}
     heads = [name for name in HEADS if name in asked]
     if len(heads) == 2:
-        raise UserError("--gddpm.num_heads and --gddpm.num_head_channels: each tells the heads of attention; give one")
+        raise UserError("--gddpm.num_heads and --gddpm.num_head_channels: both tell the heads of attention; give one")
     base = PUBLISHED[model] if model else SETTINGS | {"image_size": edge(told["channel_mult"])}
     settings = {name: base[name] for name in FLAGS} | dict.fromkeys(HEADS if heads else ()) | asked
     if settings["image_size"] is None:
@@ -127,12 +140,12 @@ def settle(gddpm, told, model, label):
     return told | settings, said(settings, told, model, asked, gddpm.model, label)
 
 
-def edge(channel_mult):
-    """Return the image_size whose channel_mult this is by default, or None."""
+def edge(channel_mult: tuple[float, ...]) -> int | None:
+    """Return the image_size that has this channel_mult by default, None where none has."""
     return next((size for size, levels in MULTIPLES.items() if levels == channel_mult), None)
 
 
-def refuse_unfit(settings, told, label):
+def refuse_unfit(settings: dict[str, Any], told: layout.Options, label: str) -> None:
     """Raise UserError for settings that a network of such shapes cannot have."""
     halvings = len(told["channel_mult"]) - 1
     if settings["image_size"] % 2**halvings:
@@ -141,18 +154,23 @@ def refuse_unfit(settings, told, label):
             f"multiple of {shown(2**halvings)}"
         )
     attending = [*(m for m, here in zip(told["channel_mult"], told["attends"]) if here), told["channel_mult"][-1]]
-    widths = {round(m * told["num_channels"]) for m in attending}  # that of the middle too
+    widths = {round(m * told["num_channels"]) for m in attending}  # the last is that of the middle
     name = next(name for name in HEADS if settings[name])
     bad = [width for width in sorted(widths) if width % settings[name]]
     if bad:
         raise UserError(
-            f"{label}: attends over {bad[0]} channels, which {name} {settings[name]} does not divide; give "
-            "--gddpm.num_heads or --gddpm.num_head_channels as it was trained with"
+            f"{label}: has attention over {bad[0]} channels, which {name} {settings[name]} does not divide; give the "
+            "--gddpm.num_heads or --gddpm.num_head_channels that it was trained with"
         )
 
 
-def said(settings, told, model, asked, wanted, label):
-    """Return the notes on how a checkpoint was read: what its shapes told, and what was assumed."""
+def said(
+    settings: dict[str, Any], told: layout.Options, model: str | None, asked: dict[str, Any], wanted: str, label: str
+) -> list[str]:
+    """Return the notes on how a checkpoint was read: what its shapes told, and what was assumed.
+
+    `asked` are the settings that flags give, `wanted` is --gddpm.model.
+    """
     if model == wanted:
         return []
     if model:
@@ -164,16 +182,16 @@ def said(settings, told, model, asked, wanted, label):
     classes = f"{told['n_classes']} classes" if told["n_classes"] else "no classes"
     assumed = [f"{name} {value}" for name, value in settings.items() if value is not None and name not in asked]
     return [
-        f"{label}: read off its shapes: num_channels {told['num_channels']}, channel_mult {multiples}, "
+        f"{label}: its shapes tell: num_channels {told['num_channels']}, channel_mult {multiples}, "
         f"num_res_blocks {told['num_res_blocks']}, attention_resolutions {levels}, {classes}"
         + "".join(f", {kind}" for kind in kinds),
-        f"not told by its shapes, and assumed: {', '.join(assumed)}; where it was trained otherwise, give "
+        f"shapes do not tell these, and they are assumed: {', '.join(assumed)}; if it was trained otherwise, give "
         "--gddpm.NAME VALUE",
     ]
 
 
-def beside(file, start):
-    """Return notes on what else lies in a UNet's file, or beside it, and is not read."""
+def beside(file: TensorFile, start: str) -> list[str]:
+    """Return notes on what is not read: other tensors in the file of a UNet, and better weights beside it."""
     notes, rest = [], [name for name in file.shapes if not name.startswith(start)]
     if rest:
         notes.append(f"{file.label}: only what is below {shown(start[:-1])} is read, not {some(rest)}")
@@ -187,21 +205,15 @@ def beside(file, start):
 # ---------------------------------------------------------------- classes
 
 
-def classifier(gddpm, net):
-    """Return the Network of the noisy classifier that goes with the UNet `net`, or raise UserError."""
+def classifier(gddpm: Options, net: Network) -> Network:
+    """Return the noisy classifier that guides the UNet `net`; raises UserError where there is none that fits."""
     if gddpm.classifier is not None:
         path, flag = given("classifier", gddpm.classifier), "--gddpm.classifier"
     else:
-        model = net.model if gddpm.checkpoint else gddpm.model
-        path, flag = (
-            find(
-                model,
-                FILES[model][1],
-                "--cls_scaling above 0",
-                "--cls_scaling 0 draws without a classifier; --gddpm.classifier FILE takes it from elsewhere; ",
-            ),
-            "",
-        )
+        model, flag = net.model, ""
+        assert model is not None  # else `needs_classifier` refused it
+        instead = "--cls_scaling 0 draws without a classifier; --gddpm.classifier FILE takes it from elsewhere; "
+        path = find(model, FILES[model][1], "--cls_scaling above 0", instead)
     file, start, options = opened(path, flag, layout.classifier)
     size, labels = net.options["image_size"], net.options["n_classes"]
     if options["image_size"] != size:
@@ -217,10 +229,11 @@ def classifier(gddpm, net):
     return Network(file, start, options, None, [])
 
 
-def needs_classifier(gddpm, model, n, cls_scaling, classes):
-    """Return whether drawing `classes`, -1 for none, takes a classifier, with a UNet of `n` classes or None.
+def needs_classifier(gddpm: Options, model: str | None, n: int | None, cls_scaling: float, classes: list[int]) -> bool:
+    """Return whether a classifier is needed to draw `classes`, of which -1 is no class.
 
-    `model` is the published model of the UNet's shapes, or None. Raises UserError for what cannot be drawn.
+    The UNet takes one of `n` classes, None for no class. `model` is the published model that has its shapes, or None.
+    Raises UserError for what cannot be drawn.
     """
     named = [c for c in classes if c >= 0]
     whose = f"--gddpm.checkpoint {gddpm.checkpoint}" if gddpm.checkpoint else f"--gddpm.model {gddpm.model}"

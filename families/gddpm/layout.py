@@ -1,20 +1,29 @@
-"""What a file of guided-diffusion's layout is: its architecture, read off names and shapes, or what else it is.
+"""What a file in the layout of guided-diffusion is: its architecture by names and shapes, or what else the file is.
 
-Names and numbers only. Source of the layout: the parameter names of the published checkpoints (arXiv 2105.05233),
-all of which `tests/test_gddpm.py` accounts for; improved-diffusion's (arXiv 2102.09672) are of the same layout.
+Names and numbers only. Source of the layout: the parameter names of the published checkpoints (arXiv 2105.05233).
+`tests/test_gddpm.py` accounts for all of them. Improved-diffusion (arXiv 2102.09672) has the same layout.
 """
+
+from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from my.errors import shown, some
 
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]  # {name of a tensor: its shape}
+Options = dict[str, Any]  # of a network, as `published.OPTIONS` has them
+T = TypeVar("T")
+
 FIRST = "input_blocks.0.0.weight"
-GROUPS = 32  # of every group normalisation
-POOL = "out.2"  # of a classifier; of a UNet, its last convolution
-HEAD_WIDTH = 64  # channels of a head of a classifier, which its shapes do not tell
+GROUPS = 32  # of each group normalisation
+POOL = "out.2"  # the pooling of a classifier, and the last convolution of a UNet
+HEAD_WIDTH = 64  # channels per head of a classifier, which shapes do not tell
 GREY = "it draws grey pictures (1 channel), and this family reads RGB only"
-OTHERS = (  # a pattern of names that some tensor of the file must have, what it then is, and what to do with it
+OTHERS = (  # (pattern that the name of some tensor matches, what the file then is, what to do)
     (r"lora_(unet|te|up|down)|\.lora_[AB]\.|\.lora\.(up|down)\.", "a LoRA", "give it as --sd.lora, with --family sd"),
     (r"control_model\.|controlnet_cond_embedding|input_hint_block", "a ControlNet, which gives no score", ""),
     (
@@ -62,11 +71,11 @@ IN_CHANNELS = {
 
 
 class NotGuidedDiffusion(ValueError):
-    """What a file is instead, and what to do, in words."""
+    """The file is something else. The message says in words what it is, and what to do."""
 
 
-def prefix(shapes):
-    """Return what stands before the UNet's names, such as "module."; of several, that of running averages.
+def prefix(shapes: Shapes) -> str:
+    """Return the prefix of the names of the network, such as "module."; of several, that of running averages.
 
     Raises NotGuidedDiffusion for a file that is something else.
     """
@@ -83,15 +92,15 @@ def prefix(shapes):
     return next((p for p in found if "ema" in p.lower()), found[0])
 
 
-def below(shapes, start):
-    """Return {name behind the prefix `start`: shape}."""
+def below(shapes: Shapes, start: str) -> dict[str, Shape]:
+    """Return {name without the prefix `start`: shape} of the names that begin with it."""
     return {name.removeprefix(start): shape for name, shape in shapes.items() if name.startswith(start)}
 
 
-def unet(s):
-    """Return the options of the UNet that `s`, {name: shape}, are of: all that shapes tell.
+def unet(s: Shapes) -> Options:
+    """Return the options of the UNet whose shapes are `s`, as far as shapes tell them.
 
-    Raises NotGuidedDiffusion for another network.
+    Raises NotGuidedDiffusion for the shapes of another network.
     """
     if not any(name.startswith("output_blocks.") for name in s):
         raise NotGuidedDiffusion(
@@ -106,11 +115,11 @@ def unet(s):
     return options | {"learn_sigma": given == 6}
 
 
-def classifier(s):
-    """Return the options of the noisy classifier that `s` are of, its number of classes and its picture's edge among
-    them; raises NotGuidedDiffusion for another network.
+def classifier(s: Shapes) -> Options:
+    """Return the options of the noisy classifier whose shapes are `s`: also `n_labels`, its number of classes.
 
-    The heads of published classifiers always have 64 channels, in the older order.
+    Shapes do not tell its heads. They are taken to be those of the published classifiers: 64 channels per head, in the
+    older order. Raises NotGuidedDiffusion for the shapes of another network.
     """
     if any(name.startswith("output_blocks.") for name in s):
         raise NotGuidedDiffusion(
@@ -139,8 +148,8 @@ def classifier(s):
     }
 
 
-def reading(read):
-    """Return what `read` finds in shapes; raises NotGuidedDiffusion where they lack it."""
+def reading(read: Callable[[], T]) -> T:
+    """Return what `read()` finds in shapes; raises NotGuidedDiffusion where they lack it."""
     try:
         return read()
     except NotGuidedDiffusion:
@@ -153,8 +162,8 @@ def reading(read):
         raise NotGuidedDiffusion(f"some tensor has a shape of another architecture; {INSTEAD}") from None
 
 
-def half(s, n_levels):
-    """Return the options that the half of `s` that goes down tells, of so many levels of resolution."""
+def half(s: Shapes, n_levels: int) -> Options:
+    """Return the options that the downward half of a network tells, which has `n_levels` levels of resolution."""
     n = n_blocks(s, "input_blocks")
     if n % n_levels:
         raise NotGuidedDiffusion(f"its {n} input blocks are no {n_levels} levels of equally many; {INSTEAD}")
@@ -184,15 +193,15 @@ def half(s, n_levels):
     }
 
 
-def bounded(shape):
-    """Return a shape that has elements, so that its numbers are bounded by the file's size; ValueError for others."""
+def bounded(shape: Shape) -> Shape:
+    """Return a shape without a zero, whose numbers the size of the file bounds; raises ValueError for others."""
     if not all(shape):
         raise ValueError
     return shape
 
 
-def levels(s):
-    """Return how many levels of resolution a UNet has: one more than it halves, and doubles, the resolution."""
+def levels(s: Shapes) -> int:
+    """Return how many levels of resolution a UNet has: one more than the times that it halves the resolution."""
     n = n_blocks(s, "output_blocks")
     ups = {
         i
@@ -208,11 +217,11 @@ def levels(s):
     return 1 + (len(ups) or len(gaps))
 
 
-def classifier_levels(s):
-    """Return how many levels of resolution a classifier has, whose input blocks alone tell.
+def classifier_levels(s: Shapes) -> int:
+    """Return how many levels of resolution a classifier has, by its input blocks.
 
-    Where residual blocks halve the resolution, they never attend: so blocks that attend, one behind another, are
-    those of one level.
+    A residual block that halves the resolution has no attention. So neighbouring blocks with attention belong to one
+    level.
     """
     n = n_blocks(s, "input_blocks")
     others = [i for i in range(1, n) if f"input_blocks.{i}.0.in_layers.2.weight" not in s]
@@ -225,8 +234,11 @@ def classifier_levels(s):
     return n // (runs.pop() + 1)
 
 
-def n_blocks(s, kind):
-    """Return one more than the highest index among the blocks of `kind`, bounded by the number of tensors."""
+def n_blocks(s: Shapes, kind: str) -> int:
+    """Return one more than the highest index of the blocks `kind`, such as "input_blocks".
+
+    Raises KeyError where there is none, and NotGuidedDiffusion for an index that the number of tensors excludes.
+    """
     indices = [int(m[1]) for m in (re.match(rf"{kind}\.(\d{{1,6}})\.", name) for name in s) if m]
     if not indices:
         raise KeyError(f"{kind}.0")

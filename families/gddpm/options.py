@@ -22,7 +22,8 @@ class Found(NamedTuple):
 
     unet: files.Network
     classifier: files.Network | None
-    classes: list[int]  # that the run draws, in turn; -1 for none
+    classes: list[int]  # drawn in turn; -1 is no class
+    options: Options
 
 
 class Options(Family):
@@ -30,40 +31,61 @@ class Options(Family):
 
     model: Literal[
         "m_imgnet_64", "m_imgnet_128", "m_imgnet_256", "m_imgnet_256_uncond", "m_imgnet_512", "m_lsun_256"
-    ] = Field("m_lsun_256", description="published model")
+    ] = Field("m_lsun_256", description="published model to load")
     lsun_cat: Literal["bedroom", "cat", "horse", "horse_nodropout", "ffhq"] = Field(
-        "bedroom", description="which m_lsun_256; ffhq draws faces"
+        "bedroom", description="which of the m_lsun_256 models to load; ffhq draws faces"
     )
-    imgnet_cat: int = Field(-1, ge=-1, lt=published.N_CLASSES, description="ImageNet class, -1 for none")
+    imgnet_cat: int = Field(
+        -1, ge=-1, lt=published.N_CLASSES, description="number of the ImageNet class to draw; -1 for no class"
+    )
     checkpoint: str | None = Field(
         None,
-        description="file to load instead of the model's: a UNet of guided-diffusion "
-        "of any size, or of improved-diffusion",
+        description="file of your own to load instead of the published model: a UNet of guided-diffusion or "
+        "improved-diffusion, of any size",
     )
-    classifier: str | None = Field(None, description="noisy classifier to load instead of the model's")
+    classifier: str | None = Field(None, description="file of a noisy classifier to load instead of the published one")
     image_size: int | None = Field(
         None,
         gt=0,
         le=4096,
-        description="with checkpoint: edge of its pictures; this and "
-        "the seven below are of its training and in none of its shapes, by default those "
-        "of the model of its shapes",
+        description="for --gddpm.checkpoint: edge of the pictures that it was trained on, pixels. This and the seven "
+        "options below cannot be read from the file. Where its shapes are those of a published model, the default is "
+        "that model's value, else the trainer's",
     )
-    num_heads: int | None = Field(None, gt=0, description="heads of each attention; or, instead:")
-    num_head_channels: int | None = Field(None, gt=0, description="channels of each head")
-    use_new_attention_order: bool | None = Field(None, description="q, k, v before heads in its attentions")
-    noise_schedule: Literal["linear", "cosine"] | None = Field(None, description="of its levels of noise")
-    diffusion_steps: int | None = Field(None, gt=1, le=100_000, description="number of its levels of noise")
-    rescale_timesteps: bool | None = Field(None, description="it is told steps as if they were 1000")
-    predict_xstart: bool | None = Field(None, description="it predicts the picture, not the noise")
+    num_heads: int | None = Field(
+        None, gt=0, description="for --gddpm.checkpoint: number of heads per attention; give this or num_head_channels"
+    )
+    num_head_channels: int | None = Field(
+        None, gt=0, description="for --gddpm.checkpoint: channels per head; give this or num_heads"
+    )
+    use_new_attention_order: bool | None = Field(
+        None,
+        description="for --gddpm.checkpoint: rows of attention weights are ordered by q, k, v first, then by heads",
+    )
+    noise_schedule: Literal["linear", "cosine"] | None = Field(
+        None, description="for --gddpm.checkpoint: schedule of its noise levels"
+    )
+    diffusion_steps: int | None = Field(
+        None, gt=1, le=100_000, description="for --gddpm.checkpoint: number of its noise levels"
+    )
+    rescale_timesteps: bool | None = Field(
+        None, description="for --gddpm.checkpoint: the UNet is told its steps rescaled to 0 to 1000"
+    )
+    predict_xstart: bool | None = Field(
+        None, description="for --gddpm.checkpoint: it predicts the picture instead of the noise"
+    )
     precision: Literal["autocast", "fp32"] = Field(
-        "autocast", json_schema_extra=FREE, description="of the UNet; autocast is fp16 on CUDA and fp32 on CPU"
+        "autocast",
+        json_schema_extra=FREE,
+        description="number format of the UNet: autocast is fp16 on CUDA and fp32 on a CPU",
     )
 
     reads = ("cls_scaling", "classes")
 
     def read_by(self) -> Conditions:
-        told: dict[str, tuple] = {} if self.checkpoint else {"gddpm.model": tuple(published.FILES)}  # a file tells
+        told: dict[str, tuple] = (
+            {} if self.checkpoint else {"gddpm.model": tuple(published.FILES)}
+        )  # of a checkpoint, the file tells
         lsun = {} if self.checkpoint else {"gddpm.model": ("m_lsun_256",)}
         return {
             **dict.fromkeys(("cls_scaling", "gddpm.imgnet_cat", "classes"), told),
@@ -77,23 +99,23 @@ class Options(Family):
                 setattr(self, name, str(Path(path).expanduser().resolve()))
 
     def check(self, run: FamilyConfig) -> Found:
-        net = files.unet(self) if self.checkpoint else None  # of a published model, all is known without its file
+        net = files.unet(self) if self.checkpoint else None  # for a published model, all is known without its file
         model, n = (net.model, net.options["n_classes"]) if net else (self.model, published.n_classes(self.model))
         classes = self.classes_of(run, n)
         guided = files.needs_classifier(self, model, n, run.cls_scaling, classes)
         where = run.where_asked("cls_scaling")
         if where and run.cls_scaling and not guided:
             why = (
-                "no class is asked for, and only to one does it guide; leave it out, or give --gddpm.imgnet_cat"
+                "it guides to a class, and no class is asked for; leave it out, or give --gddpm.imgnet_cat"
                 if max(classes) < 0
                 else "only a classifier guides, and this model has none; leave it out, or give --gddpm.classifier"
             )
             raise UserError(f"{where}: {why}")
         net = net or files.unet(self)
-        return Found(net, files.classifier(self, net) if guided else None, classes)
+        return Found(net, files.classifier(self, net) if guided else None, classes, self)
 
     def classes_of(self, run: FamilyConfig, n: int | None) -> list[int]:
-        """Return the classes that the run draws, in turn; drawn at random where one of `n` is needed and none given."""
+        """Return the classes that the run draws in turn, -1 for none; random ones where one of `n` is needed."""
         given = run.given_classes() or [self.imgnet_cat]
         if n is None or max(given) >= 0 or not run.n_pictures:
             return given

@@ -1,8 +1,14 @@
-"""The published models of guided-diffusion: architectures, names of files, where they lie. Imports nothing heavy.
+"""The published models of guided-diffusion: architectures, names of files, and their folder. Imports nothing heavy.
 
-Options go by the names of the published training commands (arXiv 2105.05233), but for two that shapes tell more of:
-`attends`, whether each level of resolution attends, from the finest on, and `n_classes`, None for no class.
+Options have the names of the published training commands (arXiv 2105.05233). Two names are our own, as shapes tell
+more: `attends` says of each level of resolution, from the finest on, whether it has attention; `n_classes` is the
+number of classes, or None.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 from families.family import WITHOUT
 from my.env import ENV, data_root
@@ -16,9 +22,9 @@ MULTIPLES = {
     128: (1, 1, 2, 3, 4),
     64: (1, 2, 3, 4),
     32: (1, 2, 2, 2),
-}  # channel_mult by image_size, of these trainers (32: improved-diffusion, 2102.09672)
+}  # image_size -> channel_mult in the published trainers (32: improved-diffusion, arXiv 2102.09672)
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "num_heads": 4,
     "num_head_channels": None,
     "use_new_attention_order": False,
@@ -26,8 +32,8 @@ SETTINGS = {
     "diffusion_steps": 1000,
     "rescale_timesteps": False,
     "predict_xstart": False,
-}  # by default; in no shape
-OPTIONS = {
+}  # what no shape tells, with the default of the trainers
+OPTIONS: dict[str, Any] = {
     "num_channels": 256,
     "num_res_blocks": 2,
     "n_classes": N_CLASSES,
@@ -41,8 +47,8 @@ OPTIONS = {
 }
 
 
-def model(image_size, **changes):
-    """Return the options of a published model, all of which attend at edges of 32, 16 and 8 pixels."""
+def model(image_size: int, **changes: Any) -> dict[str, Any]:
+    """Return the options of a published model. All of them have attention at edges of 32, 16 and 8 pixels."""
     levels = MULTIPLES[image_size]
     return (
         OPTIONS
@@ -69,18 +75,22 @@ FILES = {
     "m_imgnet_256": ("256x256_diffusion.pt", "256x256_classifier.pt"),
     "m_imgnet_256_uncond": ("256x256_diffusion_uncond.pt", "256x256_classifier.pt"),
     "m_imgnet_512": ("512x512_diffusion.pt", "512x512_classifier.pt"),
-}  # by their published names
+}  # model -> published names of its UNet and its classifier
 LSUN_FILES = {
     "bedroom": "lsun_bedroom.pt",
     "cat": "lsun_cat.pt",
     "horse": "lsun_horse.pt",
     "horse_nodropout": "lsun_horse_nodropout.pt",
     "ffhq": "ffhq.pt",
-}  # faces: the same UNet, arXiv 2112.03126
+}  # category -> published name of the UNet; ffhq has faces (arXiv 2112.03126)
 
 
-def find(name, file, flags, instead="--gddpm.checkpoint FILE takes it from elsewhere; "):
-    """Return the path of a published file, in the models' folder or in its model's own there, or raise UserError."""
+def find(name: str, file: str, flags: str, instead: str = "--gddpm.checkpoint FILE takes it from elsewhere; ") -> Path:
+    """Return the path of the published file of the model `name`; raises UserError where there is none.
+
+    It is in the folder MODELS, or in a folder of the name of the model in there. `flags` are the options that ask for
+    the file, and `instead` tells of others.
+    """
     tried = [data_root() / MODELS / file, data_root() / MODELS / name / file]
     for path in tried:
         if path.is_file():
@@ -91,12 +101,12 @@ def find(name, file, flags, instead="--gddpm.checkpoint FILE takes it from elsew
     )
 
 
-def n_classes(name):
-    """Return how many classes a published model must be told one of, None for none."""
+def n_classes(name: str) -> int | None:
+    """Return the number of classes of which a published model needs one, None where it takes no class."""
     return PUBLISHED[name]["n_classes"]
 
 
-def known_checkpoints():
-    """Return the paths of the published files that are there."""
+def known_checkpoints() -> list[Path]:
+    """Return the paths of the published files that are below the data root."""
     names = {name for pair in FILES.values() for name in pair} | set(LSUN_FILES.values())
     return sorted(path for path in (data_root() / MODELS).rglob("*.pt") if path.name in names)

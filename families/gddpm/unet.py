@@ -1,15 +1,20 @@
-"""OpenAI's guided-diffusion UNet and noisy classifier, as diffusers' UNet2DModel under other names.
+"""The UNet and the noisy classifier of guided-diffusion, as diffusers' UNet2DModel with other parameter names.
 
 Architecture: Dhariwal and Nichol 2021, arXiv 2105.05233, and its variants in Nichol and Dhariwal 2021, arXiv
-2102.09672: time added rather than scaling and shifting, and resolutions that convolutions or averages change.
-`options` are as in `gddpm.published`; weights go by the parameter names of the published checkpoints.
+2102.09672: there, time is added instead of scaling and shifting, and convolutions or averages change the resolution.
+`options` are as in `families.gddpm.published`. Weights have the parameter names of the published checkpoints.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import nn
@@ -37,8 +42,8 @@ ENDS = {
 }
 
 
-def build_unet(options):
-    """Return the UNet of `options` on the meta device, its weights yet to come."""
+def build_unet(options: dict[str, Any]) -> UNet2DModel:
+    """Return the UNet of `options` on the meta device, that is, without weights."""
     attends, widths = options["attends"], level_widths(options)
     plain = "Resnet{}sampleBlock2D" if options["resblock_updown"] else "{}Block2D"
     down, up = (
@@ -74,28 +79,34 @@ def build_unet(options):
     return unet.eval()
 
 
-def average(unet, widths):
-    """Let averages and copies of pixels change the resolution of a UNet, rather than convolutions."""
+def average(unet: UNet2DModel, widths: tuple[int, ...]) -> None:
+    """Replace the convolutions that change the resolution of a UNet by averages and copies of pixels."""
     for block, width in zip(unet.down_blocks[:-1], widths[:-1], strict=True):
         block.downsamplers = nn.ModuleList([Downsample2D(width)])
     for block, width in zip(unet.up_blocks[:-1], widths[:0:-1], strict=True):
         block.upsamplers = nn.ModuleList([Upsample2D(width)])
 
 
-def level_widths(options):
-    """Return the channels of each level of resolution, from the finest on."""
+def level_widths(options: dict[str, Any]) -> tuple[int, ...]:
+    """Return the number of channels per level of resolution, from the finest on."""
     return tuple(round(options["num_channels"] * m) for m in options["channel_mult"])
 
 
-def n_heads(options, width):
+def n_heads(options: dict[str, Any], width: int) -> int:
     """Return the number of heads of an attention over `width` channels."""
     return options["num_heads"] or width // options["num_head_channels"]
 
 
 class NoisyClassifier(nn.Module):
-    """Half a UNet, pooled: logits (B, n_labels) of noisy pictures x (B, 3, H, W) at timesteps t (B,)."""
+    """The downward half of a UNet, pooled: logits of noisy pictures x (B, 3, H, W) at timesteps t (B,)."""
 
-    def __init__(self, options):
+    conv_in: nn.Conv2d
+    time_proj: Timesteps
+    time_embedding: TimestepEmbedding
+    down_blocks: nn.ModuleList
+    mid_block: nn.Module
+
+    def __init__(self, options: dict[str, Any]) -> None:
         super().__init__()
         self.n_labels = options["n_labels"]
         whole = build_unet(options)
@@ -107,7 +118,8 @@ class NoisyClassifier(nn.Module):
             self.conv_norm_out = nn.GroupNorm(GROUPS, width)
             self.pool = AttentionPool(edge, width, options["n_labels"])
 
-    def forward(self, x, t):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, n_labels)."""
         time = self.time_embedding(self.time_proj(t).to(x.dtype))
         x = self.conv_in(x)
         for block in self.down_blocks:
@@ -121,13 +133,14 @@ class AttentionPool(nn.Module):
     Source: the attention pooling of CLIP, arXiv 2103.00020, section 2.4.
     """
 
-    def __init__(self, edge, width, n_labels):
+    def __init__(self, edge: int, width: int, n_labels: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.empty(width, edge**2 + 1))
         self.qkv_proj = nn.Conv1d(width, 3 * width, 1)
         self.c_proj = nn.Conv1d(width, n_labels, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, n_labels)."""
         x = x.flatten(2)
         x = torch.cat([x.mean(2, keepdim=True), x], dim=2) + self.positional_embedding
         q, k, v = rearrange(self.qkv_proj(x), "b (three h c) n -> three b h n c", three=3, c=HEAD_WIDTH)
@@ -138,8 +151,8 @@ class AttentionPool(nn.Module):
 # ---------------------------------------------------------------- weights
 
 
-def blocks(options):
-    """Return {diffusers' name of a residual or attention block: the published one}, down, middle and up."""
+def blocks(options: dict[str, Any]) -> dict[str, str]:
+    """Return {name in diffusers: published name} of the residual and attention blocks, down, middle and up."""
     attends, n = options["attends"], options["num_res_blocks"]
     last = len(attends) - 1
     names = {
@@ -153,7 +166,7 @@ def blocks(options):
             names[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{first + i}.0"
             names[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{first + i}.1"
         names[f"down_blocks.{level}.downsamplers.0"] = f"input_blocks.{first + n}.0"
-        up = last - level  # these are numbered from the coarsest on
+        up = last - level  # diffusers numbers these from the coarsest on
         for i in range(n + 1):
             names[f"up_blocks.{up}.resnets.{i}"] = f"output_blocks.{up * (n + 1) + i}.0"
             names[f"up_blocks.{up}.attentions.{i}"] = f"output_blocks.{up * (n + 1) + i}.1"
@@ -161,8 +174,8 @@ def blocks(options):
     return names
 
 
-def published_name(name, block_names):
-    """Return the published name of a parameter of diffusers' network."""
+def published_name(name: str, block_names: Mapping[str, str]) -> str:
+    """Return the published name of a parameter by its name in diffusers; `block_names` are those of `blocks`."""
     module, _, leaf = name.rpartition(".")
     if module in ENDS:
         return f"{ENDS[module]}.{leaf}"
@@ -174,21 +187,22 @@ def published_name(name, block_names):
     return f"{block_names[block]}.{(RESNET | ATTENTION | convolution)[inner]}.{leaf}"
 
 
-def published_shapes(net, options):
-    """Return {published name: shape} of every parameter of a network of `options`."""
-    names, shapes = blocks(options), {}
+def published_shapes(net: nn.Module, options: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return {published name: shape} of all parameters of a network of `options`."""
+    names = blocks(options)
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, p in net.state_dict().items():
-        rows = 3 if name.split(".")[-2] in QKV else 1  # published in one
-        convolution = (1,) if ".attentions." in name and p.ndim == 2 else ()  # of width 1
+        rows = 3 if name.split(".")[-2] in QKV else 1  # published as one tensor
+        convolution = (1,) if ".attentions." in name and p.ndim == 2 else ()  # published as a convolution of width 1
         shapes[published_name(name, names)] = (rows * p.shape[0], *p.shape[1:], *convolution)
     return shapes
 
 
-def convert(published, net, options):
-    """Return the state of a network of `options` from one by published names, in float32.
+def convert(published: Mapping[str, torch.Tensor], net: nn.Module, options: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the state of a network of `options`, in float32, from tensors by their published names.
 
-    The rows of a published attention are (q or k or v, head, channel), or (head, q or k or v,
-    channel) in its older order.
+    The rows of a published attention are ordered (q or k or v, head, channel), or, in the older order, (head, q or k
+    or v, channel).
     """
     order = "(three h c)" if options["use_new_attention_order"] else "(h three c)"
     names, state = blocks(options), {}

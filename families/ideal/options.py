@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
@@ -14,19 +14,28 @@ if TYPE_CHECKING:
     from options.family import FamilyConfig
 
 
+class Found(NamedTuple):
+    """What a run needs of this family."""
+
+    color: str
+    object: str
+    n_cameras: int
+
+
 class Options(Family):
     """The exact score of the toy world's pictures."""
 
-    n_cameras: int = Field(400, gt=0, description="training cameras that its pictures are taken by")
+    n_cameras: int = Field(400, gt=0, description="number of training cameras that take its pictures")
 
     reads = ("sd.prompt", "sd.scale", "pose.view_words", "pose.view_style")
-    reads_in_2d = ("pose", "pose.view_words")  # its pictures are taken by the cameras of a run
+    reads_in_2d = ("pose", "pose.view_words")  # the cameras of a run take its pictures
 
-    def check(self, run: FamilyConfig) -> tuple[str, str]:
-        """Return the (color, object) of the prompt; raises UserError for one outside the toy world."""
+    def check(self, run: FamilyConfig) -> Found:
+        """Return what the run needs; raises UserError for a prompt outside the toy world."""
         if run.pose.view_texts or run.pose.view_style == "suffix":
             raise UserError(
                 "--family ideal knows views by their prefix only: leave out --pose.view_style suffix and "
                 "--pose.view_texts"
             )
-        return read_prompt(run.texts.prompt, "--sd.prompt with --family ideal")
+        color, obj = read_prompt(run.texts.prompt, "--sd.prompt with --family ideal")
+        return Found(color, obj, self.n_cameras)

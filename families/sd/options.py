@@ -69,6 +69,8 @@ class Options(Family):
 
     field_kind = "V_SD"
     channels = 4
+    min_gpu_gb = 6.0  # not measured
+    saves_memory = "--sd.precision fp16"
     reads = (
         "sd.prompt",
         "sd.scale",
