@@ -10,6 +10,7 @@ from typing import NamedTuple
 from families.family import WITHOUT
 from families.gddpm import layout
 from families.gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, find
+from families.openai_unet import below
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
 
@@ -40,7 +41,7 @@ class Network(NamedTuple):
     @property
     def shapes(self):
         """{published name: shape}."""
-        return layout.below(self.file.shapes, self.prefix)
+        return below(self.file.shapes, self.prefix)
 
 
 # ---------------------------------------------------------------- where they lie
@@ -108,7 +109,7 @@ def opened(path, flag, read):
     file = TensorFile(path, flag)
     try:
         start = layout.prefix(file.shapes)
-        return file, start, read(layout.below(file.shapes, start))
+        return file, start, read(below(file.shapes, start))
     except layout.NotGuidedDiffusion as error:
         raise UserError(f"{file.label}: {error}") from None
 

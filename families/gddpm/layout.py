@@ -7,11 +7,11 @@ all of which `tests/test_gddpm.py` accounts for; improved-diffusion's (arXiv 210
 import math
 import re
 
+from families.openai_unet import FIRST, LAST, numbers
 from my.errors import shown, some
 
-FIRST = "input_blocks.0.0.weight"
 GROUPS = 32  # of every group normalisation
-POOL = "out.2"  # of a classifier; of a UNet, its last convolution
+POOL = LAST  # the pooling of a classifier stands where a UNet has its last convolution
 HEAD_WIDTH = 64  # channels of a head of a classifier, which its shapes do not tell
 GREY = "it draws grey pictures (1 channel), and this family reads RGB only"
 OTHERS = (  # a pattern of names that some tensor of the file must have, what it then is, and what to do with it
@@ -81,11 +81,6 @@ def prefix(shapes):
             f"it has no {FIRST}, as every guided-diffusion model has; it begins with {begins}; {INSTEAD}"
         )
     return next((p for p in found if "ema" in p.lower()), found[0])
-
-
-def below(shapes, start):
-    """Return {name behind the prefix `start`: shape}."""
-    return {name.removeprefix(start): shape for name, shape in shapes.items() if name.startswith(start)}
 
 
 def unet(s):
@@ -227,7 +222,7 @@ def classifier_levels(s):
 
 def n_blocks(s, kind):
     """Return one more than the highest index among the blocks of `kind`, bounded by the number of tensors."""
-    indices = [int(m[1]) for m in (re.match(rf"{kind}\.(\d{{1,6}})\.", name) for name in s) if m]
+    indices = numbers(s, rf"{kind}\.(\d{{1,6}})\.")
     if not indices:
         raise KeyError(f"{kind}.0")
     if max(indices) >= len(s):
