@@ -1,4 +1,6 @@
-"""What diffusers and transformers say where they cannot read a network, in a line for people."""
+"""Errors of diffusers and transformers that cannot read a network, in one line for people."""
+
+from __future__ import annotations
 
 import re
 
@@ -8,7 +10,7 @@ MISFIT = re.compile(r"(\S+) expected shape torch\.Size\(\[(.*?)\]\), but got tor
 
 
 def reason(error: Exception) -> str:
-    """Return in a line why a library could not read a network, free of what only its own callers could do about it."""
+    """Return in one line why a library could not read a network, without its advice to programmers."""
     m = MISFIT.search(str(error))
     if m:
         return f"{shown(m[1])} is ({m[3]}) in the weights, and ({m[2]}) by config.json"

@@ -11,7 +11,8 @@ import zipfile
 
 import torch
 
-from families.sd import layout
+from families.sd import find, hub, layout, lora, lora_files
+from families.sd.load import load_parts
 from families.sd.tokenizer import END, clip_tokenizer
 
 # ---------------------------------------------------------------- small models
@@ -67,6 +68,17 @@ def save_folder(parts, folder):
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     return folder
+
+
+def load(options, dtype=torch.float32, empty=False):
+    """The parts of the Stable Diffusion that the options mean."""
+    found = find.find(options)
+    return load_parts(hub.fetch(found.place), found, options, dtype, empty)
+
+
+def fuse(parts, path, weight=1.0):
+    """Add a LoRA, given by its path, to parts."""
+    lora.fuse(parts, lora_files.LoRA(path, weight, tuple(lora_files.files_of(path))))
 
 
 def single_file(parts, v2=False):

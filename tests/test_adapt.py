@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import crafted
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter, perp_neg
 from families.ideal.adapter import ANY_VIEW, IdealAdapter
 from families.sd.adapter import StableDiffusionAdapter, precision_dtypes
-from families.sd.find import fetch, find_checkpoint
-from families.sd.load import load_parts
 from families.sd.options import Options as SDConfig
 from my.errors import UserError
 from options.sjc import SJCConfig
@@ -216,7 +215,7 @@ def test_noise_levels_are_stable_diffusions(adapter, request):
 def load(checkpoint, **options):
     """The parts of a checkpoint, in float32."""
     sd = SDConfig(checkpoint=str(checkpoint), prompt="a blue duck", **options)
-    return load_parts(fetch(find_checkpoint(sd)), sd, torch.float32)
+    return crafted.load(sd)
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def test_a_file_that_will_not_load(capsys, home, tensors):
     save_file(lacking, home / "a.safetensors")
     status, states, text = run(capsys, "--sd.checkpoint", "a.safetensors")
     assert status == 2 and states["model"] == [doctor.BAD]
-    assert "lacks 1 tensors: model.diffusion_model.out.2.bias [4]" in text
+    assert "lacks 1 tensor: model.diffusion_model.out.2.bias [4]" in text
 
 
 def test_a_folder_that_will_not_load(capsys, home, tiny_sd):
@@ -215,7 +215,7 @@ def test_what_only_the_model_can_tell_is_told(capsys, home, tensors):
     assert run(capsys, *flags)[0] == 0
     for option, value, words in (
         ("sd.ema", "True", "--sd.ema True: .* lacks .* averaged weights"),
-        ("sd.lora", "l.safetensors", "l.safetensors: does not fit this checkpoint: 1 of its 1 layers"),
+        ("sd.lora", "l.safetensors", "l.safetensors: does not fit this checkpoint: its only layer is"),
         ("sigma_range", "10,1001", "--sigma_range ends at 1001: this model's table has 1000 entries"),
         ("vox.c", "3", "--vox.c 3: this model's space has 4 channels"),
     ):
@@ -286,7 +286,7 @@ def test_what_the_hub_has_can_be_downloaded(capsys, monkeypatch, free_gb, status
         return SimpleNamespace(gated=False)
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
-    monkeypatch.setattr(find, "hub_table", lambda: {"v1": ["org/a", "org/b"]})
+    monkeypatch.setattr("families.sd.hub.table", lambda: {"v1": ["org/a", "org/b"]})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free_gb * 1e9}))
     got, states, text = run(capsys)
     assert got == status and words in text and states["model"] == [doctor.NOTE if status == 0 else doctor.BAD]

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from families.libraries import reason
-from families.sd import find, lora_files
+from families.sd import diffusers_folder, find, hub, lora_files
 from families.sd.options import Options as SDConfig
 from my.errors import UserError
 
@@ -17,7 +17,7 @@ def found(**options):
 
 
 def as_folder(path):
-    for part in find.PARTS:
+    for part in diffusers_folder.PARTS:
         (path / part).mkdir(parents=True)
     return path
 
@@ -50,10 +50,10 @@ def test_published_names_below_the_data_root(home, options, name, ending):
 def test_nothing_anywhere_tells_every_place(home, options, flag):
     nowhere = found(**options)
     with pytest.raises(UserError) as caught:
-        find.fetch(nowhere)
+        hub.fetch(nowhere)
     message = str(caught.value)
     name = "v2_highres" if options.get("v2_highres") else options["variant"]
-    assert len(nowhere.repos) >= 2 and nowhere.repos == tuple(find.hub_table()[name])
+    assert len(nowhere.repos) >= 2 and nowhere.repos == tuple(hub.table()[name])
     for word in (
         flag,
         str(home),
@@ -116,11 +116,11 @@ def test_hub_ids(text, is_id):
 def test_vanished_repositories_have_mirrors():
     repos = found(checkpoint="runwayml/stable-diffusion-v1-5").repos
     assert repos[0] == "runwayml/stable-diffusion-v1-5" and len(repos) > 1
-    assert all(find.HUB_ID.fullmatch(repo) for repos in find.hub_table().values() for repo in repos)
+    assert all(find.HUB_ID.fullmatch(repo) for repos in hub.table().values() for repo in repos)
 
 
-def test_what_the_cache_holds_needs_no_network(home, tiny_sd):
-    """The second mirror is in the cache: it is taken, and a half-downloaded first one is not."""
+def test_what_the_cache_holds_needs_no_network(home, tiny_sd, monkeypatch):
+    """The second mirror is in the cache: it is taken, and a half-downloaded first one is not. Each is tried once."""
     first, second = found(variant="v1").repos
     for repo, whole in ((first, False), (second, True)):
         root = home / "hub" / f"models--{repo.replace('/', '--')}"
@@ -129,7 +129,14 @@ def test_what_the_cache_holds_needs_no_network(home, tiny_sd):
         (root / "refs" / "main").write_text("abc")
         if not whole:
             (root / "snapshots" / "abc" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    assert find.fetch(found(variant="v1")) == root / "snapshots" / "abc"  # of the second
+    tried, cached = [], hub.cached
+    monkeypatch.setattr(hub, "cached", lambda repo: tried.append(repo) or cached(repo))
+    options = SDConfig(variant="v1")
+    found_there = find.find(options)
+    assert hub.fetch(found_there.place) == root / "snapshots" / "abc"  # of the second
+    assert options.to_download(found_there) is None and options.facts(found_there) == {}
+    assert options.checkpoints(found_there) == {"model": root / "snapshots" / "abc"}
+    assert tried == [first, second]
 
 
 def test_a_folder_without_a_part(home):

@@ -70,6 +70,11 @@ WHOLE_FILES = [  # what is said, and a file of that kind
     ("Zero123", alone("clip_camera_projection.weight")),
     ("a diffusion transformer", alone("patch_embedding.weight", "blocks.0.x")),
     ("an upscaler of pictures, such as ESRGAN", alone("model.1.sub.0.RDB1.conv1.0.weight")),
+    (
+        "a checkpoint that a run of this project wrote: .* --resume True",
+        alone("field/density", "optim/density/exp_avg"),
+    ),
+    ("the state of an optimizer", alone("optimizer.0.exp_avg")),
     ("ESRGAN", alone("params_ema.body.0.rdb1.conv1.weight")),
 ]
 ADDED_FILES = [
@@ -103,7 +108,7 @@ PARTS = [
     ("a diffusers model put into one file; give the diffusers folder", alone("unet.down_blocks.0.x", "vae.encoder.x")),
     ("an encoder of pictures alone", alone("vision_model.embeddings.patch_embedding.weight")),
     ("a UNet alone; give the whole checkpoint: UNet, VAE and text encoder", only(UNET)),
-    ("a UNet alone, or guided-diffusion; .* or see --family gddpm", without(UNET)),
+    ("a UNet alone, of Stable Diffusion, of guided-diffusion or of .*; .* or see --family gddpm", without(UNET)),
     ("the unet of a diffusers folder alone; give the folder", alone("down_blocks.0.resnets.0.conv1.weight")),
     ("a VAE alone; give it as --sd.vae, beside a checkpoint", only(VAE)),
     ("a VAE alone; give it as", without(VAE)),

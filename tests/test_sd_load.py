@@ -1,5 +1,6 @@
 """Loading Stable Diffusion: one model in every layout denoises the same; prediction types; LoRAs; errors in a line."""
 
+import collections
 import contextlib
 import json
 import shutil
@@ -10,9 +11,8 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 import crafted
-from families.sd import find, layout, lora, lora_files
+from families.sd import find, hub, layout, lora_files
 from families.sd.adapter import StableDiffusionAdapter, make
-from families.sd.load import load_parts
 from families.sd.noise import probe_prediction
 from families.sd.options import Options as SDConfig
 from my import config
@@ -26,8 +26,12 @@ RANK, ALPHA = 2, 4.0
 
 
 def load(path, **options):
-    sd = SDConfig(checkpoint=str(path), **options)
-    return load_parts(find.fetch(find.find_checkpoint(sd)), sd, torch.float32)
+    return crafted.load(SDConfig(checkpoint=str(path), **options))
+
+
+def made(cfg, device):
+    """The adapter of a run's configuration."""
+    return make(cfg, cfg.chosen.check(cfg), device)
 
 
 @torch.no_grad()
@@ -175,14 +179,14 @@ class AsV(torch.nn.Module):
 
 def test_the_probe_tells_a_trained_network_from_its_v_form():
     """The embedded miniature is trained on noise; rewritten as v, it answers with v."""
-    parts = load_parts(find.MINI, SDConfig(variant="mini", prompt="a blue duck"), torch.float32)
+    parts = crafted.load(SDConfig(variant="mini", prompt="a blue duck"))
     assert probe_prediction(parts) == "epsilon"
     assert probe_prediction({**parts, "unet": AsV(parts["unet"], parts["scheduler"].alphas_cumprod)}) == "v_prediction"
 
 
 def test_the_probe_of_a_schedule_that_ends_in_pure_noise():
     """With zero terminal SNR, abar of the last step is 0, where noise and v are one; the step before tells."""
-    parts = load_parts(find.MINI, SDConfig(variant="mini", prompt="a blue duck"), torch.float32)
+    parts = crafted.load(SDConfig(variant="mini", prompt="a blue duck"))
     zero = DDIMScheduler(**layout.SCHEDULE, rescale_betas_zero_snr=True)
     parts = {**parts, "scheduler": zero}
     assert zero.alphas_cumprod[-1] == 0 and probe_prediction(parts) == "epsilon"
@@ -207,6 +211,38 @@ def test_averaged_weights_on_request(tmp_path):
         load(tmp_path / "b.safetensors", ema=True)
 
 
+# ---------------------------------------------------------------- looked for once
+
+
+def test_every_file_is_looked_for_once(small, tmp_path, monkeypatch):
+    """The options name the files; what `check` found of them is handed on to the loader, and to the doctor."""
+    _, parts, _, folder = small
+    kohya_lora(parts, tmp_path / "l.safetensors")
+    calls = collections.Counter()
+
+    def counted(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: calls.update([name]) or original(*args))
+
+    for module, name in (
+        (find, "find_checkpoint"),
+        (find, "vae_place"),
+        (lora_files, "split"),
+        (lora_files, "files_of"),
+        (hub, "cached"),
+    ):
+        counted(module, name)
+    options = {"vae": str(folder / "diffusers"), "lora": [str(tmp_path / "l.safetensors")]}
+    for name in ("a.safetensors", "diffusers"):
+        calls.clear()
+        cfg = SJCConfig(sd={"checkpoint": str(folder / name), **options})
+        found = cfg.chosen.check(cfg)
+        make(cfg, found, "meta")
+        assert cfg.chosen.to_download(found) is None
+        assert cfg.chosen.checkpoints(found) == {"model": folder / name, "VAE": folder / "diffusers" / "vae"}
+        assert calls == {"find_checkpoint": 1, "vae_place": 1, "split": 2, "files_of": 1}  # split: a name, then a path
+
+
 # ---------------------------------------------------------------- without weights
 
 
@@ -216,7 +252,7 @@ def test_without_weights_all_is_there_but_numbers(small, tmp_path, name):
     _, parts, _, folder = small
     kohya_lora(parts, tmp_path / "l.safetensors")
     sd = SDConfig(checkpoint=str(folder / name), lora=[str(tmp_path / "l.safetensors")])
-    adapter = StableDiffusionAdapter(load_parts(folder / name, sd, torch.float32, empty=True), "meta")
+    adapter = StableDiffusionAdapter(crafted.load(sd, empty=True), "meta")
     cond = adapter.embed(["a cat"])
     assert (
         cond.is_meta and cond.shape == (1, 77, 64) and torch.equal(adapter.sigmas, StableDiffusionAdapter(parts).sigmas)
@@ -359,16 +395,16 @@ FITS = {f"unet.{TO_OUT}.lora_A.weight": (2, 32), f"unet.{TO_OUT}.lora_B.weight":
         ({"a.weight": (3,)}, "no LoRA: its tensors begin with a.weight"),
         (
             {"unet.nosuch.to_q.lora_A.weight": (2, 9), "unet.nosuch.to_q.lora_B.weight": (9, 2)},
-            "does not fit this checkpoint: 1 of its 1 layers are not in this model: unet_nosuch_to_q;",
+            "does not fit this checkpoint: its only layer is not in this model: unet_nosuch_to_q;",
         ),
         (
             {**FITS, "lora_te2_x.lora_down.weight": (2, 9), "lora_te2_x.lora_up.weight": (9, 2)},
-            "does not fit this checkpoint: 1 of its 2 layers are not in this model: lora_te2_x;",
+            "does not fit this checkpoint: 1 of its 2 layers is not in this model: lora_te2_x;",
         ),
         ({**FITS, "lora_unet_x.alpha": ()}, "does not fit this checkpoint: 1 of its 2 layers .*: lora_unet_x;"),
-        ({**FITS, f"unet.{TO_OUT}.lora_magnitude_vector": (32,)}, "1 of its tensors are of no plain LoRA: unet.*DoRA"),
-        ({**FITS, "lora_unet_x.dora_scale": (32,)}, "1 of its tensors are of no plain LoRA: lora_unet_x.dora_scale;"),
-        ({"lora_unet_x.hada_w1_a": (2, 9)}, "1 of its tensors are of no plain LoRA"),
+        ({**FITS, f"unet.{TO_OUT}.lora_magnitude_vector": (32,)}, "1 of its tensors is of no plain LoRA: unet.*DoRA"),
+        ({**FITS, "lora_unet_x.dora_scale": (32,)}, "1 of its tensors is of no plain LoRA: lora_unet_x.dora_scale;"),
+        ({"lora_unet_x.hada_w1_a": (2, 9)}, "1 of its tensors is of no plain LoRA"),
         (
             {**FITS, f"unet.{TO_Q}.lora_A.weight": (2, 9)},
             "incomplete or damaged: unet_.*to_q has one of its two tensors only; get the file again",
@@ -403,7 +439,7 @@ def test_a_lora_that_adds_what_is_not_finite(v1_parts, tmp_path, where, value):
         tensors[dict(zip(("A", "B", "alpha"), tensors))[where]].view(-1)[0] = BAD[value]
     save_file(tensors, path)
     with pytest.raises(UserError, match=f"--sd.lora {path}: what it adds to {layer} is not finite"):
-        lora.fuse(v1_parts, path, float(value) if where == "weight" else 1.0)
+        crafted.fuse(v1_parts, path, float(value) if where == "weight" else 1.0)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +467,7 @@ def test_weights_that_are_whole_numbers_are_quantised(v1_parts, tmp_path, v1_ten
     for read in (
         lambda: load(tmp_path / "a.safetensors"),
         lambda: load(model),
-        lambda: lora.fuse(dict(v1_parts), tmp_path / "l.safetensors", 0.0),
+        lambda: crafted.fuse(dict(v1_parts), tmp_path / "l.safetensors", 0.0),
     ):
         if fine:
             read()
@@ -459,13 +495,13 @@ def test_metadata_of_a_lora_that_tell_no_alpha(v1_parts, tmp_path, stated):
         metadata={"lora_adapter_metadata": stated},
     )
     with pytest.raises(UserError, match="--sd.lora .*l.safetensors: the alphas in its .* are not one number each"):
-        lora.fuse(v1_parts, tmp_path / "l.safetensors", 1.0)
+        crafted.fuse(v1_parts, tmp_path / "l.safetensors", 1.0)
 
 
 def test_a_lora_file_without_tensors(v1_parts, tmp_path):
     (tmp_path / "l.safetensors").touch()
     with pytest.raises(UserError, match="^--sd.lora .*l.safetensors: cannot be read: it is empty"):
-        lora.fuse(v1_parts, tmp_path / "l.safetensors", 1.0)
+        crafted.fuse(v1_parts, tmp_path / "l.safetensors", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -488,9 +524,9 @@ def test_path_and_weight(text, want):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda t: t.pop(f"{layout.UNET}out.2.bias"), r"lacks 1 tensors: model.diffusion_model.out.2.bias \[4\]"),
+        (lambda t: t.pop(f"{layout.UNET}out.2.bias"), r"lacks 1 tensor: model.diffusion_model.out.2.bias \[4\]"),
         (lambda t: t.update({f"{layout.VAE}quant_conv.bias": torch.ones(3)}), r"quant_conv.bias \[8\] \(is \[3\]\)"),
-        (lambda t: t.update({f"{layout.UNET}new": torch.ones(3, 2)}), r"has no place for 1 tensors: .*new \[3, 2\]"),
+        (lambda t: t.update({f"{layout.UNET}new": torch.ones(3, 2)}), r"has no place for 1 tensor: .*new \[3, 2\]"),
         (lambda t: t.update({"control_model.x": torch.ones(3)}), "it is a ControlNet"),
         (lambda t: [t.pop(n) for n in list(t) if not n.startswith(layout.VAE)], "it is a VAE alone"),
     ],
@@ -618,7 +654,7 @@ def test_settings_that_no_picture_can_be_made_with(tiny_sd, tmp_path, file, name
     for i, value in enumerate(values):
         model = edited(tiny_sd, tmp_path / str(i), file, **{name: value})
         with pytest.raises(UserError, match=f"{model}: {name} in {file} is .*, not .*; correct it, or get going"):
-            load_parts(model, SDConfig(prompt="a blue duck"), torch.float32, empty)
+            crafted.load(SDConfig(checkpoint=str(model)), empty=empty)
 
 
 def test_settings_that_are_null_are_stable_diffusions(tiny_sd, tmp_path):
@@ -633,7 +669,7 @@ def test_settings_that_are_null_are_stable_diffusions(tiny_sd, tmp_path):
 def test_betas_that_are_no_schedule(tiny_sd, tmp_path):
     model = edited(tiny_sd, tmp_path / "m", "scheduler/scheduler_config.json", beta_end=-2.0, beta_schedule="linear")
     with pytest.raises(UserError, match=f"^{model}: the betas .* get its scheduler/scheduler_config.json again"):
-        make(SJCConfig(sd={"checkpoint": str(model)}), "cpu")
+        made(SJCConfig(sd={"checkpoint": str(model), "prompt": "a blue duck"}), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -658,10 +694,10 @@ def test_a_variant_beside_a_checkpoint_of_another(v1_tensors, tmp_path, argv, wo
         config_file=None,
     )
     if words is None:
-        assert make(cfg, "meta").data_shape == (4, 256, 256)
+        assert made(cfg, "meta").data_shape == (4, 256, 256)
         return
     with pytest.raises(UserError, match=words):
-        make(cfg, "meta")
+        made(cfg, "meta")
 
 
 def test_a_variant_beside_a_checkpoint_of_version_2(v2_file):
@@ -670,7 +706,7 @@ def test_a_variant_beside_a_checkpoint_of_version_2(v2_file):
             SJCConfig, ["--sd.checkpoint", str(v2_file), "--sd.variant", variant], prog="", doc="", config_file=None
         )
         with contextlib.nullcontext() if fits else pytest.raises(UserError, match="--sd.variant v1: .* is v2"):
-            make(cfg, "meta")
+            made(cfg, "meta")
 
 
 def test_the_level_of_pure_noise_is_left_out(small, tmp_path):
@@ -720,12 +756,12 @@ def test_the_attention_names_of_old_vaes(small, tmp_path):
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     want, got = (StableDiffusionAdapter(dict(parts)).decode(z) for parts in (small[1], load(tmp_path / "m")))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
-    load_parts(tmp_path / "m", SDConfig(), torch.float32, empty=True)
+    crafted.load(SDConfig(checkpoint=str(tmp_path / "m")), empty=True)
 
 
 def test_half_precision_on_a_cpu_is_said_to_be_slow(small, capsys):
     cfg = SJCConfig(sd={"checkpoint": str(small[3] / "diffusers"), "precision": "fp16"})
-    make(cfg, "cpu")
+    made(cfg, "cpu")
     assert capsys.readouterr().err.count("--sd.precision fp16 is very slow on a CPU") == 1
 
 

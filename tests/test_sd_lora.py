@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import crafted
-from families.sd import find, layout, lora, lora_files, lora_names, lora_settings
+from families.sd import find, layout, lora_files, lora_names, lora_settings
 from families.sd.options import Options as SDConfig
 from my.errors import UserError
 
@@ -53,7 +53,7 @@ def fused(parts, path, weight=1.0):
     """Both networks' parameters after a LoRA is fused into them; they are given back as they were."""
     nets = {part: parts[part] for part in ("unet", "text_encoder")}
     before = {part: weights(net) for part, net in nets.items()}
-    lora.fuse(dict(parts), path, weight)
+    crafted.fuse(dict(parts), path, weight)
     after = {part: weights(net) for part, net in nets.items()}
     for part, net in nets.items():
         for name, p in net.named_parameters():
@@ -75,7 +75,7 @@ def change(parts, path, weight=1.0):
 def refused(parts, path, words):
     """A LoRA ends in one line with these words; no part of the model is changed before."""
     with pytest.raises(UserError, match=words) as caught:
-        lora.fuse(dict(parts), path, 1.0)
+        crafted.fuse(dict(parts), path, 1.0)
     text = str(caught.value).replace(str(path), "")
     assert len(text) <= 330 and text.isprintable(), (len(text), text)  # besides paths
     return text
@@ -125,12 +125,12 @@ def test_the_unused_last_block_of_2x(v2, v1, tmp_path, capsys, name):
     torch.testing.assert_close(
         only(change(v2, file(1, 2)), "text_encoder", "encoder.layers.1.mlp.fc1"), B @ A, rtol=1e-4, atol=1e-5
     )
-    assert "1 layers of it are of the text encoder's last block, which 2.x does not use: they are left out" in (
+    assert "1 layer of it changes the text encoder's last block, which 2.x does not use: it is left out" in (
         capsys.readouterr().err
     )
-    refused(v2, file(1, 3), "does not fit this checkpoint: 1 of its 2 layers are not in this model")
-    refused(v2, file(2), "does not fit this checkpoint: 1 of its 1 layers are not in this model")
-    refused(v1, file(1, 2), "does not fit this checkpoint: [12] of its 2 layers are not in this model")
+    refused(v2, file(1, 3), "does not fit this checkpoint: 1 of its 2 layers is not in this model")
+    refused(v2, file(2), "does not fit this checkpoint: its only layer is not in this model")
+    refused(v1, file(1, 2), "does not fit this checkpoint: [12] of its 2 layers (is|are) not in this model")
 
 
 # ---------------------------------------------------------------- an alpha that is no tensor
@@ -587,7 +587,7 @@ def test_half_precision_is_added_in_float32(v1, tmp_path, dtype):
     parts = {**v1, "unet": copy.deepcopy(v1["unet"]).to(dtype)}
     weight = module(parts["unet"], Q).weight.detach().clone()
     A, B = pair(weight)
-    lora.fuse(parts, saved(tmp_path / "l.safetensors", {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}), 0.5)
+    crafted.fuse(parts, saved(tmp_path / "l.safetensors", {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}), 0.5)
     after = module(parts["unet"], Q).weight
     assert after.dtype == dtype and torch.equal(after, (weight.float() + 0.5 * (B @ A)).to(dtype))
 
@@ -597,7 +597,7 @@ def test_several_add_up(v1, tmp_path):
     path = saved(tmp_path / "l.safetensors", {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B})
     parts = {**v1, "unet": copy.deepcopy(v1["unet"])}
     for weight in (1.0, 0.25):
-        lora.fuse(parts, path, weight)
+        crafted.fuse(parts, path, weight)
     torch.testing.assert_close(
         module(parts["unet"], Q).weight, module(v1["unet"], Q).weight + 1.25 * B @ A, rtol=0, atol=1e-5
     )
@@ -609,7 +609,7 @@ def test_nothing_is_changed_by_what_does_not_fit(v1, tmp_path):
     A, B = pair(module(v1["unet"], Q).weight)
     tensors = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{OUT}.diff": torch.full((32, 32), torch.nan)}
     with pytest.raises(UserError, match="what it adds to .*to_out_0 is not finite"):
-        lora.fuse(parts, saved(tmp_path / "l.safetensors", tensors), 1.0)
+        crafted.fuse(parts, saved(tmp_path / "l.safetensors", tensors), 1.0)
     assert torch.equal(module(parts["unet"], Q).weight, module(v1["unet"], Q).weight)
 
 
@@ -644,7 +644,7 @@ UNET_Q, CONTEXT = f"lora_unet_{Q.replace('.', '_')}", f"lora_unet_{Q.replace('at
             "a LoRA with embeddings of words",
         ),
         (low(UNET_Q, 32, 32) | stem(UNET_Q, set_weight=(2, 2)), "a change that sets weights anew"),
-        (low(UNET_Q, 32, 32) | stem(UNET_Q, unknown=(2, 2)), "1 of its tensors are of no plain LoRA: .*unknown; that"),
+        (low(UNET_Q, 32, 32) | stem(UNET_Q, unknown=(2, 2)), "1 of its tensors is of no plain LoRA: .*unknown; that"),
         ({"unet:0:up": torch.ones(2, 2), "unet:0:down": torch.ones(2, 2)}, "an early tool, which numbers its layers"),
         (
             {"emb_params": torch.ones(2, 768)},
@@ -726,7 +726,7 @@ def test_loras_of_other_versions(v1, tmp_path, names, metadata, width, words):
     """Told by names, by shapes, by metadata; a LoRA of the right version is never sent to look for its version."""
     tensors = {key: t for name in names for key, t in low(name, 9, 9).items()}
     path = saved(tmp_path / "l.safetensors", tensors, **metadata)
-    refused(like(v1, width), path, f"does not fit this checkpoint: 1 of its 1 layers are not .*; .*{words}")
+    refused(like(v1, width), path, f"does not fit this checkpoint: its only layer is not .*; .*{words}")
 
 
 @pytest.mark.parametrize(
@@ -758,7 +758,7 @@ NOT_WHOLE = f"lora_unet_{CONV.replace('.', '_')}"
         (low(UNET_Q, 32, 32) | stem(UNET_Q, alpha=(2,)), "the alphas .* are not one number each"),
         (
             low(UNET_Q, 32, 32) | stem(f"lora_unet_{OUT.replace('.', '_')}", alpha=()),
-            "to_out_0 has an alpha alone: what",
+            "to_out_0 has an alpha and no other tensor: what",
         ),
         (stem(UNET_Q, lora_mid__weight=(2, 2)), "has one of its two tensors only"),
         (low(NOT_WHOLE, 32, 32) | stem(NOT_WHOLE, lora_mid__weight=(2, 3, 3, 3)), "do not make"),
@@ -803,7 +803,7 @@ def test_names_that_claim_too_much(v1, tmp_path, name, ending):
         ({"ss_clip_skip": "None"}, 2.0, ""),
         ({"modelspec.title": "my LCM LoRA"}, 2.0, "its name says lcm"),
         ({"ss_output_name": "welcome"}, 2.0, ""),
-        ({}, 0.0, "alpha is 0 in 1 of its 1 layers: they add nothing"),
+        ({}, 0.0, "its only layer has alpha 0, and adds nothing"),
         ({}, None, ""),
         ({"ss_network_alpha": "4", "ss_network_dim": "8"}, None, "its metadata state alpha 4 and rank 8, its tensors"),
         ({"ss_network_alpha": "4", "ss_network_dim": "8"}, 2.0, ""),
@@ -821,7 +821,7 @@ def test_what_metadata_state_is_told(v1, tmp_path, capsys, metadata, alpha, word
 def test_layers_without_an_alpha_among_others(v1, tmp_path, capsys):
     tensors = low(UNET_Q, 32, 32) | low(f"lora_unet_{OUT.replace('.', '_')}", 32, 32) | stem(UNET_Q, alpha=())
     fused(v1, saved(tmp_path / "l.safetensors", tensors))
-    assert "1 of its 2 layers state no alpha, lora_unet_up_" in capsys.readouterr().err
+    assert "1 of its 2 layers states no alpha, lora_unet_up_" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- paths
@@ -879,7 +879,7 @@ def test_folders(tmp_path, files, want):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     if isinstance(want, list):
-        assert lora_files.read(f"{folder}:0.5") == (folder, 0.5)
+        assert lora_files.read(f"{folder}:0.5")[:2] == (folder, 0.5)
         assert [str(path.relative_to(folder)) for path in lora_files.files_of(folder)] == want
         return
     with pytest.raises(UserError, match=f"--sd.lora {folder}: {want}"):

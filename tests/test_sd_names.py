@@ -6,7 +6,6 @@ from safetensors.torch import load_file, save_file
 
 import crafted
 from families.sd import layout, names
-from families.sd.load import load_parts
 from families.sd.options import Options as SDConfig
 
 CLIP, OPEN_CLIP, UNET = layout.CLIP, layout.OPEN_CLIP, layout.UNET
@@ -46,8 +45,8 @@ def test_other_spellings_are_the_published_one(of_version, tmp_path, spelling):
     assert set(there) != set(published)
     assert {new: there[name] for new, name in names.published(there).items()} == {name: name for name in published}
     save_file({spelled(name): t for name, t in published.items()}, tmp_path / "a.safetensors")
-    sd = SDConfig(prediction_type="epsilon", checkpoint="a")
-    parts, want = load_parts(tmp_path / "a.safetensors", sd, torch.float32), crafted.small_parts(v2)
+    options = SDConfig(prediction_type="epsilon", checkpoint=str(tmp_path / "a.safetensors"))
+    parts, want = crafted.load(options), crafted.small_parts(v2)
     for part in ("text_encoder", "unet", "vae"):
         got = parts[part].state_dict()
         assert all(torch.equal(got[name], t) for name, t in want[part].state_dict().items())
@@ -74,5 +73,5 @@ def test_text_encoders_of_folders_with_and_without_the_level(tmp_path, level):
     path = crafted.save_folder(parts, tmp_path / "m") / "text_encoder" / "model.safetensors"
     bare = {name.removeprefix("text_model."): t for name, t in load_file(path).items()}
     save_file({"text_model." * level + name: t for name, t in bare.items()}, path, metadata={"format": "pt"})
-    loaded = load_parts(tmp_path / "m", SDConfig(checkpoint="m"), torch.float32)["text_encoder"].state_dict()
+    loaded = crafted.load(SDConfig(checkpoint=str(tmp_path / "m")))["text_encoder"].state_dict()
     assert all(torch.equal(loaded[name], t) for name, t in parts["text_encoder"].state_dict().items())

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 import crafted
 from adapt import scheduler_sigmas
 from families.sd import layout, noise, stated
-from families.sd.load import load_parts
 from families.sd.options import Options as SDConfig
 from my.errors import UserError
 
@@ -393,7 +392,7 @@ def loaded(tensors, path, metadata=None, tree=None, sd=None):
     save_file(tensors, path, metadata=metadata)
     if tree is not None:
         path.with_suffix(".yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    return load_parts(path, sd or SDConfig(checkpoint=str(path)), torch.float32, empty=True)
+    return crafted.load(sd or SDConfig(checkpoint=str(path)), empty=True)
 
 
 def test_a_1x_model_with_v_prediction_by_its_yaml(tensors, tmp_path):
@@ -431,7 +430,8 @@ def test_a_published_yaml_changes_nothing(tensors, tmp_path):
     [
         (
             with_params(unet_config={"params": {"context_dim": 1024}}),
-            "a.yaml, beside the checkpoint, is of another model: it states cross_attention_dim 1024, and the weights have 64",
+            "a.yaml, beside the checkpoint, is of another model: it states cross_attention_dim 1024, and the weights "
+            "have 64",
         ),
         (
             with_params(first_stage_config={"params": {"ddconfig": {"ch_mult": [1, 2, 4]}}}),
@@ -465,7 +465,7 @@ def test_clip_skip_leaves_the_last_layers_out(tensors, tmp_path):
     """Layer 2 from the end, with the final norm: the text encoder without its last layer. LoRAs still find that."""
     save_file(tensors, tmp_path / "a.safetensors", metadata={"modelspec.encoder_layer": "2"})
     sd = SDConfig(checkpoint=str(tmp_path / "a.safetensors"), prediction_type="epsilon")
-    net = load_parts(tmp_path / "a.safetensors", sd, torch.float32)["text_encoder"].eval()
+    net = crafted.load(sd)["text_encoder"].eval()
     ids = torch.tensor([[49406, 320, 2368, 49407]])
     whole = crafted.small_parts()["text_encoder"]
     states = whole(ids, output_hidden_states=True).hidden_states
@@ -478,7 +478,9 @@ def test_clip_skip_of_2x_counts_without_its_last_block_or_with_it(tmp_path, caps
     """Trainers count on the encoder without its unused block, web UIs with it: 1 and 2 are the ordinary output."""
     for key in ("modelspec.encoder_layer", "ss_clip_skip"):
         loaded(crafted.single_file(crafted.small_parts(True), True), tmp_path / "a.safetensors", {key: layer})
-        assert (f"last {without} layer(s) are left out" in capsys.readouterr().err) == (without > 0)
+        assert (f"{without} layer at the end of the text encoder is left out" in capsys.readouterr().err) == (
+            without > 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -670,24 +672,24 @@ FOLDER = {
 
 
 def test_settings_of_a_folders_scheduler(capsys):
-    assert noise.of_folder(FOLDER, SDConfig())["prediction_type"] is None  # stated nowhere: the network is asked
-    sigmas = scheduler_sigmas(noise.scheduler(noise.of_folder(FOLDER, SDConfig())))
+    assert noise.of_folder(FOLDER)["prediction_type"] is None  # stated nowhere: the network is asked
+    sigmas = scheduler_sigmas(noise.scheduler(noise.of_folder(FOLDER)))
     torch.testing.assert_close(sigmas.flip(0), (1 / SD_ABAR - 1).sqrt(), rtol=1e-4, atol=0)
-    zero = noise.of_folder({**FOLDER, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, SDConfig())
+    zero = noise.of_folder({**FOLDER, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
     assert scheduler_sigmas(noise.scheduler(zero))[0] == pytest.approx(2254.2, abs=0.2)
     own = {"trained_betas": [0.1, 0.2], "num_train_timesteps": 2, "_class_name": "DDPMScheduler"}
-    sigmas = scheduler_sigmas(noise.scheduler(noise.of_folder(own, SDConfig())))  # abar 0.9, 0.72
+    sigmas = scheduler_sigmas(noise.scheduler(noise.of_folder(own)))  # abar 0.9, 0.72
     torch.testing.assert_close(
         sigmas, torch.tensor([(0.28 / 0.72) ** 0.5, (0.1 / 0.9) ** 0.5]).double(), rtol=1e-6, atol=0
     )
     assert capsys.readouterr().err == ""
-    noise.of_folder({**FOLDER, "clip_sample": True, "thresholding": True}, SDConfig())
+    noise.of_folder({**FOLDER, "clip_sample": True, "thresholding": True})
     assert "asks for clip_sample and thresholding, which is for samplers: the score is used" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])
 def test_a_scheduler_of_few_steps_is_noted(capsys, name):
-    noise.of_folder({**FOLDER, "_class_name": name}, SDConfig())
+    noise.of_folder({**FOLDER, "_class_name": name})
     assert f"its scheduler is {name}, for networks that were distilled" in capsys.readouterr().err
 
 
@@ -710,10 +712,10 @@ def test_a_scheduler_of_few_steps_is_noted(capsys, name):
 )
 def test_settings_of_a_scheduler_that_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
-        noise.of_folder({**FOLDER, **change}, SDConfig())
+        noise.of_folder({**FOLDER, **change})
     for key in ("beta_start", "beta_end", "beta_schedule"):  # of which diffusers would guess one
         with pytest.raises(ValueError, match=f"scheduler_config.json has no {key}"):
-            noise.of_folder({k: v for k, v in FOLDER.items() if k != key}, SDConfig())
+            noise.of_folder({k: v for k, v in FOLDER.items() if k != key})
 
 
 def test_stable_diffusions_own_levels_are_the_default(tmp_path):

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 import crafted
 from families.sd import find, layout, names
-from families.sd.load import load_parts
 from families.sd.options import Options as SDConfig
 from my.errors import UserError
 
@@ -29,7 +28,7 @@ def model(tmp_path_factory):
 
 def load(path, vae, empty=False):
     sd = SDConfig(checkpoint=str(path), vae=str(vae), prediction_type="epsilon")
-    return load_parts(find.fetch(find.find_checkpoint(sd)), sd, torch.float32, empty)
+    return crafted.load(sd, empty=empty)
 
 
 def old(name):
@@ -106,17 +105,17 @@ def test_a_vae_takes_the_place_of_another(model, tmp_path):
 def test_a_checkpoint_without_a_vae_says_what_to_do(model):
     folder = model[0]
     with pytest.raises(UserError, match="none.safetensors: .* it has no VAE; give one with --sd.vae FILE_OR_FOLDER"):
-        load_parts(folder / "none.safetensors", SDConfig(), torch.float32, empty=True)
+        crafted.load(SDConfig(checkpoint=str(folder / "none.safetensors")), empty=True)
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda t: t.pop("quant_conv.bias"), r"--sd.vae .*v: not a whole VAE .*lacks 1 tensors: first_stage_model.qu"),
-        (lambda t: t.update({"decoder.new": torch.ones(2)}), "no plain VAE of .*no place for 1 tensors: .*decoder.new"),
+        (lambda t: t.pop("quant_conv.bias"), r"--sd.vae .*v: not a whole VAE .*lacks 1 tensor: first_stage_model.qu"),
+        (lambda t: t.update({"decoder.new": torch.ones(2)}), "no plain VAE of .*no place for 1 tensor: .*decoder.new"),
         (
             lambda t: t.update({"quant_conv.bias": torch.ones(3)}),
-            r"lacks 1 tensors: .*quant_conv.bias \[8\] \(is \[3\]\)",
+            r"lacks 1 tensor: .*quant_conv.bias \[8\] \(is \[3\]\)",
         ),
         (
             lambda t: t.update({"quant_conv.bias": torch.ones(8, dtype=torch.int8)}),
@@ -170,7 +169,7 @@ def test_a_folder_with_weights_of_flax_alone(model, tmp_path):
         (folder / part / "diffusion_pytorch_model.safetensors").rename(folder / part / "diffusion_flax_model.msgpack")
     words = "diffusion_flax_model.msgpack holds Flax weights, which are not read; convert them to .safetensors"
     with pytest.raises(UserError, match=f"^{folder}: its unet has no other weights: {words}"):
-        load_parts(folder, SDConfig(), torch.float32, empty=True)
+        crafted.load(SDConfig(checkpoint=str(folder)), empty=True)
     with pytest.raises(UserError, match=f"^--sd.vae {folder}/vae: its vae has no other weights: {words}"):
         load(model[0] / "none.safetensors", folder / "vae", empty=True)
 

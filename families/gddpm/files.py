@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from families.family import WITHOUT
 from families.gddpm import layout
 from families.gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, find
+from families.openai_unet import below
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
 
@@ -46,7 +47,7 @@ class Network(NamedTuple):
     @property
     def shapes(self) -> dict[str, layout.Shape]:
         """{published name: shape}."""
-        return layout.below(self.file.shapes, self.prefix)
+        return below(self.file.shapes, self.prefix)
 
 
 # ---------------------------------------------------------------- where they are
@@ -118,7 +119,7 @@ def opened(
     file = TensorFile(path, flag)
     try:
         start = layout.prefix(file.shapes)
-        return file, start, read(layout.below(file.shapes, start))
+        return file, start, read(below(file.shapes, start))
     except layout.NotGuidedDiffusion as error:
         raise UserError(f"{file.label}: {error}") from None
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from families.openai_unet import FIRST, LAST, numbers
 from my.errors import shown, some
 
 Shape = tuple[int, ...]
@@ -18,9 +19,8 @@ Shapes = Mapping[str, Shape]  # {name of a tensor: its shape}
 Options = dict[str, Any]  # of a network, as `published.OPTIONS` has them
 T = TypeVar("T")
 
-FIRST = "input_blocks.0.0.weight"
 GROUPS = 32  # of each group normalisation
-POOL = "out.2"  # the pooling of a classifier, and the last convolution of a UNet
+POOL = LAST  # the pooling of a classifier stands where a UNet has its last convolution
 HEAD_WIDTH = 64  # channels per head of a classifier, which shapes do not tell
 GREY = "it draws grey pictures (1 channel), and this family reads RGB only"
 OTHERS = (  # (pattern that the name of some tensor matches, what the file then is, what to do)
@@ -90,11 +90,6 @@ def prefix(shapes: Shapes) -> str:
             f"it has no {FIRST}, as every guided-diffusion model has; it begins with {begins}; {INSTEAD}"
         )
     return next((p for p in found if "ema" in p.lower()), found[0])
-
-
-def below(shapes: Shapes, start: str) -> dict[str, Shape]:
-    """Return {name without the prefix `start`: shape} of the names that begin with it."""
-    return {name.removeprefix(start): shape for name, shape in shapes.items() if name.startswith(start)}
 
 
 def unet(s: Shapes) -> Options:
@@ -239,7 +234,7 @@ def n_blocks(s: Shapes, kind: str) -> int:
 
     Raises KeyError where there is none, and NotGuidedDiffusion for an index that the number of tensors excludes.
     """
-    indices = [int(m[1]) for m in (re.match(rf"{kind}\.(\d{{1,6}})\.", name) for name in s) if m]
+    indices = numbers(s, rf"{kind}\.(\d{{1,6}})\.")
     if not indices:
         raise KeyError(f"{kind}.0")
     if max(indices) >= len(s):

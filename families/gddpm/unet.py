@@ -19,27 +19,17 @@ from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import nn
 
-from families.gddpm.layout import GROUPS, HEAD_WIDTH
+from families import openai_unet
+from families.gddpm.layout import GROUPS, HEAD_WIDTH, POOL
 
 QKV = ("to_q", "to_k", "to_v")
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
+ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "qkv",
+    "to_k": "qkv",
+    "to_v": "qkv",
+    "to_out.0": "proj_out",
 }  # diffusers' name -> the published one
-ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out.0": "proj_out"}
-ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "class_embedding": "label_emb",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-    "pool": "out.2",
-}
 
 
 def build_unet(options: dict[str, Any]) -> UNet2DModel:
@@ -151,50 +141,26 @@ class AttentionPool(nn.Module):
 # ---------------------------------------------------------------- weights
 
 
-def blocks(options: dict[str, Any]) -> dict[str, str]:
-    """Return {name in diffusers: published name} of the residual and attention blocks, down, middle and up."""
-    attends, n = options["attends"], options["num_res_blocks"]
-    last = len(attends) - 1
-    names = {
-        "mid_block.resnets.0": "middle_block.0",
-        "mid_block.attentions.0": "middle_block.1",
-        "mid_block.resnets.1": "middle_block.2",
-    }
-    for level in range(last + 1):
-        first = 1 + level * (n + 1)  # n blocks, then one that halves the resolution
-        for i in range(n):
-            names[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{first + i}.0"
-            names[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{first + i}.1"
-        names[f"down_blocks.{level}.downsamplers.0"] = f"input_blocks.{first + n}.0"
-        up = last - level  # diffusers numbers these from the coarsest on
-        for i in range(n + 1):
-            names[f"up_blocks.{up}.resnets.{i}"] = f"output_blocks.{up * (n + 1) + i}.0"
-            names[f"up_blocks.{up}.attentions.{i}"] = f"output_blocks.{up * (n + 1) + i}.1"
-        names[f"up_blocks.{up}.upsamplers.0"] = f"output_blocks.{up * (n + 1) + n}.{1 + attends[level]}"
-    return names
+def published_name(name: str, options: dict[str, Any]) -> str:
+    """Return the published name of a parameter of diffusers' network of these options."""
+    if name.startswith("pool."):
+        return f"{POOL}.{name.removeprefix('pool.')}"
+    return openai_unet.published_name(name, options["num_res_blocks"], options["attends"], in_attention)
 
 
-def published_name(name: str, block_names: Mapping[str, str]) -> str:
-    """Return the published name of a parameter by its name in diffusers; `block_names` are those of `blocks`."""
+def in_attention(name: str) -> str:
+    """Return the published name of a parameter within an attention."""
     module, _, leaf = name.rpartition(".")
-    if module in ENDS:
-        return f"{ENDS[module]}.{leaf}"
-    if module.startswith("pool."):
-        return f"{ENDS['pool']}.{module.removeprefix('pool.')}.{leaf}"
-    block = next(b for b in block_names if module.startswith(f"{b}."))
-    inner = module.removeprefix(f"{block}.")
-    convolution = {"conv": "op" if block.startswith("down") else "conv"}  # that changes the resolution
-    return f"{block_names[block]}.{(RESNET | ATTENTION | convolution)[inner]}.{leaf}"
+    return f"{ATTENTION[module]}.{leaf}"
 
 
 def published_shapes(net: nn.Module, options: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return {published name: shape} of all parameters of a network of `options`."""
-    names = blocks(options)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, p in net.state_dict().items():
         rows = 3 if name.split(".")[-2] in QKV else 1  # published as one tensor
         convolution = (1,) if ".attentions." in name and p.ndim == 2 else ()  # published as a convolution of width 1
-        shapes[published_name(name, names)] = (rows * p.shape[0], *p.shape[1:], *convolution)
+        shapes[published_name(name, options)] = (rows * p.shape[0], *p.shape[1:], *convolution)
     return shapes
 
 
@@ -205,9 +171,9 @@ def convert(published: Mapping[str, torch.Tensor], net: nn.Module, options: dict
     or v, channel).
     """
     order = "(three h c)" if options["use_new_attention_order"] else "(h three c)"
-    names, state = blocks(options), {}
+    state = {}
     for name, p in net.state_dict().items():
-        w, part = published[published_name(name, names)].float(), name.split(".")[-2]
+        w, part = published[published_name(name, options)].float(), name.split(".")[-2]
         if part in QKV:
             w = rearrange(w, f"{order} ... -> three (h c) ...", three=3, h=n_heads(options, len(p)))[QKV.index(part)]
         state[name] = w.reshape(p.shape)

@@ -1,12 +1,16 @@
-"""What a sound file is that is no whole Stable Diffusion, told by the names of its tensors, and what to do with it.
+"""What kind of model a file has that is not a whole Stable Diffusion, and what the user can do with the file.
 
-Each pattern is a fact of a format, as its publishers write it; the first that some name fits is what the file is.
+The names of the tensors tell the kind. Each pattern below matches names that the publishers of a format write. The
+first pattern that matches a name decides.
 """
 
-import re
-from typing import NamedTuple
+from __future__ import annotations
 
-from families.sd.layout import CLIP, OPEN_CLIP, TEXT, UNET, VAE
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from families.sd.layout import CLIP, OPEN_CLIP, TEXT, UNET, VAE, Shapes
 from my.errors import shown
 
 PLAIN = "use a text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
@@ -15,18 +19,23 @@ WHOLE = "give the whole checkpoint: UNet, VAE and text encoder"
 
 
 class NotStableDiffusion(ValueError):
-    """What a file is instead, and what to do, in words."""
+    """Says in words what a file is instead, and what to do."""
 
 
 class Kind(NamedTuple):
-    """A pattern of names that some tensor of a file has, what the file then is, and what to do."""
+    """One kind of model or adapter."""
 
-    pattern: str
-    what: str
+    pattern: str  # some tensor of such a file has a name that it matches
+    what: str  # the kind, in words
     to_do: str = PLAIN
 
 
-ADDED = (  # small files that go with a checkpoint
+OF_A_RUN = Kind(
+    r"^(field|optim)/",
+    "a checkpoint that a run of this project wrote: a voxel field, no diffusion model",
+    "to go on with that run, give --resume True in its folder; to start one, give a Stable Diffusion",
+)
+ADDED = (  # small files that belong beside a checkpoint
     Kind(r"motion_modules?\.|temporal_transformer\.", "an AnimateDiff motion module", BESIDE),
     Kind(r"lllite_", "a ControlNet-LLLite", BESIDE),
     Kind(r"(^|\.)control_model\.|controlnet_|input_hint_block|^zero_convs\.|^lora_controlnet$", "a ControlNet", BESIDE),
@@ -77,6 +86,7 @@ OTHERS = (  # whole models of another kind
         "quantised",
         "use the plain weights of it",
     ),
+    OF_A_RUN,
     Kind(r"^optimizer|exp_avg", "the state of an optimizer", WHOLE),
 )
 TAESD = Kind(
@@ -84,7 +94,7 @@ TAESD = Kind(
     "TAESD, a VAE made small",
     "it is not supported: give a whole checkpoint, and if it lacks its VAE, --sd.vae with a full one",
 )
-ALONE = (  # parts of a Stable Diffusion
+ALONE = (  # single parts of a Stable Diffusion
     Kind(
         r"^model_ema\.diffusion_model",
         "the averaged weights (model_ema) of a UNet, without the plain ones",
@@ -104,7 +114,7 @@ ALONE = (  # parts of a Stable Diffusion
     ),
     Kind(
         r"^(module\.)?(input_blocks|time_embed|middle_block)\.",
-        "a UNet alone, or guided-diffusion",
+        "a UNet alone, of Stable Diffusion, of guided-diffusion or of a consistency model",
         f"{WHOLE}, or see --family gddpm",
     ),
     Kind(r"^model\.diffusion_model\.", "a UNet alone", WHOLE),
@@ -127,18 +137,16 @@ CHANNELS = {
     8: "InstructPix2Pix, or another that reads a picture",
     5: "a depth-to-image model",
     7: "an upscaler",
-}  # that a UNet takes -> what the model is
+}  # channels that a UNet takes -> what the model is
 
 
-def refuse_others(shapes, vae_given=False):
+def refuse_others(shapes: Shapes, vae_given: bool = False) -> None:
     """Raise NotStableDiffusion for a file that is not a text-to-image Stable Diffusion 1.x or 2.x.
 
-    `shapes` are under the published names. Where `vae_given`, it need not have a VAE.
+    `shapes` have the published names. With `vae_given`, the file need not have a VAE.
     """
-    has = {
-        what: any(name.startswith(prefix) for name in shapes)
-        for what, prefix in (("UNet", UNET), ("VAE", VAE), ("text encoder", (CLIP, OPEN_CLIP)))
-    }
+    prefixes: dict[str, str | tuple[str, ...]] = {"UNet": UNET, "VAE": VAE, "text encoder": (CLIP, OPEN_CLIP)}
+    has = {what: any(name.startswith(prefix) for name in shapes) for what, prefix in prefixes.items()}
     if not has["UNet"] or sum(has.values()) == 1:
         _refuse(shapes, (*ADDED, *OTHERS, *ALONE))
     else:
@@ -163,26 +171,28 @@ def refuse_others(shapes, vae_given=False):
         )
 
 
-def _refuse(shapes, kinds):
+def _refuse(shapes: Iterable[str], kinds: Iterable[Kind]) -> None:
+    """Raise NotStableDiffusion for the first of the kinds whose pattern matches a name."""
     names = "\n".join(shapes)
     for kind in kinds:
         if re.search(kind.pattern, names, re.MULTILINE):
             raise NotStableDiffusion(f"it is {kind.what}; {kind.to_do}")
 
 
-def _refuse_channels(shape):
+def _refuse_channels(shape: Sequence[int]) -> None:
+    """Raise NotStableDiffusion where the weight of a UNet's first convolution takes other than 4 channels."""
     channels = shape[1] if len(shape) == 4 else 4
     if channels != 4:
         what = CHANNELS.get(channels, "another model")
         raise NotStableDiffusion(f"it is {what}, whose UNet takes {shown(channels)} channels instead of 4; {PLAIN}")
 
 
-def refuse_other_vaes(shapes):
+def refuse_other_vaes(shapes: Iterable[str]) -> None:
     """Raise NotStableDiffusion where the file of an --sd.vae has no VAE of Stable Diffusion's kind.
 
-    `shapes` are under the names of the file.
+    `shapes` have the names in the file.
     """
-    for kind in (*ADDED, TAESD):
+    for kind in (*ADDED, OF_A_RUN, TAESD):
         if any(re.search(kind.pattern, name) for name in shapes):
             raise NotStableDiffusion(f"it is {kind.what}, and no VAE of Stable Diffusion; give such a file or folder")
     names = "\n".join(shapes)
@@ -192,8 +202,8 @@ def refuse_other_vaes(shapes):
         raise NotStableDiffusion("it is the VAE of a video model; give one of Stable Diffusion 1.x or 2.x")
 
 
-def refuse_other_latents(config):
-    """Raise NotStableDiffusion for the configuration of a VAE whose latents are not those of Stable Diffusion."""
+def refuse_other_latents(config: Mapping[str, Any]) -> None:
+    """Raise NotStableDiffusion where the configuration of a VAE states other than 4 channels of latents."""
     channels = config["latent_channels"]
     if channels != 4:
         what = "of Stable Diffusion 3 or Flux" if channels == 16 else "of another model"

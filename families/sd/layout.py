@@ -1,16 +1,24 @@
-"""The CompVis layout of single-file checkpoints: names, and configurations read off the shapes.
+"""The CompVis layout of single-file checkpoints: the names of its tensors, and the configuration that the shapes tell.
 
-Names and numbers only: `shapes` is {name: shape} of a file, under the published names, to which `sd/names.py` brings
-other spellings. Stable Diffusion 1.x holds its text encoder as transformers' CLIP, 2.x as OpenCLIP, of which the last
-block is not used (its penultimate output is the condition). Source of the layout: latent diffusion, arXiv 2112.10752,
-and its published weights, all of whose names `tests/test_sd_layout.py` accounts for.
+This module works on names and numbers only. `shapes` is {name: shape} of a file, under the published names;
+`families/sd/names.py` turns other spellings into these. The text encoder of Stable Diffusion 1.x has the names of CLIP
+in transformers. That of 2.x has OpenCLIP's names, and its last block is not used, because the output of the block
+before it is the condition. Source of the layout: latent diffusion, arXiv 2112.10752, and its published weights, all of
+whose names `tests/test_sd_layout.py` accounts for.
 """
+
+from __future__ import annotations
 
 import contextlib
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from families.openai_unet import below, numbers, published_name
 from my.errors import shown
+
+Shapes = Mapping[str, Sequence[int]]  # {name of a tensor: its shape}
+Config = dict[str, Any]  # options of a class of diffusers or transformers
 
 UNET, VAE, EMA, TEXT = "model.diffusion_model.", "first_stage_model.", "model_ema.", "cond_stage_model."
 CLIP, OPEN_CLIP = f"{TEXT}transformer.text_model.", f"{TEXT}model."
@@ -19,9 +27,9 @@ NOT_NEEDED = re.compile(
     r"|(transformer\.)?(text|visual)_projection(\..*)?|((transformer|model)\.)?logit_scale"
     r"|model\.(text_projection(\..*)?|attn_mask))"
     r"|first_stage_model\.(loss\..*|model_ema\..*)"
-)  # CLIP's other half, training
-OPEN_CLIP_WIDTH, OPEN_CLIP_BLOCKS = 1024, 24  # of 2.x; converters from diffusers folders leave the last block out
-V1_HEADS, V2_HEAD_CHANNELS, TEXT_HEAD_CHANNELS = 8, 64, 64  # of attention: not to be seen in any shape
+)  # CLIP's other half, and what only training needs
+OPEN_CLIP_WIDTH, OPEN_CLIP_BLOCKS = 1024, 24  # of 2.x; converters of diffusers folders leave the last block out
+V1_HEADS, V2_HEAD_CHANNELS, TEXT_HEAD_CHANNELS = 8, 64, 64  # of attention; no shape tells them
 PIXELS = 512
 SCALING = 0.18215  # of the VAEs of 1.x and 2.x
 SCHEDULE = {
@@ -36,31 +44,31 @@ SCHEDULE = {
 
 
 class Source(NamedTuple):
-    """Where a parameter is in a file: the name there, and which third of it where three are stacked."""
+    """Where a parameter is in a file."""
 
-    name: str
-    third: int | None = None
+    name: str  # of the tensor
+    third: int | None = None  # which third of its rows, where the tensor is three parameters stacked
 
 
 # ---------------------------------------------------------------- configurations
 
 
-def is_open_clip(shapes):
-    """Whether the text encoder is under OpenCLIP's names."""
+def is_open_clip(shapes: Iterable[str]) -> bool:
+    """Return whether the text encoder has OpenCLIP's names."""
     return any(name.startswith(OPEN_CLIP) for name in shapes)
 
 
-def is_v2(shapes):
-    """Whether the text encoder is OpenCLIP's, as in Stable Diffusion 2.x, whatever its names."""
+def is_v2(shapes: Shapes) -> bool:
+    """Return whether the text encoder is OpenCLIP's, as in Stable Diffusion 2.x, under either kind of names."""
     width = tuple(shapes.get(f"{CLIP}embeddings.token_embedding.weight", (0,)))[-1]
     return is_open_clip(shapes) or width == OPEN_CLIP_WIDTH
 
 
-def configurations(shapes):
-    """Return {"unet", "vae", "text_encoder": options of the diffusers or transformers class} that `shapes` are of.
+def configurations(shapes: Shapes) -> dict[str, Config]:
+    """Return {"unet", "vae", "text_encoder": options of its class in diffusers or transformers}.
 
-    For 512-pixel models. Without "vae" where the file has none. Raises ValueError for a file that lacks the tensors
-    that tell, or is of another architecture.
+    The options are those of a 512-pixel model. "vae" is left out where the file has no VAE. Raises ValueError for
+    another architecture, and where a tensor is missing whose shape tells an option.
     """
     vae, v2 = below(shapes, VAE), is_v2(shapes)
     with told_by_shapes():
@@ -77,8 +85,8 @@ def configurations(shapes):
 
 
 @contextlib.contextmanager
-def told_by_shapes():
-    """Say in a ValueError what the shapes, which the block reads a configuration off, do not tell."""
+def told_by_shapes() -> Iterator[None]:
+    """Turn errors of a block that reads a configuration from shapes into a ValueError that says what is wrong."""
     try:
         yield
     except KeyError as error:
@@ -87,27 +95,25 @@ def told_by_shapes():
         raise ValueError("some tensor has a shape of another architecture") from None
 
 
-def latent_size(levels, pixels=PIXELS):
-    """Return the edge of a picture's latents, of a VAE with these levels."""
+def latent_size(levels: Sequence[Any], pixels: int = PIXELS) -> int:
+    """Return the edge of the latents of a picture whose edge is `pixels`, for a VAE with these levels."""
     return pixels // 2 ** (len(levels) - 1)
 
 
-def below(shapes, prefix):
-    """Return {name below `prefix`: shape}."""
-    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+def count(s: Iterable[str], pattern: str) -> int:
+    """Return how many numbers the group of `pattern` takes among the names.
 
-
-def count(s, pattern):
-    """Return how many numbers the group of `pattern` has among the names, counting from 0; KeyError for none."""
-    numbers = {int(m[1]) for m in (re.match(pattern, name) for name in s) if m}
-    missing = set(range(len(numbers))) - numbers
-    if missing or not numbers:
+    Raises KeyError where there are none, or where they are not 0, 1, 2 and so on.
+    """
+    found = numbers(s, pattern)
+    missing = set(range(len(found))) - found
+    if missing or not found:
         raise KeyError(pattern.replace("\\", "").replace("(d+)", str(min(missing, default=0))))
-    return len(numbers)
+    return len(found)
 
 
-def unet_configuration(s, v2):
-    """Return the options of diffusers' UNet2DConditionModel, but for its size."""
+def unet_configuration(s: Shapes, v2: bool) -> Config:
+    """Return the options of diffusers' UNet2DConditionModel, except `sample_size`."""
     n = count(s, r"input_blocks\.(\d+)\.")
     downs = [i for i in range(n) if f"input_blocks.{i}.0.op.weight" in s]
     per_level = downs[0] if downs else n - 1  # residual blocks of a level, and its downsampler
@@ -130,7 +136,7 @@ def unet_configuration(s, v2):
     }
 
 
-def vae_configuration(s):
+def vae_configuration(s: Shapes) -> Config:
     """Return the options of diffusers' AutoencoderKL."""
     channels = [s[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(count(s, r"encoder\.down\.(\d+)\."))]
     return {
@@ -146,7 +152,7 @@ def vae_configuration(s):
     }
 
 
-def clip_configuration(s, hidden_act="quick_gelu"):
+def clip_configuration(s: Shapes, hidden_act: str = "quick_gelu") -> Config:
     """Return the options of transformers' CLIPTextConfig for a text encoder under transformers' names."""
     vocabulary, width = s["embeddings.token_embedding.weight"]
     return text_configuration(
@@ -159,7 +165,7 @@ def clip_configuration(s, hidden_act="quick_gelu"):
     )
 
 
-def open_clip_configuration(s):
+def open_clip_configuration(s: Shapes) -> Config:
     """Return the options of transformers' CLIPTextConfig for a text encoder of 2.x, without its last block."""
     vocabulary, width = s["token_embedding.weight"]
     return text_configuration(
@@ -172,14 +178,15 @@ def open_clip_configuration(s):
     )
 
 
-def used_blocks(s):
-    """Return how many blocks of an OpenCLIP text encoder are used: all but the last, where that is there."""
+def used_blocks(s: Shapes) -> int:
+    """Return how many blocks of an OpenCLIP text encoder are used: all but its last, which some files leave out."""
     blocks = count(s, r"transformer\.resblocks\.(\d+)\.")
     converted = s["token_embedding.weight"][1] == OPEN_CLIP_WIDTH and blocks == OPEN_CLIP_BLOCKS - 1
     return blocks if converted else blocks - 1
 
 
-def text_configuration(vocabulary, width, length, inner, layers, **options):
+def text_configuration(vocabulary: int, width: int, length: int, inner: int, layers: int, **options: Any) -> Config:
+    """Return the options of transformers' CLIPTextConfig."""
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -196,48 +203,11 @@ def text_configuration(vocabulary, width, length, inner, layers, **options):
 
 # ---------------------------------------------------------------- names
 
-IN_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-MIDDLE = {("resnets", "0"): 0, ("attentions", "0"): 1, ("resnets", "1"): 2}
 
-
-def unet_source(name, config):
-    """Return the Source of a parameter of diffusers' UNet2DConditionModel."""
-    per_level = config["layers_per_block"] + 1
-    stem, _, leaf = name.rpartition(".")
-    if stem in UNET_ENDS:
-        return Source(f"{UNET}{UNET_ENDS[stem]}.{leaf}")
-    m = re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name)
-    if m:
-        return Source(f"{UNET}middle_block.{MIDDLE[m[1], m[2]]}.{in_block(m[1], m[3])}")
-    way, level, kind, j, rest = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name).groups()
-    level, j = int(level), int(j)
-    if kind == "downsamplers":
-        return Source(f"{UNET}input_blocks.{(level + 1) * per_level}.0.op.{rest.removeprefix('conv.')}")
-    if kind == "upsamplers":
-        after = 2 if config["up_block_types"][level].startswith("CrossAttn") else 1
-        return Source(f"{UNET}output_blocks.{level * per_level + per_level - 1}.{after}.{rest}")
-    block = f"input_blocks.{level * per_level + j + 1}" if way == "down" else f"output_blocks.{level * per_level + j}"
-    return Source(f"{UNET}{block}.{'01'[kind == 'attentions']}.{in_block(kind, rest)}")
-
-
-def in_block(kind, rest):
-    """Return the name within a residual block; within an attention both layouts agree."""
-    layer, _, leaf = rest.rpartition(".")
-    return f"{IN_RESNET[layer]}.{leaf}" if kind == "resnets" else rest
+def unet_source(name: str, config: Mapping[str, Any]) -> Source:
+    """Return the Source of a parameter of diffusers' UNet2DConditionModel; raises KeyError if there is none."""
+    attends = [block.startswith("CrossAttn") for block in config["up_block_types"]][::-1]
+    return Source(UNET + published_name(name, config["layers_per_block"], attends, lambda inner: inner))
 
 
 VAE_WORDS = (
@@ -254,8 +224,11 @@ VAE_WORDS = (
 )
 
 
-def vae_source(name, config):
-    """Return the Source of a parameter of diffusers' AutoencoderKL, whose decoder counts its levels backwards."""
+def vae_source(name: str, config: Mapping[str, Any]) -> Source:
+    """Return the Source of a parameter of diffusers' AutoencoderKL.
+
+    diffusers numbers the decoder's levels from the coarsest on, and the CompVis layout from the finest on.
+    """
     last = len(config["block_out_channels"]) - 1
     name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{last - int(m[1])}", name)
     for pattern, there in VAE_WORDS:
@@ -263,7 +236,7 @@ def vae_source(name, config):
     return Source(VAE + name)
 
 
-def clip_source(name, _config):
+def clip_source(name: str, _config: Mapping[str, Any]) -> Source:
     """Return the Source of a parameter of transformers' CLIPTextModel in 1.x."""
     return Source(CLIP + name.removeprefix("text_model."))
 
@@ -281,14 +254,20 @@ OPEN_CLIP_LAYERS = {
 }
 
 
-def open_clip_source(name, _config):
-    """Return the Source of a parameter of transformers' CLIPTextModel in 2.x, where q, k and v are stacked."""
+def open_clip_source(name: str, _config: Mapping[str, Any]) -> Source:
+    """Return the Source of a parameter of transformers' CLIPTextModel in 2.x, where q, k and v are stacked.
+
+    Raises KeyError where the layout has none.
+    """
     name = name.removeprefix("text_model.")
     if name in OPEN_CLIP_WORDS:
         return Source(OPEN_CLIP + OPEN_CLIP_WORDS[name])
     if name.startswith("final_layer_norm."):
         return Source(OPEN_CLIP + name.replace("final_layer_norm", "ln_final"))
-    layer, module, leaf = re.fullmatch(r"encoder\.layers\.(\d+)\.(.*)\.(weight|bias)", name).groups()
+    m = re.fullmatch(r"encoder\.layers\.(\d+)\.(.*)\.(weight|bias)", name)
+    if m is None:
+        raise KeyError(name)
+    layer, module, leaf = m.groups()
     block = f"{OPEN_CLIP}transformer.resblocks.{layer}."
     stacked = re.fullmatch(r"self_attn\.([qkv])_proj", module)
     if stacked:
@@ -296,20 +275,23 @@ def open_clip_source(name, _config):
     return Source(f"{block}{OPEN_CLIP_LAYERS[module]}.{leaf}")
 
 
-def sources(part, names, config, open_clip=False):
-    """Return {parameter: Source} of a part's parameters, under diffusers' or transformers' names."""
+def sources(part: str, names: Iterable[str], config: Mapping[str, Any], open_clip: bool = False) -> dict[str, Source]:
+    """Return {parameter: Source} for the names of a part's parameters in diffusers or transformers."""
     text_source = open_clip_source if open_clip else clip_source
     source = {"unet": unet_source, "vae": vae_source, "text_encoder": text_source}[part]
     return {name: source(name, config) for name in names}
 
 
-def ema_name(name):
-    """Return the name of the running average of a UNet's parameter: its dots are left out."""
+def ema_name(name: str) -> str:
+    """Return the name of the running average of a UNet's parameter. It has no dots behind its prefix."""
     return EMA + name.removeprefix("model.").replace(".", "")
 
 
-def mismatches(shapes, expected):
-    """Return (missing or of a wrong shape, unexpected) of a file in words, given {Source: shape} of all parameters."""
+def mismatches(shapes: Shapes, expected: Mapping[Source, Sequence[int]]) -> tuple[list[str], list[str]]:
+    """Return, in words, (tensors that a file lacks or has in another shape, tensors that have no place).
+
+    `expected` is {Source: shape} of all parameters.
+    """
     whole = {s.name: (shape if s.third is None else (3 * shape[0], *shape[1:])) for s, shape in expected.items()}
     missing = [
         f"{name} {list(shape)}" + (f" (is {shown(list(shapes[name]))})" if name in shapes else "")
@@ -330,7 +312,7 @@ def mismatches(shapes, expected):
     return missing, unexpected
 
 
-def same(there, here):
-    """Whether shapes agree, a 1x1 convolution counting as the matrix that it is."""
+def same(there: Sequence[int], here: Sequence[int]) -> bool:
+    """Return whether two shapes agree. A convolution with a kernel of size 1 counts as the matrix that it is."""
     there, here = tuple(there), tuple(here)
     return there == here or (len(here) == 2 and there in ((*here, 1), (*here, 1, 1)))

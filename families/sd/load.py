@@ -1,36 +1,53 @@
-"""The five parts of a Stable Diffusion, out of a diffusers folder or a single file, with LoRAs fused in. No network."""
+"""The five parts of a Stable Diffusion, read from a diffusers folder or a single file, with its LoRAs added.
+
+Nothing here uses the network.
+"""
+
+from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from families.family import WITHOUT
-from families.sd import layout, lora, lora_files
+from families.sd import layout, lora
 from families.sd.files import file_parts
-from families.sd.find import MINI
+from families.sd.find import MINI, Found
 from families.sd.folders import folder_parts
+from families.sd.networks import Net, Parts
 from my.errors import UserError, shown
+
+if TYPE_CHECKING:
+    import torch
+
+    from families.sd.options import Options
 
 MAX_SIZE = 1024  # latent pixels, an 8192-pixel picture: beyond it, a setting is a mistake
 
 
-def load_parts(path, sd, dtype, empty=False, variant=None):
-    """Return {"tokenizer", "text_encoder", "unet", "vae", "scheduler"} of a folder or file, networks in `dtype`.
+def load_parts(
+    path: Path, found: Found, options: Options, dtype: torch.dtype, empty: bool = False, variant: str | None = None
+) -> Parts:
+    """Return {"tokenizer", "text_encoder", "unet", "vae", "scheduler"}, with the networks in `dtype`.
 
-    `sd` are the options that choose prediction type, averaged weights, VAE and LoRAs. `empty` networks are on the
-    meta device: all is compared, but weights are not read. `variant` is the one to insist on. Raises
-    UserError for what cannot be read as Stable Diffusion.
+    `path` is the checkpoint's folder or file. `found` has the VAE that replaces the checkpoint's own, and the LoRAs.
+    Of `options`, the type of prediction, the averaged weights and the variant are read. `empty` networks are on the
+    meta device: every shape is compared, and no weight is read. `variant` is the version that the checkpoint must be
+    of, None for any. Raises UserError where the files are not a Stable Diffusion, or do not fit one another.
     """
-    parts, version = (folder_parts if path.is_dir() else file_parts)(path, sd, dtype, empty)
+    parts, version = (folder_parts if path.is_dir() else file_parts)(path, found.vae, options, dtype, empty)
     refuse_other_variant(path, variant, version)
     settle_settings(path, parts["unet"], parts["vae"])
-    for text in sd.lora:
-        lora.fuse(parts, *lora_files.read(text))
+    for one in found.loras:
+        lora.fuse(parts, one)
     return parts
 
 
-def settle_settings(path, unet, vae):
-    """Give settings that are null Stable Diffusion's own; raises UserError for those that no picture can be made with.
+def settle_settings(path: Path, unet: Net, vae: Net) -> None:
+    """Set `sample_size` and `scaling_factor` to Stable Diffusion's own where they are null.
 
-    These are the ones that the shapes of no weights tell, so that loading takes them as they come.
+    No weight has a shape that depends on these two, so loading accepts any value. Raises UserError for a value with
+    which no picture can be made.
     """
     size, scaling = unet.config.sample_size, vae.config.scaling_factor
     if size is None:
@@ -49,10 +66,10 @@ def settle_settings(path, unet, vae):
         )
 
 
-def refuse_other_variant(path, variant, version):
-    """Raise UserError where the checkpoint is not of the `variant`, or None, that was asked for beside it."""
-    of_file = "mini" if path == MINI else f"v{version}"
-    if variant not in (None, of_file):
+def refuse_other_variant(path: Path, variant: str | None, version: int) -> None:
+    """Raise UserError where `variant` was asked for, and the checkpoint is of another version."""
+    is_of = "mini" if path == MINI else f"v{version}"
+    if variant not in (None, is_of):
         raise UserError(
-            f"--sd.variant {variant}: {path}, given as --sd.checkpoint, is {of_file}; leave one of the two out"
+            f"--sd.variant {variant}: {path}, given as --sd.checkpoint, is {is_of}; leave one of the two out"
         )

@@ -1,53 +1,67 @@
-"""LoRAs, fused into a model once and for all: W + weight (alpha / rank) B A (arXiv 2106.09685).
+"""LoRAs, added to the weights of a model when it is loaded: W + weight (alpha / rank) B A (arXiv 2106.09685).
 
-Where a file states it, the scale is alpha / sqrt(rank) (arXiv 2312.03732). Also what else of a file is one sum: the
-convolution between A and B of LyCORIS (arXiv 2309.14859, appendix), biases, whole changes, and peft's whole weights.
-Every tensor of a file is accounted for, or the file refused: half a LoRA would be another one unasked.
+Where a file states that it is rank-stabilised, the scale is alpha / sqrt(rank) (arXiv 2312.03732). Four more kinds of
+tensors are read: LyCORIS's convolution between A and B (arXiv 2309.14859, appendix), biases, whole changes of a weight,
+and whole new weights of peft. A file with any other tensor is refused, because a part of a LoRA would be another LoRA.
 """
 
-import math
-from typing import NamedTuple
+from __future__ import annotations
 
-from families.sd import lora_about, lora_files, lora_names, lora_settings
-from families.sd.lora_settings import MERGE, PEFT_PREFIX
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from families.sd import lora_about, lora_names, lora_settings
+from families.sd.lora_files import LoRA
+from families.sd.lora_settings import MERGE, PEFT_PREFIX, Scales, Settings
+from families.sd.wording import several, share, verb
 from my.errors import UserError, note, shown, some
 from my.tensor_file import TensorFile
 
-OF_WEIGHT, OF_BIAS = ("up", "token_B", "diff", "weight"), ("bias", "diff_b", "weight_b")
+if TYPE_CHECKING:
+    import torch
+
+    from families.sd.lora_names import Layers, Spellings
+    from families.sd.networks import Parts
+
+OF_WEIGHT, OF_BIAS = ("up", "token_B", "diff", "weight"), ("bias", "diff_b", "weight_b")  # roles of tensors
 
 
 class Change(NamedTuple):
-    """What a file adds to a layer: `tensors` are its names by role, `modules` the layer's, stacked by rows."""
+    """What a file adds to one layer."""
 
     file: TensorFile
-    layer: str  # its flat name in the file
-    part: str
-    modules: list[str]
-    tensors: dict[str, str]
-    scale: float
+    layer: str  # flat name of the layer in the file
+    part: str  # of the model
+    modules: list[str]  # names in the model; where there are three, the file stacks their rows
+    tensors: dict[str, str]  # {role: name of the tensor in the file}
+    scale: float  # factor of B A
 
-    def tensor(self, role):
+    def tensor(self, role: str) -> torch.Tensor:
+        """Return the tensor of a role in float32."""
         return self.file.tensor(self.tensors[role]).float()
 
 
-def fuse(parts, path, weight):
-    """Add `weight` times the LoRA in a file or a folder to the UNet and the text encoder in `parts`.
+def fuse(parts: Parts, lora: LoRA) -> None:
+    """Add a LoRA, times its weight, to the UNet and the text encoder in `parts`.
 
-    Raises UserError for what is no LoRA, is of another kind, or does not fit this model as a whole.
+    Raises UserError for a file that is no LoRA, is of an unsupported kind, or does not fit this model in every layer.
+    The model is then unchanged.
     """
-    spellings, changes = lora_names.named(parts), []
-    for file in lora_files.files_of(path):
+    spellings = lora_names.named(parts)
+    changes: list[Change] = []
+    for file in lora.files:
         changes += changes_of(TensorFile(file, "--sd.lora"), parts, spellings)
     refuse_twice(changes)
     for change in changes:
-        check(change, parts, weight)
-    for change in changes:  # only once all are known to fit
+        check(change, parts, lora.weight)
+    for change in changes:  # all of them fit
         for kind in ("weight", "bias"):
-            apply(change, parts, kind, weight)
+            apply(change, parts, kind, lora.weight)
 
 
-def changes_of(file, parts, spellings):
-    """Return the Changes of a file, and tell in one line what a user should know of it."""
+def changes_of(file: TensorFile, parts: Parts, spellings: Spellings) -> list[Change]:
+    """Return the Changes of a file, and note in one line what a user should know about the file."""
     stated = lora_settings.read(file)
     layers, dotted = lora_names.read(file, whole=any(found.whole for found in stated.values()))
     try:
@@ -62,18 +76,20 @@ def changes_of(file, parts, spellings):
             file,
             layers,
             parts,
-            f"{len(unknown)} of its {len(layers)} layers are not in this model: {some(unknown, 2)}",
+            f"{share(len(unknown), len(layers), 'layer')} {verb(len(unknown), 'is', 'are')} not in this model: "
+            f"{some(unknown, 2)}",
             f"if it is made for this model, {MERGE}",
         )
     layers = {layer: tensors for layer, tensors in layers.items() if layer not in unused}
     bare = [layer for layer, tensors in layers.items() if set(tensors) == {"alpha"}]
     if bare:
         raise UserError(
-            f"{file.label}: {some(bare, 1)} has an alpha alone: what it scales is missing, or has another "
-            "kind of name; use a file with names of one kind"
+            f"{file.label}: {some(bare, 1)} has an alpha and no other tensor: what it scales is missing, or has "
+            "names of another kind; use a file with names of one kind"
         )
-    scales = lora_settings.Scales(stated)
-    changes, unstated = [], []
+    scales = Scales(stated)
+    changes: list[Change] = []
+    unstated: list[str] = []
     for layer, tensors in layers.items():
         part, modules = spellings[layer]
         scale = scale_of(file, layer, part, dotted[layer], tensors, alphas, scales)
@@ -83,10 +99,19 @@ def changes_of(file, parts, spellings):
     return changes
 
 
-def scale_of(file, layer, part, name, tensors, alphas, scales):
-    """Return what a layer's B A is times, or None where nothing states its alpha, or it has no B A.
+def scale_of(
+    file: TensorFile,
+    layer: str,
+    part: str,
+    name: str,
+    tensors: Mapping[str, str],
+    alphas: Mapping[str, float],
+    scales: Scales,
+) -> float | None:
+    """Return the factor of a layer's B A: None where no alpha is stated, and 1 where the layer has no B A.
 
-    Raises UserError where two places state different alphas, or another rank than the tensors have.
+    `layer` is the flat name of the layer, `name` its name with dots. Raises UserError where two places state different
+    alphas, and where the settings state another rank than the tensors have.
     """
     name = name.removeprefix(PEFT_PREFIX).removeprefix(f"{part}.")
     down = tensors.get("down", tensors.get("token_A"))
@@ -109,9 +134,9 @@ def scale_of(file, layer, part, name, tensors, alphas, scales):
     return None if alpha is None else alpha / max(1.0, scales.divisor(part, has))
 
 
-def refuse_twice(changes):
-    """Raise UserError for a module that two names in a LoRA's files mean."""
-    seen = {}
+def refuse_twice(changes: Sequence[Change]) -> None:
+    """Raise UserError where two names in the files of a LoRA mean the same module."""
+    seen: dict[tuple[str, str], Change] = {}
     for change in changes:
         for module in change.modules:
             other = seen.setdefault((change.part, module), change)
@@ -122,32 +147,46 @@ def refuse_twice(changes):
                 )
 
 
-def tell(file, parts, stated, unstated, changes, alphas, unused):
-    """Print in one line what is taken for want of a statement, and what else a user should know of a file."""
-    words, zero = lora_about.facts(file, parts), sum(alpha == 0 for alpha in alphas.values())
-    words += (
-        [f"{len(unused)} layers of it are of the text encoder's last block, which 2.x does not use: they are left out"]
-        if unused
-        else []
-    )
-    words += [lora_about.no_alpha(file, unstated, len(changes))] if unstated else []
-    words += [f"alpha is 0 in {zero} of its {len(changes)} layers: they add nothing"] if zero else []
+def tell(
+    file: TensorFile,
+    parts: Parts,
+    stated: Mapping[str, Settings],
+    unstated: Sequence[str],
+    changes: Sequence[Change],
+    alphas: Mapping[str, float],
+    unused: Sequence[str],
+) -> None:
+    """Note in one line which scale is assumed, and what else a user should know about a file."""
+    words: list[str | None] = [*lora_about.facts(file, parts)]
+    if unused:
+        words.append(
+            f"{several(len(unused), 'layer')} of it {verb(len(unused), 'changes', 'change')} the text encoder's last "
+            f"block, which 2.x does not use: {verb(len(unused), 'it is', 'they are')} left out"
+        )
+    if unstated:
+        words.append(lora_about.no_alpha(file, unstated, len(changes)))
+    zero = sum(alpha == 0 for alpha in alphas.values())
+    if zero:
+        words.append(
+            f"{share(zero, len(changes), 'layer')} {verb(zero, 'has', 'have')} alpha 0, and "
+            f"{verb(zero, 'adds', 'add')} nothing"
+        )
     unknown = [key for found in stated.values() for key in found.unknown]
-    words += (
-        [
+    if unknown:
+        words.append(
             f"its settings state {some(unknown)}, which this version does not know: compare a picture with the one "
             "it should give"
-        ]
-        if unknown
-        else []
-    )
-    words = [text for text in words if text]
-    if words:
-        note(f"{file.path.name}: {'; '.join(words)}")
+        )
+    said = [text for text in words if text]
+    if said:
+        note(f"{file.path.name}: {'; '.join(said)}")
 
 
-def refuse(file, layers, parts, why, otherwise):
-    """Raise UserError for a LoRA that does not fit: `otherwise` is what to do where it is made for this version."""
+def refuse(file: TensorFile, layers: Layers, parts: Parts, why: str, otherwise: str) -> NoReturn:
+    """Raise UserError for a LoRA that does not fit.
+
+    `otherwise` says what to do if the LoRA is not known to be made for another model.
+    """
     made, here = lora_about.made_for(file, layers), lora_about.version(parts)
     if made and made != here:
         otherwise = f"it is made for {made}{f', this checkpoint is {here}' * bool(here)}; use one made for this model"
@@ -157,19 +196,20 @@ def refuse(file, layers, parts, why, otherwise):
 # ---------------------------------------------------------------- one layer
 
 
-def target(change, parts, kind):
-    """Return the parameters, "weight" or "bias", of a Change's modules; each None where a module has none."""
-    return [getattr(parts[change.part].get_submodule(name), kind, None) for name in change.modules]
+def target(change: Change, parts: Parts, kind: str) -> list[torch.Tensor]:
+    """Return the parameter "weight" or "bias" of each module of a Change, [] where a module has none."""
+    modules = [parts[change.part].get_submodule(name) for name in change.modules]
+    return [] if any(getattr(m, kind, None) is None for m in modules) else [getattr(m, kind) for m in modules]
 
 
-def check(change, parts, weight):
-    """Raise UserError where a Change does not fit its layer, or adds what is not finite."""
+def check(change: Change, parts: Parts, weight: float) -> None:
+    """Raise UserError where a Change does not fit its layer, or makes a number that is not finite."""
     for kind, roles in (("weight", OF_WEIGHT), ("bias", OF_BIAS)):
         given = [role for role in roles if role in change.tensors]
         there = target(change, parts, kind)
         if not given:
             continue
-        if None in there:
+        if not there:
             refuse_shape(change, parts, "has no bias", given)
         shape = (sum(len(t) for t in there), *there[0].shape[1:])
         for role in given:
@@ -183,8 +223,8 @@ def check(change, parts, weight):
             )
 
 
-def refuse_shape(change, parts, here, roles):
-    """Raise UserError for tensors that make no change of a layer, which `here` describes."""
+def refuse_shape(change: Change, parts: Parts, here: str, roles: Collection[str]) -> NoReturn:
+    """Raise UserError for tensors whose shapes do not fit a layer; `here` says what the layer has."""
     roles = [role for role in change.tensors if role != "alpha"] if "up" in roles or "token_B" in roles else roles
     given = " and ".join(shown(list(change.file.shapes[change.tensors[role]]), 40) for role in sorted(roles)[:3])
     refuse(
@@ -196,8 +236,8 @@ def refuse_shape(change, parts, here, roles):
     )
 
 
-def apply(change, parts, kind, weight):
-    """Add to the weight or the bias of a Change's modules, in float32; nothing to those without memory."""
+def apply(change: Change, parts: Parts, kind: str, weight: float) -> None:
+    """Add a Change to the "weight" or "bias" of its modules, in float32; modules on the meta device are left as is."""
     import torch
 
     if not set(OF_WEIGHT if kind == "weight" else OF_BIAS) & set(change.tensors):
@@ -211,8 +251,8 @@ def apply(change, parts, kind, weight):
             parameter.data = (parameter.float() + rows.to(parameter.device)).to(parameter.dtype)
 
 
-def added(change, kind, there):
-    """Return what a Change adds, with a weight of 1, to the parameters `there`, stacked by rows; float32."""
+def added(change: Change, kind: str, there: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return what a Change with a weight of 1 adds to the parameters `there`, whose rows are stacked; float32."""
     import torch
 
     shape = (sum(len(t) for t in there), *there[0].shape[1:])
@@ -229,8 +269,8 @@ def added(change, kind, there):
     return total
 
 
-def product(change, role):
-    """Return what the scale multiplies: B A, a bias, or (B A)^T of an embedding, whose rows are words.
+def product(change: Change, role: str) -> torch.Tensor:
+    """Return the tensor that the scale multiplies: B A of a layer, (B A)^T of an embedding of words, or a bias.
 
     With a convolution T between B and A it is sum_pq B[o, p] T[p, q, h, w] A[q, i].
     """
@@ -246,8 +286,8 @@ def product(change, role):
     return torch.einsum("op,pqhw,qi->oihw", B, change.tensor("mid"), A)
 
 
-def fits(change, role, shape):
-    """Whether the tensors of a role are a change of weights of `shape`; of convolutions, A or T has the kernel."""
+def fits(change: Change, role: str, shape: tuple[int, ...]) -> bool:
+    """Return whether the tensors of a role make a change of this shape. Of convolutions, A or T has the kernel."""
     size = {name: tuple(change.file.shapes[tensor]) for name, tensor in change.tensors.items() if name != "alpha"}
     if role == "up":
         return _fits_low_rank(size["down"], size["up"], size.get("mid"), shape)
@@ -257,7 +297,8 @@ def fits(change, role, shape):
     return math.prod(size[role]) == math.prod(shape) and size[role][:1] == shape[:1]
 
 
-def _fits_low_rank(A, B, mid, shape):
+def _fits_low_rank(A: tuple[int, ...], B: tuple[int, ...], mid: tuple[int, ...] | None, shape: tuple[int, ...]) -> bool:
+    """Return whether B A, or B T A where `mid` is the shape of T, has this shape."""
     if len(A) < 2 or len(B) < 2 or len(shape) < 2 or B[0] != shape[0]:
         return False
     if mid is None:

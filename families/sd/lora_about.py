@@ -1,17 +1,27 @@
-"""What a LoRA tells of itself: the model that it is made for, and what a user should know.
+"""What the file of a LoRA tells about it: the model that it is made for, and what a user should know.
 
-The metadata are those of kohya's trainer ("ss_...") and of the modelspec convention ("modelspec...."), all text.
+The metadata are texts, under keys of kohya's trainer (`ss_*`) and of the modelspec convention (`modelspec.*`).
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from families.sd.lora_files import CONFIG
 from families.sd.lora_settings import PEFT_PREFIX
 from families.sd.stated import PREDICTION_KEYS, PREDICTIONS
+from families.sd.wording import several, verb
 from my.errors import shown, some
 
+if TYPE_CHECKING:
+    from families.sd.lora_names import Layers
+    from families.sd.networks import Parts
+    from my.tensor_file import TensorFile
+
 V1, V2, XL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
-BY_NAME = (  # a pattern of flat names of layers, and the only model that has such
+BY_NAME = (  # a pattern of flat names of layers, and the only model with such layers
     (r"double_blocks_|single_blocks_|single_transformer_blocks_", "Flux, or a transformer like it"),
     (
         r"joint_blocks_|^(lora_)?transformer_transformer_blocks_|^lora_te3_|^text_encoder_3_",
@@ -25,7 +35,7 @@ BY_NAME = (  # a pattern of flat names of layers, and the only model that has su
         "a diffusion transformer",
     ),
 )
-CONTEXT = re.compile(r"attn2_to_[kv]$")  # its inputs have the width of the text
+CONTEXT = re.compile(r"attn2_to_[kv]$")  # the number of inputs of these layers is the width of the text encoder
 QUERY = re.compile(r"self_attn_[qkv]_proj$")
 BY_CONTEXT, BY_TEXT = {768: V1, 1024: V2, 2048: XL}, {768: V1, 1024: V2, 1280: XL}
 BY_WORDS = (
@@ -40,8 +50,8 @@ TITLES = ("modelspec.title", "ss_output_name")
 FEW_STEPS = re.compile(r"(?<![a-z])(lcm|lightning|hyper-?sd|turbo|tcd|dmd\d?)(?![a-z])")
 
 
-def made_for(file, layers):
-    """Return in words which model a LoRA is made for, or None; `layers` are as `lora_names.read` gives them."""
+def made_for(file: TensorFile, layers: Layers) -> str | None:
+    """Return in words which model a LoRA is made for, or None; `lora_names.read` returns the `layers`."""
     names = "\n".join(layers)
     by_name = (what for pattern, what in BY_NAME if re.search(pattern, names, re.MULTILINE))
     downs = [(layer, file.shapes[tensors["down"]]) for layer, tensors in layers.items() if "down" in tensors]
@@ -54,42 +64,38 @@ def made_for(file, layers):
     return next(by_name, None) or next(by_shape, None) or stated_model(file.metadata)
 
 
-def stated_model(metadata):
+def stated_model(metadata: Mapping[str, str]) -> str | None:
     """Return the model that the metadata name, or None."""
     words = " ".join(metadata.get(key, "")[:200] for key in MODEL).lower()
     found = next((what for pattern, what in BY_WORDS if re.search(pattern, words)), None)
-    return found or {"True": V2, "False": None}.get(metadata.get("ss_v2"))
+    return found or (V2 if metadata.get("ss_v2") == "True" else None)
 
 
-def version(parts):
-    """Return the name of the loaded model's version, or None for one of widths of its own."""
+def version(parts: Parts) -> str | None:
+    """Return the name of the loaded model's version, or None where its text encoder has another width."""
     return BY_CONTEXT.get(parts["unet"].config.cross_attention_dim)
 
 
-def facts(file, parts):
-    """Return in words, each with what to do, what the metadata and the name tell that a user should know."""
-    return [
-        words
-        for words in (
-            _trigger(file.metadata),
-            _prediction(file.metadata, parts),
-            _clip_skip(file.metadata),
-            _few_steps(file),
-        )
-        if words
-    ]
+def facts(file: TensorFile, parts: Parts) -> list[str]:
+    """Return what the metadata and the name of a file tell that a user should know, each in words with what to do."""
+    found = (_trigger(file.metadata), _prediction(file.metadata, parts), _clip_skip(file.metadata), _few_steps(file))
+    return [words for words in found if words]
 
 
-def _trigger(metadata):
+def _trigger(metadata: Mapping[str, str]) -> str | None:
+    """Return in words the trigger phrase, or None."""
     phrase = metadata.get("modelspec.trigger_phrase", "").strip()
-    return phrase and f"its trigger phrase is {shown(phrase)!r}: have it in --sd.prompt"
+    return f"its trigger phrase is {shown(phrase)!r}: have it in --sd.prompt" if phrase else None
 
 
-def _prediction(metadata, parts):
-    """Of a UNet without weights, the kind of prediction may not be known yet."""
+def _prediction(metadata: Mapping[str, str], parts: Parts) -> str | None:
+    """Return in words that the LoRA and the model differ in what is predicted, or None.
+
+    It is None for a UNet without weights, whose type of prediction may not be known yet.
+    """
     said = (metadata.get(key, "").strip().lower() for key in PREDICTION_KEYS)
     stated = next((PREDICTIONS[word] for word in said if word in PREDICTIONS), None)
-    stated = stated or {"True": "v_prediction"}.get(metadata.get("ss_v_parameterization"))
+    stated = stated or ("v_prediction" if metadata.get("ss_v_parameterization") == "True" else None)
     here = "scheduler" in parts and parts["scheduler"].config.prediction_type
     if not stated or not here or stated == here or parts["unet"].device.type == "meta":
         return None
@@ -99,7 +105,8 @@ def _prediction(metadata, parts):
     )
 
 
-def _clip_skip(metadata):
+def _clip_skip(metadata: Mapping[str, str]) -> str | None:
+    """Return in words that the LoRA was trained with clip skip, or None."""
     skip = metadata.get("ss_clip_skip", "")
     if not re.fullmatch(r"\d{1,3}", skip) or int(skip) < 2:
         return None
@@ -109,20 +116,29 @@ def _clip_skip(metadata):
     )
 
 
-def _few_steps(file):
+def _few_steps(file: TensorFile) -> str | None:
+    """Return in words that the LoRA is one for drawing in few steps, by its names, or None."""
     words = " ".join((file.path.name, file.path.parent.name, *(file.metadata.get(key, "")[:200] for key in TITLES)))
     found = FEW_STEPS.search(words.lower())
-    return found and (
+    if found is None:
+        return None
+    return (
         f"its name says {found[1]}, which is for pictures in few steps: leave it out for 3D, which asks "
         "the model for one noise level at a time"
     )
 
 
-def no_alpha(file, without, count):
-    """Return in words that the layers `without` a stated alpha have a scale of 1, or None where that is usual."""
+def no_alpha(file: TensorFile, without: Sequence[str], count: int) -> str | None:
+    """Return in words that the layers `without` a stated alpha get a scale of 1, or None where this is usual.
+
+    `count` is the number of all layers.
+    """
     stated, rank = (shown(file.metadata.get(key, ""), 20) for key in ("ss_network_alpha", "ss_network_dim"))
     if len(without) < count:
-        return f"{len(without)} of its {count} layers state no alpha, {some(without, 1)} first: a scale of 1 is taken"
+        return (
+            f"{len(without)} of its {several(count, 'layer')} {verb(len(without), 'states', 'state')} no alpha, "
+            f"{some(without, 1)} first: a scale of 1 is taken"
+        )
     if stated and stated != rank:
         return (
             f"its metadata state alpha {stated} and rank {rank}, its tensors no alpha: a scale of 1 is taken, as "

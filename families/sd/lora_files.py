@@ -1,20 +1,31 @@
-"""Which files an --sd.lora means, and with which weight: a file, or the folder of an adapter. Imports nothing heavy."""
+"""Which files and which weight an --sd.lora means. It names a file, or the folder of an adapter. No heavy imports."""
+
+from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from my.errors import UserError, some
 
-CONFIG = "adapter_config.json"  # of peft, beside its weights
+CONFIG = "adapter_config.json"  # peft writes it beside the weights
 PEFT_STEM = "adapter_model"
 WEIGHTS = tuple((f"{stem}.safetensors", f"{stem}.bin") for stem in (PEFT_STEM, "pytorch_lora_weights"))
-PARTS = ("unet", "text_encoder")  # subfolders that hold an adapter each, both of one LoRA
+PARTS = ("unet", "text_encoder")  # subfolders that hold an adapter each; together they are one LoRA
 ENDINGS = (".safetensors", ".bin", ".pt", ".ckpt")
 
 
-def split(text):
-    """Return (path, weight) of a PATH or PATH:WEIGHT; the colon of a drive such as C: is the path's own."""
+class LoRA(NamedTuple):
+    """One LoRA: the file or folder that was given, its weight, and its files of tensors."""
+
+    path: Path
+    weight: float
+    files: tuple[Path, ...]
+
+
+def split(text: str) -> tuple[Path, float]:
+    """Return (path, weight) of PATH or PATH:WEIGHT. A colon that no number follows, as in C:, belongs to the path."""
     path, colon, weight = text.rpartition(":")
     try:
         return expanded(path if colon else text), float(weight) if colon else 1.0
@@ -22,18 +33,18 @@ def split(text):
         return expanded(text), 1.0
 
 
-def expanded(text):
-    """Return the path that a text means, ~ being home; it need not be one that can exist."""
+def expanded(text: str) -> Path:
+    """Return the path that a text means, where ~ is the home folder. There need not be such a file."""
     return Path(os.path.expanduser(text))
 
 
-def names_file(text):
-    """Whether an --sd.lora is more than a weight."""
+def names_file(text: str) -> bool:
+    """Return whether an --sd.lora has a path, not only a weight."""
     return split(text.strip())[0] != Path()
 
 
-def absolute(text):
-    """Return an --sd.lora that holds in any folder, a weight of 1 left out where that reads as the same."""
+def absolute(text: str) -> str:
+    """Return an --sd.lora with an absolute path. A weight of 1 is left out where the text means the same without it."""
     if not names_file(text):
         return text
     given, weight = split(text)
@@ -41,8 +52,8 @@ def absolute(text):
     return path if split(path) == (Path(path), weight) else f"{path}:{weight:.12g}"
 
 
-def read(text):
-    """Return (path, weight) of an --sd.lora; raises UserError where it is no file, and no folder of one LoRA."""
+def read(text: str) -> LoRA:
+    """Return the LoRA that an --sd.lora means; raises UserError where there is no such file or folder of one LoRA."""
     path, weight = split(text)
     if not names_file(text):
         raise UserError(f"--sd.lora: {text!r} names no file; give PATH or PATH:WEIGHT, several with commas between")
@@ -53,15 +64,15 @@ def read(text):
         )
     if not math.isfinite(weight):
         raise UserError(f"--sd.lora {text}: the weight must be a finite number")
-    files_of(path)
-    return path, weight
+    return LoRA(path, weight, tuple(files_of(path)))
 
 
-def files_of(path):
-    """Return the paths of the files of one LoRA, given as a file or as a folder.
+def files_of(path: Path) -> list[Path]:
+    """Return the files of tensors of one LoRA, which is given as a file or as a folder.
 
-    A folder is an adapter's own (peft's or diffusers' names), holds subfolders `unet` and `text_encoder` that
-    are, or has one file of tensors. Raises UserError for a folder that tells no one LoRA.
+    A folder is one LoRA in three cases: it holds an adapter under the names of peft or of diffusers; its subfolders
+    `unet` and `text_encoder` hold one adapter each; or it holds a single file of tensors. Raises UserError for every
+    other folder.
     """
     if not path.is_dir():
         return [path]
@@ -90,13 +101,16 @@ def files_of(path):
     )
 
 
-def _adapters(folder):
-    """Return the weights of the adapters in a folder, by the names of peft and of diffusers; safe ones come first."""
+def _adapters(folder: Path) -> list[Path]:
+    """Return the weights of the adapters in a folder that have peft's or diffusers' names.
+
+    Of a .safetensors and a .bin under the same name, only the .safetensors is returned.
+    """
     found = ([folder / name for name in names if (folder / name).is_file()][:1] for names in WEIGHTS)
     return sum(found, [])
 
 
-def _only(folder):
-    """Return the files of tensors in a folder, .safetensors alone where there are any."""
+def _only(folder: Path) -> list[Path]:
+    """Return the files of tensors in a folder; where some are .safetensors, only these."""
     files = sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.is_file())
     return [file for file in files if file.suffix == ENDINGS[0]] or files

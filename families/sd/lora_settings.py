@@ -1,23 +1,40 @@
-"""What states the scale of a LoRA: peft's configuration beside it, diffusers' metadata in it, kohya's tensors.
+"""The settings of a LoRA that state its scale: peft's configuration beside the file, or diffusers' metadata in it.
 
-A change is alpha / r B A (arXiv 2106.09685), or alpha / sqrt(r) B A where it is rank-stabilised (arXiv
-2312.03732). peft's settings hold r and alpha of all layers, and of some by patterns of their names: of the
-patterns that a layer's name ends with, as a regular expression behind a dot, the first one holds.
+A change is alpha / r B A (arXiv 2106.09685), or alpha / sqrt(r) B A where it is rank-stabilised (arXiv 2312.03732).
+peft's settings state r and alpha for all layers. They may also state them for some layers, by patterns, which are
+regular expressions. A pattern holds for a layer whose name ends with it, where it begins at the start of the name or
+behind a dot. The first pattern that holds counts.
 """
+
+from __future__ import annotations
 
 import json
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from families.sd.lora_files import CONFIG, PARTS, PEFT_STEM
 from my import plain_files
 from my.errors import UserError, shown, some
 
-METADATA = "lora_adapter_metadata"  # under which diffusers keeps peft's settings as JSON, of each part with its prefix
-PEFT_PREFIX = "base_model.model."  # of the names in files that peft writes
+if TYPE_CHECKING:
+    from my.tensor_file import TensorFile
+
+METADATA = (
+    "lora_adapter_metadata"  # key of diffusers' metadata; the value is JSON: peft's settings, the part in each key
+)
+PEFT_PREFIX = "base_model.model."  # names in files that peft writes begin with this
 MERGE = "merge it into a checkpoint with the tool that made it, and give that as --sd.checkpoint"
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # the others change the model's weights
+PLAIN_STARTS = (
+    True,
+    False,
+    None,
+    "gaussian",
+    "eva",
+    "orthogonal",
+    "mica",
+)  # other values change the model's own weights
 OTHER_KINDS = (
     "use_dora",
     "use_qalora",
@@ -67,24 +84,28 @@ OF_TRAINING = (
     "ensure_weight_tying",
 )
 SAFE = re.compile(r"(?:[\w^$|()-]|\\[.d]|\.)(?:[\w^$|()-]|\\[.d]|\.|(?<=[.d])[*+])*")
-FREE = re.compile(r"[*+|]")  # what a regular expression can spend time on
+FREE = re.compile(r"[*+|]")  # parts of a regular expression that can take long
 MAX_FREE, MAX_PATTERNS, MAX_PATTERN = 2, 20, 200
 
 
 class Settings(NamedTuple):
-    """What is stated of the layers of a part; `alpha` None is nothing, which means a scale of 1."""
+    """What is stated about the layers of a part."""
 
-    alpha: float | None = None
-    rank: int | None = None
+    alpha: float | None = None  # None where it is not stated; the scale is then 1
+    rank: float | None = None
     stabilised: bool = False
-    alphas: dict[str, float] = {}
-    ranks: dict[str, float] = {}
-    whole: bool = False  # whether whole weights and biases stand beside those of low rank
+    alphas: Mapping[str, float] = {}  # {pattern: alpha}
+    ranks: Mapping[str, float] = {}  # {pattern: rank}
+    whole: bool = False  # whether the file may also have whole weights and biases
     unknown: tuple[str, ...] = ()  # keys that this version does not know
 
 
-def read(file):
-    """Return {part: Settings} of a TensorFile; part "" is both. Raises UserError for a scale that cannot be known."""
+def read(file: TensorFile) -> dict[str, Settings]:
+    """Return {part: Settings} of a file, where the part "" stands for both parts.
+
+    Raises UserError where the settings are damaged or are those of another kind of adapter, and where the settings
+    beside peft's file are missing.
+    """
     config = file.path.parent / CONFIG
     of_peft = any(name.startswith(PEFT_PREFIX) for name in file.shapes)
     named_so = file.path.stem == PEFT_STEM
@@ -102,8 +123,8 @@ def read(file):
     return {part: settings(values, file.label, False) for part, values in stated.items()}
 
 
-def metadata(file):
-    """Return {part: peft's settings} in the metadata of a file that diffusers wrote, {} for none."""
+def metadata(file: TensorFile) -> dict[str, dict[str, Any]]:
+    """Return {part: peft's settings} in the metadata of a file that diffusers wrote, {} where there are none."""
     try:
         values = json.loads(file.metadata.get(METADATA, "{}"))
         parts = {
@@ -116,8 +137,11 @@ def metadata(file):
     return {part: found for part, found in parts.items() if found}
 
 
-def settings(values, label, whole):
-    """Return the Settings in peft's own `values`; UserError, behind `label`, for a LoRA that is no plain one."""
+def settings(values: Mapping[str, Any], label: str, whole: bool) -> Settings:
+    """Return the Settings that peft's `values` state.
+
+    Raises UserError, which begins with `label`, for an adapter that is no plain LoRA and for damaged values.
+    """
     kind, start = values.get("peft_type", "LORA"), values.get("init_lora_weights", True)
     others = [key for key in OTHER_KINDS if values.get(key)]
     if kind != "LORA":
@@ -157,20 +181,21 @@ def settings(values, label, whole):
     return found
 
 
-def unknown(values):
-    """Return the keys of peft's settings that state something, and that this version does not know."""
+def unknown(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of peft's settings that have a value, and that this version does not know."""
     return tuple(key for key, value in values.items() if value and key not in {*USED, *OF_TRAINING, *OTHER_KINDS})
 
 
-def damaged(label):
+def damaged(label: str) -> UserError:
+    """Return the error for an alpha that is not one number."""
     return UserError(
         f"{label}: the alphas in its tensors, metadata or {CONFIG} are not one number each; get "
         "the file again, as .safetensors where it is none"
     )
 
 
-def number(value):
-    """Return a number, or that in a list of one, as a float; TypeError for anything else."""
+def number(value: Any) -> float:
+    """Return a number, or the only number in nested lists, as a float; raises TypeError for anything else."""
     while isinstance(value, list) and len(value) == 1:
         (value,) = value
     if type(value) not in (int, float):
@@ -181,8 +206,11 @@ def number(value):
 # ---------------------------------------------------------------- patterns
 
 
-def refuse_slow(patterns, label):
-    """Raise UserError for patterns that could take any time: only a few may have a few parts of free length."""
+def refuse_slow(patterns: Sequence[str], label: str) -> None:
+    """Raise UserError for patterns that could take very long to match.
+
+    At most MAX_PATTERNS may be more than names, and each of these may have at most MAX_FREE parts of free length.
+    """
     free = [pattern for pattern in patterns if not is_name(pattern)]
     slow = [
         pattern
@@ -203,16 +231,22 @@ def refuse_slow(patterns, label):
             ) from None
 
 
-def is_name(pattern):
+def is_name(pattern: str) -> bool:
+    """Return whether a pattern is a plain name."""
     return re.fullmatch(r"\^?[\w.-]*\$?", pattern) is not None
 
 
 class Patterns:
-    """Finds the value of the first pattern that a layer's name ends with, as peft does, in the time of its length."""
+    """Finds the value of the first pattern that a layer's name ends with, as peft does.
 
-    def __init__(self, values):
+    Plain names are found by a look-up, so that the time does not grow with the number of patterns.
+    """
+
+    def __init__(self, values: Mapping[str, float]) -> None:
         self.values = list(values.values())
-        self.names, self.anchored, self.free = {}, {}, []
+        self.names: dict[str, int] = {}  # {plain name: its place among the patterns}
+        self.anchored: dict[str, int] = {}  # the same, of names that must be the whole name of the layer
+        self.free: list[tuple[int, re.Pattern[str]]] = []
         for i, pattern in enumerate(values):
             if not is_name(pattern):
                 self.free.append((i, re.compile(rf"(.*\.)?({pattern})$")))
@@ -220,8 +254,8 @@ class Patterns:
                 where = self.anchored if pattern.startswith("^") else self.names
                 where.setdefault(pattern.removeprefix("^").removesuffix("$"), i)
 
-    def __call__(self, name, default):
-        """Return the value for the layer `name`, or the default."""
+    def __call__(self, name: str, default: float | None) -> float | None:
+        """Return the value for the layer `name`, or the default where no pattern holds."""
         words = name.split(".")
         ends = (".".join(words[i:]) for i in range(len(words)))
         found = [self.names[end] for end in ends if end in self.names] + [self.anchored.get(name, len(self.values))]
@@ -230,25 +264,25 @@ class Patterns:
 
 
 class Scales:
-    """The scale of every layer of a file that {part: Settings} state."""
+    """The alpha and rank of every layer of a file, by its {part: Settings}."""
 
-    def __init__(self, stated):
+    def __init__(self, stated: Mapping[str, Settings]) -> None:
         self.stated = stated
         self.patterns = {part: (Patterns(found.alphas), Patterns(found.ranks)) for part, found in stated.items()}
 
-    def settings(self, part):
-        """Return the key, "" where one holds for both parts, and the Settings of a part."""
+    def settings(self, part: str) -> tuple[str, Settings]:
+        """Return (key, Settings) of a part; the key is "" where the settings are for both parts."""
         key = part if part in self.stated else ""
         return key, self.stated.get(key, Settings())
 
-    def alpha(self, part, name):
-        """Return (alpha, rank) that are stated of a layer, each None where nothing is."""
+    def alpha(self, part: str, name: str) -> tuple[float | None, float | None]:
+        """Return (alpha, rank) of a layer, each None where it is not stated."""
         key, found = self.settings(part)
         if found.alpha is None:
             return None, None
         alphas, ranks = self.patterns[key]
         return alphas(name, found.alpha), ranks(name, found.rank)
 
-    def divisor(self, part, rank):
-        """Return what divides alpha: the rank, or its square root."""
+    def divisor(self, part: str, rank: int) -> float:
+        """Return the divisor of alpha: the rank, or its square root where the LoRA is rank-stabilised."""
         return math.sqrt(rank) if self.settings(part)[1].stabilised else rank

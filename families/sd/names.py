@@ -1,11 +1,14 @@
-"""Other spellings of the CompVis layout, brought to the published names.
+"""Other spellings of the CompVis layout, and the published names that they stand for.
 
-Each is a fact of a format, by the names of its tensors: training wraps a model (`module.`), `torch.compile` puts
-`_orig_mod.` in, generative-models (`sgm`) calls the text encoder `conditioner.embedders.0.`, and NovelAI's files of
-2022 as well as recent transformers leave out the level `text_model.`.
+Trainers put a prefix such as `module.` before all names. `torch.compile` inserts `_orig_mod.`. The text encoder of
+generative-models (`sgm`) is called `conditioner.embedders.0.`. NovelAI's files of 2022, and recent versions of
+transformers, leave out the level `text_model.`.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterable
 
 from families.sd import layout
 
@@ -19,13 +22,18 @@ BARE_TEXT = re.compile(
     rf"^({re.escape(layout.TEXT)}transformer\.)"
     r"(?=(?:embeddings|encoder|final_layer_norm|position_ids)\b)"
 )
-OLD_ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))  # of diffusers' VAEs
+OLD_ATTENTION = (
+    ("query", "to_q"),
+    ("key", "to_k"),
+    ("value", "to_v"),
+    ("proj_attn", "to_out.0"),
+)  # before 2023, diffusers' VAEs had the first of these names
 OF_DIFFUSERS_VAE = re.compile(r"^(?:vae\.)?(?:en|de)coder\.(?:(?:down|up)_blocks|mid_block)\.")
 OF_VAE = re.compile(r"^(?:encoder|decoder|quant_conv|post_quant_conv|loss|model_ema)\b")
 
 
-def published(names):
-    """Return {published name: name in the file} of a whole checkpoint's tensors."""
+def published(names: Iterable[str]) -> dict[str, str]:
+    """Return {published name: name in the file} of the tensors of a whole checkpoint."""
     names = list(names)
     wrapper = next((m[1] for m in map(WRAPPED.match, names) if m), "")
     found = {}
@@ -37,11 +45,12 @@ def published(names):
     return found
 
 
-def published_vae(names):
-    """Return {published name: name in the file} of a VAE's tensors; of a whole checkpoint, of those of its VAE.
+def published_vae(names: Iterable[str]) -> dict[str, str]:
+    """Return {published name: name in the file} of a VAE's tensors, also where the file is a whole checkpoint.
 
-    A VAE comes under the published names with or without their prefix, or under those of diffusers.
+    The tensors may have the published names, with or without their prefix, or the names of diffusers.
     """
+    names = list(names)
     found = {new: name for new, name in published(names).items() if new.startswith(layout.VAE)}
     if found:
         return found
@@ -54,8 +63,8 @@ def published_vae(names):
     return {layout.vae_source(of_new_diffusers(name), config).name: name for name in names}
 
 
-def of_new_diffusers(name):
-    """Return diffusers' name today of a VAE's tensor, whose attention had other names before."""
+def of_new_diffusers(name: str) -> str:
+    """Return the name that diffusers has today for a tensor of a VAE. Before 2023 its attention had other names."""
     name = name.removeprefix("vae.")
     for old, new in OLD_ATTENTION if ".attentions." in name else ():
         name = name.replace(f".{old}.", f".{new}.")

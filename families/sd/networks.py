@@ -1,48 +1,77 @@
-"""One network of a Stable Diffusion, out of a diffusers folder or out of a single file. Every tensor has its place."""
+"""One network of a Stable Diffusion, read from a diffusers folder or from a single file.
+
+Every tensor of the file must have a place in the network, and every parameter of the network must be in the file.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import math
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from families.family import WITHOUT
 from families.libraries import reason
 from families.sd import layout
-from families.sd.find import read_json
+from families.sd.diffusers_folder import read_json
+from families.sd.layout import Source
+from families.sd.wording import several
 from my.errors import UserError, shown, some
 from my.tensor_file import TensorFile
+
+if TYPE_CHECKING:
+    import torch
+
+Net = Any  # a network of diffusers or transformers: a torch.nn.Module with a `config`, which its type does not declare
+Parts = dict[str, Any]  # {name of a part: the tokenizer, network or scheduler, each of a class of two libraries}
 
 NETWORKS = {
     "text_encoder": ("model", "pytorch_model"),
     "unet": ("diffusion_pytorch_model",) * 2,
     "vae": ("diffusion_pytorch_model",) * 2,
-}  # part of a folder -> stems of its .safetensors and its .bin
-OTHER_FORMATS = {".msgpack": "Flax", ".onnx": "ONNX", ".h5": "TensorFlow", ".gguf": "GGUF"}  # by their files' endings
-UNUSED = re.compile(r"position_ids$|_projection\.|^vision_model\.|logit_scale$")  # of CLIP's other half
-MAX_SETTING = 1_000_000  # that a setting of a network may be, however few weights it has
+}  # part of a folder -> stem of its .safetensors, stem of its .bin
+OTHER_FORMATS = {
+    ".msgpack": "Flax",
+    ".onnx": "ONNX",
+    ".h5": "TensorFlow",
+    ".gguf": "GGUF",
+}  # ending of a file -> whose weights it holds
+UNUSED = re.compile(
+    r"position_ids$|_projection\.|^vision_model\.|logit_scale$"
+)  # parameters of CLIP's other half, which Stable Diffusion does not use
+MAX_SETTING = 1_000_000  # a setting of a network may be this large, however few weights the network has
 
 
 # ---------------------------------------------------------------- single files
 
 
 class Published:
-    """A TensorFile whose tensors are asked for by their published names."""
+    """A TensorFile whose tensors have their published names; `names` is {published name: name in the file}."""
 
-    def __init__(self, file, found):
-        self.file, self.names, self.path = file, found, file.path
-        self.shapes = {name: file.shapes[there] for name, there in found.items()}
+    def __init__(self, file: TensorFile, names: dict[str, str]) -> None:
+        self.file, self.names, self.path = file, names, file.path
+        self.shapes = {name: file.shapes[there] for name, there in names.items()}
 
-    def tensor(self, name):
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor by its published name; it shares memory with the file, and must not be changed."""
         return self.file.tensor(self.names[name])
 
-    def quantised(self, asked):
+    def quantised(self, asked: Iterable[str]) -> list[str]:
+        """Return the names in the file of those tensors whose elements are whole numbers."""
         return self.file.quantised([self.names[name] for name in asked])
 
 
-def refuse_mismatches(file, nets, sources, what):
-    """Raise UserError where a file lacks parameters of the networks, has others, or has them as whole numbers."""
+def refuse_mismatches(
+    file: Published, nets: Mapping[str, Net], sources: Mapping[str, Mapping[str, Source]], what: str
+) -> None:
+    """Raise UserError where a file lacks parameters of the networks, has other tensors, or has whole numbers in them.
+
+    `what` says what the file should be.
+    """
     expected = {
         sources[part][name]: tuple(there.shape)
         for part, net in nets.items()
@@ -51,12 +80,12 @@ def refuse_mismatches(file, nets, sources, what):
     missing, unexpected = layout.mismatches(file.shapes, expected)
     if missing:
         raise UserError(
-            f"{file.file.label}: not a whole {what}: lacks {len(missing)} tensors: {some(missing, 1)}; it "
+            f"{file.file.label}: not a whole {what}: lacks {several(len(missing), 'tensor')}: {some(missing, 1)}; it "
             f"is incomplete or damaged: get the file again, or {WITHOUT}"
         )
     if unexpected:
         raise UserError(
-            f"{file.file.label}: no plain {what}: it has no place for {len(unexpected)} tensors: "
+            f"{file.file.label}: no plain {what}: it has no place for {several(len(unexpected), 'tensor')}: "
             f"{some(unexpected, 1)}; it is a model built on top of that: use a plain one, or {WITHOUT}"
         )
     quantised = file.quantised({source.name for source in expected})
@@ -67,8 +96,10 @@ def refuse_mismatches(file, nets, sources, what):
         )
 
 
-def fill(nets, sources, file, dtype):
-    """Give the networks their parameters out of a Published file, one at a time, in `dtype`."""
+def fill(
+    nets: Mapping[str, Net], sources: Mapping[str, Mapping[str, Source]], file: Published, dtype: torch.dtype
+) -> None:
+    """Read the parameters of the networks from a Published file, one after another, and convert them to `dtype`."""
     from tqdm import tqdm
 
     with tqdm(total=sum(map(len, sources.values())), desc="loading", unit="tensor", leave=False) as bar:
@@ -87,18 +118,19 @@ def fill(nets, sources, file, dtype):
 
 
 @contextlib.contextmanager
-def named(part):
-    """Put the name of a part before whatever damaged files and settings make of the libraries."""
+def named(part: str) -> Iterator[None]:
+    """Turn every error inside the block into a ValueError that begins with the name of a part."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (damaged settings make the libraries raise errors of any class)
         raise ValueError(f"{part}: {reason(error)}") from None
 
 
-def from_folder(part, cls, folder, empty, **options):
-    """Return the network of a diffusers or transformers class in `folder`.
+def from_folder(part: str, cls: Any, folder: Path, empty: bool, **options: Any) -> Net:
+    """Return the network in `folder`, of the class `cls` of diffusers or transformers; `options` are for the class.
 
-    Raises ValueError for weights that are missing (they would be random) or over.
+    Raises ValueError where the weights lack a parameter, which the library would fill with random numbers, or where
+    they have a tensor too many.
     """
     with named(part):
         stem, variant, files = weight_files(part, folder)
@@ -125,17 +157,17 @@ def from_folder(part, cls, folder, empty, **options):
     return net
 
 
-def weight_files(part, folder):
-    """Return (stem, variant or None, TensorFiles) of the weights of a folder's network, several files of one included.
+def weight_files(part: str, folder: Path) -> tuple[str, str | None, list[TensorFile]]:
+    """Return (stem, variant or None, files) of the weights of a folder's network. There may be several files.
 
-    Plain .safetensors come before plain .bin, and these before a variant such as fp16. Raises ValueError for none.
+    Where the folder has several sets of weights, plain .safetensors are taken before plain .bin, and both before a
+    variant such as fp16. Raises ValueError where it has none.
     """
     stems = dict(zip((".safetensors", ".bin"), NETWORKS[part]))
-    found = {}  # (whether it is a variant, whether it is a pickle, variant) -> paths
+    found: dict[tuple[bool, bool, str | None], list[Path]] = {}  # (is a variant, is a pickle, variant) -> files
     for path in sorted(folder.iterdir()):
         stem = stems.get(path.suffix)
-        m = stem and re.fullmatch(rf"{stem}(?:\.(\w+?))?(?:-\d+-of-\d+)?", path.stem)
-        if m:
+        if stem and (m := re.fullmatch(rf"{stem}(?:\.(\w+?))?(?:-\d+-of-\d+)?", path.stem)):
             found.setdefault((m[1] is not None, path.suffix == ".bin", m[1]), []).append(path)
     if not found:
         raise ValueError(f"no {stems['.safetensors']}.safetensors and no {stems['.bin']}.bin; get the folder again")
@@ -143,8 +175,8 @@ def weight_files(part, folder):
     return stems[".safetensors"], first[2], [TensorFile(path) for path in found[first]]
 
 
-def refuse_other_formats(part, folder, label):
-    """Raise UserError, which begins with `label`, where a folder's network has weights for another library alone."""
+def refuse_other_formats(part: str, folder: Path, label: str | Path) -> None:
+    """Raise UserError, which begins with `label`, where a network's folder has weights for other libraries only."""
     endings = {path.suffix: path.name for path in sorted(folder.glob("*"))}
     other = next((ending for ending in OTHER_FORMATS if ending in endings), None)
     if other and not {".safetensors", ".bin"} & set(endings):
@@ -155,15 +187,15 @@ def refuse_other_formats(part, folder, label):
         )
 
 
-def refuse_quantised(files):
-    """Raise ValueError for weights that are whole numbers: what they stand for is told in no plain checkpoint."""
+def refuse_quantised(files: Sequence[TensorFile]) -> None:
+    """Raise ValueError for weights that are whole numbers: a plain checkpoint does not say what these stand for."""
     names = [name for file in files for name in file.quantised(file.shapes) if not UNUSED.search(name)]
     if names:
         raise ValueError(f"quantised, which is not supported: {shown(names[0])}, ...: use plain weights")
 
 
-def refuse_endless(settings, files):
-    """Raise ValueError for settings of a network beyond what its weights can be of: building it would not end."""
+def refuse_endless(settings: Mapping[str, Any], files: Sequence[TensorFile]) -> None:
+    """Raise ValueError for settings of a network far larger than its weights, which would take forever to build."""
     tensors = sum(len(file.shapes) for file in files)
     most = max(MAX_SETTING, sum(math.prod(shape) for file in files for shape in file.shapes.values()))
     for name, value in settings.items():
@@ -171,13 +203,16 @@ def refuse_endless(settings, files):
         limit = tensors if "layers" in name else most
         if len(values) > tensors or any(type(n) in (int, float) and not n <= limit for n in values):
             raise ValueError(
-                f"{shown(name)}, {shown(value, 40)}, is beyond what weights of {tensors} tensors can be of"
+                f"{shown(name)}, {shown(value, 40)}, is beyond what weights of {several(tensors, 'tensor')} can be of"
             )
 
 
 @contextlib.contextmanager
-def without_pickles(folder, files, name):
-    """Yield `folder`, or, where its weights are in a .bin file (a pickle), a temporary one with them made safe."""
+def without_pickles(folder: Path, files: Sequence[TensorFile], name: str) -> Iterator[Path]:
+    """Yield `folder`; if its weights are in .bin files (pickles), yield a temporary copy that has safetensors instead.
+
+    `name` is the name of the safetensors file.
+    """
     from safetensors.torch import save_file
 
     if files[0].path.suffix != ".bin":
@@ -193,11 +228,11 @@ def without_pickles(folder, files, name):
         yield Path(scratch)
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- all parts together
 
 
-def refuse_misfits(path, parts):
-    """Raise UserError for parts that are not of one another."""
+def refuse_misfits(path: Path, parts: Parts) -> None:
+    """Raise UserError where two parts do not fit, such as a UNet and a text encoder of different widths."""
     tokenizer, text, unet, vae = parts["tokenizer"], parts["text_encoder"].config, parts["unet"].config, parts["vae"]
     channels = vae.config.latent_channels
     if "model_max_length" not in tokenizer.init_kwargs:  # the library then takes it for endless

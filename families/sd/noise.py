@@ -1,40 +1,53 @@
-"""The noise levels of a checkpoint, and what its network predicts: read where stated, else asked."""
+"""The noise levels of a checkpoint, and what its UNet predicts. Where no file states the latter, the UNet is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from families.sd import layout
 from families.sd.kinds import NotStableDiffusion
+from families.sd.layout import Config, Shapes
 from families.sd.yaml_beside import MAX_STEPS, Statement
 from my.errors import UserError, note, shown
 
+if TYPE_CHECKING:
+    import torch
+
+    from families.sd.networks import Parts, Published
+
 PROBE_SIZE = 32  # latent pixels
-ECHO = 0.5  # correlation of output and input, above which a network predicts the noise
-SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")  # facts that are the scheduler's own
+ECHO = 0.5  # if output and input correlate by more than this, the network predicts the noise
+SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")  # settings of a scheduler
 TABLE = "alphas_cumprod"
-TABLES = {  # tensors of the noise table that a file was trained with, the first that is there counts -> abar of it
+TABLES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # tensor with a noise table -> abar of it, in this order
     TABLE: lambda abar: abar,
     "sqrt_alphas_cumprod": lambda root: root.square(),
     "betas": lambda betas: (1 - betas).cumprod(0),
     "denoiser.sigmas": lambda sigmas: abar_of_sigmas(sigmas),
 }
-PREDICTIONS = ("epsilon", "v_prediction", "sample")  # that `adapt.denoised` knows
+PREDICTIONS = ("epsilon", "v_prediction", "sample")  # `adapt.denoised` knows these
 MAX_TIMESTEPS = 1_000_000
 WITH_BETAS = frozenset(
     f"{name}Scheduler"
-    for name in (  # classes of diffusers whose levels are those of betas
+    for name in (  # classes of diffusers whose noise levels follow from betas
         "DDIM DDIMParallel DDIMInverse DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete "
         "HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse "
         "DPMSolverSinglestep DPMSolverSDE DEISMultistep UniPCMultistep SASolver LCM TCD"
     ).split()
 )
-FEW_STEPS = ("LCMScheduler", "TCDScheduler")  # of networks that were distilled to draw in a few steps
-OF_SAMPLERS = ("clip_sample", "thresholding")  # settings that change the denoised picture of a sampler
-TABLE_RTOL, TABLE_ATOL = 5e-3, 1e-6  # by which half precision rounds it
+FEW_STEPS = ("LCMScheduler", "TCDScheduler")  # schedulers of networks that were distilled to draw in a few steps
+OF_SAMPLERS = ("clip_sample", "thresholding")  # settings by which a sampler changes the denoised picture
+TABLE_RTOL, TABLE_ATOL = 5e-3, 1e-6  # half precision rounds a table by this much
 
 
-def of_file(path, file, facts):
-    """Return the settings of a DDIMScheduler with the noise levels that a file states, by default Stable Diffusion's.
+def of_file(path: Path, file: Published, facts: dict[str, Statement]) -> Config:
+    """Return the settings of a DDIMScheduler that has the noise levels of a single file.
 
-    The file's own table, where it has one, must be that of the settings, unless nothing else is stated: then it is
-    used. Zero terminal SNR rescales the levels (arXiv 2305.08891, Algorithm 1). Raises UserError for a contradiction.
+    The levels come from `facts`, else from the file's own noise table, else they are Stable Diffusion's. Raises
+    UserError where facts and table contradict one another. Zero terminal SNR rescales the levels (arXiv 2305.08891,
+    Algorithm 1); where only the table tells of it, it is added to `facts`.
     """
     said = {name: facts[name].value for name in SCHEDULE if name in facts}
     settings = {**layout.SCHEDULE, **said, "rescale_betas_zero_snr": "zero_snr" in facts}
@@ -55,13 +68,13 @@ def of_file(path, file, facts):
     return {**settings, "num_train_timesteps": len(abar), "trained_betas": (1 - abar / before).tolist()}
 
 
-def table_name(shapes):
+def table_name(shapes: Shapes) -> str | None:
     """Return the name of the tensor that holds a file's own noise table, or None."""
     return next((name for name in TABLES if name in shapes), None)
 
 
-def own_table(path, file):
-    """Return the noise table abar (n,) float64 in a file, or None; UserError where it is no schedule."""
+def own_table(path: Path, file: Published) -> torch.Tensor | None:
+    """Return the noise table abar (n,) float64 of a file, or None; raises UserError where it is no schedule."""
     name = table_name(file.shapes)
     if name is None:
         return None
@@ -76,26 +89,25 @@ def own_table(path, file):
     )
 
 
-def abar_of_sigmas(sigmas):
-    """Return abar = 1 / (1 + sigma^2) of noise levels in either order, of which one of zero is no step of training."""
+def abar_of_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
+    """Return abar = 1 / (1 + sigma^2), falling, of noise levels in either order. A level of zero is left out."""
     rising = sigmas if sigmas[0] < sigmas[-1] else sigmas.flip(0)
     return 1 / (1 + rising[1 if rising[0] == 0 else 0 :].square())
 
 
-def is_table(abar, settings):
-    """Whether a noise table is that of a scheduler's settings, up to half precision."""
+def is_table(abar: torch.Tensor, settings: Config) -> bool:
+    """Return whether a noise table is, up to half precision, that of a scheduler with these settings."""
     import torch
-    from diffusers import DDIMScheduler
 
-    table = DDIMScheduler(**settings).alphas_cumprod.double()
+    table = scheduler(settings).alphas_cumprod.double()
     return len(table) == len(abar) and torch.allclose(abar, table, rtol=TABLE_RTOL, atol=TABLE_ATOL)
 
 
-def probe_prediction(parts):
-    """Return "epsilon" or "v_prediction" from what the UNet answers to pure noise, at the last step that has a level.
+def probe_prediction(parts: Parts) -> str:
+    """Return "epsilon" or "v_prediction", by the UNet's output for pure noise at the last step with abar above 0.
 
-    There x_t is nearly the noise n itself: a network that predicts n gives its input back, while
-    v = sqrt(abar) n - sqrt(1 - abar) x0 (arXiv 2202.00512, appendix D) hardly depends on it.
+    At that step x_t is nearly the noise n. So a network that predicts n returns its input, while
+    v = sqrt(abar) n - sqrt(1 - abar) x0 (arXiv 2202.00512, appendix D) hardly depends on n.
     """
     import torch
 
@@ -114,10 +126,12 @@ def probe_prediction(parts):
 # ---------------------------------------------------------------- diffusers folders
 
 
-def of_folder(stated, sd):
-    """Return the settings of a DDIMScheduler that a scheduler_config.json states, "prediction_type" None if not.
+def of_folder(stated: Mapping[str, Any], asked: str = "auto") -> Config:
+    """Return the settings of a DDIMScheduler that has the noise levels of a scheduler_config.json.
 
-    Other settings than these are for samplers. Raises ValueError for noise that is not of this kind.
+    `stated` is the content of that file, of which the settings for samplers are left out. `asked` is the
+    --sd.prediction_type; with auto, "prediction_type" is None where the file states none. Raises NotStableDiffusion for
+    noise levels that are not those of betas, and ValueError for damaged values.
     """
     name = stated.get("_class_name", "DDIMScheduler")
     if not isinstance(name, str) or name.removeprefix("Flax") not in WITH_BETAS:
@@ -141,7 +155,7 @@ def of_folder(stated, sd):
     if missing:  # diffusers would guess
         raise ValueError(f"scheduler/scheduler_config.json has no {', '.join(missing)}")
     predicts = stated.get("prediction_type")
-    if predicts is not None and predicts not in PREDICTIONS and sd.prediction_type == "auto":
+    if predicts is not None and predicts not in PREDICTIONS and asked == "auto":
         raise ValueError(f"its scheduler's prediction_type is {shown(predicts)!r}; known are {', '.join(PREDICTIONS)}")
     used = {key: stated[key] for key in (*SCHEDULE, "trained_betas", "rescale_betas_zero_snr") if key in stated}
     for_samplers = [key for key in OF_SAMPLERS if stated.get(key) is True]
@@ -149,18 +163,14 @@ def of_folder(stated, sd):
         note(f"its scheduler asks for {' and '.join(for_samplers)}, which is for samplers: the score is used unclipped")
     if name in FEW_STEPS:
         note(
-            f"its scheduler is {name}, for networks that were distilled to draw in a few steps, whose score is another: "
+            f"its scheduler is {name}, for networks that were distilled to draw in few steps, whose score is another: "
             "for 3D use the model that it was made from"
         )
-    return {
-        **used,
-        "clip_sample": False,
-        "prediction_type": predicts if sd.prediction_type == "auto" else sd.prediction_type,
-    }
+    return {**used, "clip_sample": False, "prediction_type": predicts if asked == "auto" else asked}
 
 
-def scheduler(settings):
-    """Return diffusers' DDIMScheduler of settings, a "prediction_type" of None being epsilon until it is known."""
+def scheduler(settings: Config) -> Any:
+    """Return diffusers' DDIMScheduler of these settings. A "prediction_type" of None stands for epsilon for now."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(**{**settings, "prediction_type": settings.get("prediction_type") or "epsilon"})

@@ -1,4 +1,4 @@
-"""The options of Stable Diffusion, and what a run needs of its files. Imports nothing heavy."""
+"""The options of Stable Diffusion, and what a run needs of its files. No heavy imports."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class Options(Family):
 
     @field_validator("precision")
     @classmethod
-    def _one_word(cls, precision):
+    def _one_word(cls, precision: str) -> str:
         return "fp32" if precision == "full" else precision  # the published word
 
     @field_validator("prompt")
     @classmethod
-    def _has_words(cls, prompt):
+    def _has_words(cls, prompt: str) -> str:
         if not prompt.strip():
             raise ValueError(f'needs words, such as "a blue duck", got {prompt!r}')
         return prompt
@@ -105,14 +105,14 @@ class Options(Family):
         return f"autocast: {'float16' if device_type == 'cuda' else 'float32'}"
 
     def to_download(self, found: find.Found) -> Place | None:
-        return None if find.local(found.place) else found.place
+        return None if found.place.path else found.place
 
     def checkpoints(self, found: find.Found) -> dict[str, Path]:
-        model = find.local(found.place)
-        return ({"model": model} if model else {}) | ({"VAE": found.vae} if found.vae else {})
+        files = {"model": found.place.path, "VAE": found.vae}
+        return {what: path for what, path in files.items() if path}
 
     def facts(self, found: find.Found) -> dict[str, str]:
-        path = find.local(found.place)
+        path = found.place.path
         if path is None or path.is_dir():
             return {}
         from families.sd import stated

@@ -1,8 +1,12 @@
-"""What web UIs let a prompt state beyond its words, which Stable Diffusion itself does not read. Light to import."""
+"""What a prompt must not contain: syntax of web UIs, and words that a closed vocabulary lacks. No heavy imports."""
+
+from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from my.errors import UserError, note, shown
+from my.errors import UserError, note, shown, some
 
 REFUSED = (  # a pattern, what it is, and what to do
     (
@@ -13,21 +17,22 @@ REFUSED = (  # a pattern, what it is, and what to do
     (r"<hypernet:[^<>]+>", "a hypernetwork, which is not supported", "take it out"),
     (r"\bembedding:[^\s,]+", "a textual inversion, which is not supported", "describe it in words"),
 )
-PLAIN = (  # a pattern, and what it is: harmless, but not what the person meant
+PLAIN = (  # a pattern, and what web UIs take it for; here it does no harm, but it does not do what the user expects
     (r"\([^()]*:\s*[0-9]*\.?[0-9]+\s*\)", "a weight"),
     (r"\[[^\[\]]*:[^\[\]]*\]|\[[^\[\]]*\|[^\[\]]*\]", "a change of words while drawing"),
     (r"\b(?:BREAK|AND)\b", "a join of prompts"),
     (r"\(\(|\[\[|\{\{", "an emphasis"),
     (r"__\w+__", "a wildcard"),
 )
+Told = Mapping[str, Sequence[str]]  # {option: the texts that it makes the model read}
 
 
-def check(prompts):
-    """Raise UserError for what a prompt asks for and cannot have, and note what is read as plain words.
+def check(told: Told) -> None:
+    """Raise UserError for a part of a prompt that asks for an unsupported file, and note what is read as plain words.
 
-    `prompts` are {option: texts} of all that the model will be told.
+    `told` is {option: texts}: all texts that the model will be told.
     """
-    for option, text in ((option, text) for option, texts in prompts.items() for text in texts):
+    for option, text in ((option, text) for option, texts in told.items() for text in texts):
         for pattern, what, to_do in REFUSED:
             if m := re.search(pattern, text, re.IGNORECASE):
                 raise UserError(f"{option}: {shown(m[0])} is {what}; {shown(m.expand(to_do))}")
@@ -35,3 +40,25 @@ def check(prompts):
             if m := re.search(pattern, text):
                 note(f"{option}: {shown(m[0])} is {what} in web UIs; here it is read as plain words")
                 break
+
+
+def refuse_unknown_words(told: Told, tokenizer_config: Mapping[str, Any]) -> None:
+    """Raise UserError for words in `told`, {option: texts}, that are not in the tokenizer's closed vocabulary.
+
+    Only a tokenizer whose settings have the key `closed_vocabulary` has one, such as the embedded miniature's.
+    """
+    known: list[str] = tokenizer_config.get("closed_vocabulary") or []
+    for option, texts in told.items() if known else ():
+        unknown = sorted({w for text in texts for w in text.lower().split() if w not in known})
+        if not unknown:
+            continue
+        bare = [w.strip(".,;:!?") for w in unknown]
+        if all(w in known for w in bare):
+            raise UserError(
+                f"{option}: this model knows words without punctuation only: write {some(bare)} instead "
+                f"of {some(unknown)}"
+            )
+        raise UserError(
+            f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
+            f"{' '.join(known)}; for other words give --sd.checkpoint PATH or --sd.variant v1"
+        )

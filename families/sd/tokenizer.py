@@ -1,27 +1,31 @@
 """CLIP's tokenizer, from the byte-pair merges that come with the project."""
 
+from __future__ import annotations
+
 import gzip
 from pathlib import Path
+from typing import Any
 
 MERGES = Path(__file__).parent / "clip_merges.txt.gz"
-LENGTH = 77  # tokens that CLIP's text encoders read
+LENGTH = 77  # CLIP's text encoders read this many tokens
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def byte_characters():
+def byte_characters() -> list[str]:
     """Return the 256 printable characters that stand for bytes, in the order of CLIP's vocabulary.
 
-    Printable bytes of Latin-1 stand for themselves; the others are counted from code point 256.
+    A byte that is printable in Latin-1 stands for itself. The other bytes get the characters from code point 256 on.
     Source: the byte-level byte-pair encoding of GPT-2, which CLIP (arXiv 2103.00020) uses.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
-def clip_tokenizer(pad=END, length=LENGTH):
-    """Return transformers' CLIPTokenizer; `pad` is END for Stable Diffusion 1.x and "!", token 0, for 2.x.
+def clip_tokenizer(pad: str = END, length: int = LENGTH) -> Any:
+    """Return transformers' CLIPTokenizer.
 
-    `length` are the tokens that the text encoder reads, of which LongCLIP's (arXiv 2403.15378) reads 248.
+    `pad` is END for Stable Diffusion 1.x, and "!", token 0, for 2.x. `length` is the number of tokens that the text
+    encoder reads; LongCLIP's (arXiv 2403.15378) reads 248.
     """
     from transformers import CLIPTokenizer
 
@@ -29,7 +33,8 @@ def clip_tokenizer(pad=END, length=LENGTH):
     pairs = [tuple(merge.split(" ")) for merge in merges]
     characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), *map("".join, pairs), START, END]
-    return CLIPTokenizer(
+    make: Any = CLIPTokenizer  # its declared type lacks pairs of words as merges, which it takes
+    return make(
         vocab={token: i for i, token in enumerate(tokens)},
         merges=pairs,
         unk_token=END,

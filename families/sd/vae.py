@@ -1,28 +1,41 @@
-"""The VAE of an --sd.vae, which supplies the one that a checkpoint lacks, or takes the place of its own."""
+"""The VAE of an --sd.vae. It replaces the checkpoint's own VAE, or serves a checkpoint that has none."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from families.openai_unet import below
 from families.sd import kinds, layout, names, networks
-from families.sd.find import read_json, vae_place
+from families.sd.diffusers_folder import read_json
 from my.errors import UserError, first_line, shown
 from my.tensor_file import TensorFile
 
+if TYPE_CHECKING:
+    import torch
+
+    from families.sd.networks import Net
+
 FLAG = "--sd.vae"
 OF_FOLDER = "AutoencoderKL"
-MOVED = ("shift_factor", "latents_mean", "latents_std")  # settings by which other models move their latents
+MOVED = ("shift_factor", "latents_mean", "latents_std")  # settings of VAEs that shift their latents
 
 
-def read(text, scaling, dtype, empty=False):
-    """Return diffusers' AutoencoderKL of an --sd.vae for a model of this scaling factor, on the meta device if `empty`.
+def read(path: Path, scaling: float, dtype: torch.dtype, empty: bool = False) -> Net:
+    """Return the VAE in the file or the diffusers folder `path`, on the meta device if `empty`.
 
-    Raises UserError where it is none, or one of other latents than Stable Diffusion's.
+    `scaling` is the scaling factor that the checkpoint's UNet was trained with. Raises UserError where `path` has no
+    VAE, or the VAE of a model with other latents than Stable Diffusion's.
     """
-    path = vae_place(text)
+    is_folder = path.is_dir()
     try:
-        net = _of_folder(path, dtype, empty) if path.is_dir() else _of_file(path, dtype, empty)
+        net = _of_folder(path, dtype, empty) if is_folder else _of_file(path, dtype, empty)
         kinds.refuse_other_latents(net.config)
     except ValueError as error:
         raise UserError(f"{FLAG} {path}: {first_line(error)}") from None
     there = net.config.scaling_factor
-    if path.is_dir() and there is not None and there != scaling:
+    if is_folder and there is not None and there != scaling:
         raise UserError(
             f"{FLAG} {path}: its scaling_factor is {shown(there)}, and the checkpoint's is {scaling}: it "
             "is of another model's latents; give a VAE of Stable Diffusion 1.x or 2.x"
@@ -31,8 +44,12 @@ def read(text, scaling, dtype, empty=False):
     return net
 
 
-def _of_folder(folder, dtype, empty):
-    """Return the AutoencoderKL of a diffusers folder; raises ValueError where it is none."""
+def _of_folder(folder: Path, dtype: torch.dtype, empty: bool) -> Net:
+    """Return the VAE of a diffusers folder.
+
+    Raises ValueError where the folder has another kind of VAE or is damaged, and UserError where its weights are for
+    another library.
+    """
     from diffusers import AutoencoderKL
 
     networks.refuse_other_formats("vae", folder, f"{FLAG} {folder}")
@@ -40,8 +57,8 @@ def _of_folder(folder, dtype, empty):
     return networks.from_folder("vae", AutoencoderKL, folder, empty, torch_dtype=dtype)
 
 
-def refuse_other_classes(settings):
-    """Raise ValueError for the settings of a VAE of another class, or with latents that are moved."""
+def refuse_other_classes(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where the settings of a VAE state another class, or a shift of the latents."""
     if settings.get("_class_name", OF_FOLDER) != OF_FOLDER:
         raise ValueError(f"the VAE is an {shown(settings['_class_name'])}, and only {OF_FOLDER} is supported")
     for name in MOVED:
@@ -51,8 +68,12 @@ def refuse_other_classes(settings):
             )
 
 
-def _of_file(path, dtype, empty):
-    """Return the AutoencoderKL of a single file, in any spelling; raises UserError or ValueError where it is none."""
+def _of_file(path: Path, dtype: torch.dtype, empty: bool) -> Net:
+    """Return the VAE of a single file, in any spelling of the names.
+
+    Raises ValueError where the names or shapes are not those of Stable Diffusion's VAE, and UserError where the file
+    cannot be read or is not complete.
+    """
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL
 
@@ -65,10 +86,10 @@ def _of_file(path, dtype, empty):
         )
     with layout.told_by_shapes():
         file = networks.Published(opened, names.published_vae(opened.shapes))
-        config = layout.vae_configuration(layout.below(file.shapes, layout.VAE))
+        config = layout.vae_configuration(below(file.shapes, layout.VAE))
     kinds.refuse_other_latents(config)
     with init_empty_weights(include_buffers=False):
-        net = AutoencoderKL(**config)
+        net: Net = AutoencoderKL(**config)
     sources = {"vae": layout.sources("vae", net.state_dict(), config)}
     networks.refuse_mismatches(file, {"vae": net}, sources, "VAE of Stable Diffusion")
     if not empty:
@@ -76,11 +97,11 @@ def _of_file(path, dtype, empty):
     return net
 
 
-def scaling_of(folder):
-    """Return the scaling factor of a folder's own VAE, by which its UNet knows latents; Stable Diffusion's if unstated.
+def scaling_of(folder: Path) -> float:
+    """Return the scaling factor that the config.json of a folder's own VAE states.
 
-    The folder need not be there.
+    It is Stable Diffusion's where the file is missing or states no number.
     """
     config = folder / "config.json"
-    stated = read_json(config).get("scaling_factor") if config.is_file() else None
-    return layout.SCALING if type(stated) not in (int, float) else stated
+    stated: Any = read_json(config).get("scaling_factor") if config.is_file() else None
+    return stated if type(stated) in (int, float) else layout.SCALING

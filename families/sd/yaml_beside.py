@@ -1,22 +1,31 @@
-"""The configuration beside a single file: NAME.yaml next to NAME.safetensors, as web UIs and the published code have.
+"""The configuration beside a single file: NAME.yaml next to NAME.safetensors, as web UIs and the published code use it.
 
-It is a tree of the published code's classes and their options. Only the keys below are looked at, each once, so
-that what the file claims cannot hurt. Options of training alone mean nothing for a score; others that are not known
-are noted in one line.
+The .yaml names classes of the published code, and their options. Only the keys below are read. Options that matter in
+training only are skipped. Unknown keys are noted in one line.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 from my import plain_files
 from my.errors import UserError, note, shown, some
 
-MAX_BYTES = 100_000  # of which published ones have 2,000
-STEPS, MAX_STEPS = 1000, 10_000  # of training: unless stated, and at most
-MAX_SCALING = 1e6  # that the scale of latents may be
+MAX_BYTES = 100_000  # a published one has about 2,000
+STEPS, MAX_STEPS = 1000, 10_000  # steps of training: by default, and at most
+MAX_SCALING = 1e6  # upper bound of the scale of latents
 PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}  # of generative-models, by the end of the class's name
-DENOISER = "DiscreteDenoiser"  # of generative-models, whose levels are those of betas; ends of its classes' names
-DISCRETIZATIONS = {"LegacyDDPMDiscretization": False, "ZeroSNRDDPMDiscretization": True}  # -> zero terminal SNR
+SCALINGS = {
+    "EpsScaling": "epsilon",
+    "VScaling": "v_prediction",
+}  # last word of generative-models' class -> what the UNet predicts
+DENOISER = "DiscreteDenoiser"  # generative-models' class whose noise levels follow from betas, by its last word
+DISCRETIZATIONS = {
+    "LegacyDDPMDiscretization": False,
+    "ZeroSNRDDPMDiscretization": True,
+}  # last word of the class -> whether it has zero terminal SNR
 OF_DISCRETIZATION = {"linear_start": "beta_start", "linear_end": "beta_end"}
 OF_DENOISER = frozenset(
     [
@@ -30,8 +39,8 @@ OF_DENOISER = frozenset(
     ]
 )
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the published code's word -> diffusers'
-TEXT_ENCODERS = {"FrozenCLIPEmbedder": 1, "FrozenOpenCLIPEmbedder": 2}  # end of the class's name -> version
-LAYERS = {1: ("last", None), 2: ("penultimate", None)}  # of the text encoder that each version is read at
+TEXT_ENCODERS = {"FrozenCLIPEmbedder": 1, "FrozenOpenCLIPEmbedder": 2}  # last word of the class -> version
+LAYERS = {1: ("last", None), 2: ("penultimate", None)}  # version -> the layer of the text encoder that is its condition
 OF_TRAINING = frozenset(
     [
         "channels",
@@ -104,15 +113,18 @@ USED = frozenset(
 
 
 class Statement(NamedTuple):
-    """One fact: where it is stated, in words, which fact it is, and its value."""
+    """One fact about a model."""
 
-    where: str
-    fact: str
-    value: object
+    where: str  # in words
+    fact: str  # its name
+    value: Any
 
 
-def read(path):
-    """Return [Statement] of the configuration beside `path`; raises UserError where that is damaged or of no model."""
+def read(path: Path) -> list[Statement]:
+    """Return the statements of the .yaml beside the file `path`, [] where there is none or where it is of no model.
+
+    Raises UserError where the .yaml is damaged, or states what is not supported.
+    """
     beside = path.with_suffix(".yaml")
     if beside == path or not beside.is_file():
         return []
@@ -134,22 +146,25 @@ def read(path):
 
 
 class Reader:
-    """The statements of one configuration, `found`; UserErrors name its file."""
+    """Reads one .yaml; its statements are in `found`."""
 
-    def __init__(self, path):
-        self.path, self.found = path, []
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[Statement] = []
 
-    def state(self, fact, value):
+    def state(self, fact: str, value: Any) -> None:
+        """Add a statement."""
         self.found.append(Statement(self.path.name, fact, value))
 
-    def refuse(self, what, to_do="correct it, or move the file away"):
+    def refuse(self, what: str, to_do: str = "correct it, or move the file away") -> NoReturn:
+        """Raise UserError, which names the .yaml."""
         raise UserError(f"{self.path}, beside the checkpoint: {what}; {to_do}")
 
-    def read(self, params):
-        """Read `model: params:`."""
+    def read(self, params: Mapping[str, Any]) -> None:
+        """Read the options below `model: params:`."""
         self._prediction(params)
         self._schedule(params)
-        self._denoiser(_below(params, "denoiser_config"), params)
+        self._denoiser(_below(params, "denoiser_config"))
         self._number(params, "scale_factor", "scaling_factor", 0, MAX_SCALING)
         if params.get("scale_by_std") is True:
             self.state("scale_by_std", True)
@@ -175,14 +190,15 @@ class Reader:
         )
         self._note_unknown([key for key in params if key not in USED and key not in OF_TRAINING])
 
-    def _note_unknown(self, unknown):
+    def _note_unknown(self, unknown: Sequence[str]) -> None:
         if unknown:
             note(
                 f"{self.path.name} states {some(unknown)}, which is not known here and not used; if the results are "
                 "wrong, look there"
             )
 
-    def _prediction(self, params):
+    def _prediction(self, params: Mapping[str, Any]) -> None:
+        """Read what the UNet predicts, in either layout."""
         stated = params.get("parameterization")
         if stated is not None:
             if not isinstance(stated, str) or stated not in PARAMETERIZATIONS:
@@ -195,7 +211,8 @@ class Reader:
                 self.refuse(f"its denoiser scales by {shown(scaling)}; known are {', '.join(SCALINGS)}")
             self.state("prediction_type", SCALINGS[name])
 
-    def _schedule(self, params):
+    def _schedule(self, params: Mapping[str, Any]) -> None:
+        """Read the noise levels of the published code's layout."""
         self._number(params, "linear_start", "beta_start", 0, 1)
         self._number(params, "linear_end", "beta_end", 0, 1)
         self._steps(params, "timesteps")
@@ -211,15 +228,16 @@ class Reader:
         if any(params.get(key) is True for key in ("zero_snr", "zero_terminal_snr", "ztsnr", "rescale_betas_zero_snr")):
             self.state("zero_snr", True)
 
-    def _steps(self, params, key):
+    def _steps(self, params: Mapping[str, Any], key: str) -> None:
+        """Read the number of steps of training."""
         steps = params.get(key)
         if steps is not None:
             if type(steps) is not int or not 1 < steps <= MAX_STEPS:
                 self.refuse(f"its {key} are {shown(steps)}, not one whole number from 2 to {MAX_STEPS}")
             self.state("num_train_timesteps", steps)
 
-    def _denoiser(self, config, params):
-        """Read the noise levels of generative-models' layout, where a discretization holds the betas."""
+    def _denoiser(self, config: Mapping[str, Any]) -> None:
+        """Read the noise levels of generative-models' layout."""
         inside, target = _below(config, "params"), config.get("target")
         if target is not None and _end(target) != DENOISER:
             self.refuse(
@@ -235,7 +253,8 @@ class Reader:
             )
         self._note_unknown([key for key in inside if key not in OF_DENOISER])
 
-    def _discretization(self, config):
+    def _discretization(self, config: Mapping[str, Any]) -> None:
+        """Read the betas of generative-models' layout."""
         target, params = config.get("target"), _below(config, "params")
         if _end(target) not in DISCRETIZATIONS:
             self.refuse(f"its noise levels are those of {shown(target)}; known are {', '.join(DISCRETIZATIONS)}")
@@ -252,7 +271,8 @@ class Reader:
         if DISCRETIZATIONS[_end(target)]:
             self.state("zero_snr", True)
 
-    def _text_encoder(self, config):
+    def _text_encoder(self, config: Mapping[str, Any]) -> None:
+        """Read the version of the text encoder, and refuse a layer that its version is not read at."""
         target = config.get("target")
         if target is None:
             return
@@ -272,8 +292,8 @@ class Reader:
                 "take that line out to have it so",
             )
 
-    def _network(self, params):
-        """Read what the options of the UNet say: sizes, which the weights tell too, and heads, which they do not."""
+    def _network(self, params: Mapping[str, Any]) -> None:
+        """Read the options of the UNet: its sizes, which the weights tell too, and its heads, which no weights tell."""
         self._sizes(
             params,
             {
@@ -299,12 +319,14 @@ class Reader:
                 "use a text-to-image checkpoint of Stable Diffusion 1.x or 2.x",
             )
 
-    def _sizes(self, params, names, part):
+    def _sizes(self, params: Mapping[str, Any], names: Mapping[str, str], part: str) -> None:
+        """Read the sizes of a part; `names` is {key of the file: name of the size here}."""
         sizes = {mine: params[theirs] for theirs, mine in names.items() if params.get(theirs) is not None}
         if sizes:
             self.state(f"{part} sizes", sizes)
 
-    def _number(self, params, key, fact, low, high):
+    def _number(self, params: Mapping[str, Any], key: str, fact: str, low: float, high: float) -> None:
+        """Read a number that must lie between `low` and `high`, both excluded."""
         value = params.get(key)
         if value is None:
             return
@@ -313,27 +335,27 @@ class Reader:
         self.state(fact, float(value))
 
 
-def _below(tree, *keys):
-    """Return the mapping under keys, one below the other; {} where there is none."""
+def _below(tree: Any, *keys: str) -> dict[str, Any]:
+    """Return the mapping that the keys lead to, one after another; {} where there is none."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) else {}
 
 
-def _end(target):
-    """Return the last word of a class's name, "" for what is no name."""
+def _end(target: Any) -> str:
+    """Return the last word of a class's dotted name, "" for a value that is no text."""
     return target.rpartition(".")[2] if isinstance(target, str) else ""
 
 
-def _embedder(params):
+def _embedder(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the first text encoder in generative-models' layout, {} where there is none."""
     embedders = _below(params, "conditioner_config", "params").get("emb_models")
     first = embedders[0] if isinstance(embedders, list) and embedders else {}
     return first if isinstance(first, dict) else {}
 
 
-def refuse_other_sizes(where, sizes, config):
-    """Raise UserError where `sizes`, stated by the file named `where`, are not those of the weights, `config`."""
+def refuse_other_sizes(where: str, sizes: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise UserError where `sizes`, which the file `where` states, differ from `config`, which the weights tell."""
     channels = list(config["block_out_channels"])
     told = {**config, "width": channels[0], "multiples": [c // channels[0] for c in channels]}
     for name, value in sizes.items():
