@@ -166,7 +166,10 @@ def archive(pickled, members=(), data=b"\0" * 16, **options):
 MAGIC = b"\x80\x02" + integer(0x1950A86A20F9469CFC6C) + b"."
 
 
-def stream(pickled, keys=(b"\x80\x02](" + text("0") + b"e."), sizes=(4,), data=b"\0" * 16):
+ONE_KEY = b"\x80\x02](" + text("0") + b"e."
+
+
+def stream(pickled, keys=ONE_KEY, sizes=(4,), data=b"\0" * 16):
     """A file as torch < 1.6 wrote it."""
     parts = b"".join(struct.pack("<q", size) + data for size in sizes)
     return MAGIC + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + pickled + keys + parts

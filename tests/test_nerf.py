@@ -260,7 +260,7 @@ def test_schedule_is_a_function_of_progress(scene, monkeypatch):
     monkeypatch.setattr(nerf_module, "LR_FACTORS", {"density": 2.0})
     nerf = NeRF(cfg_of(bs=672, lr=0.5), scene)  # 4 steps
     seen = []
-    for step, progress, _ in optimise(nerf):
+    for _step, progress, _ in optimise(nerf):
         lr = {name: group["lr"] for name, group in zip(parameter_names(nerf.field), nerf.optimizer.param_groups)}
         seen.append((progress, nerf.field.density.shape[-1], nerf.n_events, lr["d_scale"], lr["density"]))
     assert [row[:3] for row in seen] == [(0.25, 4, 0), (0.5, 4, 0), (0.75, 8, 1), (1, 16, 3)]

@@ -200,7 +200,7 @@ def adapter(net, folder, safe=True, **options):
         warnings.simplefilter("ignore")
         model = get_peft_model(copy.deepcopy(net), LoraConfig(**options))
         with torch.no_grad():
-            for name, p in model.named_parameters():
+            for p in model.parameters():
                 if p.requires_grad:
                     p += randn(*p.shape)
         model.save_pretrained(folder, safe_serialization=safe)
@@ -363,7 +363,7 @@ def test_what_diffusers_saves_with_its_settings(v1, tmp_path):
         adapter(v1[part], tmp_path / part, target_modules=[target], r=4, **options)
         tensors = load_file(tmp_path / part / "adapter_model.safetensors")
         layers[part] = {name.removeprefix("base_model.model."): t for name, t in tensors.items()}
-        stated[part] = {k: v for k, v in LoraConfig(target_modules=[target], r=4, **options).to_dict().items()}
+        stated[part] = dict(LoraConfig(target_modules=[target], r=4, **options).to_dict())
         nets[part] = peft_merge(v1[part], tmp_path / part)
     StableDiffusionPipeline.save_lora_weights(
         tmp_path / "out",

@@ -294,12 +294,12 @@ def assert_same(field, fused, reference):
     """
     for name, unit in (("color", 1), ("depth", 10), ("opacity", 1), ("emptiness", 1)):
         got, want = getattr(fused[0], name), getattr(reference[0], name)
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * unit, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * unit, msg=lambda m, name=name: f"{name}: {m}")
     assert torch.equal(fused[0].n_samples, reference[0].n_samples)
     terms = (field.density * reference[1]["density"]).abs().sum().item()
     for name, want in reference[1].items():
         atol = 1e-4 * max(want.abs().max().item(), 1e-6) + (1e-6 * terms if name == "d_scale" else 0)
-        torch.testing.assert_close(fused[1][name], want, rtol=0, atol=atol, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(fused[1][name], want, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def fused_rays(n=400):
@@ -560,13 +560,13 @@ def test_occupied_adam_is_adam(c, view_dependent):
         OccupiedAdam(fields[0], 0.1, (0.9, 0.99)),
         torch.optim.Adam([{"params": [p]} for p in fields[1].parameters()], 0.1, (0.9, 0.99)),
     )
-    for step in range(10):
+    for _ in range(10):
         for field, optimizer in zip(fields, optimizers):
             optimizer.zero_grad()
             render_rays(field, *fused_rays(), renderer="fused").color.square().sum().backward()
             optimizer.step()
     for (name, got), want in zip(fields[0].named_parameters(), fields[1].parameters()):
-        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
         assert not torch.equal(got, before[name])
     assert torch.equal(fields[0].density[..., 10:], before["density"][..., 10:])
     assert set(optimizers[0].state[fields[0].color]) == {"step", "exp_avg", "exp_avg_sq"}
