@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -274,7 +274,7 @@ def check_download(place: Place, cfg: DoctorConfig) -> list[Finding]:
 # ---------------------------------------------------------------- the table
 
 
-def read_config(argv: Sequence[str] | None) -> tuple[DoctorConfig, list[Finding]]:
+def read_config(argv: list[str] | None) -> tuple[DoctorConfig, list[Finding]]:
     """Return (configuration, [finding about the current folder]); with --resume, that of the run in the folder."""
     spec: dict[str, Any] = {"prog": "doctor.py", "doc": __doc__, "presets_dir": ROOT / "presets"}
     cfg = config.load(DoctorConfig, argv, **spec)
@@ -288,7 +288,7 @@ def read_config(argv: Sequence[str] | None) -> tuple[DoctorConfig, list[Finding]
     return cfg, [Finding(OK, "folder", str(Path.cwd()))]
 
 
-def examine(argv: Sequence[str] | None) -> Iterator[Finding]:
+def examine(argv: list[str] | None) -> Iterator[Finding]:
     """Yield all findings, first those about the machine; raises UserError before them for a mistake in the options."""
     cfg, folder = read_config(argv)
     yield Finding(OK, "python", f"{sys.version.split()[0]}, {sys.executable}")
@@ -303,7 +303,7 @@ def examine(argv: Sequence[str] | None) -> Iterator[Finding]:
         yield from check_run(cfg)  # else these are not the options of the run in the folder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table; raises UserError where the run cannot start."""
     bad: list[str] = []
     for finding in examine(argv):

@@ -218,7 +218,7 @@ def prepare(cfg: NeRFConfig, _found: None) -> Callable[[], None]:
     return run
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train a voxel NeRF in the current folder."""
     script.begin(read_config(argv), prepare)
 
