@@ -1,8 +1,8 @@
-"""The families of diffusion models, one folder each. This registry is the only place that knows their names.
+"""The registry of the families of diffusion models, one folder each. No other room imports a family or lists them.
 
 A family NAME has `families/NAME/options.py`, whose class `Options` is a `families.family.Family`, and
-`families/NAME/adapter.py`, whose function `make(run, found, device)` returns its `ScoreAdapter`. Nothing here imports
-torch. `docs/architecture.md` has a recipe for a new family.
+`families/NAME/adapter.py`, whose function `make(run, found, device)` returns its `ScoreAdapter`. Neither this
+module nor the options of a family import torch. `docs/architecture.md` has the recipe for a new family.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GONE = dict.fromkeys(
     ("ncsn", "ncsnv2", "vesde"),
     "for pictures without a prompt give --family ddpm --ddpm.checkpoint FOLDER, or for faces --family gddpm "
     "--gddpm.lsun_cat ffhq",
-)  # families of the published code -> what takes their place
+)  # family of the published code that is not here -> what to use instead
 
 
 def options_of(name: str) -> type[Family]:

@@ -52,7 +52,7 @@ class Family(Config):
     def check(self, run: FamilyConfig) -> Any:
         """Return what the run needs of this family, found on this machine or named on the hub.
 
-        It is called before heavy imports. Raises UserError for files that are missing or of another kind, and for
+        A run calls it before heavy imports. Raises UserError for files that are missing or of another kind, and for
         prompts that the model cannot know.
         """
 

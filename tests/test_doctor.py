@@ -253,14 +253,14 @@ def test_the_folder_counts_and_a_resumed_run_is_the_one_it_holds(capsys, home):
     config.write(saved, "full_config.yml")
     assert run(capsys, "--resume", "True")[0] == 0  # not one of Stable Diffusion
     sjc = ready(saved, "cpu")[0]
-    sjc.save("ckpt", 3)
+    sjc.save("ckpt", 0)
     assert run(capsys, "--resume", "True", "--sha256", "True")[0] == 0
     status, states, text = run(capsys, "--preset", "ideal")
     assert status == 2 and states["folder"] == [doctor.BAD] and "already holds a run" in text
     status, states, text = run(capsys, "--resume", "True", "--lr", "0.5")
     assert status == 2 and "lr 0.5 (was 0.05)" in text and "model" not in states  # not that of the defaults
     assert "model" not in run(capsys)[1]
-    (home / "ckpt" / "step_0000003" / "tensors.safetensors").write_bytes(b"")
+    (home / "ckpt" / "step_0000000" / "tensors.safetensors").write_bytes(b"")
     status, states, text = run(capsys, "--resume", "True")
     assert status == 2 and states["model"] == [doctor.BAD] and "tensors.safetensors is damaged" in text
 

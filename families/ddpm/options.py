@@ -18,7 +18,7 @@ class Found(NamedTuple):
     """What a run needs of this family."""
 
     place: Place
-    pipeline: pipeline.Pipeline | None  # None where it is not in a folder that was given
+    pipeline: pipeline.Pipeline | None  # None where it has to come from the hub or its cache
 
 
 class Options(Family):
