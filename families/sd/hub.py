@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from families import hub
-from families.family import WITHOUT, Place
+from families.family import Place
 from families.sd.diffusers_folder import PARTS, has_vocabulary
-from my.errors import STORAGE_HINTS, UserError, note
+from my.errors import note
 
 FILES = [
     "model_index.json",
@@ -40,22 +40,8 @@ def cached_place(place: Place) -> Place:
 
 
 def fetch(place: Place) -> Path:
-    """Return the path of a checkpoint, which is downloaded first where `place` has no path.
-
-    Raises UserError where no repository gives it, and OSError where the disk is full or must not be written.
-    """
-    if place.path is not None:
-        return place.path
-    reasons = []
-    for repo in place.repos:
-        folder, reason = _download(repo)
-        if folder:
-            return folder
-        reasons.append(f"{repo}: {reason}")
-    raise UserError(
-        f"{place.flag}: nothing at {place.missed}; on the hub: {'; '.join(reasons)}; give a folder or a "
-        f"file with --sd.checkpoint, or {WITHOUT}"
-    )
+    """Return the path of a checkpoint, as `families.hub.fetch` does."""
+    return hub.fetch(place, download, "give a folder or a file with --sd.checkpoint")
 
 
 def cached(repo: str) -> Path | None:
@@ -75,17 +61,14 @@ def cached(repo: str) -> Path | None:
     return folder if complete else None
 
 
-def _download(repo: str) -> tuple[Path | None, str]:
-    """Return (the folder of a repository, ""), or (None, the reason why there is none)."""
+def download(repo: str) -> Path:
+    """Return the folder of a repository, downloaded; raises ValueError where it lacks a part."""
     from huggingface_hub import constants, snapshot_download
 
     if not constants.HF_HUB_OFFLINE:
         note(f"{repo} is looked for on the hub, to be downloaded: some 3 to 6 GB")
-    try:
-        folder = Path(snapshot_download(repo, allow_patterns=FILES, etag_timeout=5))
-    except Exception as error:  # a broken connection raises many classes, and they change with the library's version
-        if getattr(error, "errno", None) in STORAGE_HINTS:
-            raise  # the command ends with a line about the disk or the permission
-        return None, hub.reason(error)
+    folder = Path(snapshot_download(repo, allow_patterns=FILES, etag_timeout=5))
     missing = [name for name in PARTS if not (folder / name).is_dir()]
-    return (None, f"it has no {', '.join(missing)}") if missing else (folder, "")
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return folder
