@@ -282,6 +282,6 @@ def test_outputs_are_checked_before_anything_is_measured(tmp_path, monkeypatch):
 
 
 def test_the_run_of_another_command_is_named(tmp_path):
-    (tmp_path / "full_config.yml").write_text("scene: lego\n")
+    (tmp_path / "full_config.yml").write_text("scene: lego\nmade_by: {command: run_nerf.py}\n")
     with pytest.raises(UserError, match="holds a run of run_nerf.py"):
         evaluate.read_prompt(tmp_path)

@@ -259,7 +259,7 @@ def test_presets_of_2d(here, preset):
         ),
         (
             ["--family", "gddpm", "--gddpm.model", "m_imgnet_256_uncond", "--cls_scaling", "2"],
-            ["--cls_scaling: no class is asked for", "--gddpm.imgnet_cat"],
+            ["--cls_scaling: it guides to a class, and no class is asked for", "--gddpm.imgnet_cat"],
         ),
         (
             ["--family", "gddpm", "--gddpm.model", "m_imgnet_64", "--gddpm.lsun_cat", "ffhq"],
