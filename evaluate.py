@@ -61,14 +61,13 @@ METRICS = {
 }
 
 
-class EvaluateConfig(config.Config):
+class EvaluateConfig(script.OnDevice):
     """Every option of evaluate.py."""
 
     runs: list[str] = Field(min_length=1, description="folders of finished runs of run_sjc.py")
     n_views: int = Field(24, ge=24, multiple_of=3, description="test views, in three rings")
     out: str = Field("results.json", description="JSON file of everything that was measured")
     figure: str | None = Field(None, description="PNG file of every run's views, each beside the truth")
-    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
 
 
 # ---------------------------------------------------------------- metrics
@@ -156,20 +155,23 @@ def true_views(color: str, obj: str, cameras: Sequence[pose.Camera]) -> Pictures
     return pictures.permute(0, 2, 3, 1).numpy(), maps[:, 4].numpy() / 255
 
 
-def result_views(sjc: SJC, cameras: Sequence[pose.Camera]) -> Pictures:
+def result_views(optimisation: SJC, cameras: Sequence[pose.Camera]) -> Pictures:
     """Return the pictures of a run and its opacities."""
     import torch
 
-    from sjc import CHUNK, resize
+    from sjc import resize
+    from voxnerf.render import CHUNK
 
-    latent = sjc.adapter.picture_size > sjc.adapter.data_shape[1]  # decodes what it was rendered for in training
+    latent = (
+        optimisation.adapter.picture_size > optimisation.adapter.data_shape[1]
+    )  # decodes what it was rendered for in training
     pictures, opacities = [], []
     with torch.no_grad():
         for camera in cameras:
-            picture, _ = sjc.view(camera, None if latent else SIZE)
+            picture, _ = optimisation.view(camera, None if latent else SIZE)
             x = torch.from_numpy(picture).permute(2, 0, 1)[None]
             pictures.append(resize(x, (SIZE, SIZE))[0].permute(1, 2, 0).numpy())
-            opacities.append(sjc.render(camera, SIZE, chunk=CHUNK).opacity.cpu().numpy())
+            opacities.append(optimisation.render(camera, SIZE, chunk=CHUNK).opacity.cpu().numpy())
     return np.stack(pictures), np.stack(opacities)
 
 
@@ -244,33 +246,33 @@ def measure(folder: str, cfg: EvaluateConfig, judge: Judge) -> tuple[dict[str, A
     from sjc import load_run
 
     color, obj = read_prompt(folder)
-    sjc = load_run(folder, cfg.device)
+    optimisation = load_run(folder, cfg.device)
     angles = test_angles(cfg.n_views)
-    cameras = cameras_at(angles, sjc.cfg.pose)
-    measures = compare(result_views(sjc, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
+    cameras = cameras_at(angles, optimisation.cfg.pose)
+    measures = compare(result_views(optimisation, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
     run = {
         "run": str(folder),
-        "prompt": sjc.cfg.texts.prompt,
-        "seed": sjc.cfg.seed,
-        "family": sjc.cfg.family,
-        "view_words": sjc.cfg.pose.view_words,
-        "n_steps": sjc.cfg.n_steps,
+        "prompt": optimisation.cfg.texts.prompt,
+        "seed": optimisation.cfg.seed,
+        "family": optimisation.cfg.family,
+        "view_words": optimisation.cfg.pose.view_words,
+        "n_steps": optimisation.cfg.n_steps,
     }
-    return run_dir.plain(run | measures), strip(sjc, color, obj) if cfg.figure else None
+    return run_dir.plain(run | measures), strip(optimisation, color, obj) if cfg.figure else None
 
 
 # ---------------------------------------------------------------- what people read
 
 
-def strip(sjc: SJC, color: str, obj: str) -> np.ndarray:
+def strip(optimisation: SJC, color: str, obj: str) -> np.ndarray:
     """Return one row of the figure (H, W, 3) uint8: every view of FIGURE_VIEWS, each result beside its truth."""
     from my.media import label, side_by_side, to_uint8
 
-    cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), sjc.cfg.pose)
-    pairs = zip(result_views(sjc, cameras)[0], true_views(color, obj, cameras)[0])
+    cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), optimisation.cfg.pose)
+    pairs = zip(result_views(optimisation, cameras)[0], true_views(color, obj, cameras)[0])
     row = side_by_side(*(to_uint8(picture) for pair in pairs for picture in pair))
     row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    cfg = sjc.cfg
+    cfg = optimisation.cfg
     texts = [f"{cfg.preset or cfg.family}: {cfg.texts.prompt}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
     edge = ZOOM * SIZE
     names = [(2 * i * edge + 4, text, "black") for i, text in enumerate(texts)]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from my import config
+from my import config, script
 from my.errors import RunError, UserError, run_main
 from my.run_dir import write_atomic
 
@@ -37,7 +37,7 @@ N_PICTURES = 60  # pictures from which the trained field learns its object
 RENDERERS = ("fused", "reference")
 
 
-class RenderConfig(config.Config):
+class RenderConfig(script.OnDevice):
     """All options of benchmarks.render."""
 
     out: str | None = Field(None, description="Markdown file to write")
@@ -46,7 +46,6 @@ class RenderConfig(config.Config):
     n_steps: int = Field(600, gt=0, description="training steps of the trained field")
     grids: list[int] = Field([50, 100, 200, 300], description="grids of the table")
     images: list[int] = Field([32, 64, 128, 256], description="images of the table")
-    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
     memory_of: Literal["fused", "reference"] | None = Field(
         None, description="only print the peak memory of one renderer, in MB; needs a process of its own"
     )
@@ -323,9 +322,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out {cfg.out}: there is no folder {Path(cfg.out).resolve().parent}; make it first")
     import torch
 
-    from my.script import pick_device
-
-    device = pick_device(cfg.device)
+    device = script.pick_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.memory_of:

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from my import config
+from my import config, script
 from my.errors import RunError, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ T = TypeVar("T")
 PROMPT = "A high quality photo of a delicious burger"
 
 
-class DenoiseConfig(config.Config):
+class DenoiseConfig(script.OnDevice):
     """Every option of benchmarks.sd_denoise."""
 
     checkpoint: str | None = Field(
@@ -38,7 +38,6 @@ class DenoiseConfig(config.Config):
     )
     precision: str = Field("autocast", description="as --sd.precision takes it")
     threads: int | None = Field(None, gt=0, description="CPU threads, default PyTorch's own")
-    device: str = Field("auto", description="cuda, cuda:1, cpu; auto is cuda where there is one")
 
 
 def write_random(path: Path) -> None:
@@ -62,13 +61,12 @@ def measure(cfg: DenoiseConfig) -> None:
     """Print what loading, and then a guided denoising, encoding and decoding, took."""
     import torch
 
-    from my.script import pick_device
     from options.sjc import SJCConfig
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     run = SJCConfig(sd={"checkpoint": cfg.checkpoint, "precision": cfg.precision})
-    device = pick_device(cfg.device)
+    device = script.pick_device(cfg.device)
     seconds: dict[str, float] = {}
 
     def timed(what: str, f: Callable[[], T]) -> T:
