@@ -162,9 +162,8 @@ def result_views(optimisation: SJC, cameras: Sequence[pose.Camera]) -> Pictures:
     from sjc import resize
     from voxnerf.render import CHUNK
 
-    latent = (
-        optimisation.adapter.picture_size > optimisation.adapter.data_shape[1]
-    )  # decodes what it was rendered for in training
+    adapter = optimisation.adapter
+    latent = adapter.picture_size > adapter.data_shape[1]  # a decoder gets the size that the training rendered
     pictures, opacities = [], []
     with torch.no_grad():
         for camera in cameras:

@@ -27,6 +27,7 @@ from my.script import pick_device, refuse_other_run
 from my.seeds import numpy_rng, torch_rng
 from options.sjc import SJCConfig
 from voxnerf import state
+from voxnerf.capacity import device_memory, refuse_large_grid
 from voxnerf.field import VoxRF, make_field
 from voxnerf.render import CHUNK, Rendering, averaged, pick_march, render_image
 from voxnerf.train_cameras import AnyCamera, TrainCameras
@@ -120,6 +121,7 @@ class SJC:
         cfg, channels, levels = self.cfg, self.adapter.data_shape[0], len(self.adapter.sigmas)
         if cfg.vox.c != channels:
             raise UserError(f"--vox.c {cfg.vox.c}: this model's space has {channels} channels")
+        refuse_large_grid("--vox.grid_size", cfg.vox.grid_size, channels, device_memory(self.adapter.device))
         for name, end in (("sigma_range", cfg.sigma_range[1]), ("sigma_anneal", cfg.sigma_anneal or 0)):
             if end > levels:
                 raise UserError(f"--{name} ends at {end}: this model's table has {levels} entries")

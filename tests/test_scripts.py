@@ -460,6 +460,10 @@ def test_all_published_commands_have_a_preset():
         (["--pose.fov_range", "70,40"], ["--pose.fov_range must go up"]),
         (["--sigma_anneal", "5"], ["--sigma_anneal must lie above"]),
         (["--pose.FoV", "180"], ["--pose.FoV", "less than 180"]),
+        (
+            ["--preset", "ideal", "--sd.prompt", "a blue duck", "--device", "cpu", "--vox.grid_size", "5000"],
+            ["--vox.grid_size 5000: takes 8000 GB of memory and more", "it can be"],
+        ),
         (["burger"], ["unexpected word 'burger'"]),
         (["--preset", "ideal", "--device", "warp"], ["--device warp: not available here; use auto, cpu"]),
         (
