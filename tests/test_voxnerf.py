@@ -314,24 +314,16 @@ def fused_rays(n=400):
 @pytest.mark.parametrize("kind", FIELDS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("grid_size", [(1, 1, 1), (2, 9, 3), (13, 10, 21)])
-def test_fused_is_reference(kind, masked, grid_size):
+@pytest.mark.parametrize("layout", ["cpu", "cuda"])
+def test_fused_is_reference(kind, masked, grid_size, layout, monkeypatch):
+    """Also with what CUDA gets: kernels whose stretches are single samples, and visits that lie apart."""
+    for of_device in (kernels.LANES, kernels.STRIDED):
+        monkeypatch.setitem(of_device, "cpu", of_device[layout])
     field = random_field(
         kind, grid_size, c=3, blend_bg_texture=kind != "VoxRF", density_shift=-2.0, dtype=torch.float32
     )
     with torch.no_grad():
         field.density[:, :, :, :, 2 * grid_size[0] // 3 :] -= 30  # empty blocks
-        if masked:
-            field.update_alpha_mask()
-    assert_same(field, *both(field, *fused_rays()))
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_fused_sample_by_sample(masked, monkeypatch):
-    """The kernels that CUDA gets, whose stretches are single samples."""
-    monkeypatch.setitem(kernels.LANES, "cpu", kernels.LANES["cuda"])
-    field = random_field("VoxRF", (13, 10, 21), c=3, density_shift=-2.0, dtype=torch.float32)
-    with torch.no_grad():
-        field.density[..., 9:] -= 30  # empty blocks
         if masked:
             field.update_alpha_mask()
     assert_same(field, *both(field, *fused_rays()))

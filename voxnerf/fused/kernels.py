@@ -34,6 +34,10 @@ T_MIN = 1e-7  # transmittance at which a ray ends
 FILLED, EMPTY = 0, 1  # flags of blocks; in empty space they count the blocks to the nearest that may hold density
 MAX_JUMP = 4  # largest such flag
 LANES = {"cpu": 16, "cuda": 1}  # samples of a stretch: what fits into a CPU's widest registers
+STRIDED = {
+    "cpu": False,
+    "cuda": True,
+}  # whether the visits of a ray lie apart, so that rays side by side write side by side
 OPTIONS = {
     # sums in any order, and no fuss over -0: without these no loop becomes vector instructions
     "cpu_compiler_flags": f"{wp.config.cpu_compiler_flags} -ffp-contract=fast -mreassociate -fno-signed-zeros",

@@ -209,16 +209,16 @@ def _rays(job: March) -> Any:
 def _new_visits(job: March, keep: bool) -> tuple[torch.Tensor, Any]:
     """Return the number of visits per ray (n,), and `kernels.Visits` with room for all of them; a march fills in both.
 
-    On a CPU the entries of a ray lie side by side, and take no more room than all samples do. On CUDA the sum of the
-    samples is not known without waiting: there, entry j of all rays comes before entry j + 1 of any, so that rays side
-    by side write side by side. Without `keep` there is no room for any entry.
+    On a CPU the entries of a ray lie side by side, and take no more room than all samples do. On CUDA (`STRIDED`) the
+    sum of the samples is not known without waiting: there, entry j of all rays comes before entry j + 1 of any, so that
+    rays side by side write side by side. Without `keep` there is no room for any entry.
     """
     n, device = len(job.o), job.o.device
     lanes = kernels.LANES[device.type]
     most = job.n_samples.add(lanes - 1).div(lanes, rounding_mode="floor")
     if not keep:
         room, first, stride = 0, most, 1
-    elif device.type == "cuda":
+    elif kernels.STRIDED[device.type]:
         room, stride = n * (int(job.field.box_diagonal / job.field.step_size / lanes) + 2), n
         first = torch.arange(n, dtype=torch.int32, device=device)
     else:
