@@ -9,10 +9,10 @@ that mattered. `march_backward` walks that list from the far end and applies, by
     d out / d tau_i = h_i T_{i+1} - sum_{j>i} w_j h_j,
 
 h_i being what a sample adds per unit of weight. `voxnerf/reference.py` is the same in plain PyTorch.
-Loops over the samples of a stretch are simple enough for a compiler to turn into vector instructions,
-and kept apart from those that are not. Colours are asked for before weights are computed, since a CPU
-cannot foresee which ones a ray passes. The kernels are long because a function that is given the
-matrices of a stretch copies them, which made the march take 40% longer.
+Most loops over the samples of a stretch are so simple that a compiler turns them into vector instructions, and the
+other loops are kept apart from them. Colours are prefetched before the weights are computed, since a CPU cannot predict
+which ones a ray needs. The kernels are long because Warp copies the matrices of a stretch for each function that gets
+them, which made the march take 40% longer.
 
 Positions are in voxels: 0 is the centre of the first one, x fastest in memory. A cell is the cube
 between eight centres; cell c spans the voxels c - 1 and c, so that the border cells 0 and size,
@@ -24,22 +24,20 @@ half of which lie outside the grid, are counted too. Grids are zero outside.
 
 import functools
 import math
+from typing import Any
 
 import warp as wp
 
-BLOCK = 4  # cells an edge of a block that is skipped as one
+BLOCK = 4  # cells per edge of a block, which is skipped as a whole
 TAU_MIN = 1e-9  # thinner samples are skipped: n of them change nothing by more than n * TAU_MIN
 T_MIN = 1e-7  # transmittance at which a ray ends
 
-FILLED, EMPTY = 0, 1  # flags of blocks; in empty space they count the blocks to the nearest that may hold density
-MAX_JUMP = 4  # largest such flag
-LANES = {"cpu": 16, "cuda": 1}  # samples of a stretch: what fits into a CPU's widest registers
-STRIDED = {
-    "cpu": False,
-    "cuda": True,
-}  # whether the visits of a ray lie apart, so that rays side by side write side by side
+FILLED, EMPTY = 0, 1  # flags of blocks; in empty space a flag is the distance, in blocks, to the nearest filled one
+MAX_JUMP = 4  # the largest flag
+LANES = {"cpu": 16, "cuda": 1}  # samples per stretch: as many floats as a CPU's widest register holds
+STRIDED = {"cpu": False, "cuda": True}  # whether the visits of a ray lie apart: then neighbouring rays write together
 OPTIONS = {
-    # sums in any order, and no fuss over -0: without these no loop becomes vector instructions
+    # sums may be reordered, and the sign of 0 may be lost: otherwise no loop becomes vector instructions
     "cpu_compiler_flags": f"{wp.config.cpu_compiler_flags} -ffp-contract=fast -mreassociate -fno-signed-zeros",
     "max_unroll": 8,  # corners and rows of blocks are unrolled, lanes are not
 }
@@ -47,7 +45,7 @@ OPTIONS = {
 
 @wp.struct
 class Volume:
-    """What a march needs to know of a field besides its grids."""
+    """What a march needs of a field besides its grids."""
 
     size: wp.vec3i  # voxels X, Y, Z
     blocks: wp.vec3i  # blocks X, Y, Z
@@ -175,7 +173,7 @@ def seen(cells: wp.array(dtype=wp.uint8), p: wp.vec3, size: wp.vec3i):
 
 @wp.func
 def leave_axis(o: float, d_inverse: float, block: int, jump: int):
-    """Distance beyond the first sample at which the ray leaves all blocks nearer than `jump` to one, along an axis."""
+    """Distance beyond the first sample at which a ray leaves, along an axis, all blocks nearer than `jump` to one."""
     return (float(wp.where(d_inverse > 0.0, block + jump, block - jump + 1) * BLOCK - 1) - o) * d_inverse
 
 
@@ -188,7 +186,7 @@ def leave(o: wp.vec3, d_inverse: wp.vec3, block: wp.vec3i, jump: int):
 
 
 @wp.func
-def inverse(d: float):  # of a step along an axis; finite, so that 0 times it is 0
+def inverse(d: float):  # 1 / d, but finite, so that 0 times it is 0
     if wp.abs(d) < 1.0e-20:
         return 1.0e20
     return 1.0 / d
@@ -227,13 +225,13 @@ def voxels_reached(flags: wp.array(dtype=wp.uint8), block: wp.vec3i, blocks: wp.
 
 
 @functools.cache
-def vector(length):
+def vector(length: int) -> Any:
     """Return the type of `length` floats, the same one for the same length."""
     return wp.types.vector(length=length, dtype=wp.float32)
 
 
 @functools.cache
-def place_function(lanes):
+def place_function(lanes: int) -> wp.Function:
     """Return the function that places stretches of `lanes` samples."""
     index_type = wp.types.matrix(shape=(8, lanes), dtype=wp.int32)
     weight_type = wp.types.matrix(shape=(8, lanes), dtype=wp.float32)
@@ -261,7 +259,7 @@ def place_function(lanes):
 
 
 @functools.cache
-def row_functions(n_features):
+def row_functions(n_features: int) -> tuple[wp.Function, wp.Function, wp.Function]:
     """Return (load, add, prefetch) for rows of `n_features` values; see `load` and `add` of single ones."""
     features = vector(n_features)
 
@@ -278,7 +276,7 @@ def row_functions(n_features):
 
 
 @functools.cache
-def color_functions(channels, n_basis, activation):
+def color_functions(channels: int, n_basis: int, activation: str) -> tuple[wp.Function, ...]:
     """Return (look, look_back, to_color, to_color_backward): from features to the colour a ray sees, and back.
 
     A colour has `channels` channels, each the `activation` (see `voxnerf.field`) of a dot product of `n_basis` features
@@ -341,10 +339,12 @@ def color_functions(channels, n_basis, activation):
 
 
 @functools.cache
-def march_kernels(channels, n_basis, activation, masked, lanes):
-    """Return (march, march_backward) of one kind of field, by stretches of `lanes` samples.
+def march_kernels(
+    channels: int, n_basis: int, activation: str, masked: bool, lanes: int
+) -> tuple[wp.Kernel, wp.Kernel]:
+    """Return (march, march_backward) for one kind of field, in stretches of `lanes` samples.
 
-    `masked` ones have flags of cells besides those of blocks.
+    With `masked` they read flags of cells besides flags of blocks.
     """
     floats, ints, L = vector(lanes), wp.types.vector(length=lanes, dtype=wp.int32), wp.constant(lanes)
     place = place_function(lanes)
@@ -524,12 +524,12 @@ def march_kernels(channels, n_basis, activation, masked, lanes):
     return march, march_backward
 
 
-# What is done to one or two grids with `width` floats a voxel, at n voxels side by side from the first one on. An int
-# may be too small to count their floats.
+# Operations on one or two grids with `width` floats per voxel, on n neighbouring voxels, of which `first` is the first.
+# Floats are counted by size_t, since their number may exceed an int.
 
 
-def side_by_side(code):
-    """Return the Warp function that does `code`, in C, for each float k, and returns the float `sum`."""
+def side_by_side(code: str) -> wp.Function:
+    """Return a Warp function that runs `code`, in C, for each float k of these voxels, and returns the float `sum`."""
 
     @wp.func_native(
         "const size_t from = size_t(first) * width, to = from + size_t(n) * width; float sum = 0.0f; "
@@ -545,10 +545,10 @@ dot = side_by_side("sum += a.data[k] * b.data[k];")
 
 
 @functools.cache
-def sweep_kernel(run):
-    """Return the kernel that does `run` to all voxels of touched blocks, and adds up what it returns in rows of them.
+def sweep_kernel(run: wp.Function) -> wp.Kernel:
+    """Return the kernel that does `run` to all voxels of touched blocks, and sums what it returns per row of blocks.
 
-    `n_features` floats of the second pair of grids belong to a voxel, one of the first pair.
+    The grids a and b have one float per voxel, and a_features and b_features have `n_features`.
     """
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
@@ -585,7 +585,7 @@ def sweep_kernel(run):
 
 
 @functools.cache
-def adam_kernel(channels):
+def adam_kernel(channels: int) -> wp.Kernel:
     """Return the kernel of a step of Adam on rows of `channels` values, in flagged blocks."""
     rows = vector(channels)
 
@@ -626,6 +626,6 @@ def adam_kernel(channels):
     return adam
 
 
-def x_min(step):
+def x_min(step: float) -> float:
     """Return the x at which softplus(x) step = TAU_MIN."""
     return math.log(math.expm1(TAU_MIN / step))
