@@ -191,4 +191,4 @@ class Heartbeat:
             self.finish()
             return
         with contextlib.suppress(OSError):  # a full disk must not hide the first error
-            self._write(done=False, failed=f"{kind.__name__}: {error}")
+            self._write(done=False, failed=f"{kind.__name__}: {error}".rstrip(": "))

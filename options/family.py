@@ -120,8 +120,9 @@ class FamilyConfig(RunOptions, Model):
         for option in dict.fromkeys(option for member in members.values() for option in member.reads):
             table[option] = {"family": tuple(name for name, member in members.items() if option in member.reads)}
         if not self.asks_views:
-            options = ("pose", *(f"pose.{name}" for name in ("view_words", "view_style", "view_texts", "perp_neg")))
-            for option in options:
+            of_views = [f"pose.{name}" for name in ("view_words", "view_style", "view_texts", "perp_neg")]
+            cameras = [option for member in members.values() for option in member.reads_in_2d]
+            for option in ("pose", *of_views, *cameras):
                 readers = tuple(name for name, member in members.items() if option in member.reads_in_2d)
                 table[option] = {"family": readers} if readers else None
         further = [(item, {"family": (name,)}) for name, member in members.items() for item in member.read_by().items()]

@@ -48,8 +48,8 @@ class SJCConfig(FamilyConfig):
     )
     sigma_range: tuple[int, int] = Field(
         (10, 970),
-        description="part of the model's noise table that levels are drawn from, uniformly: its first entry, and the "
-        "one after its last; entry 0 is the least noise",
+        description="entries of the model's noise table from which each step draws its level, uniformly: the first, "
+        "and one more than the last. Entry 0 has the least noise",
     )
     sigma_anneal: int | None = Field(
         None,

@@ -105,6 +105,15 @@ def test_a_new_family_runs(command, tmp_path):
     assert "done: " in out and (tmp_path / "test_3" / "view_seq" / "view.mp4").is_file()
 
 
+def test_a_new_family_draws_pictures(command, tmp_path):
+    """With the one option of cameras that it reads there, and no other."""
+    flags = ("--family", "toy", "--device", "cpu", "--pose.rend_hw", "4", "--num_images", "1", "--num_t", "2")
+    status, _, err = command("run_img_sampling.py", *flags, "--pose.R", "2")
+    assert status == 2 and "--pose.R: not read with --family toy" in err
+    status, _, err = command("run_img_sampling.py", *flags)
+    assert status == 0 and (tmp_path / "preview.png").is_file(), err
+
+
 def test_the_doctor_knows_a_new_family(command):
     status, out, _ = command("doctor.py", *RUN)
     assert status == 0 and "This run can start here" in out and "toy, which needs no checkpoint on disk" in out

@@ -41,7 +41,9 @@ class Options(Family):
     lora: list[str] = Field(
         [], description='LoRA files or adapters\' folders, each PATH or PATH:WEIGHT; with a comma: ["a,b.safetensors"]'
     )
-    prompt: str = Field("A high quality photo of a delicious burger", description="the text (families sd and ideal)")
+    prompt: str = Field(
+        "A high quality photo of a delicious burger", description="what to show, in words (families sd and ideal)"
+    )
     negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
     scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
     precision: Literal["autocast", "full", "fp32", "fp16", "bf16"] = Field(

@@ -98,7 +98,7 @@ def help_text(options: Iterable[Option], prog: str, doc: str, presets: Iterable[
         limits = f" ({option.limits})" if option.limits else ""
         lines.append(f"  --{option.name}  {describe(option.kind)}{limits}")
         required = option.default is PydanticUndefined
-        state = "required" if required else f"default: {plain(option.default)}"
+        state = "required" if required else f"default: {spelled(plain(option.default)) or 'empty'}"
         text = f"{option.meaning} [{state}]".strip()
         lines.append(textwrap.fill(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT))
     if names := ", ".join(presets):

@@ -26,6 +26,8 @@ class Options(Family):
     color: tuple[float, float, float] = Field((0.2, 0.4, 0.9), description="mean colour of the pictures, RGB in [0, 1]")
     spread: float = Field(0.5, gt=0, description="standard deviation of the colour of each pixel")
 
+    reads_in_2d = ("pose.rend_hw",)  # its pictures have the size of a rendering
+
     def check(self, run: FamilyConfig) -> Found:
         """Return what the run needs; raises UserError for a colour that no picture can have."""
         if not all(0 <= value <= 1 for value in self.color):
