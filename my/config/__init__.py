@@ -12,10 +12,11 @@ Precedence, lowest first: defaults, `--preset NAME`, `./config.yml`, flags.
 from my.config.command_line import ANSWERS
 from my.config.describe import describe, near_miss, plain, spelled
 from my.config.layers import load, read, refuse_cut_off, refuse_unread, show, write
-from my.config.options import FREE, MADE_BY, Config, Option, by_use, flat, is_group, walk
+from my.config.options import EVER, FREE, MADE_BY, Config, Option, by_use, flat, is_group, walk
 
 __all__ = [
     "ANSWERS",
+    "EVER",
     "FREE",
     "MADE_BY",
     "Config",

@@ -123,16 +123,20 @@ def read(cls: type[C], path: str | Path) -> C:
 
 
 def refuse_cut_off(cls: type[Config], path: str | Path, besides: Container[str] = ()) -> None:
-    """Raise UserError where the file that `write` left at `path` was cut off: it lacks the last of the options.
+    """Raise UserError where the file that `write` left at `path` was cut off.
 
-    Options named in `besides` do not count. Other options that it lacks are newer than the file: a note says so.
+    It then lacks the last of the options, or one that every version had (`EVER`), which earlier ones wrote last. Options
+    named in `besides` do not count. Other options that it lacks are newer than the file: a note says so.
     """
     options = options_of(cls)
     given = read_layer(Path(path), str(path), options)
     counted = [name for name in options if name not in besides]
     lost = [name for name in counted if name not in given]
-    if counted[-1] in lost or not Path(path).read_bytes().endswith(b"\n"):
-        raise UserError(f"{path} was cut off: it does not end with the option {counted[-1]}; start in an empty folder")
+    ends = [name for name in lost if name == counted[-1] or options[name].extra.get("ever")]
+    if ends or not Path(path).read_bytes().endswith(b"\n"):
+        raise UserError(
+            f"{path} was cut off: it does not end with the option {(ends or counted)[-1]}; start in an empty folder"
+        )
     if lost:
         note(f"{path} is of an earlier version, without {some(lost)}: these are at their defaults")
 
