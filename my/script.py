@@ -28,7 +28,7 @@ class OnDevice(config.Config):
 class RunOptions(OnDevice):
     """The options of a command that leaves a run in the current folder."""
 
-    seed: int = Field(0, ge=0, description="seed of all random draws")
+    seed: int = Field(0, ge=0, json_schema_extra=config.EVER, description="seed of all random draws")
     resume: bool = Field(False, json_schema_extra=config.FREE, description="continue the run in this folder")
     dry_run: bool = Field(False, json_schema_extra=config.FREE, description="write full_config.yml and stop")
 

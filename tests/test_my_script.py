@@ -109,10 +109,18 @@ class Longer(Tiny):
     n_steps: int = Field(5, description="the last")
 
 
-@pytest.mark.parametrize("text", ["lr: 0.5\ndevice: cpu\n", "lr: 0.5\nn_steps: 50", ""])
-def test_a_saved_configuration_that_was_cut_off_is_refused(read, tmp_path, text):
+@pytest.mark.parametrize(
+    "text, last",
+    [
+        ("lr: 0.5\nseed: 1\ndevice: cpu\n", "n_steps"),
+        ("lr: 0.5\nseed: 1\nn_steps: 50", "n_steps"),
+        ("", "n_steps"),
+        ("lr: 0.5\nnewer: 1\nn_steps: 7\n", "seed"),  # which some earlier versions wrote last
+    ],
+)
+def test_a_saved_configuration_that_was_cut_off_is_refused(read, tmp_path, text, last):
     Path(script.FULL_CONFIG).write_text(text)
-    with pytest.raises(UserError, match="full_config.yml was cut off: it does not end with the option n_steps"):
+    with pytest.raises(UserError, match=f"full_config.yml was cut off: it does not end with the option {last}"):
         script.read_config(Longer, ["--resume", "True"], root=tmp_path / "project", prog="tiny", doc="Tiny.")
 
 

@@ -125,8 +125,8 @@ def read(cls: type[C], path: str | Path) -> C:
 def refuse_cut_off(cls: type[Config], path: str | Path, besides: Container[str] = ()) -> None:
     """Raise UserError where the file that `write` left at `path` was cut off.
 
-    It then lacks the last of the options, or one that every version had (`EVER`), which earlier ones wrote last. Options
-    named in `besides` do not count. Other options that it lacks are newer than the file: a note says so.
+    It then lacks the last of the options, or one that every version had (`EVER`): earlier ones wrote such a one last.
+    Options named in `besides` do not count. Other options that it lacks are newer than the file: a note says so.
     """
     options = options_of(cls)
     given = read_layer(Path(path), str(path), options)
