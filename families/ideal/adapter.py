@@ -96,7 +96,7 @@ def paint(color: str, obj: str, cameras: list[pose.Camera], size: int) -> Pictur
     maps = torch.cat(
         [
             coverage_maps(obj, cameras[i : i + RENDER_BATCH], RENDER_SIZE)
-            for i in tqdm(range(0, len(cameras), RENDER_BATCH), desc="taking pictures", leave=False)
+            for i in tqdm(range(0, len(cameras), RENDER_BATCH), desc="taking pictures", leave=False, disable=None)
         ]
     )
     pictures = {}
