@@ -62,7 +62,7 @@ def test_batch_pairs_rays_with_their_pixels(scene):
 
 
 def test_rays_of_a_pixel_cover_it(scene):
-    """Three an edge: each within a ninth of its own, anywhere in it, and side by side in the batch."""
+    """Three rays per pixel edge: each within a ninth of its own, anywhere in it, and side by side in the batch."""
     n = len(scene.images)
     frame, y, x = torch.meshgrid(torch.arange(n), torch.arange(H), torch.arange(W), indexing="ij")
     nerf = NeRF(cfg_of(subpixels=3), scene._replace(images=torch.stack([frame, y, x], dim=-1).to(torch.uint8)))
@@ -201,7 +201,7 @@ def test_occupied_box():
 
 
 def test_field_is_the_same_after_it_has_grown(scene):
-    """Twice the voxels an edge: the old values, interpolated; the optimizer starts afresh."""
+    """Twice the voxels per edge: the old values, interpolated; the optimizer starts afresh."""
     nerf = NeRF(cfg_of(), scene)
     with torch.no_grad():
         nerf.field.density.normal_(generator=torch.Generator().manual_seed(0))
