@@ -8,6 +8,7 @@ renderer, and so moves the parameters theta of a voxel field. `SJC.step` is wher
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from functools import reduce
@@ -22,15 +23,18 @@ import torch.nn.functional as F
 import pose
 from adapt import ScoreAdapter, make_adapter
 from my import checkpoint, config
+from my.ahead import Ahead, to_device
 from my.errors import UserError
 from my.script import pick_device, refuse_other_run
-from my.seeds import numpy_rng, torch_rng
+from my.seeds import normal, numpy_rng, torch_rng
 from options.sjc import SJCConfig
-from voxnerf import state
+from voxnerf import reference, state
+from voxnerf.adamax import Adamax, Update, update_where
 from voxnerf.capacity import device_memory, refuse_large_grid
 from voxnerf.field import VoxRF, make_field
-from voxnerf.render import CHUNK, Rendering, averaged, pick_march, render_image
-from voxnerf.train_cameras import AnyCamera, TrainCameras
+from voxnerf.rays import Rays
+from voxnerf.render import CHUNK, Rendering, averaged, pick_march, render_image, render_ready
+from voxnerf.train_rays import TrainRays
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # width of the border in the centre-depth loss, as a share of the image's edge
@@ -51,17 +55,21 @@ def chained_gradient(
     return (D - (x if var_red else x_perturbed)) / sigma
 
 
-def emptiness_loss(rendering: Rendering) -> torch.Tensor:
-    """Return mean log(1 + s w) of a rendering's compositing weights w (arXiv 2212.00774, section 5).
+def emptiness_loss(emptiness: torch.Tensor, n_samples: torch.Tensor) -> torch.Tensor:
+    """Return mean log(1 + s w) (...) of the compositing weights w of n rays (arXiv 2212.00774, section 5).
 
     The mean is over the rays that meet the field's box, each counted with the samples of the longest.
+
+    emptiness: (..., n) sum over the samples of a ray of log(1 + s w).
+    n_samples: (..., n) samples of a ray in the box.
     """
-    n = rendering.n_samples
-    return rendering.emptiness.sum() / (n.amax() * (n > 0).sum()).clamp(min=1)
+    return emptiness.sum(-1) / (n_samples.amax(-1) * (n_samples > 0).sum(-1)).clamp(min=1)
 
 
 def centre_depth_loss(depth: torch.Tensor) -> torch.Tensor:
-    """Return the centre-depth loss of an image's depths (H, W), world units: it falls as the centre comes nearer.
+    """Return the centre-depth loss (...) of images' depths (..., H, W), world units.
+
+    It falls as the centre comes nearer.
 
     With d = mean centre depth - mean border depth, and a = NEAR,
 
@@ -73,16 +81,37 @@ def centre_depth_loss(depth: torch.Tensor) -> torch.Tensor:
     finite for every depth. The image needs MIN_CENTRE pixels per edge, to have a centre. Source: the centre-depth
     regulariser of arXiv 2212.00774.
     """
-    h, w = (max(1, round(n * BORDER)) for n in depth.shape)
-    centre = torch.zeros_like(depth, dtype=torch.bool)
-    centre[h:-h, w:-w] = True
-    d = depth[centre].mean() - depth[~centre].mean()
+    d = (depth * centre_minus_border(*depth.shape[-2:], depth.device, depth.dtype)).sum((-2, -1))
     return torch.where(d <= -NEAR, -torch.log((-d).clamp(min=NEAR)), (d + NEAR) / NEAR - math.log(NEAR))
 
 
+@functools.lru_cache(maxsize=8)
+def centre_minus_border(H: int, W: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weights (H, W) of pixels in the mean of an image's centre less the mean of its border."""
+    h, w = (max(1, round(n * BORDER)) for n in (H, W))
+    n = (H - 2 * h) * (W - 2 * w)
+    weights = np.full((H, W), -1 / (H * W - n))
+    weights[h : H - h, w : W - w] = 1 / n
+    return to_device(weights, device).to(dtype)
+
+
 def resize(x: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
-    """Return images x (B, C, H, W) resized bilinearly to hw = (h, w), antialiased; x itself if it fits."""
-    return x if x.shape[2:] == hw else F.interpolate(x, hw, mode="bilinear", antialias=True)
+    """Return images x (B, C, H, W) resized bilinearly to hw = (h, w), antialiased; x itself if it fits.
+
+    They are products of matrices, whose gradient, unlike that of `interpolate`, is the same every time on CUDA.
+    """
+    if x.shape[2:] == hw:
+        return x
+    rows, columns = (resizing(*n, x.device, x.dtype) for n in zip(x.shape[2:], hw))
+    return rows @ x @ columns.T
+
+
+@functools.lru_cache(maxsize=8)
+def resizing(n: int, to: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return the matrix (to, n) that resizes n pixels in a column."""
+    columns = torch.eye(n, dtype=torch.float64)[None, None]
+    matrix = F.interpolate(columns, (to, n), mode="bilinear", antialias=True)[0, 0]
+    return to_device(matrix.numpy(), device).to(dtype)
 
 
 class SJC:
@@ -92,13 +121,15 @@ class SJC:
         self.cfg, self.adapter = cfg, adapter
         self._refuse_unfit_options()
         self.field = self._new_field()
-        theta = dict(self.field.named_parameters())
-        self.optimizer = torch.optim.Adamax(
-            [{"params": [p], "lr": cfg.bg_lr if name == "bg" else cfg.lr} for name, p in theta.items()]
-        )
+        self.optimizer = new_adamax(self.field, cfg)
         self.uncond, self.cond = self._embed_prompts()
         self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
-        self.cameras = TrainCameras(cfg, adapter.device)
+        self.levels = adapter.sigmas.tolist()
+        self.views = TrainRays(cfg, self.field)
+        self.noise: Ahead[torch.Tensor] = Ahead(
+            self._make_noise, cfg.batch_views * math.prod(adapter.data_shape), adapter.device
+        )
+        self._train_backgrounds: list[torch.Tensor] = []
 
     @torch.no_grad()
     def _embed_prompts(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -165,7 +196,7 @@ class SJC:
 
     def render(
         self,
-        camera: AnyCamera,
+        camera: pose.Camera,
         hw: int | None = None,
         bg_index: int = TEST_BACKGROUND,
         subpixels: int = 1,
@@ -199,7 +230,7 @@ class SJC:
 
     @torch.no_grad()
     def view(
-        self, camera: AnyCamera, hw: int | None = None, subpixels: int = 1, downscale: int = 1
+        self, camera: pose.Camera, hw: int | None = None, subpixels: int = 1, downscale: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w)), antialiased by `downscale`."""
         r = self.render(camera, hw, subpixels=subpixels, downscale=downscale, chunk=CHUNK)
@@ -210,17 +241,31 @@ class SJC:
 
     def draw_sigma(self, i: int) -> float:
         """Return the noise level of step `i`: uniform over the table's entries in `sigma_range`, annealed."""
-        cfg, table = self.cfg, self.adapter.sigmas
+        cfg, table = self.cfg, self.levels
         low, high = cfg.sigma_range
         if cfg.sigma_anneal is not None:
             high = round(high + (cfg.sigma_anneal - high) * i / max(1, cfg.n_steps - 1))
         t = int(numpy_rng(cfg.seed, i, "sigma").integers(low, max(high, low + 1)))
-        return table[len(table) - 1 - t].item()
+        return table[len(table) - 1 - t]
 
     def draw_background(self, i: int) -> int:
         """Return the index of the plain background of step `i`."""
         n = 1 if self.backgrounds is None else len(self.backgrounds)
         return int(numpy_rng(self.cfg.seed, i, "background").integers(n))
+
+    def train_background(self, index: int) -> torch.Tensor | None:
+        """Return the pixels (B * hw * hw, C) of plain background `index` behind the views of a step, None without."""
+        if self.backgrounds is None:
+            return None
+        if not self._train_backgrounds:
+            pixels = [self.background(k, self.cfg.pose.rend_hw) for k in range(len(self.backgrounds))]
+            self._train_backgrounds = [x.repeat(self.cfg.batch_views, 1) for x in pixels if x is not None]
+        return self._train_backgrounds[index]
+
+    def _make_noise(self, first: int, n: int) -> torch.Tensor:
+        """Return the noise (n, B, C, H, W) of n steps."""
+        steps = torch.arange(first, first + n, device=self.adapter.device)
+        return normal((self.cfg.batch_views, *self.adapter.data_shape), self.cfg.seed, steps, "noise")
 
     def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """Return the conditions (B, ...) of cameras, and the negatives that `denoise` takes.
@@ -228,7 +273,8 @@ class SJC:
         These are for Perp-Neg. They are None without it, and where no camera has any.
         """
         if not self.cfg.pose.perp_neg:
-            return torch.cat([self.cond[camera.view] for camera in cameras]), None
+            own = [self.cond[camera.view] for camera in cameras]
+            return own[0] if len(own) == 1 else torch.cat(own), None
         cond, away, weights = [], [], []
         for positive, negative in map(pose.perp_neg_views, cameras):
             cond.append(reduce(add, (share * self.cond[view] for view, share in positive.items())))
@@ -237,45 +283,59 @@ class SJC:
             weights.append([weight for _, weight in padded])
         if not np.any(weights):
             return torch.cat(cond), None
-        return torch.cat(cond), (torch.stack(away), torch.tensor(weights).to(self.adapter.device, non_blocking=True))
+        return torch.cat(cond), (torch.stack(away), to_device(np.array(weights, np.float32), self.adapter.device))
 
     @torch.no_grad()
     def gradient(self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int) -> torch.Tensor:
         """Return the score that step `i` chains (B, C, H, W) at renderings x, for the mean over B cameras."""
-        noise = torch.randn(x.shape, generator=torch_rng(self.cfg.seed, i, "noise")).to(x, non_blocking=True)
-        x_perturbed = x + sigma * noise
+        x_perturbed = torch.add(x, self.noise.of_step(i), alpha=sigma)
         cond, negatives = self.conditions(cameras)
         D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.texts.scale, negatives)
         return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / len(cameras)
 
-    def regulariser(self, renderings: list[Rendering], i: int) -> torch.Tensor:
-        """Return the weighted emptiness and centre-depth losses of step `i`, means over the renderings."""
+    def render_views(self, rays: Rays, bg_index: int) -> Rendering:
+        """Render the views of a step: a `Rendering` whose images (B, ...) have the edge that is trained on."""
+        cfg = self.cfg
+        bg = self.train_background(bg_index)
+        r = render_ready(self.field, rays, bg, cfg.emptiness_scale, cfg.renderer)
+        shape = (cfg.batch_views, cfg.pose.rend_hw, cfg.pose.rend_hw)
+        color = r.color.view(*shape, -1).permute(0, 3, 1, 2)
+        return Rendering(color, *(x.view(shape) for x in r[1:]))
+
+    def regulariser(self, r: Rendering, i: int) -> torch.Tensor:
+        """Return the weighted emptiness and centre-depth losses of step `i`, means over the B views of a rendering."""
         cfg = self.cfg
         late = i >= cfg.emptiness_step * cfg.n_steps
         weight = cfg.emptiness_weight * (cfg.emptiness_multiplier if late else 1)
-        loss = weight * reduce(add, map(emptiness_loss, renderings))
+        loss = weight * emptiness_loss(r.emptiness.flatten(1), r.n_samples.flatten(1)).mean()
         if cfg.depth_weight:
-            loss = loss + cfg.depth_weight * reduce(add, (centre_depth_loss(r.depth) for r in renderings))
-        return loss / len(renderings)
+            loss = loss + cfg.depth_weight * centre_depth_loss(r.depth).mean()
+        return loss
 
     def step(self, i: int) -> Stats:
-        """Take step `i`; return {sigma, score (RMS of the chained gradient), regulariser, opacity}."""
-        (cameras, on_device), sigma = self.cameras.of_step(i), self.draw_sigma(i)
-        bg_index = self.draw_background(i)
-        renderings = [self.render(camera, bg_index=bg_index) for camera in on_device]
-        x = resize(torch.stack([r.color for r in renderings]), self.adapter.data_shape[1:])
+        """Take step `i`; return {sigma, score (RMS of the chained gradient), regulariser, opacity, masked}.
+
+        Where the score or the regulariser is not finite, nothing changes, and `masked` is True. Nothing waits for the
+        device.
+        """
+        (cameras, rays), sigma = self.views.of_step(i), self.draw_sigma(i)
+        r = self.render_views(rays, self.draw_background(i))
+        x = resize(r.color, self.adapter.data_shape[1:])
         g = self.gradient(x.detach(), cameras, sigma, i)
-        loss = self.regulariser(renderings, i)
-        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.regulariser(r, i)
+        score = g.square().mean().sqrt()
+        finite = torch.isfinite(score + loss.detach())
+        self.field.zero_grad(set_to_none=True)
         # Here is the Jacobian: back-propagating g (Eq. 15 or 16) from the rendering x(theta) gives g . J,
         # J = dx / dtheta, without ever forming J. Minus, since the optimizer descends.
         torch.autograd.backward([x, loss], [-g, None])
-        self.optimizer.step()
+        self.optimizer.step_where(finite)
         return {
             "sigma": sigma,
-            "score": g.square().mean().sqrt(),
+            "score": score,
             "regulariser": loss.detach(),
-            "opacity": torch.stack([r.opacity.detach().mean() for r in renderings]).mean(),
+            "opacity": r.opacity.detach().mean(),
+            "masked": ~finite,
         }
 
     # ------------------------------------------------------------------ checkpoints
@@ -291,6 +351,17 @@ class SJC:
         return meta["step"]
 
 
+def new_adamax(field: VoxRF, cfg: SJCConfig) -> Adamax:
+    """Return the optimizer of a field. It computes a step in one pass where the fused renderer is used."""
+    update: Update = update_where
+    if pick_march(cfg.renderer, field.density) is not reference.march:
+        from voxnerf.fused.adamax import update_where as fused_update
+
+        update = fused_update
+    lr = {name: cfg.bg_lr if name == "bg" else cfg.lr for name, _ in field.named_parameters()}
+    return Adamax([{"params": [p], "lr": lr[name]} for name, p in field.named_parameters()], update)
+
+
 def ready(cfg: SJCConfig, device: torch.device | str, found: Any = None) -> tuple[SJC, int]:
     """Return (SJC, steps taken) of the current folder's run, its last checkpoint loaded.
 
@@ -298,7 +369,6 @@ def ready(cfg: SJCConfig, device: torch.device | str, found: Any = None) -> tupl
     On the device "meta" no weights are loaded.
     """
     optimisation = SJC(cfg, make_adapter(cfg, device, found))
-    pick_march(cfg.renderer, optimisation.field.density)
     newest = checkpoint.latest("ckpt")
     return optimisation, optimisation.load(newest) if newest else 0
 

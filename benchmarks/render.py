@@ -185,18 +185,18 @@ def occupied_samples(field: VoxRF, rays: Rays) -> tuple[int, int]:
     import torch
 
     from voxnerf.fused.kernels import T_MIN, TAU_MIN
-    from voxnerf.rays import sample_range
+    from voxnerf.rays import through
     from voxnerf.reference import sample_points
 
     in_box = in_sight = 0
     for o, d in zip(*(x.split(512) for x in rays)):
-        t_min, n_samples = sample_range(o, d, field.aabb, field.step_size)
+        through_box = through(field, o, d)
         with torch.no_grad():
-            _, points, inside = sample_points(field, o, d, t_min, n_samples)
+            _, points, inside = sample_points(field, through_box)
             tau = torch.zeros(inside.shape, device=points.device)
             tau[inside] = field.sigma(points[inside]) * field.step_size
             T = torch.exp(tau - tau.cumsum(dim=1))
-        in_box += int(n_samples.sum())
+        in_box += int(through_box.n_samples.sum())
         in_sight += int(((tau > TAU_MIN) & (T > T_MIN)).sum())
     return in_box, in_sight
 

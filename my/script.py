@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -29,6 +30,12 @@ class RunOptions(OnDevice):
     """The options of a command that leaves a run in the current folder."""
 
     seed: int = Field(0, ge=0, json_schema_extra=config.EVER, description="seed of all random draws")
+    deterministic: bool = Field(
+        False,
+        json_schema_extra=config.FREE,
+        description="on CUDA, give the same bits in every run on the same GPU with the same versions, at a price in "
+        "time and memory; a CPU always does, for the same number of threads",
+    )
     resume: bool = Field(False, json_schema_extra=config.FREE, description="continue the run in this folder")
     dry_run: bool = Field(False, json_schema_extra=config.FREE, description="write full_config.yml and stop")
 
@@ -36,7 +43,7 @@ class RunOptions(OnDevice):
 
 
 OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
-FIRST = ("seed", "device", "resume", "dry_run")  # the order in which help lists these options
+FIRST = ("seed", "device", "deterministic", "resume", "dry_run")  # the order in which help lists these options
 Options = TypeVar("Options", bound=RunOptions)
 Run = Callable[[], None]
 
@@ -126,11 +133,23 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run]) -> None:
     kept = cfg.model_copy(update=OF_ONE_COMMAND)
     with run_dir.alone():
         found = kept.check_files()
+        if cfg.deterministic:
+            be_deterministic()
         run = None if cfg.dry_run else prepare(kept, found)
         config.write(kept, FULL_CONFIG)
         print(config.show(kept), end="", flush=True)
         if run:
             run()
+
+
+def be_deterministic() -> None:
+    """Let PyTorch use no operation whose result depends on the timing of threads; it raises where it has no other."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may choose by timing
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
+    torch.backends.cudnn.benchmark = False
 
 
 def go_on() -> str:

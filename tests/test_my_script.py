@@ -85,7 +85,8 @@ def test_a_run_that_left_nothing_whole_can_be_started_again(read):
 def test_precision_is_of_the_machine_and_may_change():
     then = {"sd.precision": "fp16", "device": "cuda", "lr": 1}
     free = script.free_on_resume(SJCConfig)
-    assert free == {"sd.precision", "sd.offload_text", "gddpm.precision", "device", "resume", "dry_run"}
+    of_models = {"sd.precision", "sd.offload_text", "gddpm.precision"}
+    assert free == of_models | {"device", "deterministic", "resume", "dry_run"}
     script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then, free)
     with pytest.raises(UserError, match=r"with --lr 2 \(was 1\): .* can change only device, sd.precision; for"):
         script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then, free)
@@ -148,7 +149,7 @@ def test_the_last_options_stay_the_last():
 def test_help_lists_first_what_is_used_first(cls):
     """It still lists everything, and a saved configuration keeps its own order."""
     names, declared = ([option.name for option in order(cls)] for order in (by_use, walk))
-    assert names[: len(cls.first)] == list(cls.first) and cls.first[-4:] == script.FIRST
+    assert names[: len(cls.first)] == list(cls.first) and cls.first[-len(script.FIRST) :] == script.FIRST
     assert names[len(cls.first) :] == [name for name in declared if name not in cls.first]
 
 

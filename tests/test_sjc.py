@@ -12,12 +12,11 @@ from adapt import make_adapter
 from my import checkpoint
 from my.errors import RunError, UserError
 from my.script import check_finite
-from my.seeds import torch_rng
+from my.seeds import normal
 from options.sjc import SJCConfig
 from sjc import SJC, centre_depth_loss, chained_gradient, emptiness_loss, load_run, optimise
 from tiny import SIZE, Affine, NotANumber, config
-from voxnerf.render import Rendering
-from voxnerf.train_cameras import AHEAD
+from voxnerf.rays import pixel_rays, through
 
 
 def new(adapter=None, **options):
@@ -60,8 +59,13 @@ def test_both_equations_agree_in_expectation():
 def test_emptiness_by_hand():
     """Three rays, weights (0, 0.1), (0.2, 0.3) and a miss, which does not count."""
     log = torch.tensor([math.log(1 * 2), math.log(3 * 4), 0.0])
-    r = Rendering(None, None, None, emptiness=log, n_samples=torch.tensor([2, 2, 0]))
-    assert emptiness_loss(r).item() == pytest.approx(math.log(1 * 2 * 3 * 4) / 4)
+    assert emptiness_loss(log, torch.tensor([2, 2, 0])).item() == pytest.approx(math.log(1 * 2 * 3 * 4) / 4)
+
+
+def test_emptiness_of_many_views_is_that_of_each():
+    log, n = torch.rand(3, 5), torch.tensor([[2, 2, 0, 1, 4], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    each = [emptiness_loss(*view).item() for view in zip(log, n)]
+    assert emptiness_loss(log, n).tolist() == pytest.approx(each)
 
 
 def with_centre(border, centre, size=64):
@@ -147,25 +151,34 @@ def test_background_keeps_its_border_and_stretches_its_middle():
     assert row(3, 2) == [0, 0, 1, 1, 4, 4]
 
 
-def test_device_cameras_are_those_drawn():
+def test_rays_made_ahead_are_those_of_the_cameras_drawn():
     optimisation = new(batch_views=2)
-    for step in (0, AHEAD - 1, AHEAD, 3):  # within stretches, across them, and back
-        cameras, on_device = optimisation.cameras.of_step(step)
-        assert len(on_device) == 2
-        for camera, drawn, same in zip(cameras, optimisation.cameras.draw(step), on_device):
+    block = optimisation.views._views.n_steps
+    hw = optimisation.cfg.pose.rend_hw
+    for step in (0, block - 1, block, 3):  # within blocks, across them, and back
+        cameras, rays = optimisation.views.of_step(step)
+        assert len(cameras) == 2 and len(rays.d) == 2 * hw * hw
+        for k, (camera, drawn) in enumerate(zip(cameras, optimisation.views.draw(step))):
             assert (camera.c2w == drawn.c2w).all() and camera.view == drawn.view
-            assert torch.equal(same.c2w, torch.from_numpy(drawn.c2w))
-            hw = optimisation.cfg.pose.rend_hw
-            assert torch.equal(same.K(hw, hw), torch.from_numpy(drawn.K(hw, hw)))
+            want = through(optimisation.field, *pixel_rays(hw, hw, drawn.K(hw, hw), drawn.c2w))
+            for got, each in zip(rays, want):
+                torch.testing.assert_close(got.unflatten(0, (2, -1))[k], each)
 
 
 def test_regulariser_schedule():
     """w E before the fraction emptiness_step of the run, then multiplier w E; the depth loss always."""
     optimisation = new(emptiness_weight=100, emptiness_multiplier=20, emptiness_step=0.5, depth_weight=7, n_steps=10)
-    r = [optimisation.render(camera) for camera in optimisation.cameras.draw(0)]
-    E, Z = emptiness_loss(r[0]).item(), centre_depth_loss(r[0].depth).item()
+    r = optimisation.render_views(optimisation.views.of_step(0)[1], 0)
+    E, Z = emptiness_loss(r.emptiness.flatten(), r.n_samples.flatten()).item(), centre_depth_loss(r.depth).item()
     for step, factor in ((0, 1), (4, 1), (5, 20), (9, 20)):
         assert optimisation.regulariser(r, step).item() == pytest.approx(100 * factor * E + 7 * Z, rel=1e-5)
+
+
+@pytest.mark.parametrize("hw, to", [((9, 9), (6, 6)), ((5, 8), (12, 4)), ((6, 6), (6, 6))])
+def test_resizing_is_bilinear_and_antialiased(hw, to):
+    x = torch.rand(2, 3, *hw)
+    want = nn.functional.interpolate(x, to, mode="bilinear", antialias=True)
+    torch.testing.assert_close(method.resize(x, to), want)
 
 
 # ---------------------------------------------------------------- the Jacobian
@@ -194,7 +207,7 @@ class Renderer(nn.Module):
 
 def score_by_hand(optimisation, x, cameras, sigma, step):
     """Eq. 15 or 16 with the affine denoiser, guided: D = x_p / 2 + c_u + s (c_c - c_u); one row a camera."""
-    noise = torch.randn(x.shape, generator=torch_rng(optimisation.cfg.seed, step, "noise"))
+    noise = normal(x.shape, optimisation.cfg.seed, torch.tensor([step]), "noise")[0]
     x_perturbed = x + sigma * noise
     c_c = optimisation.adapter.embed([f"{c.view} {optimisation.cfg.sd.prompt}" for c in cameras])
     c_u = optimisation.adapter.embed([""])
@@ -224,7 +237,7 @@ def test_step_chains_the_score_with_the_jacobian(options):
     """The gradient that the optimizer gets is -(g . J), J computed explicitly."""
     optimisation = disturb(new(**options))
     step = 3
-    (camera,), sigma = optimisation.cameras.draw(step), optimisation.draw_sigma(step)
+    (camera,), sigma = optimisation.views.draw(step), optimisation.draw_sigma(step)
     renderer = Renderer(optimisation, camera)
     if optimisation.backgrounds is not None:
         index = optimisation.draw_background(step)
@@ -240,7 +253,7 @@ def test_step_chains_the_score_with_the_jacobian(options):
 
 def test_batch_views_average():
     optimisation = disturb(new(batch_views=2))
-    cameras, sigma = optimisation.cameras.draw(0), optimisation.draw_sigma(0)
+    cameras, sigma = optimisation.views.draw(0), optimisation.draw_sigma(0)
     renderers = [Renderer(optimisation, camera) for camera in cameras]
     x = torch.cat([renderer().detach() for renderer in renderers])
     g = score_by_hand(optimisation, x, cameras, sigma, 0)
@@ -254,9 +267,9 @@ def test_batch_views_average():
 
 def test_regulariser_adds_its_own_gradient():
     plain, weighted = (disturb(new(emptiness_weight=w, depth_weight=w)) for w in (0, 5))
-    (camera,) = plain.cameras.draw(0)
+    (camera,) = plain.views.draw(0)
     r = weighted.render(camera)
-    loss = 5 * emptiness_loss(r) + 5 * centre_depth_loss(r.depth)
+    loss = 5 * emptiness_loss(r.emptiness.flatten(), r.n_samples.flatten()) + 5 * centre_depth_loss(r.depth)
     (want,) = torch.autograd.grad(loss, weighted.field.density)
     plain.step(0)
     weighted.step(0)
@@ -268,9 +281,9 @@ def test_ascent_brings_the_rendering_to_the_denoised_picture():
         n_steps=200, bg_lr=0.05, sigma_range=(500, 501)
     )  # one level: Adamax remembers the largest gradient
     optimisation.adapter._denoise = lambda x, sigma, cond: torch.full_like(x, 0.5)
-    error = [(optimisation.render(camera).color - 0.5).abs().mean().item() for camera in optimisation.cameras.draw(0)]
+    error = [(optimisation.render(camera).color - 0.5).abs().mean().item() for camera in optimisation.views.draw(0)]
     run(optimisation)
-    after = [(optimisation.render(camera).color - 0.5).abs().mean().item() for camera in optimisation.cameras.draw(0)]
+    after = [(optimisation.render(camera).color - 0.5).abs().mean().item() for camera in optimisation.views.draw(0)]
     assert after[0] < 0.3 * error[0]
 
 
@@ -315,7 +328,7 @@ def test_draws_depend_on_seed_and_step_only():
     a, b, other = new(), new(n_steps=99), new(seed=1)
 
     def draws(optimisation, step):
-        (camera,) = optimisation.cameras.draw(step)
+        (camera,) = optimisation.views.draw(step)
         return (optimisation.draw_sigma(step), camera.fov, *camera.c2w.flatten())
 
     forwards = [draws(a, step) for step in range(5)]
@@ -377,7 +390,7 @@ def test_load_run_without_a_run(tmp_path):
 def test_optimise_yields_steps_and_statistics():
     steps = list(optimise(new(), first_step=2))
     assert [step for step, _ in steps] == [3, 4, 5, 6]
-    assert all(set(stats) == {"sigma", "score", "regulariser", "opacity"} for _, stats in steps)
+    assert all(set(stats) == {"sigma", "score", "regulariser", "opacity", "masked"} for _, stats in steps)
     assert all(0 <= stats["opacity"] <= 1 for _, stats in steps)
 
 
@@ -388,6 +401,35 @@ def test_not_a_number_stops_the_run():
     check_finite(new().step(0), "step 1", "rest")
 
 
+@pytest.mark.parametrize("renderer", ["fused", "reference"])
+@pytest.mark.parametrize("broken", ["score", "regulariser"])
+def test_a_step_that_is_not_finite_changes_nothing(broken, renderer):
+    """Neither the field nor the moments of the optimizer, and the next step goes on from there."""
+    optimisation, untouched = (new(renderer=renderer, emptiness_weight=5) for _ in range(2))
+    denoise, weight = optimisation.adapter._denoise, optimisation.cfg.emptiness_weight
+    for step in range(3):
+        if step == 1:
+            if broken == "score":
+                optimisation.adapter._denoise = lambda x, sigma, cond: x * math.nan
+            else:
+                optimisation.cfg.emptiness_weight = math.inf
+        before = [x.clone() for x in (*optimisation.field.parameters(), *moments(optimisation))]
+        assert optimisation.step(step)["masked"] == (step == 1)
+        optimisation.adapter._denoise, optimisation.cfg.emptiness_weight = denoise, weight
+        after = [*optimisation.field.parameters(), *moments(optimisation)]
+        assert step == 0 or all(torch.equal(*pair) for pair in zip(before, after)) == (step == 1)
+    untouched.step(0)
+    for state in untouched.optimizer.state.values():
+        state["step"] += 1
+    untouched.step(2)
+    assert_same(optimisation, untouched)
+
+
+def moments(optimisation):
+    """The tensors of the optimizer's state."""
+    return [x for state in optimisation.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
+
+
 def test_wrong_channels_are_refused():
     with pytest.raises(UserError, match="--vox.c 5: this model's space has 3 channels"):
         new(vox={"c": 5})
@@ -395,7 +437,7 @@ def test_wrong_channels_are_refused():
 
 def test_view_is_a_picture_and_a_depth():
     optimisation = new()
-    (camera,) = optimisation.cameras.draw(0)
+    (camera,) = optimisation.views.draw(0)
     picture, depth = optimisation.view(camera, subpixels=4, downscale=2)
     assert picture.shape == (2 * SIZE, 2 * SIZE, 3) and depth.shape == (2 * SIZE, 2 * SIZE)
     assert picture.min() >= 0 and picture.max() <= 1
@@ -509,7 +551,7 @@ def test_latent_field_steps_with_stable_diffusion(tiny_sd, rend_hw, options):
     before = optimisation.field.color.detach().clone()
     check_finite(optimisation.step(0), "step 1", "rest")
     assert not torch.equal(optimisation.field.color, before)
-    (camera,) = optimisation.cameras.draw(0)[:1]
+    (camera,) = optimisation.views.draw(0)[:1]
     picture, depth = optimisation.view(camera)
     assert picture.shape == (2 * rend_hw, 2 * rend_hw, 3) and depth.shape == (rend_hw, rend_hw)
 

@@ -12,7 +12,8 @@ import pose
 from my.errors import UserError
 from voxnerf.field import FIELDS, V_SD, VoxRF, background_uv, make_field
 from voxnerf.fused import kernels
-from voxnerf.rays import intersect_aabb, pixel_rays, sample_range
+from voxnerf.fused.flags import new_flags
+from voxnerf.rays import intersect_aabb, pixel_rays, through
 from voxnerf.reference import sample_points, sample_weights, weights_from_thickness
 from voxnerf.render import pick_march, render_image, render_rays
 
@@ -50,9 +51,9 @@ def case(request):
 
 def weights_of(field, rays_o, rays_d):
     """Compositing weights (n_hit, k) of the rays that meet the box."""
-    t_min, n_samples = sample_range(rays_o, rays_d, field.aabb, field.step_size)
-    _, points, inside = sample_points(field, rays_o, rays_d, t_min, n_samples)
-    return sample_weights(field, points, inside)[n_samples > 0]
+    rays = through(field, rays_o, rays_d)
+    _, points, inside = sample_points(field, rays)
+    return sample_weights(field, points, inside)[rays.n_samples > 0, : rays.n_samples.max()]
 
 
 def assert_close(got, want, atol=1e-5):
@@ -370,9 +371,7 @@ def test_fused_jumps_over_empty_space_alone(masked, monkeypatch):
             field.update_alpha_mask()
     jumped, _ = both(field, *fused_rays(3000))
     assert 0 < (jumped[0].opacity > 1e-3).float().mean() < 0.9
-    monkeypatch.setattr(
-        "voxnerf.fused.flags.block_flags", lambda filled: torch.full_like(filled.view(-1), False).byte()
-    )
+    monkeypatch.setattr("voxnerf.fused.flags.block_flags", lambda density, *_: torch.zeros_like(new_flags(density)))
     monkeypatch.setattr("voxnerf.fused.flags._mask_flags", {})
     walked, _ = both(field, *fused_rays(3000))
     assert_same(field, jumped, walked)

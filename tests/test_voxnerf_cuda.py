@@ -20,12 +20,15 @@ def compiled(made, arch, folder):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_kernels_compile_for_every_architecture(arch, tmp_path):
-    """Those of a field of latents, of the sums over grids, and of the optimizer."""
+    """Those of a field of latents, its exact gradient, the flags, the sums over grids, and the optimizers."""
     made = [
         *kernels.march_kernels(4, 1, FIELDS["V_SD"].activation, False, kernels.LANES["cuda"]),
         kernels.sweep_kernel(kernels.move),
         kernels.sweep_kernel(kernels.dot),
         kernels.adam_kernel(4),
+        kernels.adamax_kernel(),
+        *kernels.flag_kernels(),
+        kernels.march_kernels(4, 1, FIELDS["V_SD"].activation, False, kernels.LANES["cuda"], exact=True)[1],
     ]
     sizes = compiled(made, arch, tmp_path)
     assert len(sizes) == len(made) and min(sizes) > 1000

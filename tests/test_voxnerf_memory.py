@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from voxnerf.field import VoxRF, make_field
+from voxnerf.field import VoxRF
 from voxnerf.fused import kernels
-from voxnerf.fused.march import sweep, volume_of
+from voxnerf.fused.launch import volume
+from voxnerf.fused.march import sweep
 from voxnerf.fused.memory import GRAIN, Recycler, Workspaces
 from voxnerf.render import render_rays
 
@@ -161,13 +162,13 @@ def check_gradient_after(change, views):
 
 @pytest.mark.parametrize("run", ["move", "dot"])
 def test_a_sweep_reaches_all_of_what_is_touched_and_nothing_else(run):
-    volume = volume_of(make_field("V_SD", [[-1] * 3, [1] * 3], (13, 10, 21), 4))
+    grid = volume((1, 4, 21, 10, 13))
     n = 13 * 10 * 21
     for flag in (kernels.FILLED, kernels.EMPTY):
-        touched = torch.full((volume.blocks[0] * volume.blocks[1] * volume.blocks[2],), flag, dtype=torch.uint8)
+        touched = torch.full((grid.blocks[0] * grid.blocks[1] * grid.blocks[2],), flag, dtype=torch.uint8)
         a, b = ((torch.rand(n), torch.rand(n, 4)) for _ in range(2))
         a_before, b_before = (tuple(x.clone() for x in pair) for pair in (a, b))
-        done = sweep(getattr(kernels, run), volume, touched, a, b).sum()
+        done = sweep(getattr(kernels, run), grid, touched, a, b).sum()
         for x, y, x_before, y_before in zip(a, b, a_before, b_before):
             if flag == kernels.FILLED:
                 x_before = {"move": x_before + y_before, "dot": x_before}[run]

@@ -123,11 +123,18 @@ class VoxRF(nn.Module):
         return sh_basis(rays_d).to(self.color) * self.sh_scale
 
     def background(self, rays_d: torch.Tensor) -> torch.Tensor:
-        """Return the background (n, C) that unit directions `rays_d` (n, 3) see."""
+        """Return the background (n, C) that unit directions `rays_d` (n, 3) see: bilinear, zeros outside the texture.
+
+        It is a product of matrices, whose gradient, unlike that of `grid_sample`, is the same every time on CUDA.
+        """
         if self.bg is None:
             return self.color.new_full((len(rays_d), self.c), self.bg_value)
-        uv = background_uv(rays_d).to(self.bg)[None, None]  # (1, 1, n, 2)
-        return self.to_color(F.grid_sample(self.bg, uv, align_corners=False)[0, :, 0]).T
+        h = self.bg.shape[-1]
+        at = ((background_uv(rays_d).to(self.bg) + 1) * h - 1) / 2  # (n, 2) texels, x and y
+        i = torch.arange(h, dtype=at.dtype, device=at.device)
+        x, y = (1 - (at[..., None] - i).abs()).clamp(min=0).unbind(1)  # weights (n, h) of columns and of rows
+        rows = y @ self.bg[0].transpose(0, 1).flatten(1)  # (n, C * h)
+        return self.to_color((rows.view(-1, self.c, h) * x[:, None]).sum(2))
 
     def occupied(self, points: torch.Tensor) -> torch.Tensor:
         """Return whether the mask lets rays see samples at `points` (n, 3), (n,) bool; there must be a mask."""

@@ -5,12 +5,38 @@ World frame as in `pose.py`. Nothing here waits for the device.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 import torch
 
+from my.ahead import to_device
 from voxnerf.lens import Lens, Lenses
 
+if TYPE_CHECKING:
+    from voxnerf.field import VoxRF
+
 PARALLEL = 1e-15  # a direction component below this counts as parallel to the slab
+
+
+class Rays(NamedTuple):
+    """n rays, ready to be marched through a field. The others are in the dtype of the field."""
+
+    o: torch.Tensor  # (n, 3) origins, world units, any float dtype
+    d: torch.Tensor  # (n, 3) unit directions, any float dtype
+    t_min: torch.Tensor  # (n,) distance of the first sample, world units
+    n_samples: torch.Tensor  # (n,) int32
+    start: torch.Tensor  # (n, 3) position of the first sample in voxels, 0 being the centre of the first voxel
+    slope: torch.Tensor  # (n, 3) voxels per world unit
+
+
+@torch.no_grad()
+def through(field: VoxRF, rays_o: torch.Tensor, rays_d: torch.Tensor) -> Rays:
+    """Return rays of origins and unit directions (n, 3) with where they pass through the field's box."""
+    t_min, n_samples = sample_range(rays_o, rays_d, field.aabb, field.step_size)
+    first = rays_o + t_min.double()[:, None] * rays_d
+    start, slope = (first - field.aabb[0]) * field.voxels_per_unit - 0.5, rays_d * field.voxels_per_unit
+    return Rays(rays_o, rays_d, t_min, n_samples, start.to(t_min), slope.to(t_min))
 
 
 def pixel_rays(
@@ -23,32 +49,38 @@ def pixel_rays(
     device: torch.device | str | None = None,
     lens: Lens | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the world-space rays of an image, row-major over its fine grid.
+    """Return the world-space rays of an image, or of many cameras' images, row-major over its fine grid.
 
     Pixel i spans i - 0.5 to i + 0.5, and its rays sit at the centres of a subpixels x subpixels
     subdivision (the pixel centre itself for 1). Computed in float64, returned as `dtype`.
 
     Args:
-        K: (3, 3) intrinsics, camera frame to homogeneous pixels.
-        c2w: (4, 4) camera-to-world pose.
+        K: (..., 3, 3) intrinsics, camera frame to homogeneous pixels.
+        c2w: (..., 4, 4) camera-to-world poses.
         subpixels: s, rays per pixel edge.
-        lens: None is a pinhole.
+        lens: None is a pinhole; for a single camera.
     Returns:
-        rays_o, rays_d: (H*s*W*s, 3) each; origins in world units, unit directions.
+        rays_o, rays_d: (..., H*s*W*s, 3) each; origins in world units, unit directions.
     """
-    K = torch.as_tensor(K, dtype=torch.float64).to(device, non_blocking=True)  # (3, 3)
-    c2w = torch.as_tensor(c2w, dtype=torch.float64).to(K.device, non_blocking=True)  # (4, 4)
+    K = _float64(K, device)
+    c2w = _float64(c2w, K.device)
     y, x = (_subpixel_centres(n, subpixels, K.device) for n in (H, W))
     y, x = torch.meshgrid(y, x, indexing="ij")
     pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(-1, 3)  # (n, 3)
     K_inv = torch.linalg.inv_ex(K).inverse  # inv_ex: no error check, hence no wait for the device
     if lens is None or not lens.bends:
-        rays_d = pixels @ (c2w[:3, :3] @ K_inv).T  # (n, 3)
+        rays_d = pixels @ (c2w[..., :3, :3] @ K_inv).mT  # (..., n, 3)
     else:
         first = torch.zeros(1, dtype=torch.long, device=K.device)
         rays_d = Lenses([lens], K.device).bend(first, (pixels @ K_inv.T)[None])[0] @ c2w[:3, :3].T
     rays_d = rays_d / rays_d.norm(dim=-1, keepdim=True)
-    return c2w[:3, 3].expand_as(rays_d).to(dtype), rays_d.to(dtype)
+    return c2w[..., None, :3, 3].expand_as(rays_d).to(dtype), rays_d.to(dtype)
+
+
+def _float64(matrix: np.ndarray | torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
+    if isinstance(matrix, torch.Tensor):
+        return matrix.to(device, torch.float64, non_blocking=True)
+    return to_device(np.asarray(matrix, np.float64), torch.device(device or "cpu"))
 
 
 def _subpixel_centres(n: int, s: int, device: torch.device) -> torch.Tensor:

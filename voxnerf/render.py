@@ -28,7 +28,7 @@ from my.errors import UserError
 from voxnerf import reference
 from voxnerf.field import VoxRF
 from voxnerf.lens import Lens
-from voxnerf.rays import pixel_rays, sample_range
+from voxnerf.rays import Rays, pixel_rays, through
 from voxnerf.reference import MarchFunction
 
 BG_DEPTH = 10.0  # depth of the background, world units
@@ -54,22 +54,30 @@ def render_rays(
     emptiness_scale: float = 0.0,
     renderer: str = "auto",
 ) -> Rendering:
+    """Render n rays of world-space origins and unit directions (n, 3); the rest is as in `render_ready`."""
+    return render_ready(field, through(field, rays_o, rays_d), bg, emptiness_scale, renderer)
+
+
+def render_ready(
+    field: VoxRF,
+    rays: Rays,
+    bg: torch.Tensor | float | None = None,
+    emptiness_scale: float = 0.0,
+    renderer: str = "auto",
+) -> Rendering:
     """Render n rays. A ray that misses the field's box shows the background, at opacity 0.
 
     Args:
-        rays_o, rays_d: (n, 3) world-space origins and unit directions.
         bg: background colour, (n, C) or a constant; None is the field's own.
         emptiness_scale: s of `Rendering.emptiness`.
         renderer: one of RENDERERS, see `pick_march`.
     """
-    t_min, n_samples = sample_range(rays_o, rays_d, field.aabb, field.step_size)
     march = pick_march(renderer, field.density)
-    light, depth, opacity, emptiness = march(field, rays_o, rays_d, t_min, n_samples, emptiness_scale)
+    light, depth, opacity, emptiness = march(field, rays, emptiness_scale)
     if bg is None:
-        bg = field.background(rays_d)
-    return Rendering(
-        light + (1 - opacity)[:, None] * bg, depth + (1 - opacity) * BG_DEPTH, opacity, emptiness, n_samples
-    )
+        bg = field.background(rays.d)
+    clear = 1 - opacity
+    return Rendering(light + clear[:, None] * bg, depth + clear * BG_DEPTH, opacity, emptiness, rays.n_samples)
 
 
 def pick_march(renderer: str, like: torch.Tensor) -> MarchFunction:
@@ -138,9 +146,9 @@ def render_image(
     n = len(rays_o)
     parts = []
     for i in range(0, n, chunk or n):
-        rays = slice(i, i + (chunk or n))
-        part_bg = bg[rays] if isinstance(bg, torch.Tensor) and bg.ndim == 2 else bg
-        parts.append(render_rays(field, rays_o[rays], rays_d[rays], part_bg, emptiness_scale, renderer))
+        part = slice(i, i + (chunk or n))
+        part_bg = bg[part] if isinstance(bg, torch.Tensor) and bg.ndim == 2 else bg
+        parts.append(render_rays(field, rays_o[part], rays_d[part], part_bg, emptiness_scale, renderer))
     color, *others = (torch.cat(x) for x in zip(*parts))
     shape = (H * subpixels, W * subpixels)
     return Rendering(color.T.reshape(-1, *shape), *(x.view(shape) for x in others))

@@ -10,8 +10,8 @@ import torch
 from voxnerf.field import VoxRF
 from voxnerf.fused import kernels
 from voxnerf.fused.flags import mask_flags
-from voxnerf.fused.launch import array, interleaved, launch
-from voxnerf.fused.march import rows_of, volume_of
+from voxnerf.fused.launch import array, interleaved, launch, volume
+from voxnerf.fused.march import rows_of
 
 
 class OccupiedAdam(torch.optim.Adam):
@@ -56,7 +56,7 @@ class OccupiedAdam(torch.optim.Adam):
         if any(row.data_ptr() != x.data_ptr() for row, x in zip(rows, tensors)):
             raise ValueError("OccupiedAdam needs grids, gradients and moments stored channels-last")
         _, blocks = mask_flags(mask)
-        arguments = [volume_of(self.field), array(blocks), *rates]
+        arguments = [volume(mask.shape), array(blocks), *rates]
         launch(
             kernel,
             interleaved(len(blocks), blocks.device),

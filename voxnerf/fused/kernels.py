@@ -34,6 +34,7 @@ T_MIN = 1e-7  # transmittance at which a ray ends
 
 FILLED, EMPTY = 0, 1  # flags of blocks; in empty space a flag is the distance, in blocks, to the nearest filled one
 MAX_JUMP = 4  # the largest flag
+EDGE = 0.49  # less than the weight, 1/2, that the outermost voxel of an axis still has at the face of the box
 LANES = {"cpu": 16, "cuda": 1}  # samples per stretch: as many floats as a CPU's widest register holds
 STRIDED = {"cpu": False, "cuda": True}  # whether the visits of a ray lie apart: then neighbouring rays write together
 OPTIONS = {
@@ -55,28 +56,6 @@ class Volume:
     threshold: float  # samples whose weight is not above it have no colour
 
 
-@wp.struct
-class Rays:
-    """n rays: the position (voxels) s world units beyond the first sample is o + s d."""
-
-    o: wp.array(dtype=wp.vec3)
-    d: wp.array(dtype=wp.vec3)
-    t_min: wp.array(dtype=float)  # distance of the first sample, world units
-    n_samples: wp.array(dtype=int)
-
-
-@wp.struct
-class Visits:
-    """The stretches of each ray that mattered: entry j of ray r at j * stride + first[r]."""
-
-    sample: wp.array(dtype=int)  # number i of its first sample
-    T: wp.array(dtype=float)  # the transmittance before it
-    tau: wp.array(dtype=float)  # the optical thickness of its samples, those of an entry side by side
-    n: wp.array(dtype=int)  # (rays,) entries
-    first: wp.array(dtype=int)  # (rays,)
-    stride: int
-
-
 # Plain addressing: that of Warp's arrays wraps negative indices and multiplies strides, which in these
 # loops costs as much as the arithmetic.
 
@@ -90,7 +69,11 @@ def load_flag(grid: wp.array(dtype=wp.uint8), i: int) -> wp.uint8: ...
 
 
 @wp.func_native("wp::atomic_add(grid.data + i, value);")
-def add(grid: wp.array(dtype=float), i: int, value: float): ...
+def add(grid: wp.array(dtype=float), i: int, value: float, unit: float): ...
+
+
+@wp.func_native("wp::atomic_add(grid.data + i, wp::int64(wp::floor(wp::float64(value) * unit + 0.5)));")
+def add_exact(grid: wp.array(dtype=wp.int64), i: int, value: float, unit: float): ...
 
 
 @wp.func
@@ -224,6 +207,9 @@ def voxels_reached(flags: wp.array(dtype=wp.uint8), block: wp.vec3i, blocks: wp.
     return False
 
 
+PREFETCH = "\n#if !defined(__CUDA_ARCH__)\n__builtin_prefetch(grid.data + i);\n#endif\n"
+
+
 @functools.cache
 def vector(length: int) -> Any:
     """Return the type of `length` floats, the same one for the same length."""
@@ -259,20 +245,31 @@ def place_function(lanes: int) -> wp.Function:
 
 
 @functools.cache
-def row_functions(n_features: int) -> tuple[wp.Function, wp.Function, wp.Function]:
-    """Return (load, add, prefetch) for rows of `n_features` values; see `load` and `add` of single ones."""
+def row_functions(n_features: int) -> tuple[wp.Function, ...]:
+    """Return (load, add, add_exact, prefetch, prefetch_exact) for rows of `n_features` values.
+
+    See `load`, `add` and `add_exact` of single ones.
+    """
     features = vector(n_features)
 
     @wp.func_native("return grid.data[i];")
     def load_features(grid: wp.array(dtype=features), i: int) -> features: ...
 
     @wp.func_native("wp::atomic_add(grid.data + i, value);")
-    def add_features(grid: wp.array(dtype=features), i: int, value: features): ...
+    def add_features(grid: wp.array(dtype=features), i: int, value: features, unit: float): ...
 
-    @wp.func_native("\n#if !defined(__CUDA_ARCH__)\n__builtin_prefetch(grid.data + i);\n#endif\n")
+    @wp.func
+    def add_features_exact(grid: wp.array(dtype=wp.int64), i: int, value: features, unit: float):
+        for c in range(wp.static(n_features)):
+            add_exact(grid, i * wp.static(n_features) + c, value[c], unit)
+
+    @wp.func_native(PREFETCH)
     def prefetch_features(grid: wp.array(dtype=features), i: int): ...
 
-    return load_features, add_features, prefetch_features
+    @wp.func_native(PREFETCH)
+    def prefetch_exact(grid: wp.array(dtype=wp.int64), i: int): ...
+
+    return load_features, add_features, add_features_exact, prefetch_features, prefetch_exact
 
 
 @functools.cache
@@ -340,25 +337,31 @@ def color_functions(channels: int, n_basis: int, activation: str) -> tuple[wp.Fu
 
 @functools.cache
 def march_kernels(
-    channels: int, n_basis: int, activation: str, masked: bool, lanes: int
+    channels: int, n_basis: int, activation: str, masked: bool, lanes: int, exact: bool = False
 ) -> tuple[wp.Kernel, wp.Kernel]:
     """Return (march, march_backward) for one kind of field, in stretches of `lanes` samples.
 
-    With `masked` they read flags of cells besides flags of blocks.
+    With `masked` they read flags of cells besides flags of blocks. With `exact`, march_backward adds whole numbers, so
+    that the order of the additions does not matter: each addend is rounded to a multiple of 1 / unit.
     """
     floats, ints, L = vector(lanes), wp.types.vector(length=lanes, dtype=wp.int32), wp.constant(lanes)
     place = place_function(lanes)
     features, colors = vector(channels * n_basis), vector(channels)
-    load_features, add_features, prefetch_features = row_functions(channels * n_basis)
+    load_features, add_rows, add_rows_exact, prefetch_features, prefetch_exact = row_functions(channels * n_basis)
+    add_features, prefetch_grad = (add_rows_exact, prefetch_exact) if exact else (add_rows, prefetch_features)
+    add_density, number, row = (add_exact, wp.int64, wp.int64) if exact else (add, wp.float32, features)
     look, look_back, to_color, to_color_backward = color_functions(channels, n_basis, activation)
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def march(
         first: int,
         stride: int,
-        rays: Rays,
+        rays_o: wp.array(dtype=wp.vec3),
+        rays_d: wp.array(dtype=wp.vec3),
+        rays_t_min: wp.array(dtype=float),
+        n_samples: wp.array(dtype=int),
         volume: Volume,
-        scale: wp.array(dtype=float),
+        d_scale: wp.array(dtype=float),
         density: wp.array(dtype=float),
         color: wp.array(dtype=features),
         basis: wp.array2d(dtype=float),
@@ -366,19 +369,25 @@ def march_kernels(
         cells: wp.array(dtype=wp.uint8),
         emptiness_scale: float,
         keep: int,
-        visits: Visits,
+        entry_stride: int,
+        ray_stride: int,
+        n_visits: wp.array(dtype=int),
+        visit_sample: wp.array(dtype=int),
+        visit_T: wp.array(dtype=float),
+        visit_tau: wp.array(dtype=float),
         out_color: wp.array(dtype=colors),
         out_depth: wp.array(dtype=float),
         out_opacity: wp.array(dtype=float),
         out_emptiness: wp.array(dtype=float),
     ):
         r = first + wp.tid() * stride
-        o = rays.o[r]
-        d = rays.d[r]
+        o = rays_o[r]
+        d = rays_d[r]
+        scale = wp.exp(d_scale[0])
         d_inverse = wp.vec3(inverse(d[0]), inverse(d[1]), inverse(d[2]))
         step_inverse = 1.0 / volume.step
-        t_min = rays.t_min[r]
-        n = rays.n_samples[r]
+        t_min = rays_t_min[r]
+        n = n_samples[r]
         light = colors()
         depth = float(0.0)
         opacity = float(0.0)
@@ -399,7 +408,7 @@ def march_kernels(
             for k in range(L):
                 x = volume.shift
                 for c in range(8):
-                    x += scale[0] * weight[c, k] * load(density, index[c, k])
+                    x += scale * weight[c, k] * load(density, index[c, k])
                 tau[k] = wp.where(x < volume.x_min or i + k >= n, 0.0, softplus(x) * volume.step)
             if wp.static(masked):
                 for k in range(L):
@@ -410,11 +419,11 @@ def march_kernels(
                 total += tau[k]
             if not total <= 0.0:  # NaN counts
                 if keep != 0:
-                    entry = m * visits.stride + visits.first[r]
-                    visits.sample[entry] = i
-                    visits.T[entry] = T
+                    entry = m * entry_stride + r * ray_stride
+                    visit_sample[entry] = i
+                    visit_T[entry] = T
                     for k in range(L):
-                        visits.tau[entry * L + k] = tau[k]
+                        visit_tau[entry * L + k] = tau[k]
                     m += 1
                 for k in range(L // 2):  # half of them: the others lie close by
                     for c in range(4):
@@ -444,46 +453,60 @@ def march_kernels(
         out_opacity[r] = opacity
         out_emptiness[r] = emptiness
         if keep != 0:
-            visits.n[r] = m
+            n_visits[r] = m
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def march_backward(
         first: int,
         stride: int,
-        rays: Rays,
+        rays_o: wp.array(dtype=wp.vec3),
+        rays_d: wp.array(dtype=wp.vec3),
+        rays_t_min: wp.array(dtype=float),
         volume: Volume,
-        scale: wp.array(dtype=float),
+        d_scale: wp.array(dtype=float),
         color: wp.array(dtype=features),
         basis: wp.array2d(dtype=float),
         emptiness_scale: float,
-        visits: Visits,
+        entry_stride: int,
+        ray_stride: int,
+        n_visits: wp.array(dtype=int),
+        visit_sample: wp.array(dtype=int),
+        visit_T: wp.array(dtype=float),
+        visit_tau: wp.array(dtype=float),
         g_color: wp.array(dtype=colors),
         g_depth: wp.array(dtype=float),
         g_opacity: wp.array(dtype=float),
         g_emptiness: wp.array(dtype=float),
-        density_grad: wp.array(dtype=float),
-        color_grad: wp.array(dtype=features),
+        units: wp.array(dtype=float),
+        density_grad: wp.array(dtype=number),
+        color_grad: wp.array(dtype=row),
         touched: wp.array(dtype=wp.uint8),
     ):
         r = first + wp.tid() * stride
-        o = rays.o[r]
-        d = rays.d[r]
-        t_min = rays.t_min[r]
+        o = rays_o[r]
+        d = rays_d[r]
+        t_min = rays_t_min[r]
         g = g_color[r]
+        scale = wp.exp(d_scale[0])
+        density_unit = float(1.0)
+        color_unit = float(1.0)
+        if wp.static(exact):
+            density_unit = units[0]
+            color_unit = units[1]
         behind = float(0.0)  # sum_{j>i} w_j h_j
-        for j in range(visits.n[r] - 1, -1, -1):
-            entry = j * visits.stride + visits.first[r]
-            i = visits.sample[entry]
-            T = visits.T[entry]
+        for j in range(n_visits[r] - 1, -1, -1):
+            entry = j * entry_stride + r * ray_stride
+            i = visit_sample[entry]
+            T = visit_T[entry]
             index, weight = place(o, d, volume.step, i, volume.size)
             for k in range(L // 2):
                 for c in range(4):
                     prefetch_features(color, index[2 * c, 2 * k])
-                    prefetch_features(color_grad, index[2 * c, 2 * k])
+                    prefetch_grad(color_grad, index[2 * c, 2 * k])
             tau = floats()
             w = floats()
             for k in range(L):
-                tau[k] = visits.tau[entry * L + k]
+                tau[k] = visit_tau[entry * L + k]
                 w[k] = one_minus_exp(tau[k])
             T_next = floats()
             for k in range(L):
@@ -506,22 +529,91 @@ def march_kernels(
                     h[k] = h[k] + wp.dot(c_k, g)
                     spread = look_back(to_color_backward(c_k, w[k] * g), basis, r)
                     for c in range(8):
-                        add_features(color_grad, index[c, k], weight[c, k] * spread)
+                        add_features(color_grad, index[c, k], weight[c, k] * spread, color_unit)
             g_tau = floats()
             for back in range(L):
                 k = L - 1 - back
                 g_tau[k] = h[k] * T_next[k] - behind
                 behind += w[k] * h[k]
             for k in range(L):  # d tau / d raw = step scale sigmoid(x), and sigmoid(x) = 1 - exp(-softplus(x))
-                g_tau[k] = g_tau[k] * volume.step * scale[0] * one_minus_exp(tau[k] / volume.step)
+                g_tau[k] = g_tau[k] * volume.step * scale * one_minus_exp(tau[k] / volume.step)
             for k in range(L):
                 if tau[k] > 0.0:
                     for c in range(8):
-                        add(density_grad, index[c, k], weight[c, k] * g_tau[k])
+                        add_density(density_grad, index[c, k], weight[c, k] * g_tau[k], density_unit)
                     if load_flag(touched, block[k]) != wp.uint8(FILLED):  # rather than write to what others read
                         touched[block[k]] = wp.uint8(FILLED)
 
     return march, march_backward
+
+
+@functools.cache
+def flag_kernels() -> tuple[wp.Kernel, wp.Kernel]:
+    """Return (fill, spread): they flag the blocks with density, and tell the other blocks how far the nearest is."""
+
+    @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
+    def fill(
+        first: int,
+        stride: int,
+        volume: Volume,
+        d_scale: wp.array(dtype=float),
+        density: wp.array(dtype=float),
+        flags: wp.array(dtype=wp.uint8),
+    ):
+        b = first + wp.tid() * stride
+        block = block_at(b, volume.blocks)
+        scale = wp.exp(d_scale[0])
+        share = float(1.0)  # beyond their outermost voxels, a negative density rises towards 0
+        for axis in range(3):
+            if block[axis] == 0 or block[axis] == volume.blocks[axis] - 1:
+                share *= EDGE
+        x_first = wp.max(block[0] * BLOCK - 1, 0)
+        x_end = wp.min((block[0] + 1) * BLOCK, volume.size[0])
+        y_end = wp.min((block[1] + 1) * BLOCK, volume.size[1])
+        z_end = wp.min((block[2] + 1) * BLOCK, volume.size[2])
+        flag = wp.uint8(EMPTY)
+        z = wp.max(block[2] * BLOCK - 1, 0)
+        while z < z_end and flag == wp.uint8(EMPTY):
+            y = wp.max(block[1] * BLOCK - 1, 0)
+            while y < y_end and flag == wp.uint8(EMPTY):
+                row = (z * volume.size[1] + y) * volume.size[0]
+                for x in range(x_first, x_end):
+                    raw = load(density, row + x)
+                    if not scale * wp.max(raw, share * raw) + volume.shift <= volume.x_min:  # NaN counts
+                        flag = wp.uint8(FILLED)
+                y += 1
+            z += 1
+        flags[b] = flag
+
+    @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
+    def spread(
+        first: int, stride: int, volume: Volume, filled: wp.array(dtype=wp.uint8), flags: wp.array(dtype=wp.uint8)
+    ):
+        b = first + wp.tid() * stride
+        block = block_at(b, volume.blocks)
+        flag = int(MAX_JUMP)
+        if load_flag(filled, b) == wp.uint8(FILLED):
+            flag = FILLED
+        distance = int(1)
+        while distance < flag:  # the shell of the blocks at this distance, along diagonals too
+            for dz in range(-distance, distance + 1):
+                for dy in range(-distance, distance + 1):
+                    z = block[2] + dz
+                    y = block[1] + dy
+                    if z >= 0 and z < volume.blocks[2] and y >= 0 and y < volume.blocks[1]:
+                        apart = wp.where(wp.max(wp.abs(dz), wp.abs(dy)) == distance, 1, 2 * distance)
+                        dx = -distance
+                        while dx <= distance:
+                            x = block[0] + dx
+                            if x >= 0 and x < volume.blocks[0]:
+                                near = wp.vec3i(x, y, z)
+                                if load_flag(filled, block_number(near, volume.blocks)) == wp.uint8(FILLED):
+                                    flag = distance
+                            dx += apart
+            distance += 1
+        flags[b] = wp.uint8(flag)
+
+    return fill, spread
 
 
 # Operations on one or two grids with `width` floats per voxel, on n neighbouring voxels, of which `first` is the first.
@@ -624,6 +716,52 @@ def adam_kernel(channels: int) -> wp.Kernel:
                     p[i] = pi
 
     return adam
+
+
+@wp.func_native(
+    "for (int i = start; i < to; ++i) { const float gi = g.data[i], mi = m.data[i] + rate * (gi - m.data[i]); "
+    "const float a = wp::abs(gi) + eps, b = beta2 * u.data[i], ui = a > b ? a : b; "
+    "m.data[i] = mi; u.data[i] = ui; p.data[i] -= speed * mi / ui; }"
+)
+def adamax_on(
+    p: wp.array(dtype=float),
+    g: wp.array(dtype=float),
+    m: wp.array(dtype=float),
+    u: wp.array(dtype=float),
+    start: int,
+    to: int,
+    rate: float,
+    beta2: float,
+    speed: float,
+    eps: float,
+): ...
+
+
+@functools.cache
+def adamax_kernel() -> wp.Kernel:
+    """Return the kernel of a step of Adamax on a row of n floats, `each` per thread; none if `finite` is not 1."""
+
+    @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
+    def adamax(
+        first: int,
+        stride: int,
+        n: int,
+        each: int,
+        rate: float,
+        beta2: float,
+        speed: float,
+        eps: float,
+        finite: wp.array(dtype=wp.bool),
+        p: wp.array(dtype=float),
+        g: wp.array(dtype=float),
+        m: wp.array(dtype=float),
+        u: wp.array(dtype=float),
+    ):
+        start = (first + wp.tid() * stride) * each
+        if finite[0]:
+            adamax_on(p, g, m, u, start, wp.min(start + each, n), rate, beta2, speed, eps)
+
+    return adamax
 
 
 def x_min(step: float) -> float:

@@ -17,6 +17,7 @@ import torch
 import warp as wp
 
 from my.errors import no_stderr
+from voxnerf.fused import kernels
 
 MAX_THREADS = 8
 MIN_ITEMS = 512  # per thread: waking a thread costs more time than it saves on fewer
@@ -39,10 +40,30 @@ def start() -> None:
 
 
 def array(tensor: torch.Tensor, dtype: Any = None) -> Any:
-    """Return Warp's view of the memory of a contiguous tensor; `dtype` is Warp's type of an element, or of a row."""
+    """Return Warp's view of the memory of a contiguous tensor, in one row of elements, or of rows of type `dtype`."""
     start()  # every launch needs an array, so that none comes before this
-    flat = tensor.detach().view(-1)  # edges of length 1 may have any stride: this restores them
-    return wp.from_torch(flat.view(tensor.shape), dtype=dtype, requires_grad=False)
+    row = tensor.detach().view(-1)  # edges of length 1 may have any stride: this restores them
+    row = row if dtype is None else row.view(-1, dtype._length_)
+    return wp.from_torch(row, dtype=dtype, requires_grad=False, return_ctype=True)
+
+
+def matrix(tensor: torch.Tensor) -> Any:
+    """Return Warp's view of the memory of a contiguous tensor with two axes."""
+    start()
+    tensor = tensor.detach()
+    return wp.from_torch(tensor.view(-1).view(tensor.shape), requires_grad=False, return_ctype=True)
+
+
+@functools.lru_cache(maxsize=64)
+def volume(
+    shape: Sequence[int], step: float = 0.0, shift: float = 0.0, x_min: float = 0.0, threshold: float = 0.0
+) -> Any:
+    """Return the `kernels.Volume` of a grid of `shape` (1, C, Z, Y, X); see there for the other numbers."""
+    made = kernels.Volume()
+    made.size = wp.vec3i(*shape[:1:-1])
+    made.blocks = wp.vec3i(*(n // kernels.BLOCK + 1 for n in shape[:1:-1]))  # of n + 1 cells
+    made.step, made.shift, made.x_min, made.threshold = step, shift, x_min, threshold
+    return made
 
 
 def launch(

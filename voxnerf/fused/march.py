@@ -1,238 +1,356 @@
-"""The fused ray march for PyTorch: it computes what `voxnerf/reference.py` computes, by the kernels beside it."""
+"""The fused ray march for PyTorch: it computes what `voxnerf/reference.py` computes, by the kernels beside it.
+
+It is a registered operator, `sjc::march`: it has a gradient, and a shape that is known without running it.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 import warp as wp
+from torch import Tensor
 
 from voxnerf.field import VoxRF
 from voxnerf.fused import kernels
-from voxnerf.fused.flags import flags_of
-from voxnerf.fused.launch import array, interleaved, launch, n_threads, neighbours
+from voxnerf.fused.flags import flags_of, n_blocks
+from voxnerf.fused.launch import array, interleaved, launch, matrix, n_threads, neighbours, volume
 from voxnerf.fused.memory import Recycler, Workspaces
+from voxnerf.rays import Rays
+
+SUMS_BITS = 62  # bits that a sum of whole numbers may fill, of the 63 of an int64
+MOST_EXPONENT = 120  # of a unit, a float32
 
 _memory = Recycler()
 _workspaces = Workspaces()
 
 
-class March(NamedTuple):
-    """All inputs of one march except the parameters of the field."""
+def march(field: VoxRF, rays: Rays, emptiness_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what n rays gather, as `voxnerf.reference.march` does; the field must be float32.
 
-    o: torch.Tensor  # (n, 3) float32, voxels: the point s world units beyond the first sample is o + s d
-    d: torch.Tensor  # (n, 3) float32, voxels per world unit
-    t_min: torch.Tensor  # (n,) float32, distance of the first sample, world units
-    n_samples: torch.Tensor  # (n,) int32
-    basis: torch.Tensor  # (n, n_basis) float32
-    mask: torch.Tensor | None  # (1, 1, Z, Y, X)
-    field: VoxRF
-    emptiness_scale: float
-
-
-def march(
-    field: VoxRF,
-    rays_o: torch.Tensor,
-    rays_d: torch.Tensor,
-    t_min: torch.Tensor,
-    n_samples: torch.Tensor,
-    emptiness_scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what n rays gather, as `voxnerf.reference.march` does; the field must be float32."""
-    first = rays_o + t_min.double()[:, None] * rays_d
-    o, d = (first - field.aabb[0]) * field.voxels_per_unit - 0.5, rays_d * field.voxels_per_unit
-    job = March(
-        o.float().contiguous(),
-        d.float().contiguous(),
-        t_min.float().contiguous(),
-        n_samples.int().contiguous(),
-        field.basis(rays_d).float().contiguous(),
-        field.alpha_mask,
-        field,
+    Where `torch.use_deterministic_algorithms` is on, and on a GPU, the gradients are sums of whole numbers: they do not
+    depend on the order in which threads add.
+    """
+    cells, blocks = flags_of(field)
+    parameters = field.density, field.color, field.d_scale
+    lanes = kernels.LANES[field.density.device.type]
+    basis = field.basis(rays.d) if field.view_dependent else rays.t_min.new_empty(0, 1)
+    out = torch.ops.sjc.march(
+        *parameters,
+        rays.start.float().contiguous(),
+        rays.slope.float().contiguous(),
+        rays.t_min.float().contiguous(),
+        rays.n_samples,
+        basis.float().contiguous(),
+        cells,
+        blocks,
+        field.step_size,
+        field.density_shift,
+        field.ray_march_weight_thres,
+        field.activation,
         float(emptiness_scale),
+        int(field.box_diagonal / field.step_size / lanes) + 2 if _needs_grad(parameters) else 0,
+        torch.are_deterministic_algorithms_enabled() and field.density.is_cuda,
     )
-    return _March.apply(field.density, field.color, field.d_scale, job)
+    return out[:4]
 
 
-class _March(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, density: torch.Tensor, color: torch.Tensor, d_scale: torch.Tensor, job: March
-    ) -> tuple[torch.Tensor, ...]:
-        keep = any(ctx.needs_input_grad)
-        n, device = len(job.o), density.device
-        channels = color.shape[1] // job.basis.shape[1]
-        outputs = (density.new_empty(n, channels), *(density.new_empty(n) for _ in range(3)))
-        rays, volume, (n_visits, visits) = _rays(job), volume_of(job.field), _new_visits(job, keep)
-        ctx.job, ctx.marched = job, (rays, volume, n_visits, visits)
-        scale = d_scale.detach().exp().view(1)
-        kernel, _ = _kernels(job, channels)
-        features, colors = kernels.vector(color.shape[1]), kernels.vector(channels)
-        cells, blocks = flags_of(job.field, scale)
-        arguments = [
-            rays,
-            volume,
-            array(scale),
-            array(density.view(-1)),
-            array(rows_of(color), features),
-            array(job.basis),
-            array(blocks),
-            array(cells),
-            job.emptiness_scale,
-            int(keep),
-            visits,
-            array(outputs[0], colors),
-            *map(array, outputs[1:]),
-        ]
-        launch(kernel, interleaved(n, device), arguments, device)
-        ctx.save_for_backward(density, color, d_scale)
-        return outputs
+def _needs_grad(parameters: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g_color: torch.Tensor, *g_sums: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        density, color, d_scale = ctx.saved_tensors
-        job, n, device = ctx.job, len(g_color), density.device
-        scale = d_scale.exp().view(1)
-        _, kernel = _kernels(job, g_color.shape[1])
-        features, colors = kernels.vector(color.shape[1]), kernels.vector(g_color.shape[1])
-        (rays, volume, n_visits, visits), rows = ctx.marched, rows_of(color)
-        arguments = [
-            rays,
-            volume,
-            array(scale),
-            array(rows, features),
-            array(job.basis),
-            job.emptiness_scale,
-            visits,
-            array(g_color.contiguous(), colors),
-            *(array(g.contiguous()) for g in g_sums),
-        ]
-        n_both = density.numel() + rows.numel()
-        threads, layout = n_threads(device, n, n_both), (density.shape, color.shape, device)
-        extra = [_workspaces.take(layout, n_both, device) for _ in range(threads - 1)]
-        first, *others = (_Gradient.of(floats, density) for floats in (_zeros(n_both, device), *extra))
-        flags = torch.full((threads, math.prod(volume.blocks)), kernels.EMPTY, dtype=torch.uint8, device=device)
-        launch(
-            kernel,
-            neighbours(n_visits, threads),
-            arguments,
-            device,
-            [
-                [array(own.density), array(own.color, features), array(touched)]
-                for own, touched in zip((first, *others), flags)
-            ],
-        )
-        for own, touched, floats in zip(others, flags[1:], extra):
-            sweep(kernels.move, volume, touched, first, own)
-            _workspaces.give_back(layout, floats)
-        # raw = sum_k weight_k density_k, hence sum over samples of raw dL/draw = sum over voxels of density dL/ddensity
-        nothing = density.new_empty(0, 0)
-        d_scale_grad = sweep(kernels.dot, volume, flags.amin(dim=0), (first.density, nothing), (density, nothing)).sum()
-        color_grad = first.color.view(*color.shape[2:], -1).permute(3, 0, 1, 2)[None]
-        return first.density.view_as(density), color_grad, d_scale_grad.view_as(d_scale), None
+
+# Below, n is the number of rays, C that of channels, F that of features of a voxel, B that of factors of a direction.
+# A visit is a stretch of samples of a ray that mattered: `march` lists them, and `march_backward` walks the list.
+
+
+@torch.library.custom_op("sjc::march", mutates_args=())
+def _march(
+    density: Tensor,  # (1, 1, Z, Y, X)
+    color: Tensor,  # (1, F, Z, Y, X)
+    d_scale: Tensor,  # ()
+    o: Tensor,  # (n, 3) voxels: the point s world units beyond the first sample is o + s d
+    d: Tensor,  # (n, 3) voxels per world unit
+    t_min: Tensor,  # (n,) distance of the first sample, world units
+    n_samples: Tensor,  # (n,) int32
+    basis: Tensor,  # (n, B), or (0, 1) for the factor 1 in all directions
+    cells: Tensor,  # flags, see `flags_of`
+    blocks: Tensor,
+    step: float,
+    shift: float,
+    threshold: float,
+    activation: str,
+    emptiness_scale: float,
+    room: int,  # for the visits of a ray; 0 lists none
+    exact: bool,  # whether the gradients are to be sums of whole numbers
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return colour (n, C), depth (n,), opacity (n,), emptiness (n,); and of visits: number (n,), sample, T, tau."""
+    device, n = density.device, len(o)
+    outputs = _outputs(color, o, basis, room)
+    gathered, (n_visits, sample, T, tau) = outputs[:4], outputs[4:]
+    channels = gathered[0].shape[1]
+    kernel, _ = kernels.march_kernels(channels, basis.shape[1], activation, len(cells) > 0, _lanes(device), exact)
+    arguments = [
+        array(o, wp.vec3),
+        array(d, wp.vec3),
+        array(t_min),
+        array(n_samples),
+        volume(density.shape, step, shift, kernels.x_min(step), threshold),
+        array(d_scale),
+        array(density),
+        array(rows_of(color), kernels.vector(color.shape[1])),
+        matrix(basis),
+        array(blocks),
+        array(cells),
+        emptiness_scale,
+        int(room > 0),
+        *_strides(n, room, device),
+        *map(array, (n_visits, sample, T, tau)),
+        array(gathered[0], kernels.vector(channels)),
+        *map(array, gathered[1:]),
+    ]
+    launch(kernel, interleaved(n, device), arguments, device)
+    return outputs
+
+
+@_march.register_fake
+def _(density: Tensor, color: Tensor, d_scale: Tensor, o: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return _outputs(color, o, others[3], others[-2])
+
+
+def _outputs(
+    color: Tensor, o: Tensor, basis: Tensor, room: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return room for all that `_march` returns."""
+    n, device = len(o), o.device
+    n_visits, n_entries = n if room else 0, n * room
+    return (
+        color.new_empty(n, color.shape[1] // basis.shape[1]),
+        color.new_empty(n),
+        color.new_empty(n),
+        color.new_empty(n),
+        torch.empty(n_visits, dtype=torch.int32, device=device),
+        torch.empty(n_entries, dtype=torch.int32, device=device),
+        torch.empty(n_entries, device=device),
+        _empty(n_entries * _lanes(device), device),
+    )
+
+
+@torch.library.custom_op("sjc::march_backward", mutates_args=())
+def _march_backward(
+    g_color: Tensor,
+    g_depth: Tensor,
+    g_opacity: Tensor,
+    g_emptiness: Tensor,
+    density: Tensor,
+    color: Tensor,
+    d_scale: Tensor,
+    o: Tensor,
+    d: Tensor,
+    t_min: Tensor,
+    basis: Tensor,
+    n_visits: Tensor,
+    sample: Tensor,
+    T: Tensor,
+    tau: Tensor,
+    step: float,
+    shift: float,
+    threshold: float,
+    activation: str,
+    emptiness_scale: float,
+    room: int,
+    exact: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of density, color and d_scale."""
+    device, n, rows = density.device, len(o), rows_of(color)
+    features, colors = kernels.vector(rows.shape[1]), kernels.vector(g_color.shape[1])
+    # with a mask the forward kernel differs, and this one does not
+    _, kernel = kernels.march_kernels(g_color.shape[1], basis.shape[1], activation, False, _lanes(device), exact)
+    grid = volume(density.shape, step, shift, kernels.x_min(step), threshold)
+    gradients = g_color, g_depth, g_opacity, g_emptiness
+    units = _units(*gradients, color, d_scale, t_min, basis, step, activation, emptiness_scale, room) if exact else tau
+    arguments = [
+        array(o, wp.vec3),
+        array(d, wp.vec3),
+        array(t_min),
+        grid,
+        array(d_scale),
+        array(rows, features),
+        matrix(basis),
+        emptiness_scale,
+        *_strides(n, room, device),
+        *map(array, (n_visits, sample, T, tau)),
+        array(g_color, colors),
+        *map(array, gradients[1:]),
+        array(units),
+    ]
+    n_both = density.numel() + rows.numel()
+    threads, layout = 1 if exact else n_threads(device, n, n_both), (density.shape, color.shape, device)
+    extra = [_workspaces.take(layout, n_both, device) for _ in range(threads - 1)]
+    others = [_Gradient.of(floats, density) for floats in extra]
+    number = torch.int64 if exact else torch.float32
+    first = _Gradient(_zeros(density.numel(), device, number), _zeros(rows.numel(), device, number).view(rows.shape))
+    flags = torch.full((threads, n_blocks(density)), kernels.EMPTY, dtype=torch.uint8, device=device)
+    launch(
+        kernel,
+        neighbours(n_visits, threads),
+        arguments,
+        device,
+        [
+            [array(own.density), array(own.color, None if exact else features), array(touched)]
+            for own, touched in zip((first, *others), flags)
+        ],
+    )
+    for own, touched, floats in zip(others, flags[1:], extra):
+        sweep(kernels.move, grid, touched, first, own)
+        _workspaces.give_back(layout, floats)
+    if exact:
+        first = _Gradient(first.density / units[0], first.color / units[1])
+    # raw = sum_k weight_k density_k, hence sum over samples of raw dL/draw = sum over voxels of density dL/ddensity
+    nothing = density.new_empty(0, 0)
+    touched = flags[0] if threads == 1 else flags.amin(dim=0)
+    d_scale_grad = sweep(kernels.dot, grid, touched, (first.density, nothing), (density, nothing)).sum()
+    return first.density.view_as(density), grid_of(first.color, color), d_scale_grad.view_as(d_scale)
+
+
+@_march_backward.register_fake
+def _(
+    g_color: Tensor,
+    g_depth: Tensor,
+    g_opacity: Tensor,
+    g_emptiness: Tensor,
+    density: Tensor,
+    color: Tensor,
+    d_scale: Tensor,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    voxels = density.new_empty(density.numel(), color.shape[1])
+    return torch.empty_like(density), grid_of(voxels, color), torch.empty_like(d_scale)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep for the backward pass what it needs of a march."""
+    density, color, d_scale, o, d, t_min, _, basis, _, _, *numbers = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[4:])
+    ctx.save_for_backward(density, color, d_scale, o, d, t_min, basis, *output[4:])
+    ctx.numbers = numbers
+
+
+def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the inputs of a march, from those of what it gathered; None where nobody asked for it."""
+    density, color, *_ = saved = ctx.saved_tensors
+    n, n_basis = len(saved[3]), saved[6].shape[1]
+    shapes = [(n, color.shape[1] // n_basis), (n,), (n,), (n,)]
+    given = [density.new_zeros(s) if g is None else g.contiguous() for g, s in zip(gradients, shapes)]
+    return *torch.ops.sjc.march_backward(*given, *saved, *ctx.numbers), *[None] * 14
+
+
+_march.register_autograd(_backward, setup_context=_keep)
+
+
+# ---------------------------------------------------------------- gradients
 
 
 class _Gradient(NamedTuple):
-    density: torch.Tensor  # (voxels,)
-    color: torch.Tensor  # (voxels, features)
+    density: Tensor  # (voxels,)
+    color: Tensor  # (voxels, features)
 
     @classmethod
-    def of(cls, floats: torch.Tensor, density: torch.Tensor) -> _Gradient:
+    def of(cls, floats: Tensor, density: Tensor) -> _Gradient:
         """Return the gradient that lies in `floats`, that of the density before that of the colour."""
         n = density.numel()
         return cls(floats[:n], floats[n:].view(n, -1))
 
 
-def _zeros(n: int, device: torch.device) -> torch.Tensor:
+def _units(
+    g_color: Tensor,
+    g_depth: Tensor,
+    g_opacity: Tensor,
+    g_emptiness: Tensor,
+    color: Tensor,
+    d_scale: Tensor,
+    t_min: Tensor,
+    basis: Tensor,
+    step: float,
+    activation: str,
+    emptiness_scale: float,
+    room: int,
+) -> Tensor:
+    """Return the units (2,) of whole numbers for the gradients of density and colour: powers of 2.
+
+    With them, no sum exceeds SUMS_BITS bits: each addend has a bound, and their number too. With h as in
+    `voxnerf/fused/kernels.py`, an addend of the density is at most 2 max|h| step exp(d_scale), for the weights of a ray
+    have a sum of at most 1.
+    """
+    n_samples = room * _lanes(color.device)
+    most_basis = basis.abs().amax() if len(basis) else basis.new_ones(())
+    most_color = color.abs().amax() * most_basis * basis.shape[1] if activation == "raw" else basis.new_ones(())
+    each_color = g_color.abs().amax()
+    far = t_min.abs().amax() + n_samples * step
+    h = g_opacity.abs().amax() + g_depth.abs().amax() * far + g_emptiness.abs().amax() * emptiness_scale
+    h = h + g_color.shape[1] * each_color * most_color
+    bounds = torch.stack([2 * h * step * d_scale.exp(), each_color * most_basis])
+    bits = SUMS_BITS - (n_samples * max(1, len(t_min)) - 1).bit_length()
+    units = torch.exp2((bits - bounds.log2().ceil()).clamp(-MOST_EXPONENT, MOST_EXPONENT))
+    return torch.where(bounds.isfinite(), units, 1.0)
+
+
+def _zeros(n: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return zeros (n,) for a gradient that is handed out.
 
     Recycled memory is zeroed as a whole: whoever had it before may have written anywhere.
     """
-    return _memory.empty(n).zero_() if device.type == "cpu" else torch.zeros(n, device=device)
+    if device.type == "cpu" and dtype == torch.float32:
+        return _memory.empty(n).zero_()
+    return torch.zeros(n, dtype=dtype, device=device)
 
 
-Grids = tuple[torch.Tensor, torch.Tensor]  # (voxels,) and (voxels, features)
+Grids = tuple[Tensor, Tensor]  # (voxels,) and (voxels, features)
 
 
-def sweep(run: Any, volume: Any, touched: torch.Tensor, a: Grids, b: Grids) -> torch.Tensor:
+def sweep(run: Any, grid: Any, touched: Tensor, a: Grids, b: Grids) -> Tensor:
     """Do `run` to the voxels of touched blocks of two pairs of grids, and return partial sums of what it returns.
 
     run: `move` or `dot` of `voxnerf.fused.kernels`.
+    grid: the `kernels.Volume` of the grids.
     touched: (blocks,) uint8 flags, FILLED for a touched block.
     """
-    device = touched.device
-    sums = torch.empty(volume.blocks[1] * volume.blocks[2], device=device)
-    grids = [array(grid.view(-1)) for pair in zip(a, b) for grid in pair]
+    sums = torch.empty(grid.blocks[1] * grid.blocks[2], device=touched.device)
+    grids = [array(x) for pair in zip(a, b) for x in pair]
     launch(
         kernels.sweep_kernel(run),
-        interleaved(len(sums), device),
-        [volume, a[1].shape[1], array(touched), *grids, array(sums)],
-        device,
+        interleaved(len(sums), touched.device),
+        [grid, a[1].shape[1], array(touched), *grids, array(sums)],
+        touched.device,
     )
     return sums
 
 
-# ---------------------------------------------------------------- what the kernels are given
+# ---------------------------------------------------------------- layouts
 
 
-def rows_of(color: torch.Tensor) -> torch.Tensor:
+def rows_of(color: Tensor) -> Tensor:
     """Return features (1, C, Z, Y, X) as (Z*Y*X, C): a view if they are stored channels-last, else a copy."""
     return color.detach()[0].permute(1, 2, 3, 0).reshape(-1, color.shape[1]).contiguous()
 
 
-def _kernels(job: March, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
-    return kernels.march_kernels(
-        channels, job.basis.shape[1], job.field.activation, job.mask is not None, kernels.LANES[job.o.device.type]
-    )
+def grid_of(rows: Tensor, like: Tensor) -> Tensor:
+    """Return rows (Z*Y*X, C) as features (1, C, Z, Y, X), shaped as `like`: a view, stored channels-last."""
+    return rows.view(*like.shape[2:], -1).permute(3, 0, 1, 2)[None]
 
 
-def volume_of(field: VoxRF) -> Any:
-    """Return the `kernels.Volume` of a field."""
-    volume = kernels.Volume()
-    volume.size = wp.vec3i(*field.density.shape[:1:-1])
-    volume.blocks = wp.vec3i(*(n // kernels.BLOCK + 1 for n in field.density.shape[:1:-1]))  # of n + 1 cells
-    volume.step, volume.shift = field.step_size, field.density_shift
-    volume.x_min, volume.threshold = kernels.x_min(field.step_size), field.ray_march_weight_thres
-    return volume
+def _lanes(device: torch.device) -> int:
+    return kernels.LANES[device.type]
 
 
-def _rays(job: March) -> Any:
-    """Return the `kernels.Rays` of a march."""
-    rays = kernels.Rays()
-    rays.o, rays.d = array(job.o, wp.vec3), array(job.d, wp.vec3)
-    rays.t_min, rays.n_samples = array(job.t_min), array(job.n_samples)
-    return rays
+def _strides(n: int, room: int, device: torch.device) -> tuple[int, int]:
+    """Return how far apart in memory two visits of a ray are, and the first visits of two rays.
 
-
-def _new_visits(job: March, keep: bool) -> tuple[torch.Tensor, Any]:
-    """Return the number of visits per ray (n,), and `kernels.Visits` with room for all of them; a march fills in both.
-
-    On a CPU the entries of a ray lie side by side, and take no more room than all samples do. On CUDA (`STRIDED`) the
-    sum of the samples is not known without waiting: there, entry j of all rays comes before entry j + 1 of any, so that
-    rays side by side write side by side. Without `keep` there is no room for any entry.
+    On a CPU the visits of a ray lie side by side. On CUDA (`STRIDED`) visit j of all rays comes before visit j + 1 of
+    any, so that rays side by side write side by side.
     """
-    n, device = len(job.o), job.o.device
-    lanes = kernels.LANES[device.type]
-    most = job.n_samples.add(lanes - 1).div(lanes, rounding_mode="floor")
-    if not keep:
-        room, first, stride = 0, most, 1
-    elif kernels.STRIDED[device.type]:
-        room, stride = n * (int(job.field.box_diagonal / job.field.step_size / lanes) + 2), n
-        first = torch.arange(n, dtype=torch.int32, device=device)
-    else:
-        ends = most.cumsum(0, dtype=torch.int32)
-        room, first, stride = int(ends[-1]) if n else 0, ends - most, 1
-    n_visits = torch.empty(n if keep else 0, dtype=torch.int32, device=device)
-    visits = kernels.Visits()
-    visits.sample, visits.T = (
-        array(torch.empty(room, dtype=dtype, device=device)) for dtype in (torch.int32, torch.float32)
-    )
-    visits.tau, visits.n, visits.first = array(_empty(room * lanes, device)), array(n_visits), array(first)
-    visits.stride = stride
-    return n_visits, visits
+    return (n, 1) if kernels.STRIDED[device.type] else (1, room)
 
 
-def _empty(n: int, device: torch.device) -> torch.Tensor:
+def _empty(n: int, device: torch.device) -> Tensor:
     return _memory.empty(n) if device.type == "cpu" else torch.empty(n, device=device)
