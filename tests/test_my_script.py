@@ -1,5 +1,7 @@
 """How a script's run begins: its configuration, its resumption, its device."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,26 @@ def test_precision_is_of_the_machine_and_may_change():
     script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then, free)
     with pytest.raises(UserError, match=r"with --lr 2 \(was 1\): .* can change only device, sd.precision; for"):
         script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then, free)
+
+
+def test_deterministic_reaches_pytorch_before_the_run_is_prepared(read):
+    """In a process of its own: what is set holds for a process."""
+    code = """
+import os, torch
+from my import script
+script.be_deterministic()
+assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_begin_is_deterministic_where_that_is_asked(read, asked, monkeypatch):
+    done = []
+    monkeypatch.setattr(script, "be_deterministic", lambda: done.append("deterministic"))
+    script.begin(read("--deterministic", str(asked)), lambda cfg, found: done.append("prepared"))
+    assert done == ["deterministic"] * asked + ["prepared"]
 
 
 @pytest.mark.parametrize("name, way", [("folder", lambda p: p.mkdir()), ("file", lambda p: p.write_text(""))])

@@ -199,3 +199,21 @@ def test_the_optimizers_operator_is_sound():
     x = [torch.rand(2, 3) for _ in range(4)]
     args = torch.tensor(True), *([t] for t in x), 0.1, 0.999, [0.01], 1e-8
     torch.library.opcheck(torch.ops.sjc.adamax, args, test_utils=("test_schema", "test_faketensor"))
+
+
+# ---------------------------------------------------------------- graphs
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile imports parts of torch that warn
+def test_the_march_is_part_of_a_graph():
+    """Flags, march and gradients: PyTorch's compiler takes them into one graph, without any break."""
+    field, rays = small_field(), through(small_field(), *some_rays())
+
+    def gather():
+        return march(field, rays, 10.0)
+
+    for x, y in zip(gather(), torch.compile(gather, backend="aot_eager", fullgraph=True)()):
+        assert torch.equal(x, y)
+        for p in field.parameters():
+            a, b = (torch.autograd.grad(z.sum(), p, retain_graph=True, allow_unused=True)[0] for z in (x, y))
+            assert a is b is None or torch.equal(a, b)
