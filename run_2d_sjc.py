@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from my import script
 from my.errors import UserError, run_main
+from my.host_copy import HostCopy
+from my.worker import Worker
 from options.canvas import CanvasConfig, Setting
 
 if TYPE_CHECKING:
@@ -74,16 +76,22 @@ def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, t
     canvases = checkpoint.load(newest)[0] if newest else {}
     remedy = cfg.remedy(adapter.device.type)
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
-    with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar:
+    with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar, Worker() as worker:
         for setting in missing:
             bar.set_postfix_str(f"{setting.row}, {setting.caption}", refresh=False)
             for step, x in enumerate(optimise(cfg, adapter, setting, asked), 1):
                 if step % CHECK_EVERY == 0 or step == cfg.n_steps:
-                    script.check_finite({"the canvas": x.sum()}, f"{cell_name(setting)}, step {step}", remedy)
+                    worker.put(check_canvas, HostCopy(x.sum()), f"{cell_name(setting)}, step {step}", remedy)
                 bar.update()
+            worker.join()
             canvases[cell_name(setting)] = x[0].cpu()
             checkpoint.save("ckpt", len(canvases), canvases, {})
     return canvases
+
+
+def check_canvas(total: HostCopy, where: str, remedy: str) -> None:
+    """Raise RunError if the sum of a canvas is not finite, once it is there."""
+    script.check_finite({"the canvas": total[0]}, where, remedy)
 
 
 def draw_figure(cfg: CanvasConfig, adapter: ScoreAdapter, canvases: dict[str, torch.Tensor]) -> None:
@@ -94,18 +102,22 @@ def draw_figure(cfg: CanvasConfig, adapter: ScoreAdapter, canvases: dict[str, to
 
     Path("cells").mkdir(exist_ok=True)
     remedy = cfg.remedy(adapter.device.type)
-    grid = []
-    for row in cfg.rows():
-        cells = []
-        for setting in row:
-            with torch.no_grad():
-                decoded = adapter.decode(canvases[cell_name(setting)][None].to(adapter.device))[0]
-            picture = decoded.permute(1, 2, 0).cpu().numpy()
-            script.check_finite({"the decoded canvas": picture.sum()}, cell_name(setting), remedy)
-            write_png(Path("cells") / f"{cell_name(setting)}.png", picture)
-            cells.append((picture, setting.caption))
-        grid.append((row[0].row, cells))
+    pictures = {}
+    with Worker() as worker, torch.no_grad():
+        for name in (cell_name(setting) for row in cfg.rows() for setting in row):
+            decoded = adapter.decode(canvases[name][None].to(adapter.device))[0]
+            pictures[name] = HostCopy(decoded.permute(1, 2, 0))
+            worker.put(write_cell, name, pictures[name], remedy)
+    grid = [(row[0].row, [(pictures[cell_name(s)][0], s.caption) for s in row]) for row in cfg.rows()]
     write_png("grid.png", labelled_grid(grid))
+
+
+def write_cell(name: str, picture: HostCopy, remedy: str) -> None:
+    """Write the picture of a cell, once it is there; raises RunError where it is not finite."""
+    from my.media import write_png
+
+    script.check_finite({"the decoded canvas": picture[0].sum()}, name, remedy)
+    write_png(Path("cells") / f"{name}.png", picture[0])
 
 
 def prepare(cfg: CanvasConfig, found: Any) -> Callable[[], None]:

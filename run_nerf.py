@@ -13,19 +13,21 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from my import run_dir, script
 from my.errors import UserError, run_main, shown, some
 from my.watch import LOG_EVERY, watched
+from my.worker import Worker
 from options.nerf import NeRFConfig
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from voxnerf.nerf import NeRF
+    from voxnerf.nerf import NeRF, View
     from voxnerf.scene import Scene
 
 ROOT = Path(__file__).resolve().parent
@@ -58,27 +60,28 @@ def train(nerf: NeRF, test_scene: Scene, first_step: int) -> None:
             before = progress
             row = row_of(nerf, test_scene, step, stats, logged=save or step % LOG_EVERY == 0)
             if row:
-                watch.log(step, row, running.add(row))
+                watch.log(step, row, partial(judged, running, step))
             if save:
-                write_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene)
+                draw_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene, watch.worker)
+                watch.worker.join()
                 nerf.save("ckpt", step)
             watch.expect(max(step, round(step / progress)))  # under max_minutes, an estimate
         test(nerf, test_scene, step)
 
 
 def row_of(nerf: NeRF, test_scene: Scene, step: int, stats: dict[str, Any], logged: bool) -> dict[str, Any]:
-    """Return the values that history.json gets for a step; {} for none.
-
-    Raises RunError if `logged` and the statistics are not finite.
-    """
+    """Return the values that history.json gets for a step; {} for none."""
     row = {**stats, "minutes": nerf.minutes} if logged else {}
-    if logged:
-        script.check_finite(
-            stats, f"step {step}", "a checkpoint, if there is one, is from before it; try a smaller --lr"
-        )
     if nerf.cfg.test_every and step % nerf.cfg.test_every == 0:
         row["test_psnr"] = mean(view["psnr"] for view in nerf.evaluate(test_scene))
     return row
+
+
+def judged(running: RunningPSNR, step: int, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a row of history.json, and what the bar shows then; raises RunError if the step's loss is not finite."""
+    stats = {name: row[name] for name in ("loss", "psnr") if name in row}
+    script.check_finite(stats, f"step {step}", "a checkpoint, if there is one, is from before it; try a smaller --lr")
+    return row, running.add(row)
 
 
 class RunningPSNR:
@@ -116,13 +119,17 @@ def pane_of(
     return side_by_side(*shown, picture, depth_image(depth, *depth_range))
 
 
-def write_pane(path: Path, nerf: NeRF, scene: Scene) -> None:
-    """Write the pane of the first view of a scene."""
+def draw_pane(path: Path, nerf: NeRF, scene: Scene, worker: Worker) -> None:
+    """Render the first view of a scene, and let the worker write its pane."""
+    worker.put(write_pane, path, nerf.view(scene, 0), nerf.depth_range(scene.c2w[0]))
+
+
+def write_pane(path: Path, view: View, depth_range: tuple[float, float]) -> None:
+    """Write the pane of a view."""
     from my.media import write_png
 
     path.parent.mkdir(exist_ok=True)
-    view = nerf.view(scene, 0)
-    write_png(path, pane_of(view.truth, view.picture, view.depth, nerf.depth_range(scene.c2w[0])))
+    write_png(path, pane_of(view.truth, view.picture, view.depth, depth_range))
 
 
 def test(nerf: NeRF, scene: Scene, step: int) -> None:
@@ -138,13 +145,11 @@ def test(nerf: NeRF, scene: Scene, step: int) -> None:
     for name in ("view", "pane"):
         (root / name).mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for i, view in enumerate(tqdm(nerf.views(scene), total=len(scene.names), desc="test views")):
-        write_png(root / "view" / f"{i:03d}.png", view.picture)
-        write_png(
-            root / "pane" / f"{i:03d}.png",
-            pane_of(view.truth, view.picture, view.depth, nerf.depth_range(scene.c2w[i])),
-        )
-        rows.append({"name": view.name, "psnr": view.psnr, "ssim": view.ssim})
+    with Worker() as worker:
+        for i, view in enumerate(tqdm(nerf.views(scene), total=len(scene.names), desc="test views")):
+            worker.put(write_png, root / "view" / f"{i:03d}.png", view.picture)
+            worker.put(write_pane, root / "pane" / f"{i:03d}.png", view, nerf.depth_range(scene.c2w[i]))
+            rows.append({"name": view.name, "psnr": view.psnr, "ssim": view.ssim})
     means = {key: mean(row[key] for row in rows) for key in ("psnr", "ssim")}
     metrics = run_dir.plain({"step": step, "minutes": minutes, "mean": means, "views": rows})
     run_dir.write_atomic(root / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
@@ -160,9 +165,12 @@ def save_video(path: Path, nerf: NeRF, scene: Scene) -> None:
     from my.media import VideoWriter
     from voxnerf.scene import orbit
 
-    with VideoWriter(path) as video:
+    def add(rendering: Iterable[np.ndarray], depth_range: tuple[float, float]) -> None:
+        video.append(pane_of(None, *rendering, depth_range))
+
+    with VideoWriter(path) as video, Worker() as worker:
         for c2w in tqdm(orbit(scene.c2w, N_FRAMES), desc="video", unit="frame"):
-            video.append(pane_of(None, *nerf.render(scene.K[0], c2w, *scene.sizes[0]), nerf.depth_range(c2w)))
+            worker.put(add, nerf.render(scene.K[0], c2w, *scene.sizes[0]), nerf.depth_range(c2w))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

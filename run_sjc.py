@@ -11,16 +11,22 @@ from my.packages import refuse_missing
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from my import script
 from my.errors import run_main
+from my.left_out import LeftOut
 from my.watch import LOG_EVERY, watched
+from my.worker import Worker
 from options.sjc import SJCConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from my.media import VideoWriter
     from sjc import SJC
 
 ROOT = Path(__file__).resolve().parent
@@ -48,32 +54,47 @@ def train(optimisation: SJC, first_step: int) -> None:
 
     n = optimisation.cfg.n_steps
     visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
+    remedy = optimisation.cfg.remedy(optimisation.adapter.device.type)
+    left_out = LeftOut(BEFORE, f"try a smaller --lr; {remedy}")
     with watched("sjc", n, first_step) as watch:
         for step, stats in watch.over(optimise(optimisation, first_step)):
             log, show, save = (watch.due(step, every) for every in (LOG_EVERY, visual_every, save_every))
+            left_out.add(stats)
             if log or save:
-                remedy = optimisation.cfg.remedy(optimisation.adapter.device.type)
-                script.check_finite(stats, f"step {step}", f"{BEFORE}; try a smaller --lr; {remedy}")
-            if log:
-                watch.log(step, stats, {k: f"{float(v):.3g}" for k, v in stats.items()})
+                watch.log(step, left_out.reading(stats), partial(left_out.judged, step, log))
             if show:
-                visualise(optimisation, step)
+                visualise(optimisation, step, watch.worker)
             if save:
+                watch.worker.join()
                 optimisation.save("ckpt", step)
         save_test_views(optimisation)
 
 
-def visualise(optimisation: SJC, step: int) -> None:
-    """Write the picture and the depth after `step` steps, and both side by side. The camera moves as the run does."""
+def visualise(optimisation: SJC, step: int, worker: Worker) -> None:
+    """Render a view after `step` steps, and let the worker write it. The camera moves as the run does."""
     import pose
-    from my.media import beside, depth_image, to_uint8, write_png
 
     p, k = optimisation.cfg.pose, min(N_VISUALS - 1, step * N_VISUALS // optimisation.cfg.n_steps)
-    picture, depth = optimisation.view(pose.spiral(N_VISUALS, p.R, p.R, fov=p.FoV)[k])
-    picture, depth = to_uint8(picture), depth_image(depth, *optimisation.depth_range)
+    view = optimisation.view(pose.spiral(N_VISUALS, p.R, p.R, fov=p.FoV)[k])
+    worker.put(write_view, f"step_{step:07d}.png", view, optimisation.depth_range)
+
+
+def write_view(name: str, view: Iterable[np.ndarray], depth_range: tuple[float, float]) -> None:
+    """Write the picture and the depth of a view, and both side by side, as `name` in the folders of each."""
+    from my.media import beside, write_png
+
+    picture, depth = as_images(view, depth_range)
     for folder, image in (("img", picture), ("depth", depth), ("view", beside(picture, depth))):
         Path(folder).mkdir(exist_ok=True)
-        write_png(Path(folder) / f"step_{step:07d}.png", image)
+        write_png(Path(folder) / name, image)
+
+
+def as_images(view: Iterable[np.ndarray], depth_range: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the picture and the depth of a view as uint8 images (H, W, 3), (h, w, 3), once they are there."""
+    from my.media import depth_image, to_uint8
+
+    picture, depth = view
+    return to_uint8(picture), depth_image(depth, *depth_range)
 
 
 def save_test_views(optimisation: SJC) -> None:
@@ -81,22 +102,31 @@ def save_test_views(optimisation: SJC) -> None:
     from tqdm import tqdm
 
     import pose
-    from my.media import VideoWriter, beside, depth_image, to_uint8, write_png
+    from my.media import VideoWriter
 
     p = optimisation.cfg.pose
     root = Path(f"test_{optimisation.cfg.n_steps}")
     for name in ("view", "view_seq"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    with VideoWriter(root / "view_seq" / "view.mp4") as video:
+    with VideoWriter(root / "view_seq" / "view.mp4") as video, Worker() as worker:
         for i, camera in enumerate(tqdm(pose.spiral(N_TEST_VIEWS, p.R, p.R, fov=p.FoV), desc="test views")):
-            picture, depth = optimisation.view(camera)
-            picture, depth = to_uint8(picture), depth_image(depth, *optimisation.depth_range)
-            write_png(root / "view" / f"{i:03d}.png", picture)
-            video.append(beside(picture, depth))
+            path = root / "view" / f"{i:03d}.png"
+            worker.put(write_test_view, path, video, optimisation.view(camera), optimisation.depth_range)
     print(
         f"done: {root / 'view'} has {N_TEST_VIEWS} views, {root / 'view_seq' / 'view.mp4'} the video; for the "
         f"final rendering: python {ROOT / 'highres_final_vis.py'}"
     )
+
+
+def write_test_view(
+    path: Path, video: VideoWriter, view: Iterable[np.ndarray], depth_range: tuple[float, float]
+) -> None:
+    """Write the picture of a view to `path`, and add it to the video, with its depth beside it."""
+    from my.media import beside, write_png
+
+    picture, depth = as_images(view, depth_range)
+    write_png(path, picture)
+    video.append(beside(picture, depth))
 
 
 def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:

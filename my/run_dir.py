@@ -137,7 +137,7 @@ class Heartbeat:
     path: the file; it holds step, n_steps, progress in [0, 1], eta_s, elapsed_s, updated (ISO, UTC),
     done, pid, and `failed` ("Type: message") after an exception inside the `with` block.
     every_s: least number of seconds between writes of `beat`.  start_step: where a resumed run begins.
-    clock: returns monotonic seconds.
+    clock: returns monotonic seconds.  put: calls its first argument with the others, now or later; `beat` writes by it.
     """
 
     def __init__(
@@ -147,8 +147,9 @@ class Heartbeat:
         every_s: float = 5.0,
         start_step: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        put: Callable[..., object] = lambda job, *args: job(*args),
     ) -> None:
-        self.path, self.n_steps, self.every_s, self.clock = path, n_steps, every_s, clock
+        self.path, self.n_steps, self.every_s, self.clock, self.put = path, n_steps, every_s, clock, put
         self.start_step = self.step = start_step
         self.started = clock()
         self.written = -math.inf
@@ -157,13 +158,17 @@ class Heartbeat:
         """Record that `step` steps are finished; the file is written only where `every_s` have passed."""
         self.step = step
         if self.clock() - self.written >= self.every_s:
-            self._write(done=False)
+            self.put(write_atomic, self.path, self._state(done=False))
 
     def finish(self) -> None:
         """Record that the run is complete."""
         self._write(done=True)
 
     def _write(self, done: bool, **extra: Any) -> None:
+        write_atomic(self.path, self._state(done, **extra))
+
+    def _state(self, done: bool, **extra: Any) -> str:
+        """Return what the file is to hold, and take down when that was."""
         self.written = self.clock()
         elapsed = self.written - self.started
         fresh, left = self.step - self.start_step, self.n_steps - self.step
@@ -178,7 +183,7 @@ class Heartbeat:
             "pid": os.getpid(),
             **extra,
         }
-        write_atomic(self.path, json.dumps(state, indent=2) + "\n")
+        return json.dumps(state, indent=2) + "\n"
 
     def __enter__(self) -> Heartbeat:
         self._write(done=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from my.host_copy import HostCopy
 from my.run_dir import Heartbeat, History
+from my.worker import Worker
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -14,34 +16,48 @@ if TYPE_CHECKING:
 LOG_EVERY = 10  # steps between lines of history.json
 
 Item = TypeVar("Item", bound=tuple[Any, ...])  # (steps taken, ...)
+Judge = Callable[
+    [dict[str, Any]], tuple[dict[str, Any], dict[str, str]]
+]  # values -> (row, {name: text beside the bar})
 
 
 class Watch(NamedTuple):
-    """The files and the bar of a training that `watched` has opened."""
+    """The files and the bar of a training that `watched` has opened, and the worker that writes the files."""
 
     history: History
     heartbeat: Heartbeat
     bar: tqdm
+    worker: Worker
 
     def over(self, steps: Iterable[Item]) -> Iterator[Item]:
         """Yield the items (steps taken, ...) of a training; heartbeat and bar move on when the loop has dealt with one.
 
-        The bar is closed after the last item.
+        After the last item it waits for the worker, and closes the bar.
         """
         for item in steps:
             yield item
             self.heartbeat.beat(item[0])
             self.bar.update()
+        self.worker.join()
         self.bar.close()
 
     def due(self, step: int, every: int) -> bool:
         """Whether what happens every so many steps, and at the end of the training, happens after `step` steps."""
         return step % every == 0 or step == self.heartbeat.n_steps
 
-    def log(self, step: int, row: dict[str, Any], shown: dict[str, str]) -> None:
-        """Add a row to history.json, and show beside the bar what `shown` has."""
-        self.history.add(step, **row)
-        self.bar.set_postfix(shown, refresh=False)
+    def log(self, step: int, values: dict[str, Any], judge: Judge) -> None:
+        """Add to history.json the row that `judge` makes of `values`, and show beside the bar what it gives for that.
+
+        Nothing waits here. The worker calls `judge`, once the tensors among the values have come from the device. An
+        empty row is not added. An exception of `judge` stops the training, as any exception of the worker.
+        """
+        self.worker.put(self._log, step, list(values), HostCopy(*values.values()), judge)
+
+    def _log(self, step: int, names: list[str], values: HostCopy, judge: Judge) -> None:
+        row, shown = judge(dict(zip(names, values)))
+        if row:
+            self.history.add(step, **row)
+            self.bar.set_postfix(shown, refresh=False)
 
     def expect(self, n_steps: int) -> None:
         """Set how many steps the training will take, where that is an estimate."""
@@ -52,14 +68,16 @@ class Watch(NamedTuple):
 def watched(name: str, n_steps: int, first_step: int) -> Iterator[Watch]:
     """Open the files of a training of `n_steps` steps in the current folder, and a bar called `name`.
 
-    A resumed training begins at `first_step`: history.json keeps its lines up to there. At the end of the block
-    heartbeat.json says that the run is complete, or which exception ended it.
+    A resumed training begins at `first_step`: history.json keeps its lines up to there. At the end of the block the
+    worker has done its jobs, and heartbeat.json says that the run is complete, or which exception ended it.
     """
     from tqdm import tqdm
 
+    worker = Worker()
     with (
         History("history.json", first_step) as history,
-        Heartbeat("heartbeat.json", n_steps, start_step=first_step) as heartbeat,
+        Heartbeat("heartbeat.json", n_steps, start_step=first_step, put=worker.put) as heartbeat,
         tqdm(total=n_steps, initial=first_step, desc=name, unit="step") as bar,
+        worker,  # the first to end: its jobs use the others
     ):
-        yield Watch(history, heartbeat, bar)
+        yield Watch(history, heartbeat, bar, worker)

@@ -1,9 +1,12 @@
 """What a training leaves while it runs: when, and where it stands when something goes wrong."""
 
 import json
+import threading
 
 import pytest
+import torch
 
+from my.errors import RunError
 from my.run_dir import read_history
 from my.watch import watched
 
@@ -11,6 +14,11 @@ from my.watch import watched
 def heartbeat():
     with open("heartbeat.json") as file:
         return json.load(file)
+
+
+def shown(row):
+    """A judge of rows: it takes all of them."""
+    return row, {name: f"{float(value):.2f}" for name, value in row.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +32,7 @@ def test_a_training_from_its_first_step_to_its_last():
         for step, loss in watch.over((step, 1 / step) for step in range(1, 6)):
             beats.append((watch.heartbeat.step, watch.bar.n))
             if watch.due(step, 2):
-                watch.log(step, {"loss": loss}, {"loss": f"{loss:.2f}"})
+                watch.log(step, {"loss": loss}, shown)
         assert beats == [(n, n) for n in range(5)]  # a step counts when the loop has dealt with it
         assert (watch.heartbeat.step, watch.bar.n, watch.bar.postfix) == (5, 5, "loss=0.20")
         assert not heartbeat()["done"]
@@ -35,11 +43,11 @@ def test_a_training_from_its_first_step_to_its_last():
 def test_a_resumed_training_goes_on():
     with watched("tiny", 4, 0) as watch:
         for step, _ in watch.over((step, None) for step in range(1, 5)):
-            watch.log(step, {"run": 1}, {})
+            watch.log(step, {"run": 1}, shown)
     with watched("tiny", 4, 2) as watch:
         assert watch.bar.n == 2
         for step, _ in watch.over((step, None) for step in range(3, 5)):
-            watch.log(step, {"run": 2}, {})
+            watch.log(step, {"run": 2}, shown)
     assert [row["run"] for row in read_history("history.json")] == [1, 1, 2, 2]
 
 
@@ -49,6 +57,51 @@ def test_an_exception_in_the_loop_is_told():
             if step == 3:
                 raise ValueError("broken")
     assert heartbeat()["failed"] == "ValueError: broken" and heartbeat()["step"] == 2
+
+
+def test_values_are_those_of_their_step():
+    """A row is written later, and the step after it may change a tensor in place."""
+    go = threading.Event()
+    with watched("tiny", 20, 0) as watch:
+        watch.worker.put(go.wait)
+        loss = torch.zeros(())
+        for step, _ in watch.over((step, None) for step in range(1, 21)):
+            loss += 0.5
+            if watch.due(step, 10):
+                watch.log(step, {"loss": loss, "minutes": step}, shown)
+                assert read_history("history.json") == []
+            if step == 20:
+                go.set()
+    assert read_history("history.json") == [
+        {"step": 10, "loss": 5.0, "minutes": 10},
+        {"step": 20, "loss": 10.0, "minutes": 20},
+    ]
+
+
+def test_a_row_may_be_refused_or_left_out():
+    def judge(row):
+        if row["loss"] == 3:
+            raise RunError("loss is 3")
+        return (row if row["loss"] == 2 else {}), {}
+
+    with pytest.raises(RunError, match="loss is 3"), watched("tiny", 4, 0) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 5)):
+            watch.log(step, {"loss": torch.tensor(float(step))}, judge)
+    assert read_history("history.json") == [{"step": 2, "loss": 2}]
+    assert heartbeat()["failed"] == "RunError: loss is 3" and not heartbeat()["done"]
+
+
+def test_the_last_beat_is_the_one_that_stays():
+    """The worker writes beats; it has none left when the end is written."""
+    go = threading.Event()
+    with watched("tiny", 3, 0) as watch:
+        watch.heartbeat.every_s = 0
+        watch.worker.put(go.wait)
+        for step, _ in watch.over((step, None) for step in range(1, 4)):
+            if step == 3:
+                assert heartbeat()["step"] == 0  # nobody waited for the first two
+                go.set()
+    assert heartbeat()["done"] and heartbeat()["step"] == 3
 
 
 def test_an_estimate_of_the_length_can_change():

@@ -468,7 +468,7 @@ def test_stopped_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, folder):
     run_nerf.main(flags(folder))
     monkeypatch.chdir(stopped)
     with monkeypatch.context() as patch:
-        patch.setattr(run_nerf, "write_pane", stop_at(21))
+        patch.setattr(run_nerf, "draw_pane", stop_at(21))
         with pytest.raises(KeyboardInterrupt):
             run_nerf.main(flags(folder))
     assert checkpoint.latest("ckpt").name == "step_0000017" and not Path("test_42").exists()
@@ -480,13 +480,13 @@ def test_stopped_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, folder):
 
 
 def stop_at(last):
-    """A pane writer that stops the run from the keyboard at step `last`."""
+    """Draws no pane, and stops the run from the keyboard at step `last`."""
 
-    def write(path, nerf, scene):
+    def draw(path, *_):
         if path.stem == f"step_{last:07d}":
             raise KeyboardInterrupt
 
-    return write
+    return draw
 
 
 def test_time_limited_run_ends_with_a_checkpoint(here, folder, capsys):

@@ -246,6 +246,41 @@ def test_broken_down_run_stops_before_it_saves(here):
     assert json.loads((here / "heartbeat.json").read_text())["failed"].startswith("RunError: step 5")
 
 
+def test_a_disk_that_fills_up_under_a_picture(here, monkeypatch, capsys):
+    """The picture is written in the background; the run ends as if it had been written in the loop."""
+
+    def full(path, _image):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("my.media.write_png", full)
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda _: run_sjc.train(SJC(tiny_config(n_steps=400), Affine()), 0), [], go_on=lambda: "go on")
+    err = capsys.readouterr().err
+    told = [line for line in err.splitlines() if "full" in line]
+    assert ended.value.code == 1 and len(told) == 1 and "Traceback" not in err
+    assert told[0].endswith("img/step_0000004.png: the disk is full; free some space, then go on")
+    assert not (here / "ckpt").exists()
+    assert json.loads((here / "heartbeat.json").read_text())["failed"].startswith("OSError: ")
+
+
+class SometimesMasked(SJC):
+    """Says of every third step that it was left out."""
+
+    def step(self, i):
+        stats = super().step(i)
+        bad = torch.tensor(i % 3 == 2)
+        return {**stats, "score": torch.where(bad, torch.nan, stats["score"]), "masked": bad}
+
+
+def test_steps_that_were_left_out_are_told_and_counted(here, monkeypatch, capsys):
+    monkeypatch.setattr(run_sjc, "N_CHECKPOINTS", 5)  # with a row of history.json each
+    run_sjc.train(SometimesMasked(tiny_config(n_steps=50, pose={"rend_hw": 6}), Affine()), 0)
+    rows = read_history("history.json")
+    assert [(row["step"], row.get("masked")) for row in rows] == [(10, 3), (20, 3), (30, 4), (40, 3), (50, 3)]
+    assert [row["score"] is None for row in rows] == [False] * 2 + [True] + [False] * 2
+    assert capsys.readouterr().err.count("note: ") == 1
+
+
 def test_run_longer_than_its_hundred_pictures(here):
     run_sjc.train(SJC(tiny_config(n_steps=130, pose={"rend_hw": 6}), Affine()), 0)
     assert len(list((here / "img").iterdir())) == 130 and len(list((here / "test_130" / "view").iterdir())) == 100
