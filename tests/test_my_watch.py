@@ -59,11 +59,25 @@ def test_an_exception_in_the_loop_is_told():
     assert heartbeat()["failed"] == "ValueError: broken" and heartbeat()["step"] == 2
 
 
+def test_a_loop_that_fails_leaves_the_rows_before_it():
+    """They wait for the worker, and the end waits for them."""
+    go = threading.Event()
+    with pytest.raises(KeyboardInterrupt), watched("tiny", 4, 0) as watch:
+        watch.worker.put(go.wait, 60)
+        for step, _ in watch.over((step, None) for step in range(1, 5)):
+            watch.log(step, {"loss": 1.5}, shown)
+            if step == 3:
+                threading.Timer(0.1, go.set).start()
+                raise KeyboardInterrupt
+    assert [row["step"] for row in read_history("history.json")] == [1, 2, 3]
+    assert heartbeat()["failed"] == "KeyboardInterrupt"
+
+
 def test_values_are_those_of_their_step():
     """A row is written later, and the step after it may change a tensor in place."""
     go = threading.Event()
     with watched("tiny", 20, 0) as watch:
-        watch.worker.put(go.wait)
+        watch.worker.put(go.wait, 60)
         loss = torch.zeros(())
         for step, _ in watch.over((step, None) for step in range(1, 21)):
             loss += 0.5
@@ -96,7 +110,7 @@ def test_the_last_beat_is_the_one_that_stays():
     go = threading.Event()
     with watched("tiny", 3, 0) as watch:
         watch.heartbeat.every_s = 0
-        watch.worker.put(go.wait)
+        watch.worker.put(go.wait, 60)
         for step, _ in watch.over((step, None) for step in range(1, 4)):
             if step == 3:
                 assert heartbeat()["step"] == 0  # nobody waited for the first two

@@ -19,7 +19,7 @@ import run_img_sampling
 import run_sjc
 from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
-from my.run_dir import read_history
+from my.run_dir import History, read_history
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
@@ -261,6 +261,24 @@ def test_a_disk_that_fills_up_under_a_picture(here, monkeypatch, capsys):
     assert told[0].endswith("img/step_0000004.png: the disk is full; free some space, then go on")
     assert not (here / "ckpt").exists()
     assert json.loads((here / "heartbeat.json").read_text())["failed"].startswith("OSError: ")
+
+
+def test_a_checkpoint_comes_after_all_that_is_before_it(here, monkeypatch):
+    """A run that is killed right after it has lost nothing, however late the worker is."""
+    saved, add = [], History.add
+
+    def late(*args, **values):
+        time.sleep(0.1)
+        add(*args, **values)
+
+    def save(_optimisation, _root, step):
+        saved.append((step, read_history("history.json")[-1]["step"], Path(f"img/step_{step:07d}.png").exists()))
+
+    monkeypatch.setattr(History, "add", late)
+    monkeypatch.setattr(SJC, "save", save)
+    monkeypatch.setattr(run_sjc, "N_CHECKPOINTS", 2)
+    run_sjc.train(SJC(tiny_config(n_steps=20), Affine()), 0)
+    assert saved == [(10, 10, True), (20, 20, True)]
 
 
 class SometimesMasked(SJC):
