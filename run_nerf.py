@@ -79,7 +79,7 @@ def row_of(nerf: NeRF, test_scene: Scene, step: int, stats: dict[str, Any], logg
 
 def judged(running: RunningPSNR, step: int, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return a row of history.json, and what the bar shows then; raises RunError if the step's loss is not finite."""
-    stats = {name: row[name] for name in ("loss", "psnr") if name in row}
+    stats: dict[str, Any] = {name: row[name] for name in ("loss", "psnr") if name in row}
     script.check_finite(stats, f"step {step}", "a checkpoint, if there is one, is from before it; try a smaller --lr")
     return row, running.add(row)
 
@@ -166,7 +166,8 @@ def save_video(path: Path, nerf: NeRF, scene: Scene) -> None:
     from voxnerf.scene import orbit
 
     def add(rendering: Iterable[np.ndarray], depth_range: tuple[float, float]) -> None:
-        video.append(pane_of(None, *rendering, depth_range))
+        picture, depth = rendering
+        video.append(pane_of(None, picture, depth, depth_range))
 
     with VideoWriter(path) as video, Worker() as worker:
         for c2w in tqdm(orbit(scene.c2w, N_FRAMES), desc="video", unit="frame"):
