@@ -36,6 +36,7 @@ class Stop(Exception):
     """Ends a command in one line on stderr, the message, and an exit status. Raise one of its two kinds."""
 
     status: int
+    alike = False  # whether all processes of a run end so: then one of them says it
 
     def __init__(self, message: object) -> None:
         super().__init__(as_message(message))
@@ -45,6 +46,7 @@ class UserError(Stop):
     """A mistake in the options or in a given file, which the person at the keyboard can put right: status 2."""
 
     status = 2
+    alike = True
 
 
 class RunError(Stop):
@@ -90,17 +92,22 @@ def run_main(
     main: Callable[[list[str]], object],
     argv: list[str] | None = None,
     go_on: Callable[[], str] = lambda: "start it again",
+    several: bool = False,
 ) -> None:
     """Call `main(argv)`, and end the process in one line and an exit status where `explain` has words for its error.
 
     argv: None is the words of the command line.  go_on: returns how the command goes on, as in `explain`.
+    several: whether the command can run as several processes, which torchrun starts. What all of them would say, the
+    first on each machine says.
     An exception that is a bug passes through.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
     try:
-        with stopping_imports(go_on):
+        with stopping_imports(go_on), quiet_unless_first():
+            if not several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise UserError("torchrun has started several processes, and this command is one; start it with python")
             main(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,8 +117,24 @@ def run_main(
         if explained is None:
             raise
         message, status = explained
-        say(message)
+        if is_first() or not getattr(error, "alike", isinstance(error, KeyboardInterrupt)):
+            say(message)
         sys.exit(status)
+
+
+def is_first() -> bool:
+    """Whether this process is the first that torchrun has started on this machine, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def quiet_unless_first() -> Iterator[None]:
+    """While the block runs, drop what processes other than the first would print on stdout."""
+    if is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def say(message: object) -> None:
@@ -120,8 +143,9 @@ def say(message: object) -> None:
 
 
 def note(message: object) -> None:
-    """Print as one line on stderr what a person should know, but need not act on."""
-    print(f"note: {as_message(message)}", file=sys.stderr, flush=True)
+    """Print as one line on stderr what a person should know, but need not act on. One of several processes does it."""
+    if is_first():
+        print(f"note: {as_message(message)}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- words for people

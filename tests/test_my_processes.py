@@ -1,0 +1,165 @@
+"""Several processes of one run: what torchrun says, who does what, sums with the same bits, and how all of it ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import run_nerf
+from my import processes
+from my.errors import RunError, UserError, note, run_main
+from my.processes import Lost, Processes, of_torchrun
+
+ROOT = Path(run_nerf.__file__).parent
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+
+
+def test_what_torchrun_says():
+    one, other = of_torchrun({}), of_torchrun({**TORCHRUN, "OMP_NUM_THREADS": "1"})
+    assert (one.rank, one.n, one.local_rank, one.first) == (0, 1, 0, True)
+    assert (other.rank, other.n, other.local_rank, other.first) == (3, 4, 1, False)
+
+
+@pytest.mark.parametrize("n_items, n, parts", [(4, 2, [2, 2]), (5, 2, [2, 3]), (8, 3, [2, 3, 3]), (3, 3, [1, 1, 1])])
+def test_parts_make_the_whole(n_items, n, parts):
+    shares = [list(Processes(rank, n).part(n_items)) for rank in range(n)]
+    assert list(map(len, shares)) == parts and sum(shares, []) == list(range(n_items))
+
+
+def test_a_process_without_an_item_is_refused():
+    Processes(1, 2).refuse_fewer("--batch_views", 2)
+    with pytest.raises(UserError, match="--batch_views 1 with 2 processes: .* give --batch_views 2 or"):
+        Processes(1, 2).refuse_fewer("--batch_views", 1)
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    second = Processes(5, 8, 1)
+    assert second.device("cpu") == "cpu" and Processes().device("cuda:3") == "cuda:3"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert second.device("auto") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert second.device("auto") == second.device("cuda") == "cuda:1"
+    with pytest.raises(UserError, match="--device cuda:0 with 8 processes: each takes a GPU of its own"):
+        second.device("cuda:0")
+    with pytest.raises(UserError, match="this machine has 2 GPUs.* start 2 or fewer"):
+        Processes(5, 8, 2).device("auto")
+
+
+def test_one_process_needs_nobody():
+    alone, x = Processes(), torch.tensor([1.5])
+    alone.join(torch.device("cpu"))
+    assert alone.summed([x])[0] is x
+    with alone.ending():
+        pass
+    alone.leave()
+
+
+# ---------------------------------------------------------------- who speaks
+
+
+@pytest.mark.parametrize("local_rank, lines", [("0", 1), ("1", 0)])
+@pytest.mark.parametrize("error", [UserError("no such option"), Lost("another has ended"), KeyboardInterrupt()])
+def test_what_all_would_say_is_said_once(monkeypatch, capsys, error, local_rank, lines):
+    def main(_):
+        print("the configuration")
+        note("something")
+        raise error
+
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(SystemExit) as ended:
+        run_main(main, [], several=True)
+    out, err = capsys.readouterr()
+    assert ended.value.code != 0 and (out.count("\n"), err.count("\n")) == (lines, 2 * lines)
+
+
+def test_what_one_alone_knows_it_says(monkeypatch, capsys):
+    def main(_):
+        raise RunError("out of memory")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit):
+        run_main(main, [], several=True)
+    assert capsys.readouterr().err.endswith(": out of memory\n")
+
+
+def test_other_commands_run_in_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        run_main(run_nerf.main, ["--scene", "nosuch"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("several processes, and this command is one; start it with python\n")
+
+
+# ---------------------------------------------------------------- two processes
+
+TWO = """
+import os, signal, sys, time
+import torch
+from my import processes
+from my.errors import run_main
+from my.processes import of_torchrun
+
+def main(argv):
+    here = of_torchrun()
+    here.join(torch.device("cpu"))
+    x = torch.arange(6.0).view(2, 3) / 7 * (here.rank + 1)
+    a, b = here.summed([x.T, torch.tensor(0.1 * 3 ** here.rank)])
+    torch.save([a, b], f"sum_{here.rank}.pt")
+    if argv == ["killed"] and here.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if argv == ["late"]:
+        processes.TIMEOUT_S = 0.5
+        if here.rank == 1:
+            time.sleep(60)
+    if argv != ["whole"]:
+        with here.ending():
+            here.summed([x])
+    here.leave()
+
+run_main(main, several=True)
+"""
+
+
+def two(folder, how):
+    """Run TWO as two processes, which torchrun starts; return (exit status, what they printed)."""
+    (folder / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "two.py", how]
+    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr
+
+
+def test_sums_over_processes(tmp_path):
+    status, err = two(tmp_path, "whole")
+    assert status == 0, err
+    (a, b), others = (torch.load(tmp_path / f"sum_{rank}.pt", weights_only=True) for rank in range(2))
+    x = torch.arange(6.0).view(2, 3) / 7
+    assert torch.equal(a, x.T + 2 * x.T) and b.item() == pytest.approx(0.4)
+    assert torch.equal(a, others[0]) and torch.equal(b, others[1])
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [("killed", ["has ended", "SIGTERM"]), ("late", ["has not answered for 0.5 s", "has ended", "SIGTERM"])],
+)
+def test_a_process_that_is_lost_ends_the_others_in_one_line(tmp_path, how, words):
+    status, err = two(tmp_path, how)
+    said = [line for line in err.splitlines() if "two.py: " in line]
+    assert status != 0 and len(said) == 1, err
+    assert any(word in said[0] for word in words)
+
+
+def test_processes_that_do_not_find_one_another(monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no address")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
+    with pytest.raises(RunError, match="the 2 processes of this run do not find one another: no address"):
+        Processes(0, 2).join(torch.device("cpu"))
+
+
+def test_the_limit_is_stated():
+    assert processes.TIMEOUT_S == 600
