@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from my import script
 from my.errors import run_main
 from my.left_out import LeftOut
-from my.watch import LOG_EVERY, watched
+from my.processes import Lost, Processes, of_torchrun
+from my.watch import LOG_EVERY, Watch, watched
 from my.worker import Worker
 from options.sjc import SJCConfig
 
@@ -48,26 +49,50 @@ def read_config(argv: list[str] | None) -> SJCConfig:
     )
 
 
-def train(optimisation: SJC, first_step: int) -> None:
-    """Optimise the field; write history, heartbeat, visualisations and checkpoints, and at last the test views."""
+def train(optimisation: SJC, first_step: int, processes: Processes | None = None) -> None:
+    """Optimise the field; write history, heartbeat, visualisations and checkpoints, and at last the test views.
+
+    Of several processes the first writes. Where another one is lost, it saves the state after the last whole step, and
+    raises Lost.
+    """
     from sjc import optimise
 
+    processes = processes or Processes()
+    if not processes.first:
+        for _ in optimise(optimisation, first_step):
+            pass
+        return processes.leave()
+    with watched("sjc", optimisation.cfg.n_steps, first_step) as watch:
+        try:
+            with processes.ending():
+                follow(watch, optimisation, optimise(optimisation, first_step))
+        except Lost as lost:
+            step, saved = watch.heartbeat.step, ""
+            if step > first_step:
+                watch.worker.join()
+                optimisation.save("ckpt", step)
+                saved = f"the state after step {step} is saved; "
+            raise Lost(f"{lost}; {saved}{script.go_on()}") from None
+        processes.leave()
+        save_test_views(optimisation)
+
+
+def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    """Write what a run leaves after some of its steps, while they are taken."""
     n = optimisation.cfg.n_steps
     visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
     remedy = optimisation.cfg.remedy(optimisation.adapter.device.type)
     left_out = LeftOut(BEFORE, f"try a smaller --lr; {remedy}")
-    with watched("sjc", n, first_step) as watch:
-        for step, stats in watch.over(optimise(optimisation, first_step)):
-            log, show, save = (watch.due(step, every) for every in (LOG_EVERY, visual_every, save_every))
-            left_out.add(stats)
-            if log or save:
-                watch.log(step, left_out.reading(stats), partial(left_out.judged, step, log))
-            if show:
-                visualise(optimisation, step, watch.worker)
-            if save:
-                watch.worker.join()
-                optimisation.save("ckpt", step)
-        save_test_views(optimisation)
+    for step, stats in watch.over(steps):
+        log, show, save = (watch.due(step, every) for every in (LOG_EVERY, visual_every, save_every))
+        left_out.add(stats)
+        if log or save:
+            watch.log(step, left_out.reading(stats), partial(left_out.judged, step, log))
+        if show:
+            visualise(optimisation, step, watch.worker)
+        if save:
+            watch.worker.join()
+            optimisation.save("ckpt", step)
 
 
 def visualise(optimisation: SJC, step: int, worker: Worker) -> None:
@@ -136,8 +161,12 @@ def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:
     """
     from sjc import ready
 
-    optimisation, first_step = ready(cfg, script.pick_device(cfg.device), found)
-    return lambda: train(optimisation, first_step)
+    processes = of_torchrun()
+    processes.refuse_fewer("--batch_views", cfg.batch_views)
+    device = script.pick_device(processes.device(cfg.device))
+    processes.join(device)
+    optimisation, first_step = ready(cfg, device, found)
+    return lambda: train(optimisation, first_step, processes)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,4 +175,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, go_on=script.go_on)
+    run_main(main, go_on=script.go_on, several=True)

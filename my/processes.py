@@ -49,7 +49,7 @@ class Processes:
         if n_items < self.n:
             raise UserError(
                 f"{flag} {n_items} with {self.n} processes: each needs one at least; give {flag} {self.n} or more, or "
-                f"start {n_items} with torchrun"
+                f"start no more than {n_items} with torchrun"
             )
 
     def device(self, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import Field
 
 from my import config, plain_files, run_dir
 from my.errors import RunError, UserError, shown, some
+from my.processes import of_torchrun
 
 if TYPE_CHECKING:
     import torch
@@ -128,16 +130,18 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run]) -> None:
 
     The configuration's `check_files` finds the files that the run needs. `prepare(configuration, found)` takes them,
     loads them, and returns the run. Both raise UserError where the run cannot start: then nothing is written, and no
-    configuration is printed. A dry run prepares nothing, and stops once the configuration is written.
+    configuration is printed. A dry run prepares nothing, and stops once the configuration is written. Of several
+    processes that torchrun has started, the first holds the folder, and writes and prints.
     """
-    kept = cfg.model_copy(update=OF_ONE_COMMAND)
-    with run_dir.alone():
+    kept, first = cfg.model_copy(update=OF_ONE_COMMAND), of_torchrun().first
+    with run_dir.alone() if first else contextlib.nullcontext():
         found = kept.check_files()
         if cfg.deterministic:
             be_deterministic()
         run = None if cfg.dry_run else prepare(kept, found)
-        config.write(kept, FULL_CONFIG)
-        print(config.show(kept), end="", flush=True)
+        if first:
+            config.write(kept, FULL_CONFIG)
+            print(config.show(kept), end="", flush=True)
         if run:
             run()
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from my import script
+from my import run_dir, script
 from my.config import by_use, walk
 from my.errors import RunError, UserError, explain
+from my.processes import Processes
 from my.run_dir import write_atomic
 from options.canvas import CanvasConfig
 from options.nerf import NeRFConfig
@@ -46,6 +47,14 @@ def test_how_a_stopped_command_goes_on(read):
     assert script.go_on() == "start it again"
     script.begin(read(), lambda cfg, found: lambda: None)
     assert script.go_on() == "continue with --resume True"
+
+
+def test_of_several_processes_the_first_writes(read, capsys, monkeypatch):
+    runs = []
+    monkeypatch.setattr(script, "of_torchrun", lambda: Processes(1, 2))
+    with run_dir.alone():  # as the first one holds the folder
+        script.begin(read("--lr", "0.5"), lambda cfg, found: lambda: runs.append(cfg.lr))
+    assert runs == [0.5] and not list(Path().iterdir()) and capsys.readouterr().out == ""
 
 
 def refuse(cfg, found=None):
@@ -98,7 +107,7 @@ def test_deterministic_reaches_pytorch_before_the_run_is_prepared(read):
     """In a process of its own: what is set holds for a process."""
     code = """
 import os, torch
-from my import script
+from my import run_dir, script
 script.be_deterministic()
 assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
 assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -1,5 +1,6 @@
 """The command line of run_sjc.py: real processes, killed and resumed; presets; mistakes in one line, exit 2."""
 
+import itertools
 import json
 import os
 import shutil
@@ -19,11 +20,12 @@ import run_img_sampling
 import run_sjc
 from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
+from my.processes import Lost, Processes
 from my.run_dir import History, read_history
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
-from sjc import SJC
+from sjc import SJC, optimise
 from tiny import Affine, NotANumber
 from tiny import config as tiny_config
 
@@ -187,7 +189,9 @@ def test_folder_with_a_run_is_refused(straight, tiny_flags, monkeypatch):
 )
 def test_resume_with_a_changed_option_is_refused(straight, monkeypatch, argv, was):
     monkeypatch.chdir(straight[0])
-    with pytest.raises(UserError, match=f"--resume True with {argv[0]} {argv[1]} .was {was}.: .* only deterministic, device"):
+    with pytest.raises(
+        UserError, match=f"--resume True with {argv[0]} {argv[1]} .was {was}.: .* only deterministic, device"
+    ):
         read("--resume", "True", *argv)
 
 
@@ -297,6 +301,35 @@ def test_steps_that_were_left_out_are_told_and_counted(here, monkeypatch, capsys
     assert [(row["step"], row.get("masked")) for row in rows] == [(10, 3), (20, 3), (30, 4), (40, 3), (50, 3)]
     assert [row["score"] is None for row in rows] == [False] * 2 + [True] + [False] * 2
     assert capsys.readouterr().err.count("note: ") == 1
+
+
+def test_of_several_processes_the_first_writes(here, monkeypatch):
+    monkeypatch.setattr(Processes, "leave", lambda _: None)
+    optimisation = SJC(tiny_config(n_steps=5), Affine())
+    before = optimisation.field.density.detach().clone()
+    run_sjc.train(optimisation, 0, Processes(1, 2))
+    assert not list(here.iterdir()) and not torch.equal(optimisation.field.density, before)
+
+
+@pytest.mark.parametrize("n_taken, said", [(3, "gone; the state after step 3 is saved; "), (0, "gone; ")])
+def test_where_another_process_is_lost_the_last_whole_step_is_saved(here, monkeypatch, n_taken, said):
+    class Alone(SJC):
+        def step(self, i):
+            if i == n_taken:
+                raise Lost("gone")
+            return super().step(i)
+
+    monkeypatch.setattr(run_sjc, "N_CHECKPOINTS", 1)
+    optimisation = Alone(tiny_config(n_steps=50), Affine())
+    with pytest.raises(Lost, match=f"^{said}start it again$"):
+        run_sjc.train(optimisation, 0, Processes(0, 2))
+    names = [path.name for path in checkpoint.checkpoints("ckpt")]
+    assert names == ["step_0000003"] * (n_taken > 0) and len(list(here.glob("img/*"))) == n_taken
+    if n_taken:
+        whole = SJC(tiny_config(n_steps=50), Affine())
+        list(itertools.islice(optimise(whole), n_taken))
+        saved = load_file(here / "ckpt" / names[0] / checkpoint.TENSORS)
+        assert torch.equal(saved["field/density"], whole.field.density)
 
 
 def test_run_longer_than_its_hundred_pictures(here):
