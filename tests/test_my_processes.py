@@ -1,5 +1,7 @@
 """Several processes of one run: what torchrun says, who does what, sums with the same bits, and how all of it ends."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +58,27 @@ def test_one_process_needs_nobody():
     with alone.ending():
         pass
     alone.leave()
+
+
+class Endless:
+    """An exchange to which nobody answers."""
+
+    def is_completed(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+
+def test_sigterm_ends_the_first_process_at_a_sum(monkeypatch):
+    """Where else it comes, what it interrupts is finished before."""
+    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda *_, **__: Endless())
+    before, first = signal.getsignal(signal.SIGTERM), Processes(0, 2)
+    with first.ending():
+        with pytest.raises(Lost, match="^told to end by SIGTERM"):
+            first.summed([torch.ones(2)])
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+    with Processes(1, 2).ending():  # has nothing to save
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 # ---------------------------------------------------------------- who speaks
