@@ -119,6 +119,7 @@ class Processes:
         every, deadline = flat.new_empty(self.n, len(flat)), time.monotonic() + TIMEOUT_S
         try:
             work = distributed.all_gather_into_tensor(every.view(-1), flat, async_op=True)
+            assert work is not None  # with async_op there is one
             while not (work.is_completed() or self.told_to_end):
                 if time.monotonic() > deadline:
                     raise Lost(f"another process of this run has not answered for {TIMEOUT_S:g} s")
