@@ -13,7 +13,7 @@ from torch import nn
 import crafted
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter, perp_neg
 from families.ideal.adapter import ANY_VIEW, IdealAdapter
-from families.sd.adapter import StableDiffusionAdapter, precision_dtypes
+from families.sd.adapter import StableDiffusionAdapter, network_dtype
 from families.sd.options import Options as SDConfig
 from my.errors import UserError
 from options.sjc import SJCConfig
@@ -347,10 +347,28 @@ def test_a_prompt_without_spaces_is_cut_between_characters():
         StableDiffusionAdapter.fitting(sd, "x" * 30, lambda p: [p + ", underneath"])
 
 
-def test_precision():
-    assert precision_dtypes("autocast", "cpu") == (torch.float32, None)
-    assert precision_dtypes("autocast", "cuda") == (torch.float32, torch.float16)
-    assert precision_dtypes("bf16", "cuda") == (torch.bfloat16, None)
+@pytest.mark.parametrize(
+    "precision, device, upcast, bf16, want",
+    [
+        ("auto", "cpu", False, False, torch.float32),
+        ("auto", "cpu", True, False, torch.float32),
+        ("auto", "meta", False, False, torch.float32),
+        ("auto", "cuda", False, True, torch.float16),
+        ("auto", "cuda", True, True, torch.bfloat16),  # attention of 2.1 leaves the range of float16
+        ("auto", "cuda", True, False, torch.float32),  # and this GPU has no bfloat16
+        ("fp32", "cuda", True, True, torch.float32),
+        ("fp16", "cuda", True, True, torch.float16),  # as asked
+        ("bf16", "cuda", False, False, torch.bfloat16),
+    ],
+)
+def test_precision(monkeypatch, precision, device, upcast, bf16, want):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    assert network_dtype(precision, torch.device(device), upcast) == want
+
+
+def test_words_for_precision():
+    words = {word: SDConfig(precision=word).precision for word in ("auto", "autocast", "full", "fp32", "fp16", "bf16")}
+    assert words == {"auto": "auto", "autocast": "auto", "full": "fp32", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 
 def test_half_precision_networks_give_float32(tiny_sd):
@@ -359,7 +377,8 @@ def test_half_precision_networks_give_float32(tiny_sd):
     cond = adapter.embed(["a blue duck"])
     D = adapter.denoise(torch.zeros(1, 4, 8, 8), 1.0, cond)
     assert cond.dtype == D.dtype == adapter.encode(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
-    assert adapter.unet.dtype == torch.bfloat16
+    assert {p.dtype for net in (adapter.unet, adapter.text_encoder) for p in net.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in adapter.vae.parameters()} == {torch.float32}
 
 
 # ---------------------------------------------------------------- loading
