@@ -53,7 +53,8 @@ class ScoreAdapter(ABC):
     concatenated; the condition of "" is the unconditional one, unless not `free_guidance`: then
     there is none, and `denoise` does not guide. Conditions are on `device`, or on the host where
     the denoiser reads them there.
-    Speed: `denoise` never waits for the device, so that the host can prepare what comes next.
+    Speed: `denoise` does not wait for the device, so that the host can prepare what comes next. Only
+    the recording of a network's call waits, once per run.
     Score: grad_x log p(x; sigma) = (D(x, sigma) - x) / sigma^2 (EDM, arXiv 2206.00364, Eq. 3).
     """
 
@@ -163,7 +164,7 @@ class ScoreAdapter(ABC):
         t = self.timestep(sigma)
         return self._timesteps[t : t + 1]
 
-    @cached_property
+    @property
     def _levels(self) -> np.ndarray:
         """The table `sigmas` as an array of the host."""
         return self.sigmas.numpy()

@@ -26,9 +26,14 @@ def image_layout(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
-def place(net: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Move a network to a device, for evaluation only, its convolutions in `image_layout`; None keeps its dtype."""
-    net.eval().requires_grad_(False).to(device=device, dtype=dtype, memory_format=image_layout(device))
+def place(net: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None, away: bool = False) -> None:
+    """Make a network ready for evaluation on a device, in `dtype` and in `image_layout`; None keeps its dtype.
+
+    It is moved there, or, with `away`, it stays where it is until it is `visiting`.
+    """
+    net.eval().requires_grad_(False)
+    torch.nn.Module.to(net, None if away else device, dtype)  # that of diffusers warns, of nothing
+    torch.nn.Module.to(net, memory_format=image_layout(device))
 
 
 @contextlib.contextmanager

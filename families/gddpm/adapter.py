@@ -36,8 +36,10 @@ class GuidedDDPMAdapter(PixelAdapter):
     """Score of a UNet with or without classes, guided by a classifier of noisy pictures where there is one.
 
     Conditions (B,) are classes, -1 for none. A prompt that is a number is that class. Any other prompt is the class
-    `default`, as this family reads no words. `dtype` is the number format inside the UNet. The networks are told the number of a noise level, from 0 to `n_levels` - 1. Where `rescaled`, they are told that number
-    times 1000 / `n_levels`. The UNet predicts the noise, or the picture where `predicts` is "sample".
+    `default`, as this family reads no words. `dtype` is the number format inside the UNet, and `compiled` has
+    torch.compile compile it. The networks are told the number of a noise level, from 0 to `n_levels` - 1. Where
+    `rescaled`, they are told that number times 1000 / `n_levels`. The UNet predicts the noise, or the picture where
+    `predicts` is "sample".
     """
 
     free_guidance = False

@@ -61,20 +61,16 @@ class StableDiffusionAdapter(ScoreAdapter):
     def _place(self) -> None:
         """Give each network its number format and its place, the VAE in two halves."""
         self.encoder, self.decoder = (
-            torch.nn.ModuleList(filter(None, nets))
-            for nets in ((self.vae.encoder, self.vae.quant_conv), (self.vae.decoder, self.vae.post_quant_conv))
+            torch.nn.ModuleList(filter(None, halves))
+            for halves in ((self.vae.encoder, self.vae.quant_conv), (self.vae.decoder, self.vae.post_quant_conv))
         )
-        here = self.device
-        place(self.unet, here, self.dtype)
-        if here.type == "cuda":  # what is not always there waits in the memory of the host
-            self.text_encoder.to(self.dtype).eval().requires_grad_(False)
-            self.vae.to(dtype=torch.float32, memory_format=image_layout(here)).eval().requires_grad_(False)
+        saves = self.device.type == "cuda"  # what is not always there waits in the memory of the host
+        place(self.unet, self.device, self.dtype)
+        place(self.text_encoder, self.device, self.dtype, away=saves)
+        place(self.encoder, self.device, torch.float32, away=saves)
+        place(self.decoder, self.device, torch.float32, away=saves and self.low_vram)
+        if saves:
             self.vae.enable_slicing()  # one picture after another
-            if not self.low_vram:
-                self.decoder.to(here)
-        else:
-            place(self.text_encoder, here, self.dtype)
-            place(self.vae, here, torch.float32)
         if self.low_vram:
             self.vae.tile_latent_min_size = max(1, self.unet.config.sample_size // TILES)
             self.vae.tile_sample_min_size = self.vae.tile_latent_min_size * self._shrinks
@@ -180,7 +176,8 @@ def network_dtype(precision: str, device: torch.device, upcast_attention: bool =
 
 def note_slow_precision(precision: str) -> None:
     """Note in one line that a half precision is slow on this CPU, where it is: few have instructions for it."""
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of PyTorch
+    has_bf16 = any(getattr(torch.cpu, check, bool)() for check in checks)
     if precision == "fp16" or (precision == "bf16" and not has_bf16):
         note(f"--sd.precision {precision} is very slow on this CPU; auto, the default, is float32 here")
 

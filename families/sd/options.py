@@ -109,7 +109,8 @@ class Options(Family):
     def evaluated_in(self, device_type: str) -> str:
         if self.precision == "auto" and device_type == "cuda":
             return "auto: float16 (bfloat16 where the UNet states upcast_attention), the VAE in float32"
-        return "auto: float32" if self.precision == "auto" else f"{self.precision}, the VAE in float32"
+        half = self.precision in ("fp16", "bf16")
+        return f"{self.precision}, the VAE in float32" if half else f"{self.precision}: float32"
 
     def to_download(self, found: find.Found) -> Place | None:
         return None if found.place.path else found.place
