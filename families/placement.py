@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -32,8 +33,9 @@ def place(net: torch.nn.Module, device: torch.device, dtype: torch.dtype | None 
     It is moved there, or, with `away`, it stays where it is until it is `visiting`.
     """
     net.eval().requires_grad_(False)
-    torch.nn.Module.to(net, None if away else device, dtype)  # that of diffusers warns, of nothing
-    torch.nn.Module.to(net, memory_format=image_layout(device))
+    layout, there = image_layout(device), None if away else device
+    to: Any = torch.nn.Module.to  # that of diffusers warns, of nothing; and no declared type takes all three
+    to(net, there, dtype, memory_format=layout)
 
 
 @contextlib.contextmanager
