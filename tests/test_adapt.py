@@ -105,6 +105,16 @@ def test_guidance_with_negatives_by_hand():
     assert one.flatten(1).tolist() == [[4, 0], [4, 1]]  # at scale 1, negatives still push
 
 
+def test_levels_are_found_on_the_host():
+    """A tensor on a device would have to be waited for. The table itself stays what callers know, on the CPU."""
+    adapter = Constant()
+    adapter.device = torch.device("meta")
+    assert adapter.round_sigma(torch.tensor(4.0)) == 5.0 and type(adapter.round_sigma(4.0)) is float
+    assert [adapter.timestep(s) for s in (14.0, 5.0, 1.0, 0.25)] == [3, 2, 1, 0]
+    steps = [adapter.timestep_on_device(s) for s in (0.25, 14.0)]
+    assert [(t.shape, t.device.type, t.storage_offset()) for t in steps] == [((1,), "meta", 0), ((1,), "meta", 3)]
+
+
 def test_round_sigma_is_the_nearest_entry():
     assert [Constant().round_sigma(s) for s in (100.0, 9.6, 9.4, 0.6, 0.0)] == [14.0, 14.0, 5.0, 0.25, 0.25]
 
@@ -146,6 +156,18 @@ def test_limits_are_the_nearest_picture_and_the_mean():
     assert ideal(two_pictures(), [0.3, 0.1], 1e-3) == [1, 1]
     assert ideal(two_pictures(), [0.3, -0.4], 1e-3) == [-1, -1]
     assert ideal(two_pictures(), [0.3, 0.1], 1e4) == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.3, 3.0, 30.0])
+def test_posterior_mean_is_exact_to_rounding(sigma):
+    """Against the sum of the squared differences in float64, as in its definition, for similar pictures too."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.rand(1, 3, 16, 16, generator=rng) + 0.01 * torch.rand(40, 3, 16, 16, generator=rng)
+    x = y[3] + sigma * torch.randn(3, 16, 16, generator=rng)
+    w = (-(y - x).double().square().sum((1, 2, 3)) / (2 * sigma**2)).softmax(0)
+    want = (w[:, None, None, None] * y.double()).sum(0)
+    got = of_pictures({"front view of": y}).denoise(x[None], sigma, torch.tensor([ANY_VIEW]))[0]
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-6)
 
 
 def test_prompt_selects_the_view():

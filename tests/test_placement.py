@@ -13,6 +13,7 @@ import crafted
 import evaluate
 from adapt import make_adapter
 from benchmarks.pretend import pretended_cuda
+from families.calls import RECORD_AFTER
 from families.ddpm.adapter import DDPMAdapter
 from families.gddpm.adapter import GuidedDDPMAdapter
 from families.ideal.adapter import IdealAdapter
@@ -144,19 +145,19 @@ def test_low_vram_decodes_in_tiles():
 # ---------------------------------------------------------------- no denoiser waits
 
 
-def sd(parts):
-    return StableDiffusionAdapter(parts, CUDA, torch.float16)
+def sd(parts, device=CUDA):
+    return StableDiffusionAdapter(parts, device, torch.float16 if device == CUDA else torch.float32)
 
 
-def gddpm(_parts):
-    unet = tiny(TINY | {"n_classes": 10})
-    return GuidedDDPMAdapter(unet, default=3, device=CUDA, dtype=torch.float16, rescaled=True, n_levels=500)
+def gddpm(_parts, device=CUDA):
+    unet, dtype = tiny(TINY | {"n_classes": 10}), torch.float16 if device == CUDA else torch.bfloat16
+    return GuidedDDPMAdapter(unet, default=3, device=device, dtype=dtype, rescaled=True, n_levels=500)
 
 
-def ddpm(_parts):
+def ddpm(_parts, device=CUDA):
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     sizes = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
-    return DDPMAdapter(UNet2DModel(**sizes, **blocks), DDIMScheduler(), CUDA)
+    return DDPMAdapter(UNet2DModel(**sizes, **blocks), DDIMScheduler(), device)
 
 
 def ideal(_parts):
@@ -175,6 +176,21 @@ def test_no_denoiser_waits_for_its_device(parts, machine, family):
 
     assert not waits(machine, denoise)
     assert all((D.shape, D.device.type, D.dtype) == (x.shape, "cuda", torch.float32) for D in results)
+
+
+@pytest.mark.parametrize("family", [sd, gddpm, ddpm])
+def test_a_recorded_denoiser_gives_the_same(parts, family):
+    """Bit for bit, on the CPU: at the levels that it was recorded at, and at others."""
+    adapter, rng = family(parts, torch.device("cpu")), torch.Generator().manual_seed(0)
+    cond, uncond = adapter.embed(["front view of a red duck"]), adapter.embed([""])
+    x, levels = torch.randn(1, *adapter.data_shape, generator=rng), [adapter.round_sigma(s) for s in (0.4, 7.0)]
+    with torch.no_grad():
+        first = [adapter.denoise(x, sigma, cond, uncond, 10.0) for sigma in levels]
+        for _ in range(RECORD_AFTER):
+            adapter.denoise(-x, levels[1], cond, uncond, 10.0)
+        assert len(adapter.network.recordings) == 1
+        again = [adapter.denoise(x, sigma, cond, uncond, 10.0) for sigma in levels]
+    assert all(map(torch.equal, first, again))
 
 
 def test_the_halves_of_a_guided_ddpm(machine):
@@ -201,10 +217,3 @@ def test_conditions_of_the_ideal_model_stay_on_the_host():
     """Its denoiser chooses pictures by them in Python."""
     adapter = ideal(None)
     assert adapter.embed(["front view of a red duck", ""]).device.type == "cpu"
-
-
-def test_time_steps_are_out_of_a_table():
-    adapter = ideal(None)
-    adapter.device = META
-    steps = [adapter.timestep_on_device(sigma) for sigma in (adapter.sigmas[-1].item(), adapter.sigmas[0].item())]
-    assert [(t.shape, t.device, t.storage_offset()) for t in steps] == [((1,), META, 0), ((1,), META, 999)]
