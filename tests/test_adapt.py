@@ -393,6 +393,19 @@ def test_words_for_precision():
     assert words == {"auto": "auto", "autocast": "auto", "full": "fp32", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 
+@pytest.mark.parametrize(
+    "precision, device, want",
+    [
+        ("auto", "cuda", "auto: float16 (bfloat16 where the UNet states upcast_attention), the VAE in float32"),
+        ("auto", "cpu", "auto: float32"),
+        ("full", "cuda", "fp32: float32"),
+        ("bf16", "cpu", "bf16, the VAE in float32"),
+    ],
+)
+def test_the_doctors_words_for_precision(precision, device, want):
+    assert SDConfig(precision=precision).evaluated_in(device) == want
+
+
 def test_half_precision_networks_give_float32(tiny_sd):
     sd = {"checkpoint": str(tiny_sd), "prompt": "a red pig", "precision": "bf16"}
     adapter = make_adapter(SJCConfig(sd=sd), "cpu")

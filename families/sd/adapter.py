@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 TILES = 2  # per edge of a picture, with --low_vram
+SMALLEST_TILE = 4  # latent pixels: a quarter of a tile overlaps with the next one
 
 
 class StableDiffusionAdapter(ScoreAdapter):
@@ -72,7 +73,7 @@ class StableDiffusionAdapter(ScoreAdapter):
         if saves:
             self.vae.enable_slicing()  # one picture after another
         if self.low_vram:
-            self.vae.tile_latent_min_size = max(1, self.unet.config.sample_size // TILES)
+            self.vae.tile_latent_min_size = max(SMALLEST_TILE, self.unet.config.sample_size // TILES)
             self.vae.tile_sample_min_size = self.vae.tile_latent_min_size * self._shrinks
 
     @property
@@ -151,12 +152,12 @@ class StableDiffusionAdapter(ScoreAdapter):
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         self.vae.disable_tiling()  # tiles would leave a mark along their edges
-        x = (2 * pictures - 1).contiguous(memory_format=image_layout(self.device))
+        x = (2 * pictures - 1).to(torch.float32, memory_format=image_layout(self.device))
         with visiting(self.device, self.encoder):
             return self.vae.encode(x).latent_dist.mean * self.scaling
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        x = (x / self.scaling).contiguous(memory_format=image_layout(self.device))
+        x = (x / self.scaling).to(torch.float32, memory_format=image_layout(self.device))
         if not self.low_vram:
             return ((self.vae.decode(x).sample + 1) / 2).clamp(0, 1)
         self.vae.enable_tiling()
