@@ -3,11 +3,15 @@
 The CUDA device is pretended: its tensors have shapes and dtypes, and no values.
 """
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import crafted
 import evaluate
@@ -18,11 +22,14 @@ from families.ddpm.adapter import DDPMAdapter
 from families.gddpm.adapter import GuidedDDPMAdapter
 from families.ideal.adapter import IdealAdapter
 from families.placement import half_precision, place, visiting
+from families.sd import layout, noise
 from families.sd.adapter import StableDiffusionAdapter
 from families.sd.options import Options as SDConfig
+from families.sd.tokenizer import END, clip_tokenizer
 from options.sjc import SJCConfig
 from test_gddpm import TINY, tiny
 
+KEYS = Path(__file__).resolve().parent / "reference" / "sd_v1_checkpoint_keys.json"
 META, CUDA = torch.device("meta"), torch.device("cuda")
 
 
@@ -140,6 +147,40 @@ def test_low_vram_decodes_in_tiles():
     assert a.shape == b.shape and max(tiles) == 8 and len(tiles) >= 4 and torch.equal(again, x)
     db = -10 * (a - b).square().mean().log10()
     assert db > 25  # 29 when this was written
+
+
+@pytest.fixture
+def full_size():
+    """The parts of Stable Diffusion 1.5 at full size, without weights."""
+    shapes = {name: tuple(shape) for name, shape in json.loads(KEYS.read_text()).items()}
+    configs = layout.configurations(shapes)
+    with META:
+        text = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
+        unet, vae = UNet2DConditionModel(**configs["unet"] | {"sample_size": 64}), AutoencoderKL(**configs["vae"])
+    scheduler = noise.scheduler(layout.SCHEDULE)
+    return {"tokenizer": clip_tokenizer(END), "text_encoder": text, "unet": unet, "vae": vae, "scheduler": scheduler}
+
+
+@pytest.mark.parametrize(
+    "low_vram, most", [(False, (1.95, 2.2, 2.8, 2.1, 2.75)), (True, (1.75, 2.0, 2.6, 1.9, 2.15))], ids=["all", "low"]
+)
+def test_gpu_memory_of_the_full_size(full_size, machine, low_vram, most):
+    """GB, as docs/precision.md has them: between steps, prompts, plain backgrounds, the UNet's call, decoding."""
+    adapter = StableDiffusionAdapter(full_size, CUDA, torch.float16, low_vram=low_vram)
+    peaks = [machine.live]
+
+    def measured(do):
+        counts = machine.reset()
+        out = do()
+        peaks.append(counts.peak)
+        return out
+
+    cond, uncond = measured(lambda: adapter.embed(["front view of a red duck", ""])).split(1)
+    measured(adapter.plain_backgrounds)
+    x = torch.zeros(1, *adapter.data_shape, device=CUDA)
+    measured(lambda: adapter.denoise(x, adapter.round_sigma(1.0), cond, uncond, 100.0))
+    measured(lambda: adapter.decode(x))
+    assert all(0.9 * limit < peak / 1e9 < limit for peak, limit in zip(peaks, most, strict=True)), peaks
 
 
 # ---------------------------------------------------------------- no denoiser waits
