@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
 import families
@@ -46,10 +48,13 @@ class ScoreAdapter(ABC):
     [-1, 1] for pixel models, scaled latents for latent ones. `decode` turns it into a picture,
     `encode` back.
     Noise: `sigmas` (n,) float64, largest first, are the levels the model was trained at; `denoise`
-    takes one of them, and `round_sigma` finds the nearest to any other.
+    takes one of them, and `round_sigma` finds the nearest to any other. They stay on the host.
     Text: `embed` turns prompts into a batch of conditions (B, ...), rows that can be gathered and
     concatenated; the condition of "" is the unconditional one, unless not `free_guidance`: then
-    there is none, and `denoise` does not guide.
+    there is none, and `denoise` does not guide. Conditions are on `device`, or on the host where
+    the denoiser reads them there.
+    Speed: `denoise` does not wait for the device, so that the host can prepare what comes next. Only
+    the recording of a network's call waits, once per run.
     Score: grad_x log p(x; sigma) = (D(x, sigma) - x) / sigma^2 (EDM, arXiv 2206.00364, Eq. 3).
     """
 
@@ -126,7 +131,7 @@ class ScoreAdapter(ABC):
 
     def round_sigma(self, sigma: float | torch.Tensor) -> float:
         """Return the entry of `sigmas` nearest to `sigma`, a float."""
-        return self.sigmas[(self.sigmas - sigma).abs().argmin()].item()
+        return float(self._levels[self._nearest(sigma)])
 
     def sigma_range(self, sigma_min: float | None = None, sigma_max: float | None = None) -> tuple[float, float]:
         """Return the least and the largest level of a schedule: by default the model's, but at most SIGMA_MAX.
@@ -152,7 +157,26 @@ class ScoreAdapter(ABC):
 
     def timestep(self, sigma: float) -> int:
         """Return the time step that networks take: the index of the entry nearest to `sigma`, from the smallest on."""
-        return len(self.sigmas) - 1 - int((self.sigmas - sigma).abs().argmin())
+        return len(self._levels) - 1 - self._nearest(sigma)
+
+    def timestep_on_device(self, sigma: float) -> torch.Tensor:
+        """Return `timestep` as a tensor (1,) on the device, out of a table there: a copy of a number would wait."""
+        t = self.timestep(sigma)
+        return self._timesteps[t : t + 1]
+
+    @property
+    def _levels(self) -> np.ndarray:
+        """The table `sigmas` as an array of the host."""
+        return self.sigmas.numpy()
+
+    @cached_property
+    def _timesteps(self) -> torch.Tensor:
+        """All time steps (n,) on the device."""
+        return torch.arange(len(self.sigmas), device=self.device)
+
+    def _nearest(self, sigma: float | torch.Tensor) -> int:
+        """Return the index of the entry of `sigmas` nearest to `sigma`."""
+        return int(np.abs(self._levels - float(sigma)).argmin())
 
     @torch.no_grad()
     def plain_backgrounds(self) -> torch.Tensor:

@@ -36,7 +36,7 @@ class DenoiseConfig(script.OnDevice):
     checkpoint: str | None = Field(
         None, description="what to load, as --sd.checkpoint takes it; default random weights"
     )
-    precision: str = Field("autocast", description="as --sd.precision takes it")
+    precision: str = Field("auto", description="as --sd.precision takes it")
     threads: int | None = Field(None, gt=0, description="CPU threads, default PyTorch's own")
 
 

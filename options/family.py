@@ -9,7 +9,7 @@ from pydantic import Field, create_model
 import families
 import pose
 from families.family import Conditions, Family
-from my.config import Config, refuse_unread
+from my.config import FREE, Config, refuse_unread
 from my.errors import UserError
 from my.script import RunOptions
 
@@ -97,6 +97,18 @@ class FamilyConfig(RunOptions, Model):
         ge=0,
         description="strength of a classifier's guidance towards --gddpm.imgnet_cat: the factor of grad log p(y | x); "
         "0 needs no classifier",
+    )
+    low_vram: bool = Field(
+        False,
+        json_schema_extra=FREE,
+        description="have the VAE on the GPU only while it decodes, in tiles; this takes less memory, and time per "
+        "picture (family sd)",
+    )
+    compile: bool = Field(
+        False,
+        json_schema_extra=FREE,
+        description="compile the UNet with torch.compile, on CUDA with CUDA graphs: it needs a C++ compiler, and a "
+        "minute or more at the first step; what it gains on CUDA is not measured (families sd, gddpm, ddpm)",
     )
     pose: PoseConfig = PoseConfig()
 

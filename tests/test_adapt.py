@@ -13,7 +13,7 @@ from torch import nn
 import crafted
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter, perp_neg
 from families.ideal.adapter import ANY_VIEW, IdealAdapter
-from families.sd.adapter import StableDiffusionAdapter, precision_dtypes
+from families.sd.adapter import StableDiffusionAdapter, network_dtype
 from families.sd.options import Options as SDConfig
 from my.errors import UserError
 from options.sjc import SJCConfig
@@ -105,6 +105,16 @@ def test_guidance_with_negatives_by_hand():
     assert one.flatten(1).tolist() == [[4, 0], [4, 1]]  # at scale 1, negatives still push
 
 
+def test_levels_are_found_on_the_host():
+    """A tensor on a device would have to be waited for. The table itself stays what callers know, on the CPU."""
+    adapter = Constant()
+    adapter.device = torch.device("meta")
+    assert adapter.round_sigma(torch.tensor(4.0)) == 5.0 and type(adapter.round_sigma(4.0)) is float
+    assert [adapter.timestep(s) for s in (14.0, 5.0, 1.0, 0.25)] == [3, 2, 1, 0]
+    steps = [adapter.timestep_on_device(s) for s in (0.25, 14.0)]
+    assert [(t.shape, t.device.type, t.storage_offset()) for t in steps] == [((1,), "meta", 0), ((1,), "meta", 3)]
+
+
 def test_round_sigma_is_the_nearest_entry():
     assert [Constant().round_sigma(s) for s in (100.0, 9.6, 9.4, 0.6, 0.0)] == [14.0, 14.0, 5.0, 0.25, 0.25]
 
@@ -146,6 +156,18 @@ def test_limits_are_the_nearest_picture_and_the_mean():
     assert ideal(two_pictures(), [0.3, 0.1], 1e-3) == [1, 1]
     assert ideal(two_pictures(), [0.3, -0.4], 1e-3) == [-1, -1]
     assert ideal(two_pictures(), [0.3, 0.1], 1e4) == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.3, 3.0, 30.0])
+def test_posterior_mean_is_exact_to_rounding(sigma):
+    """Against the sum of the squared differences in float64, as in its definition, for similar pictures too."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.rand(1, 3, 16, 16, generator=rng) + 0.01 * torch.rand(40, 3, 16, 16, generator=rng)
+    x = y[3] + sigma * torch.randn(3, 16, 16, generator=rng)
+    w = (-(y - x).double().square().sum((1, 2, 3)) / (2 * sigma**2)).softmax(0)
+    want = (w[:, None, None, None] * y.double()).sum(0)
+    got = of_pictures({"front view of": y}).denoise(x[None], sigma, torch.tensor([ANY_VIEW]))[0]
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-6)
 
 
 def test_prompt_selects_the_view():
@@ -347,10 +369,41 @@ def test_a_prompt_without_spaces_is_cut_between_characters():
         StableDiffusionAdapter.fitting(sd, "x" * 30, lambda p: [p + ", underneath"])
 
 
-def test_precision():
-    assert precision_dtypes("autocast", "cpu") == (torch.float32, None)
-    assert precision_dtypes("autocast", "cuda") == (torch.float32, torch.float16)
-    assert precision_dtypes("bf16", "cuda") == (torch.bfloat16, None)
+@pytest.mark.parametrize(
+    "precision, device, upcast, bf16, want",
+    [
+        ("auto", "cpu", False, False, torch.float32),
+        ("auto", "cpu", True, False, torch.float32),
+        ("auto", "meta", False, False, torch.float32),
+        ("auto", "cuda", False, True, torch.float16),
+        ("auto", "cuda", True, True, torch.bfloat16),  # attention of 2.1 leaves the range of float16
+        ("auto", "cuda", True, False, torch.float32),  # and this GPU has no bfloat16
+        ("fp32", "cuda", True, True, torch.float32),
+        ("fp16", "cuda", True, True, torch.float16),  # as asked
+        ("bf16", "cuda", False, False, torch.bfloat16),
+    ],
+)
+def test_precision(monkeypatch, precision, device, upcast, bf16, want):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    assert network_dtype(precision, torch.device(device), upcast) == want
+
+
+def test_words_for_precision():
+    words = {word: SDConfig(precision=word).precision for word in ("auto", "autocast", "full", "fp32", "fp16", "bf16")}
+    assert words == {"auto": "auto", "autocast": "auto", "full": "fp32", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+
+
+@pytest.mark.parametrize(
+    "precision, device, want",
+    [
+        ("auto", "cuda", "auto: float16 (bfloat16 where the UNet states upcast_attention), the VAE in float32"),
+        ("auto", "cpu", "auto: float32"),
+        ("full", "cuda", "fp32: float32"),
+        ("bf16", "cpu", "bf16, the VAE in float32"),
+    ],
+)
+def test_the_doctors_words_for_precision(precision, device, want):
+    assert SDConfig(precision=precision).evaluated_in(device) == want
 
 
 def test_half_precision_networks_give_float32(tiny_sd):
@@ -359,7 +412,8 @@ def test_half_precision_networks_give_float32(tiny_sd):
     cond = adapter.embed(["a blue duck"])
     D = adapter.denoise(torch.zeros(1, 4, 8, 8), 1.0, cond)
     assert cond.dtype == D.dtype == adapter.encode(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
-    assert adapter.unet.dtype == torch.bfloat16
+    assert {p.dtype for net in (adapter.unet, adapter.text_encoder) for p in net.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in adapter.vae.parameters()} == {torch.float32}
 
 
 # ---------------------------------------------------------------- loading

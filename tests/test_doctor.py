@@ -77,17 +77,17 @@ def test_packages_newer_than_tested(home, monkeypatch):
 
 
 def test_gpu_memory_that_is_too_small(monkeypatch):
-    """On a GPU of 8 GB of which 5 are free; which flag helps is the family's own word."""
-    for name, value in {"mem_get_info": (5e9, 8e9), "get_device_name": "a GPU"}.items():
+    """On a GPU of 8 GB of which 3 are free; which flag helps is the family's own word."""
+    for name, value in {"mem_get_info": (3e9, 8e9), "get_device_name": "a GPU"}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr("my.script.pick_device", lambda name: torch.device("cuda"))
     finding = doctor.check_device(doctor.DoctorConfig())[-1]
-    assert (finding.state, finding.found) == (doctor.NOTE, "5.0 of 8.0 GB free")
-    assert finding.to_do == "end other programs on it, or give --sd.precision fp16"
+    assert (finding.state, finding.found) == (doctor.NOTE, "3.0 of 8.0 GB free")
+    assert finding.to_do == "end other programs on it, or give --low_vram True"
     assert doctor.check_device(doctor.DoctorConfig(family="ideal"))[-1] == (
         doctor.OK,
         "GPU memory",
-        "5.0 of 8.0 GB free",
+        "3.0 of 8.0 GB free",
         "",
     )
 

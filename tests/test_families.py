@@ -11,7 +11,9 @@ import pytest
 
 import families
 from families.family import Family
+from my import config
 from my.config import walk
+from my.errors import UserError
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
 from voxnerf.field import FIELDS
@@ -46,6 +48,18 @@ def test_options_keep_the_contract(name):
 def test_adapters_are_made_in_one_way(name):
     make = families.adapter_module(name).make
     assert list(inspect.signature(make).parameters) == ["run", "found", "device"]
+
+
+@pytest.mark.parametrize("option, readers", [("low_vram", {"sd"}), ("compile", {"sd", "gddpm", "ddpm"})])
+def test_options_of_networks_are_refused_where_nothing_reads_them(option, readers):
+    for name in families.NAMES:
+        given = [f"--{option}", "True", "--family", name]
+        cfg = config.load(SJCConfig, given, prog="run_sjc.py", doc="", config_file=None)
+        if name in readers:
+            config.refuse_unread(cfg, cfg.read_by())
+            continue
+        with pytest.raises(UserError, match=f"^--{option}: not read with --family {name}; leave it out, or give"):
+            cfg.check_files()
 
 
 def test_options_import_nothing_heavy():

@@ -331,3 +331,10 @@ def test_a_whole_run(models, tmp_path, monkeypatch, options):
     assert len(list(Path("test_2/view").iterdir())) == 100
     saved = yaml.safe_load(Path("full_config.yml").read_text())
     assert (saved["vox"]["model_type"], saved["vox"]["c"]) == ("V_SJC", 3)
+
+
+def test_words_for_precision():
+    """Runs of earlier versions have the word autocast in their configuration."""
+    assert GDDPMConfig(precision="autocast") == GDDPMConfig() and GDDPMConfig().precision == "auto"
+    words = [GDDPMConfig(precision=p).evaluated_in(device) for p in ("auto", "fp32") for device in ("cuda", "cpu")]
+    assert words == ["auto: weights in float16, ends of the UNet in float32", "auto: float32", *["fp32: float32"] * 2]

@@ -96,7 +96,7 @@ def test_a_run_that_left_nothing_whole_can_be_started_again(read):
 def test_precision_is_of_the_machine_and_may_change():
     then = {"sd.precision": "fp16", "device": "cuda", "lr": 1}
     free = script.free_on_resume(SJCConfig)
-    of_models = {"sd.precision", "sd.offload_text", "gddpm.precision"}
+    of_models = {"sd.precision", "sd.offload_text", "gddpm.precision", "low_vram", "compile"}
     assert free == of_models | {"device", "deterministic", "resume", "dry_run"}
     script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then, free)
     with pytest.raises(UserError, match=r"with --lr 2 \(was 1\): .* can change only device, sd.precision; for"):

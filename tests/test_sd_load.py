@@ -759,10 +759,14 @@ def test_the_attention_names_of_old_vaes(small, tmp_path):
     crafted.load(SDConfig(checkpoint=str(tmp_path / "m")), empty=True)
 
 
-def test_half_precision_on_a_cpu_is_said_to_be_slow(small, capsys):
-    cfg = SJCConfig(sd={"checkpoint": str(small[3] / "diffusers"), "precision": "fp16"})
+@pytest.mark.parametrize("precision, has_bf16, slow", [("fp16", True, 1), ("bf16", False, 1), ("bf16", True, 0)])
+def test_half_precision_on_a_cpu_is_said_to_be_slow(small, capsys, monkeypatch, precision, has_bf16, slow):
+    """bf16 is slow only on a processor without instructions for it."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    cfg = SJCConfig(sd={"checkpoint": str(small[3] / "diffusers"), "precision": precision})
     made(cfg, "cpu")
-    assert capsys.readouterr().err.count("--sd.precision fp16 is very slow on a CPU") == 1
+    assert capsys.readouterr().err.count(f"--sd.precision {precision} is very slow on this CPU") == slow
 
 
 def test_the_text_encoder_is_freed_once_the_prompts_are_read(small):

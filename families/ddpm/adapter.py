@@ -9,9 +9,11 @@ import torch
 
 from adapt import PixelAdapter, denoised, scheduler_sigmas
 from families import hub
+from families.calls import NetworkCall
 from families.ddpm import pipeline
 from families.family import WITHOUT
 from families.libraries import reason
+from families.placement import image_layout, place
 from my.errors import UserError, note
 
 if TYPE_CHECKING:
@@ -22,14 +24,20 @@ if TYPE_CHECKING:
 
 
 class DDPMAdapter(PixelAdapter):
-    """Score of an unconditional UNet at its scheduler's noise levels; every prompt has the same, empty, condition."""
+    """Score of an unconditional UNet at its scheduler's noise levels; every prompt has the same, empty, condition.
+
+    With `compiled`, torch.compile compiles the UNet.
+    """
 
     free_guidance = False
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, unet: UNet2DModel, scheduler: Any, device: torch.device | str = "cpu", compiled: bool = False
+    ) -> None:
         self.device = torch.device(device)
-        unet.to(self.device)  # type: ignore[arg-type]  # diffusers wraps this method, and its types are lost
-        self.unet = unet.eval().requires_grad_(False)
+        place(unet, self.device)
+        self.unet = unet
+        self.network = NetworkCall(unet, lambda x, t: unet(x, t).sample, compiled)
         self.sigmas = scheduler_sigmas(scheduler)
         self.prediction_type = scheduler.config.prediction_type
         size = pipeline.edge(unet.config)
@@ -41,7 +49,8 @@ class DDPMAdapter(PixelAdapter):
         return torch.empty(len(prompts), 0, device=self.device)
 
     def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
-        out = self.unet((1 + sigma**2) ** -0.5 * x, self.timestep(sigma)).sample[:, : x.shape[1]]
+        x_in = ((1 + sigma**2) ** -0.5 * x).contiguous(memory_format=image_layout(self.device))
+        out = self.network(x_in, self.timestep_on_device(sigma))[:, : x.shape[1]]
         return denoised(x, sigma, out, self.prediction_type)
 
 
@@ -90,6 +99,6 @@ def make(run: FamilyConfig, found: Found, device: torch.device | str) -> DDPMAda
     there = found.pipeline or pipeline.read(flag, hub.fetch(found.place, download, pipeline.INSTEAD))
     unet, scheduler = load(there)
     try:
-        return DDPMAdapter(unet, scheduler, device)
+        return DDPMAdapter(unet, scheduler, device, run.compile)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None

@@ -26,6 +26,8 @@ class Options(Family):
 
     checkpoint: str | None = Field(None, description="folder or hub id of the pipeline, such as google/ddpm-cifar10-32")
 
+    reads = ("compile",)
+
     def absolute(self) -> None:
         path = self.checkpoint and Path(self.checkpoint).expanduser()
         if path and path.exists():  # else it is a hub id

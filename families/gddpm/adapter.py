@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from adapt import PixelAdapter, denoised
+from families.calls import NetworkCall
 from families.gddpm.published import N_CLASSES
-from families.gddpm.unet import NoisyClassifier, build_unet, convert, published_shapes
+from families.gddpm.unet import NoisyClassifier, build_unet, convert, halve, published_shapes
+from families.placement import half_precision, image_layout, place
 from karras import iddpm_sigmas, linear_betas, sigmas_from_betas
 from my.errors import UserError, note, shown
 
@@ -35,9 +36,10 @@ class GuidedDDPMAdapter(PixelAdapter):
     """Score of a UNet with or without classes, guided by a classifier of noisy pictures where there is one.
 
     Conditions (B,) are classes, -1 for none. A prompt that is a number is that class. Any other prompt is the class
-    `default`, as this family reads no words. `amp` is the dtype of autocast for the UNet, None for no autocast. The
-    networks are told the number of a noise level, from 0 to `n_levels` - 1. Where `rescaled`, they are told that number
-    times 1000 / `n_levels`. The UNet predicts the noise, or the picture where `predicts` is "sample".
+    `default`, as this family reads no words. `dtype` is the number format inside the UNet, and `compiled` has
+    torch.compile compile it. The networks are told the number of a noise level, from 0 to `n_levels` - 1. Where
+    `rescaled`, they are told that number times 1000 / `n_levels`. The UNet predicts the noise, or the picture where
+    `predicts` is "sample".
     """
 
     free_guidance = False
@@ -50,16 +52,19 @@ class GuidedDDPMAdapter(PixelAdapter):
         classifier: NoisyClassifier | None = None,
         cls_scaling: float = 0.0,
         device: torch.device | str = "cpu",
-        amp: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
         n_levels: int = N_LEVELS,
         rescaled: bool = False,
         predicts: str = "epsilon",
+        compiled: bool = False,
     ) -> None:
-        self.device = torch.device(device)
-        unet.to(self.device)  # type: ignore[arg-type]  # diffusers wraps this method, and its types are lost
-        self.unet = unet.eval().requires_grad_(False)
-        self.classifier = classifier and classifier.to(self.device).eval().requires_grad_(False)
-        self.default, self.cls_scaling, self.amp = default, cls_scaling, amp
+        self.device, self.unet, self.classifier = torch.device(device), unet, classifier
+        if dtype != torch.float32:
+            halve(unet, dtype)
+        for net in filter(None, (unet, classifier)):
+            place(net, self.device)
+        self.network = NetworkCall(unet, self._call, compiled)
+        self.default, self.cls_scaling = default, cls_scaling
         self.sigmas = torch.as_tensor(SCHEDULES[schedule](n_levels))
         self.step, self.predicts = N_LEVELS / n_levels if rescaled else 1, predicts
         self.n_classes = unet.config["num_class_embeds"] or (classifier.n_labels if classifier else N_CLASSES)
@@ -81,13 +86,16 @@ class GuidedDDPMAdapter(PixelAdapter):
     def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
         """Return D by the UNet and the classifier. The last three of six channels, a learned variance, are not read."""
         t = self.told(x, sigma)
-        x_in = (1 + sigma**2) ** -0.5 * x
-        with torch.autocast(self.device.type, self.amp) if self.amp else nullcontext():
-            out = self.unet(x_in, t, class_labels=None if self.unet.class_embedding is None else cond).sample.float()
-        D = denoised(x, sigma, out[:, :3], self.predicts)
+        x_in = ((1 + sigma**2) ** -0.5 * x).contiguous(memory_format=image_layout(self.device))
+        D = denoised(x, sigma, self.network(x_in, t, cond)[:, :3], self.predicts)
         if self.classifier is None or not self.cls_scaling:
             return D
         return D + sigma**2 * self.cls_scaling * self.classifier_score(x, sigma, cond)
+
+    def _call(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """Return what the UNet gives (B, 3 or 6, H, W)."""
+        classes = None if self.unet.class_embedding is None else cond
+        return self.unet(x, t, class_labels=classes).sample
 
     def classifier_score(self, x: torch.Tensor, sigma: float, y: torch.Tensor) -> torch.Tensor:
         """Return grad_x log p(y | x / sqrt(1 + sigma^2)) (B, 3, H, W). Source: arXiv 2105.05233, section 4."""
@@ -125,7 +133,7 @@ def make(run: FamilyConfig, found: Found, device: torch.device | str) -> GuidedD
     for words in net.notes:
         note(words)
     classifier = load(NoisyClassifier, found.classifier) if found.classifier else None
-    amp = torch.float16 if given.precision == "autocast" and torch.device(device).type == "cuda" else None
+    dtype = half_precision(torch.device(device)) if given.precision == "auto" else torch.float32
     o = net.options
     return GuidedDDPMAdapter(
         load(build_unet, net),
@@ -134,8 +142,9 @@ def make(run: FamilyConfig, found: Found, device: torch.device | str) -> GuidedD
         classifier,
         run.cls_scaling,
         device,
-        amp,
+        dtype,
         o["diffusion_steps"],
         o["rescale_timesteps"],
         "sample" if o["predict_xstart"] else "epsilon",
+        run.compile,
     )

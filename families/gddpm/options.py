@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from families.family import Conditions, Family
 from families.gddpm import files, published
@@ -74,13 +74,19 @@ class Options(Family):
     predict_xstart: bool | None = Field(
         None, description="for --gddpm.checkpoint: it predicts the picture instead of the noise"
     )
-    precision: Literal["autocast", "fp32"] = Field(
-        "autocast",
+    precision: Literal["auto", "autocast", "fp32"] = Field(
+        "auto",
         json_schema_extra=FREE,
-        description="number format of the UNet: autocast is fp16 on CUDA and fp32 on a CPU",
+        description="number format of the UNet's weights: auto is fp16 on CUDA and fp32 on a CPU; autocast is an older "
+        "word for auto",
     )
 
-    reads = ("cls_scaling", "classes")
+    @field_validator("precision")
+    @classmethod
+    def _one_word(cls, precision: str) -> str:
+        return "auto" if precision == "autocast" else precision
+
+    reads = ("cls_scaling", "classes", "compile")
 
     def read_by(self) -> Conditions:
         told: dict[str, tuple] = (
@@ -129,7 +135,8 @@ class Options(Family):
         return "" if exact else "--gddpm.precision fp32"
 
     def evaluated_in(self, device_type: str) -> str:
-        return f"{self.precision}: float{16 if self.precision == 'autocast' and device_type == 'cuda' else 32}"
+        half = self.precision == "auto" and device_type == "cuda"
+        return f"{self.precision}: " + ("weights in float16, ends of the UNet in float32" if half else "float32")
 
     def checkpoints(self, found: Found) -> dict[str, Path]:
         nets = {"model": found.unet, "classifier": found.classifier}

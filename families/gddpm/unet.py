@@ -18,6 +18,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from families import openai_unet
 from families.gddpm.layout import GROUPS, HEAD_WIDTH, POOL
@@ -67,6 +68,26 @@ def build_unet(options: dict[str, Any]) -> UNet2DModel:
         attention.heads = n_heads(options, attention.inner_dim)  # the same number at every width, in one of the models
         attention.scale = (attention.inner_dim // attention.heads) ** -0.5
     return unet.eval()
+
+
+def halve(unet: UNet2DModel, dtype: torch.dtype) -> None:
+    """Have the blocks of a UNet in a half precision `dtype`; what is before and behind them stays in float32.
+
+    So does the published code. The embeddings of time and class are computed in float32, and so are the first
+    convolution, the last norm and the last convolution.
+    """
+
+    def inner(_block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return cast(args, dtype), cast(kwargs, dtype)
+
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        block.to(dtype).register_forward_pre_hook(inner, with_kwargs=True)
+    unet.conv_norm_out.register_forward_pre_hook(lambda _norm, args: cast(args, torch.float32))
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return a value with all tensors of real numbers in it, also inside tuples and dictionaries, in `dtype`."""
+    return tree_map(lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, value)
 
 
 def average(unet: UNet2DModel, widths: tuple[int, ...]) -> None:

@@ -51,7 +51,7 @@ class IdealAdapter(PixelAdapter):
     def views(self) -> list[torch.Tensor]:
         """Pictures (n_v, 3, H, W) per view prompt."""
         pictures = self._paint()
-        return [pictures[name].to(self.device) for name in self.names]
+        return [pictures[name].to(self.device, non_blocking=True) for name in self.names]
 
     @cached_property
     def all_views(self) -> torch.Tensor:
@@ -59,11 +59,11 @@ class IdealAdapter(PixelAdapter):
         return torch.cat(self.views)
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
-        """Return the index (B,) of the view in each prompt, ANY_VIEW where it names no view.
+        """Return the index (B,) of the view in each prompt, ANY_VIEW where it names no view, on the host.
 
         Raises UserError for a view of which there is no picture.
         """
-        return torch.tensor([self._view_index(p) for p in prompts], device=self.device)
+        return torch.tensor([self._view_index(p) for p in prompts])
 
     def _view_index(self, prompt: str) -> int:
         view, of, _ = prompt.partition(" of ")
@@ -87,8 +87,9 @@ class IdealAdapter(PixelAdapter):
     @staticmethod
     def _posterior_mean(x: torch.Tensor, sigma: float, y: torch.Tensor) -> torch.Tensor:
         """Return the mean (3, H, W) of pictures y (n, 3, H, W), weighted by N(x; y_i, sigma^2 I)."""
-        log_w = -(y - x).square().flatten(1).sum(1) / (2 * sigma**2)
-        return torch.einsum("n,nchw->chw", log_w.softmax(0), y)
+        rows = y.flatten(1)
+        distance = torch.linalg.vector_norm(rows - x.flatten(), dim=1)  # by |y|^2 - 2 xy + |x|^2 digits would cancel
+        return ((distance.square() / (-2 * sigma**2)).softmax(0) @ rows).view_as(x)
 
 
 def paint(color: str, obj: str, cameras: list[pose.Camera], size: int) -> Pictures:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adapt import ScoreAdapter, denoised, scheduler_sigmas
+from families.calls import NetworkCall
+from families.placement import half_precision, image_layout, place, visiting
 from families.sd.diffusers_folder import PARTS
 from families.sd.hub import fetch
 from families.sd.load import load_parts
@@ -23,43 +24,71 @@ if TYPE_CHECKING:
     from options.family import FamilyConfig
 
 
+TILES = 2  # per edge of a picture, with --low_vram
+SMALLEST_TILE = 4  # latent pixels: a quarter of a tile overlaps with the next one
+
+
 class StableDiffusionAdapter(ScoreAdapter):
     """Score of a latent diffusion model: tokenizer, CLIP text encoder, UNet, VAE and noise schedule.
 
-    `parts` holds the five components of diffusers and transformers by name. `amp` is the dtype that autocast gives the
-    UNet, None for no autocast. With `offload_text`, `text_done` frees the text encoder.
+    `parts` holds the five components of diffusers and transformers by name. `dtype` is the number format of the weights
+    of UNet and text encoder. The VAE is in float32: in float16, some leave its range, and their pictures are black.
+
+    Only the UNet and the VAE's decoder stay on the device. The text encoder and the VAE's encoder are there while they
+    are used. With `low_vram` this holds for the decoder too, which then decodes in tiles. With `offload_text`,
+    `text_done` frees the text encoder. With `compiled`, torch.compile compiles the UNet.
     """
 
     def __init__(
         self,
         parts: Parts,
         device: str | torch.device = "cpu",
-        amp: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
         offload_text: bool = False,
+        low_vram: bool = False,
+        compiled: bool = False,
     ) -> None:
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), dtype
+        self.offload_text, self.low_vram = offload_text, low_vram
         self.tokenizer, self.text_encoder, self.unet, self.vae, scheduler = (parts[name] for name in PARTS)
-        for net in (self.text_encoder, self.unet, self.vae):
-            net.to(self.device).eval().requires_grad_(False)
-        self.amp, self.offload_text = amp, offload_text
+        self._place()
+        self.network = NetworkCall(self.unet, lambda x, t, c: self.unet(x, t, c).sample, compiled)
         self.sigmas = scheduler_sigmas(scheduler)
         self.prediction_type = scheduler.config.prediction_type
         size = self.unet.config.sample_size
         self.data_shape = (self.unet.config.in_channels, size, size)
         self.scaling = self.vae.config.scaling_factor
 
+    def _place(self) -> None:
+        """Give each network its number format and its place, the VAE in two halves."""
+        self.encoder, self.decoder = (
+            torch.nn.ModuleList(filter(None, halves))
+            for halves in ((self.vae.encoder, self.vae.quant_conv), (self.vae.decoder, self.vae.post_quant_conv))
+        )
+        saves = self.device.type == "cuda"  # what is not always there waits in the memory of the host
+        place(self.unet, self.device, self.dtype)
+        place(self.text_encoder, self.device, self.dtype, away=saves)
+        place(self.encoder, self.device, torch.float32, away=saves)
+        place(self.decoder, self.device, torch.float32, away=saves and self.low_vram)
+        if saves:
+            self.vae.enable_slicing()  # one picture after another
+        if self.low_vram:
+            self.vae.tile_latent_min_size = max(SMALLEST_TILE, self.unet.config.sample_size // TILES)
+            self.vae.tile_sample_min_size = self.vae.tile_latent_min_size * self._shrinks
+
+    @property
+    def _shrinks(self) -> int:
+        """The edge of a picture over the edge of its latents."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     @property
     def picture_size(self) -> int:
-        return self.data_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.data_shape[1] * self._shrinks
 
     def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
-        x_in = (1 + sigma**2) ** -0.5 * x
-        with self._autocast():
-            out = self.unet(x_in.to(self.unet.dtype), self.timestep(sigma), cond.to(self.unet.dtype)).sample.float()
+        x_in = ((1 + sigma**2) ** -0.5 * x).to(self.dtype, memory_format=image_layout(self.device))
+        out = self.network(x_in, self.timestep_on_device(sigma), cond.to(self.dtype)).float()
         return denoised(x, sigma, out, self.prediction_type)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -77,7 +106,8 @@ class StableDiffusionAdapter(ScoreAdapter):
         ids = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
-        return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
+        with visiting(self.device, self.text_encoder):
+            return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
 
     def n_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, the tokens for its start and its end included."""
@@ -121,33 +151,50 @@ class StableDiffusionAdapter(ScoreAdapter):
                 torch.cuda.empty_cache()
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        x = (2 * pictures - 1).to(self.vae.dtype)
-        return (self.vae.encode(x).latent_dist.mean * self.scaling).float()
+        self.vae.disable_tiling()  # tiles would leave a mark along their edges
+        x = (2 * pictures - 1).to(torch.float32, memory_format=image_layout(self.device))
+        with visiting(self.device, self.encoder):
+            return self.vae.encode(x).latent_dist.mean * self.scaling
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        pictures = self.vae.decode((x / self.scaling).to(self.vae.dtype)).sample
-        return ((pictures.float() + 1) / 2).clamp(0, 1)
+        x = (x / self.scaling).to(torch.float32, memory_format=image_layout(self.device))
+        if not self.low_vram:
+            return ((self.vae.decode(x).sample + 1) / 2).clamp(0, 1)
+        self.vae.enable_tiling()
+        with visiting(self.device, self.decoder):
+            return ((self.vae.decode(x).sample + 1) / 2).clamp(0, 1)
 
 
-def precision_dtypes(precision: str, device: str) -> tuple[torch.dtype, torch.dtype | None]:
-    """Return (dtype of the weights, dtype of autocast or None) for an --sd.precision on a type of device."""
-    if precision == "autocast":
-        return torch.float32, torch.float16 if device == "cuda" else None
-    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision], None
+def network_dtype(precision: str, device: torch.device, upcast_attention: bool = False) -> torch.dtype:
+    """Return the number format of UNet and text encoder for an --sd.precision on a device.
+
+    `upcast_attention` is a setting of UNets whose attention leaves the range of float16, such as that of 2.1.
+    """
+    if precision == "auto":
+        return half_precision(device, wide=upcast_attention)
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def note_slow_precision(precision: str) -> None:
+    """Note in one line that a half precision is slow on this CPU, where it is: few have instructions for it."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of PyTorch
+    has_bf16 = any(getattr(torch.cpu, check, bool)() for check in checks)
+    if precision == "fp16" or (precision == "bf16" and not has_bf16):
+        note(f"--sd.precision {precision} is very slow on this CPU; auto, the default, is float32 here")
 
 
 def make(run: FamilyConfig, found: Found, device: str | torch.device) -> StableDiffusionAdapter:
     """Return the adapter of a run whose files are `found`; on the device "meta" its networks have no weights."""
     options: Any = run.chosen  # this family's own options
     device = torch.device(device)
-    dtype, amp = precision_dtypes(options.precision, device.type)
-    if dtype == torch.float16 and device.type == "cpu":
-        note("--sd.precision fp16 is very slow on a CPU; autocast, the default, is float32 there")
+    if device.type == "cpu":
+        note_slow_precision(options.precision)
     offload = device.type == "cuda" if options.offload_text is None else options.offload_text
     path = fetch(found.place)
     variant = options.variant if options.checkpoint is not None and run.where_asked("sd.variant") else None
-    parts = load_parts(path, found, options, dtype, empty=device.type == "meta", variant=variant)
+    parts = load_parts(path, found, options, torch.float32, empty=device.type == "meta", variant=variant)
+    dtype = network_dtype(options.precision, device, bool(parts["unet"].config.upcast_attention))
     try:
-        return StableDiffusionAdapter(parts, device, amp, offload)
+        return StableDiffusionAdapter(parts, device, dtype, offload, run.low_vram, run.compile)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -46,21 +46,24 @@ class Options(Family):
     )
     negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
     scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
-    precision: Literal["autocast", "full", "fp32", "fp16", "bf16"] = Field(
-        "autocast",
+    precision: Literal["auto", "autocast", "full", "fp32", "fp16", "bf16"] = Field(
+        "auto",
         json_schema_extra=FREE,
-        description="of the networks; autocast is fp16 on CUDA and fp32 on CPU; full is another word for fp32",
+        description="number format of the weights of UNet and text encoder, the VAE being fp32; auto is fp16 on CUDA "
+        "(bf16 where the UNet's attention needs its range) and fp32 on a CPU; autocast is an older word for auto, and "
+        "full is another one for fp32",
     )
     offload_text: bool | None = Field(
         None,
         json_schema_extra=FREE,
-        description="free the text encoder's memory once the prompts are read; default True on CUDA",
+        description="free the text encoder once the prompts are read, in the memory of the host too; default True on "
+        "CUDA. With False it waits there",
     )
 
     @field_validator("precision")
     @classmethod
     def _one_word(cls, precision: str) -> str:
-        return "fp32" if precision == "full" else precision  # the published word
+        return {"full": "fp32", "autocast": "auto"}.get(precision, precision)  # the published word, and an older one
 
     @field_validator("prompt")
     @classmethod
@@ -71,9 +74,11 @@ class Options(Family):
 
     field_kind = "V_SD"
     channels = 4
-    min_gpu_gb = 6.0  # not measured
-    saves_memory = "--sd.precision fp16"
+    min_gpu_gb = 4.0  # estimated, not measured: docs/precision.md
+    saves_memory = "--low_vram True"
     reads = (
+        "low_vram",
+        "compile",
         "sd.prompt",
         "sd.scale",
         "prompts",
@@ -94,7 +99,7 @@ class Options(Family):
         return found
 
     def remedy(self, device_type: str) -> str:
-        exact = self.precision == "fp32" or (self.precision, device_type) == ("autocast", "cpu")
+        exact = self.precision == "fp32" or (self.precision, device_type) == ("auto", "cpu")
         return "" if exact else "--sd.precision fp32"
 
     @property
@@ -102,9 +107,10 @@ class Options(Family):
         return self.variant != "mini"
 
     def evaluated_in(self, device_type: str) -> str:
-        if self.precision != "autocast":
-            return self.precision
-        return f"autocast: {'float16' if device_type == 'cuda' else 'float32'}"
+        if self.precision == "auto" and device_type == "cuda":
+            return "auto: float16 (bfloat16 where the UNet states upcast_attention), the VAE in float32"
+        half = self.precision in ("fp16", "bf16")
+        return f"{self.precision}, the VAE in float32" if half else f"{self.precision}: float32"
 
     def to_download(self, found: find.Found) -> Place | None:
         return None if found.place.path else found.place
