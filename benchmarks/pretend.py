@@ -64,14 +64,14 @@ class Wait:
     """One wait of the host for the device: what it waits for, and where, the innermost line first."""
 
     what: str
-    where: tuple[str, ...]  # "file:line function", of files outside of PyTorch
+    where: tuple[str, ...]  # "file:line function", of files outside of PyTorch; a node of backward has its class first
 
     def __str__(self) -> str:
         return f"{self.what} at {' < '.join(self.where[:4])}"
 
-    def within(self, *files: str) -> bool:
-        """Return whether one of its lines is in one of the files, such as "voxnerf/reference.py"."""
-        return any(line.startswith(f"{file}:") for line in self.where for file in files)
+    def within(self, *places: str) -> bool:
+        """Return whether one of its lines begins with one of `places`, such as "voxnerf/reference.py"."""
+        return any(line.startswith(places) for line in self.where)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Counts:
 
     waits: list[Wait] = field(default_factory=list)
     launches: Counter[str] = field(default_factory=Counter)
-    bytes_moved: Counter[str] = field(default_factory=Counter)  # read or written by operators that launch
+    bytes_moved: Counter[str] = field(default_factory=Counter)  # at most: inputs and outputs of what launches, each as a whole
     flops: Counter[str] = field(default_factory=Counter)  # a multiplication and an addition are two
     operators: Counter[tuple[str, str]] = field(default_factory=Counter)  # launches by (section, operator)
     peak: int = 0  # most bytes of tensors at any time, parameters included
@@ -236,8 +236,8 @@ class Machine(TorchDispatchMode):
         n = self.launches_of.get(name, 1)
         counts.launches[section] += n
         counts.operators[section, name] += n
-        tensors = {id(x): x for x in [*tree_leaves((args, kwargs)), *made] if isinstance(x, FakeTensor)}
-        counts.bytes_moved[section] += sum(x.numel() * x.element_size() for x in tensors.values())
+        given = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor)}
+        counts.bytes_moved[section] += sum(x.numel() * x.element_size() for x in [*given.values(), *made])
         known = flop_registry.get(func._overloadpacket)
         counts.flops[section] += (
             known(*args, **kwargs, out_val=out) if known else sum(x.numel() for x in made if x.is_floating_point())
@@ -278,6 +278,7 @@ def _without(kwargs: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _lines() -> Iterator[str]:
     """Yield the lines that run now outside of PyTorch and of this file, the innermost first."""
     packages = Path(torch.__file__).parent
+    yield from _nodes[-1:]
     for frame, line in traceback.walk_stack(None):
         path = Path(frame.f_code.co_filename)
         if path == Path(__file__) or path.is_relative_to(packages) or path.name == "contextlib.py":
@@ -319,6 +320,21 @@ def pretended_cuda(launches: Mapping[str, int] | None = None) -> Iterator[Machin
         stack.enter_context(machine.fake)
         stack.enter_context(machine)
         yield machine
+
+
+@contextlib.contextmanager
+def weightless() -> Iterator[None]:
+    """Make the networks of Stable Diffusion without reading a weight: their tensors have shapes only."""
+    from families.sd import adapter
+
+    load = adapter.load_parts
+
+    def load_shapes(path: Any, found: Any, options: Any, dtype: torch.dtype, **others: Any) -> Any:
+        parts = load(path, found, options, dtype, **others | {"empty": True})
+        return {name: x.to(dtype) if isinstance(x, torch.nn.Module) else x for name, x in parts.items()}
+
+    with mock.patch.object(adapter, "load_parts", load_shapes):
+        yield
 
 
 _attention = F.scaled_dot_product_attention
@@ -423,17 +439,24 @@ def _arrive(arrived: dict[Any, dict[int, torch.Tensor]], node: Any, k: int, grad
     mine[k] = mine[k] + grad if k in mine else grad
 
 
+_nodes: list[str] = []  # the classes of the nodes that run now, such as "MulBackward0"
+
+
 def _apply(node: Any, grads: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
     """Return what a node makes of the gradients {number: gradient} of its outputs."""
     given = [grads.get(k) for k in range(len(node._input_metadata))]
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
-        given = [
-            torch.zeros(m.shape, dtype=m.dtype, device=m.device) if grad is None and m.shape is not None else grad
-            for grad, m in zip(given, node._input_metadata)
-        ]
-        out = node.apply(*given)
-    else:
-        out = node(*given)
+    _nodes.append(type(node).__name__)
+    try:
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            given = [
+                torch.zeros(m.shape, dtype=m.dtype, device=m.device) if grad is None else grad
+                for grad, m in zip(given, node._input_metadata)
+            ]
+            out = node.apply(*given)
+        else:
+            out = node(*given)
+    finally:
+        _nodes.pop()
     return out if isinstance(out, tuple) else (out,)
 
 
