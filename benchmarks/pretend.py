@@ -80,7 +80,9 @@ class Counts:
 
     waits: list[Wait] = field(default_factory=list)
     launches: Counter[str] = field(default_factory=Counter)
-    bytes_moved: Counter[str] = field(default_factory=Counter)  # at most: inputs and outputs of what launches, each as a whole
+    bytes_moved: Counter[str] = field(
+        default_factory=Counter
+    )  # at most: inputs and outputs of what launches, each as a whole
     flops: Counter[str] = field(default_factory=Counter)  # a multiplication and an addition are two
     operators: Counter[tuple[str, str]] = field(default_factory=Counter)  # launches by (section, operator)
     peak: int = 0  # most bytes of tensors at any time, parameters included

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from test_gddpm_own import LABELS, TINY, fill, save
-from tiny import Affine, config
 
 import pose
 from adapt import make_adapter
@@ -15,6 +13,8 @@ from benchmarks.sd_denoise import write_shapes
 from families.gddpm.unet import NoisyClassifier
 from options.sjc import SJCConfig
 from sjc import SJC
+from test_gddpm_own import LABELS, TINY, fill, save
+from tiny import Affine, config
 from voxnerf.train_cameras import AHEAD
 
 STEPS = (0, 1, AHEAD - 1, AHEAD, AHEAD + 1)  # a new block of cameras begins among them
