@@ -35,13 +35,10 @@ class GPUConfig(config.Config):
 def stages(cfg: GPUConfig, folder: Path) -> list[tuple[str, list[str], float]]:
     """Return (name, words after "python", seconds that it may take) of all that is run."""
     device = ["--device", cfg.device]
+    render = "-m benchmarks.render --repeats 5 --n_steps 200 --grids 100,200 --images 64,128".split()
     found = [
         ("selftest", ["doctor.py", "--preset", "ideal", "--selftest", "True", *device], 90),
-        (
-            "render",
-            "-m benchmarks.render --repeats 5 --n_steps 200 --grids 100,200 --images 64,128".split() + device,
-            120,
-        ),
+        ("render", [*render, *device], 120),
         ("step", ["-m", "benchmarks.step", "--out", str(folder / "step.json"), *device], 180),
     ]
     if scene_is_there(cfg.scene):

@@ -27,6 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+import families
+
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("cuda", 0)
 MEMORY = 24 * 2**30  # bytes that the pretended device says it has
@@ -327,9 +329,8 @@ def pretended_cuda(launches: Mapping[str, int] | None = None) -> Iterator[Machin
 @contextlib.contextmanager
 def weightless() -> Iterator[None]:
     """Make the networks of Stable Diffusion without reading a weight: their tensors have shapes only."""
-    from families.sd import adapter
-
-    load = adapter.load_parts
+    adapter = families.adapter_module("sd")
+    load: Any = adapter.load_parts
 
     def load_shapes(path: Any, found: Any, options: Any, dtype: torch.dtype, **others: Any) -> Any:
         parts = load(path, found, options, dtype, **others | {"empty": True})

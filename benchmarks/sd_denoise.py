@@ -59,7 +59,7 @@ def write_random(path: Path) -> None:
 
 
 def write_shapes(path: Path) -> None:
-    """Write the names and shapes of Stable Diffusion 1.5 to a .safetensors file whose weights are a hole in the disk."""
+    """Write the names and shapes of Stable Diffusion 1.5 to a .safetensors file whose weights take no disk."""
     header, end = {}, 0
     for name, shape in json.loads(NAMES.read_text()).items():
         dtype, size = ("I64", 8) if name.endswith("position_ids") else ("F32", 4)

@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -113,7 +113,7 @@ def built(cfg: SJCConfig, device: torch.device) -> SJC:
     return SJC(cfg, make_adapter(cfg, device, cfg.check_files()))
 
 
-def guided_unet(optimisation: SJC) -> Callable[[], Any] | None:
+def guided_unet(optimisation: SJC) -> Callable[[int], Any] | None:
     """Return a call of diffusers' UNet on the batch of a guided step, None where the model has no UNet."""
     import torch
 
@@ -125,7 +125,7 @@ def guided_unet(optimisation: SJC) -> Callable[[], Any] | None:
     t = torch.full((2,), 500, device=weight.device)
     cond = torch.cat([optimisation.uncond, next(iter(optimisation.cond.values()))]).to(weight.dtype)
 
-    def call() -> Any:
+    def call(_: int) -> Any:
         amp = getattr(optimisation.adapter, "amp", None)
         with torch.no_grad(), torch.autocast(weight.device.type, amp) if amp else contextlib.nullcontext():
             return unet(noisy, t, cond).sample
@@ -205,9 +205,9 @@ def timed(optimisation: SJC, repeats: int) -> dict[str, Any]:
     turns = []
     for turn in range(-WARM, repeats):
         first = (turn + WARM) * block
-        clock.over("step", lambda: [optimisation.step(first + k) for k in range(block)])()
+        clock.over("step", repeated)(optimisation.step, range(first, first + block))
         if unet:
-            clock.over("unet", lambda: [unet() for _ in range(block)])()
+            clock.over("unet", repeated)(unet, range(block))
         if turn >= 0:
             turns.append({name: 1000 * s / block for name, s in clock.taken().items()})
         clock.taken()
@@ -222,10 +222,14 @@ def timed(optimisation: SJC, repeats: int) -> dict[str, Any]:
         out["ratio"] = summary([turn["step"] / turn["unet"] for turn in turns])
     out["parts"] = {name: summary([part[name] for part in parts]) for name in PARTS}
     out["parts"]["rest"] = summary([part["step"] - sum(part[name] for name in PARTS) for part in parts])
-    peak = (
-        torch.cuda.max_memory_allocated() if clock.cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    return out | {"peak_gb": peak / GB}
+    of_process = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return out | {"peak_gb": (torch.cuda.max_memory_allocated() if clock.cuda else of_process) / GB}
+
+
+def repeated(f: Callable[[int], Any], numbers: Iterable[int]) -> None:
+    """Call f with each number."""
+    for i in numbers:
+        f(i)
 
 
 def summary(values: Sequence[float]) -> list[float]:

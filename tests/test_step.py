@@ -1,4 +1,4 @@
-"""The benchmark of a step: how it times, what it counts, which marks it sets; and that of a GPU, where there is none."""
+"""The benchmark of a step: how it times, what it counts, which marks it sets. And that of a GPU, without one."""
 
 import json
 
