@@ -1,5 +1,6 @@
 """Whole steps on a CUDA device that is only pretended: nothing waits for it, and everything is where it should be."""
 
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -251,3 +252,62 @@ def test_everything_is_on_the_device_but_tables(models, family):
         assert all(part in there for part in (".field.density", "[exp_avg]", ".backgrounds", ".cameras.copied"))
         assert family == "ideal" or ".adapter.unet" in there
         assert "text_encoder" not in there
+
+
+# ---------------------------------------------------------------- reproducible steps
+
+NOT_DETERMINISTIC = {
+    "torch.nn.AvgPool3d": ("avg_pool3d_backward",),
+    "torch.nn.AdaptiveAvgPool2d": ("_adaptive_avg_pool2d_backward",),
+    "torch.nn.AdaptiveAvgPool3d": ("_adaptive_avg_pool3d_backward",),
+    "torch.nn.AdaptiveMaxPool2d": ("adaptive_max_pool2d_backward",),
+    "torch.nn.FractionalMaxPool2d": ("fractional_max_pool2d_backward",),
+    "torch.nn.FractionalMaxPool3d": ("fractional_max_pool3d_backward",),
+    "torch.nn.MaxUnpool1d": ("max_unpool2d",),
+    "torch.nn.MaxUnpool2d": ("max_unpool2d",),
+    "torch.nn.MaxUnpool3d": ("max_unpool3d",),
+    "torch.nn.functional.interpolate": (
+        "upsample_linear1d_backward",
+        "upsample_bilinear2d_backward",
+        "_upsample_bilinear2d_aa_backward",
+        "upsample_bicubic2d_backward",
+        "_upsample_bicubic2d_aa_backward",
+        "upsample_trilinear3d_backward",
+    ),
+    "torch.nn.ReflectionPad1d": ("reflection_pad1d_backward",),
+    "torch.nn.ReflectionPad2d": ("reflection_pad2d_backward",),
+    "torch.nn.ReflectionPad3d": ("reflection_pad3d_backward",),
+    "torch.nn.NLLLoss": ("nll_loss2d_forward",),
+    "torch.nn.CTCLoss": ("_ctc_loss_backward",),
+    "torch.nn.EmbeddingBag": ("_embedding_bag_backward",),
+    "torch.Tensor.put_": ("put_",),
+    "torch.histc": ("histc",),
+    "torch.bincount": ("bincount",),
+    "torch.median": ("median", "nanmedian"),
+    "torch.nn.functional.grid_sample": ("grid_sampler_2d_backward", "grid_sampler_3d_backward"),
+    "torch.Tensor.scatter_reduce": ("scatter_reduce", "scatter_reduce_"),
+    "torch.Tensor.resize_": (),  # of quantised tensors
+}  # what PyTorch refuses under `torch.use_deterministic_algorithms`: its documented name, and operators of CUDA
+
+
+def refused_by_pytorch():
+    """The names in the second list of PyTorch's own documentation."""
+    words = torch.use_deterministic_algorithms.__doc__.partition("will throw a")[2].partition("In addition")[0]
+    return set(re.findall(r"\* :\w+:`(torch\.[\w.]+)`", words))
+
+
+def test_the_operators_of_pytorchs_list_are_known():
+    assert refused_by_pytorch() == set(NOT_DETERMINISTIC)
+    for name in sum(NOT_DETERMINISTIC.values(), ()):
+        assert hasattr(torch.ops.aten, name), name
+
+
+@pytest.mark.skipif("deterministic" not in SJCConfig.model_fields, reason="no option --deterministic")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_deterministic_steps_have_no_operator_that_is_not(models, family):
+    options = combined(SMALL, models[family], {"deterministic": True, "pose": {"rend_hw": 12}})  # to be resized
+    with on_device(options) as (machine, optimisation):
+        counts = machine.reset()
+        optimisation.step(0)
+        used = {name.removeprefix("aten.") for _, name in counts.operators}
+        assert len(used) > 20 and not used & set(sum(NOT_DETERMINISTIC.values(), ()))
