@@ -64,7 +64,7 @@ def test_it_passes_for_every_kind_of_field(kind, layout, monkeypatch):
     assert list(found) == names + [f"{name} with a mask" for name in names]
     for what, difference in found.items():
         assert difference.largest < difference.allowed / 5 < 0.1, what
-    assert selftest.in_words(found) == ""
+    assert selftest.verdict_on(found) == ""
 
 
 def sampled(masked):
@@ -200,7 +200,7 @@ def test_it_changes_nothing_around_it():
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with torch.inference_mode():
-            assert selftest.in_words(selftest.differences(CPU, LATENTS)) == ""
+            assert selftest.verdict_on(selftest.differences(CPU, LATENTS)) == ""
             assert torch.is_inference_mode_enabled()
         assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
     finally:

@@ -36,6 +36,7 @@ OUTPUTS = ("color", "depth", "opacity", "emptiness")
 GRADIENTS = ("density", "color", "d_scale")
 OUTPUT_TOLERANCE = 2e-5  # of the largest value, but at least of 1
 GRADIENT_TOLERANCE = 1e-4  # of the largest value
+MASKED = " with a mask"  # ends the name of what was found on the field with a mask
 SUM_TOLERANCE = 1e-6  # of the sum of the magnitudes of the terms
 CACHE = "sjc_selftest.json"  # beside Warp's kernels: {conditions: verdict}
 MAX_KEPT = 50  # verdicts in that file
@@ -78,6 +79,19 @@ class Outcome(NamedTuple):
     differences: dict[str, Difference]  # {what: difference}; empty where the march did not come to an end
     seconds: float  # compilation included
 
+    def in_words(self) -> str:
+        """Return in one line the verdict or the largest differences, those with a mask among them, and the seconds."""
+        took = f"{self.seconds:.1f} s, compilation included"
+        if self.verdict:
+            return f"{self.verdict}; {took}"
+        most: dict[str, float] = {}
+        for what, difference in self.differences.items():
+            name = what.removesuffix(MASKED)
+            most[name] = max(most.get(name, 0.0), difference.largest)
+        worst = max(difference.largest / difference.allowed for difference in self.differences.values())
+        words = ", ".join(f"{name} {largest:.1e}" for name, largest in most.items())
+        return f"passed, {worst:.0%} of what is allowed; largest differences {words}; {took}"
+
 
 # ---------------------------------------------------------------- the verdict
 
@@ -109,7 +123,7 @@ def run(device: torch.device, kind: Kind) -> Outcome:
     try:
         start()
         found = differences(device, kind)
-        words = in_words(found)
+        words = verdict_on(found)
     except Exception as error:  # noqa: BLE001 (a compiler, a driver or a kernel fails: errors are of many kinds)
         words = f"{type(error).__name__}: {first_line(error)}"
         lasting = not (is_out_of_memory(error) or "Failed to allocate" in str(error))  # the latter are Warp's words
@@ -120,7 +134,7 @@ def run(device: torch.device, kind: Kind) -> Outcome:
     return Outcome(words, found, time.perf_counter() - began)
 
 
-def in_words(found: dict[str, Difference]) -> str:
+def verdict_on(found: dict[str, Difference]) -> str:
     """Return in one line which differences are not allowed, "" where all are."""
     bad = [f"{what} by {d.largest:.2g} (allowed {d.allowed:.1g})" for what, d in found.items() if not d.fits]
     return f"differs from the reference in {', '.join(bad)}" if bad else ""
@@ -236,7 +250,7 @@ def differences(device: torch.device, kind: Kind) -> dict[str, Difference]:
                 else:
                     allowed = GRADIENT_TOLERANCE * most + (SUM_TOLERANCE * terms if "d_scale" in what else 0)
                 largest = (got[what] - values).abs().max().item()
-                found[what + " with a mask" * masked] = Difference(largest, allowed)
+                found[what + MASKED * masked] = Difference(largest, allowed)
     return found
 
 
