@@ -109,7 +109,7 @@ def verdict(device: torch.device, kind: Kind) -> str:
     kept = read_verdicts().get(conditions(device, kind))
     if kept is not None:
         return kept
-    note(f"testing the fused renderer on {device} once; its kernels are compiled for that, which can take a minute")
+    note(f"testing the fused renderer on {device} once; compiling its kernels for that takes some seconds")
     with no_stderr():  # the verdict says in one line what Warp says in many; doctor.py --selftest True shows them
         return run(device, kind).verdict
 
@@ -239,8 +239,8 @@ def differences(device: torch.device, kind: Kind) -> dict[str, Difference]:
     found = {}
     with torch.inference_mode(False), torch.enable_grad(), any_algorithm():
         for masked in (False, True):
-            field, rays = sample_field(kind, masked).to(device), [x.to(device) for x in sample_rays()]
-            rays += sample_range(*rays, field.aabb, field.step_size)
+            field, (rays_o, rays_d) = sample_field(kind, masked).to(device), (x.to(device) for x in sample_rays())
+            rays = rays_o, rays_d, *sample_range(rays_o, rays_d, field.aabb, field.step_size)
             got, want = (gathered(march, field, rays) for march in (fused.march, reference.march))
             terms = (field.density * want["gradient of density"]).abs().sum().item()
             for what, values in want.items():
@@ -254,7 +254,7 @@ def differences(device: torch.device, kind: Kind) -> dict[str, Difference]:
     return found
 
 
-def gathered(march: MarchFunction, field: VoxRF, rays: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def gathered(march: MarchFunction, field: VoxRF, rays: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
     """Return {what: values} of all outputs of a march along rays, and of all gradients of a sum of random shares.
 
     rays: origins, directions, first samples and numbers of samples, as `voxnerf.reference.march` takes them.
