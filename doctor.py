@@ -138,7 +138,8 @@ def check_renderer(cfg: DoctorConfig) -> list[Finding]:
     from voxnerf.fused import selftest
 
     assert cfg.vox.model_type is not None and cfg.vox.c is not None
-    kind = selftest.Kind(FIELDS[cfg.vox.model_type], cfg.vox.c, False)
+    exact = cfg.deterministic and device.type == "cuda"
+    kind = selftest.Kind(FIELDS[cfg.vox.model_type], cfg.vox.c, False, exact)
     problem = selftest.cuda_problem(device)
     if problem:
         return [not_fused(cfg, problem, f"update the driver, or install a +cu12 wheel from {WARP_FOR_CUDA_12}")]

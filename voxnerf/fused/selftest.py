@@ -1,5 +1,7 @@
 """Whether the fused march computes on a device what the reference computes there: tried on a small field, and kept.
 
+The optimizers that go with it are tried too.
+
 `auto` is the fused renderer on CUDA only where this test passes. On a CPU it is not run at the start of a command,
 since the tests of the project prove the CPU.
 """
@@ -12,6 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +25,13 @@ import warp as wp
 from my import nvidia, plain_files
 from my.errors import RunError, first_line, is_out_of_memory, no_stderr, note
 from my.run_dir import write_atomic
-from voxnerf import reference
+from voxnerf import adamax, reference
 from voxnerf.field import VoxRF
+from voxnerf.fused import adamax as fused_adamax
 from voxnerf.fused import march as fused
+from voxnerf.fused.adam import OccupiedAdam
 from voxnerf.fused.launch import start
-from voxnerf.rays import sample_range
+from voxnerf.rays import Rays, through
 from voxnerf.reference import MarchFunction
 
 SIZE = (16, 12, 9)  # voxels X, Y, Z of the field
@@ -40,24 +45,34 @@ MASKED = " with a mask"  # ends the name of what was found on the field with a m
 SUM_TOLERANCE = 1e-6  # of the sum of the magnitudes of the terms
 CACHE = "sjc_selftest.json"  # beside Warp's kernels: {conditions: verdict}
 MAX_KEPT = 50  # verdicts in that file
-SOURCES = ("fused/*.py", "reference.py", "field.py", "sh.py", "rays.py")  # below voxnerf/: what a verdict is about
+SOURCES = (
+    "fused/*.py",
+    "reference.py",
+    "field.py",
+    "sh.py",
+    "rays.py",
+    "adamax.py",
+)  # below voxnerf/: what a verdict is about
 
 
 class Kind(NamedTuple):
-    """What the kernels of a field depend on. A mask is not part of it: a field may get one at any time."""
+    """What the kernels of a march depend on. A mask is not part of it: a field may get one at any time."""
 
     field: type[VoxRF]
     channels: int
     view_dependent: bool
+    exact: bool = False  # gradients are sums of whole numbers, see `voxnerf.fused.march.march`
 
     @classmethod
     def of(cls, field: VoxRF) -> Kind:
-        """Return the kind of a field."""
-        return cls(type(field), field.c, field.view_dependent)
+        """Return the kind of a march through a field."""
+        exact = field.density.is_cuda and torch.are_deterministic_algorithms_enabled()
+        return cls(type(field), field.c, field.view_dependent, exact)
 
     def __str__(self) -> str:
         """Return it in words."""
-        return f"{self.field.__name__}, channels {self.channels}{', view-dependent' * self.view_dependent}"
+        more = ", view-dependent" * self.view_dependent + ", deterministic" * self.exact
+        return f"{self.field.__name__}, channels {self.channels}{more}"
 
 
 class Difference(NamedTuple):
@@ -88,7 +103,7 @@ class Outcome(NamedTuple):
         for what, difference in self.differences.items():
             name = what.removesuffix(MASKED)
             most[name] = max(most.get(name, 0.0), difference.largest)
-        worst = max(difference.largest / difference.allowed for difference in self.differences.values())
+        worst = max(d.largest / d.allowed for d in self.differences.values() if d.allowed)
         words = ", ".join(f"{name} {largest:.1e}" for name, largest in most.items())
         return f"passed, {worst:.0%} of what is allowed; largest differences {words}; {took}"
 
@@ -226,9 +241,32 @@ def keep_verdict(key: str, words: str) -> None:
 
 
 def differences(device: torch.device, kind: Kind) -> dict[str, Difference]:
-    """Return how far outputs and gradients of the fused march are from those of the reference, on one device.
+    """Return how far the fused march and its optimizers are from the reference, on one device and in float32.
 
-    Both march the same rays through the same field, once without a mask and once with one, in float32.
+    Both march the same rays through the same field, once without a mask and once with one. The gradients of an exact
+    kind are computed twice, and must be the same bit for bit.
+    """
+    found = {}
+    with torch.inference_mode(False), torch.enable_grad():
+        for masked in (False, True):
+            field = sample_field(kind, masked).to(device)
+            rays = through(field, *(x.to(device) for x in sample_rays()))
+            with algorithms(deterministic=False):
+                want = gathered(reference.march, field, rays)
+            with algorithms(kind.exact):
+                got = gathered(fused.march, field, rays)
+                again = gathered(fused.march, field, rays) if kind.exact else got
+            here = {
+                **compared(got, want, field),
+                **{f"{what}, repeated": difference(again[what], got[what], 0) for what in got if kind.exact},
+                **stepped(field, [got[f"gradient of {name}"] for name in GRADIENTS]),
+            }
+            found |= {what + MASKED * masked: each for what, each in here.items()}
+    return found
+
+
+def compared(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], field: VoxRF) -> dict[str, Difference]:
+    """Return how far the outputs and gradients of a march are from those of the reference.
 
     Outputs: a sample's position is rounded to 1e-6 voxels. The field changes by about its own size per voxel, and some
     20 samples add up, which makes 2e-5. The gradient of a voxel is such a sum too, of samples that all rays have in its
@@ -236,31 +274,67 @@ def differences(device: torch.device, kind: Kind) -> dict[str, Difference]:
     grid: each term is rounded, and 1e-6 of their magnitudes comes on top. On a CPU the differences are a tenth of this
     and less. An error in a kernel shows as one of the order of the largest value.
     """
-    found = {}
-    with torch.inference_mode(False), torch.enable_grad(), any_algorithm():
-        for masked in (False, True):
-            field, (rays_o, rays_d) = sample_field(kind, masked).to(device), (x.to(device) for x in sample_rays())
-            rays = rays_o, rays_d, *sample_range(rays_o, rays_d, field.aabb, field.step_size)
-            got, want = (gathered(march, field, rays) for march in (fused.march, reference.march))
-            terms = (field.density * want["gradient of density"]).abs().sum().item()
-            for what, values in want.items():
-                most = values.abs().max().item()
-                if what in OUTPUTS:
-                    allowed = OUTPUT_TOLERANCE * max(1.0, most)
-                else:
-                    allowed = GRADIENT_TOLERANCE * most + (SUM_TOLERANCE * terms if "d_scale" in what else 0)
-                largest = (got[what] - values).abs().max().item()
-                found[what + MASKED * masked] = Difference(largest, allowed)
+    terms, found = (field.density * want["gradient of density"]).abs().sum().item(), {}
+    for what, values in want.items():
+        most = values.abs().max().item()
+        if what in OUTPUTS:
+            allowed = OUTPUT_TOLERANCE * max(1.0, most)
+        else:
+            allowed = GRADIENT_TOLERANCE * most + (SUM_TOLERANCE * terms if "d_scale" in what else 0)
+        found[what] = difference(got[what], values, allowed)
     return found
 
 
-def gathered(march: MarchFunction, field: VoxRF, rays: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """Return {what: values} of all outputs of a march along rays, and of all gradients of a sum of random shares.
+def difference(got: torch.Tensor, want: torch.Tensor, allowed: float) -> Difference:
+    """Return the largest difference of two tensors, NaN where one is in them, beside what is allowed."""
+    return Difference((got - want).abs().max().item(), allowed)
 
-    rays: origins, directions, first samples and numbers of samples, as `voxnerf.reference.march` takes them.
+
+def stepped(field: VoxRF, gradients: list[torch.Tensor]) -> dict[str, Difference]:
+    """Return how far colours are from those of PyTorch's optimizers, after two steps with the same gradients.
+
+    Adamax takes one step more, which is left out by its flag.
     """
-    rays_o, rays_d, t_min, n_samples = rays
-    outputs = march(field, rays_o, rays_d, t_min, n_samples, EMPTINESS_SCALE)
+    new, old = (adamax_steps(field, gradients, update) for update in (fused_adamax.update_where, adamax.update_where))
+    found = {"color after Adamax": difference(new, old, OUTPUT_TOLERANCE * old.abs().max().item())}
+    if field.alpha_mask is not None:  # else `OccupiedAdam` is PyTorch's
+        new, old = (adam_steps(field, gradients, occupied) for occupied in (True, False))
+        found["color after Adam"] = difference(new, old, OUTPUT_TOLERANCE * old.abs().max().item())
+    return found
+
+
+def adamax_steps(field: VoxRF, gradients: list[torch.Tensor], update: adamax.Update) -> torch.Tensor:
+    """Return the colours of a field after two steps of Adamax by `update`, and one that is left out."""
+    copy = with_gradients(field, gradients)
+    optimizer = adamax.Adamax([{"params": [getattr(copy, name)], "lr": 0.05} for name in GRADIENTS], update)
+    for finite in (True, True, False):
+        optimizer.step_where(torch.tensor(finite, device=field.density.device))
+    return copy.color.detach()
+
+
+def adam_steps(field: VoxRF, gradients: list[torch.Tensor], occupied: bool) -> torch.Tensor:
+    """Return the colours of a field after two steps of Adam: `OccupiedAdam`, or PyTorch's."""
+    copy, lr, betas = with_gradients(field, gradients), 0.05, (0.9, 0.99)
+    optimizer: torch.optim.Optimizer = torch.optim.Adam([{"params": [p]} for p in copy.parameters()], lr, betas)
+    if occupied:
+        optimizer = OccupiedAdam(copy, lr, betas)
+    for _ in range(2):
+        optimizer.step()
+    return copy.color.detach()
+
+
+def with_gradients(field: VoxRF, gradients: list[torch.Tensor]) -> VoxRF:
+    """Return a copy of a field whose parameters have the given gradients, those of GRADIENTS."""
+    copy = deepcopy(field)
+    for name, gradient in zip(GRADIENTS, gradients):
+        p = getattr(copy, name)
+        p.grad = torch.empty_like(p).copy_(gradient)  # stored as the parameter is
+    return copy
+
+
+def gathered(march: MarchFunction, field: VoxRF, rays: Rays) -> dict[str, torch.Tensor]:
+    """Return {what: values} of all outputs of a march along rays, and of all gradients of a sum of random shares."""
+    outputs = march(field, rays, EMPTINESS_SCALE)
     g = torch.Generator().manual_seed(2)
     shares = [torch.randn(x.shape, generator=g).to(x.device) for x in outputs]
     loss = torch.stack([(x * share).sum() for x, share in zip(outputs, shares)]).sum()
@@ -310,10 +384,10 @@ def sample_rays() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def any_algorithm() -> Iterator[None]:
-    """While the block runs, allow PyTorch algorithms that are not deterministic: the reference needs them on CUDA."""
+def algorithms(deterministic: bool) -> Iterator[None]:
+    """While the block runs, ask PyTorch for deterministic algorithms or not: the reference needs others on CUDA."""
     strict, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(deterministic)
     try:
         yield
     finally:
