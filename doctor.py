@@ -26,7 +26,7 @@ from pydantic import Field
 import families
 from families import hub
 from families.family import WITHOUT, Place
-from my import config, run_dir, script
+from my import config, nvidia, run_dir, script
 from my.env import ENV, data_root
 from my.errors import Stop, UserError, is_out_of_memory, one_line, run_main
 from my.sha256 import sha256_of
@@ -38,13 +38,20 @@ TESTED = ROOT / "constraints.txt"  # the versions that CI last passed with, one 
 HUB_TIMEOUT = 3  # seconds
 MIN_DISK = 1.0  # the most GB that the pictures and checkpoints of a run take
 GB = 1e9
+WARP_FOR_CUDA_12 = "https://github.com/NVIDIA/warp/releases"  # wheels for older drivers and GPUs, named +cu12
 WEIGHTS = (".safetensors", ".bin")  # endings of the files of weights in a folder
 OK, NOTE, BAD = "ok", "note", "MISSING"
 
 
 class DoctorConfig(SJCConfig):
-    """Every option of run_sjc.py, and the one of doctor.py."""
+    """Every option of run_sjc.py, and those of doctor.py."""
 
+    selftest: bool = Field(
+        False,
+        json_schema_extra=config.FREE,
+        description="test the fused renderer on the run's device now, whatever an earlier test found, and say how far "
+        "it is from the reference",
+    )
     sha256: bool = Field(
         False,
         json_schema_extra=config.FREE,
@@ -77,6 +84,7 @@ def check_device(cfg: DoctorConfig) -> list[Finding]:
     precision = Finding(OK, "precision", family.evaluated_in(device.type))
     if device.type != "cuda":
         build = "no CUDA GPU" if torch.version.cuda else "a PyTorch without CUDA"
+        build = "a CUDA GPU is there too" if torch.cuda.is_available() else build
         return [
             Finding(
                 OK,
@@ -96,6 +104,65 @@ def check_device(cfg: DoctorConfig) -> list[Finding]:
         precision,
         Finding(NOTE if few else OK, "GPU memory", f"{free:.1f} of {total:.1f} GB free", to_do if few else ""),
     ]
+
+
+def check_driver(cfg: DoctorConfig) -> list[Finding]:
+    """Return the finding about an NVIDIA GPU that the driver knows and PyTorch does not see; none where it sees all.
+
+    None either where such a GPU is asked for: then `check_device` says so.
+    """
+    why = "" if cfg.device.startswith("cuda") else nvidia.unseen()
+    if not why:
+        return []
+    answer = nvidia.ask()
+    return [Finding(NOTE, "GPU", f"{', '.join(answer.names) or nvidia.TOOL}: PyTorch does not see it", why)]
+
+
+def check_renderer(cfg: DoctorConfig) -> list[Finding]:
+    """Return the finding about the fused renderer, where the run may use it on a GPU, or where it is to be tested.
+
+    On a CPU there is none, unless Warp does not start there.
+    """
+    from voxnerf.field import FIELDS
+    from voxnerf.render import start_problem
+
+    try:
+        device = script.pick_device(cfg.device)
+    except UserError:
+        return []  # `check_device` says so
+    if not cfg.selftest and cfg.renderer == "reference":
+        return []
+    problem = start_problem()
+    if problem:
+        return [not_fused(cfg, problem, "pip install warp-lang")]
+    from voxnerf.fused import selftest
+
+    assert cfg.vox.model_type is not None and cfg.vox.c is not None
+    exact = cfg.deterministic and device.type == "cuda"
+    kind = selftest.Kind(FIELDS[cfg.vox.model_type], cfg.vox.c, False, exact)
+    problem = selftest.cuda_problem(device)
+    if problem:
+        return [not_fused(cfg, problem, f"update the driver, or install a +cu12 wheel from {WARP_FOR_CUDA_12}")]
+    try:
+        if cfg.selftest:
+            outcome = selftest.run(device, kind)
+            words = f"self-test of the fused one on {device}, for {kind}: {outcome.in_words()}"
+            if outcome.verdict:
+                return [not_fused(cfg, words, "report this, with all that is printed here")]
+            return [Finding(OK, "renderer", words)]
+        problem = selftest.verdict(device, kind) if device.type == "cuda" else ""
+    except Stop as error:
+        return [Finding(BAD, "renderer", str(error), "give --renderer reference")]
+    if problem:
+        return [not_fused(cfg, problem, "--selftest True tests it again")]
+    return [Finding(OK, "renderer", f"fused; its self-test passed on {device}")] if device.type == "cuda" else []
+
+
+def not_fused(cfg: DoctorConfig, problem: str, to_do: str) -> Finding:
+    """Return the finding that the fused renderer cannot be used; only a run that asks for it cannot start without."""
+    if cfg.renderer == "fused":
+        return Finding(BAD, "renderer", f"--renderer fused: {problem}", f"{to_do}; or give --renderer reference")
+    return Finding(NOTE, "renderer", problem, f"{to_do}; until then the run uses --renderer reference, which is slow")
 
 
 def check_disk() -> list[Finding]:
@@ -295,6 +362,8 @@ def examine(argv: list[str] | None) -> Iterator[Finding]:
     yield from folder
     yield from check_packages()
     yield from check_device(cfg)
+    yield from check_driver(cfg)
+    yield from check_renderer(cfg)
     yield from check_disk()
     yield from check_ffmpeg()
     yield from check_hub()

@@ -354,7 +354,7 @@ class SJC:
 def new_adamax(field: VoxRF, cfg: SJCConfig) -> Adamax:
     """Return the optimizer of a field. It computes a step in one pass where the fused renderer is used."""
     update: Update = update_where
-    if pick_march(cfg.renderer, field.density) is not reference.march:
+    if pick_march(cfg.renderer, field) is not reference.march:
         from voxnerf.fused.adamax import update_where as fused_update
 
         update = fused_update

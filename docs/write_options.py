@@ -32,7 +32,7 @@ HEAD = """# Options
 
 Every option of every command, as its `-h` says it. This page is written by `docs/write_options.py`. Options are
 `--seed 3` or `--seed=3`; later sources win: defaults, `--preset NAME`, `./config.yml`, flags. `doctor.py` takes the
-options of `run_sjc.py`, and `--sha256`.
+options of `run_sjc.py`, `--selftest` and `--sha256`.
 """
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from my import config, plain_files, run_dir
+from my import config, nvidia, plain_files, run_dir
 from my.errors import RunError, UserError, shown, some
 from my.processes import of_torchrun
 
@@ -171,8 +171,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
+        why = nvidia.unseen() if name.startswith("cuda") else ""
         raise UserError(
-            f"--device {name}: not available here; use auto, cpu{', cuda' if torch.cuda.is_available() else ''}"
+            f"--device {name}: not available here{': ' * bool(why)}{why}; use auto, "
+            f"cpu{', cuda' if torch.cuda.is_available() else ''}"
         ) from None
     return device
 

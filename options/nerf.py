@@ -42,7 +42,9 @@ class NeRFConfig(RunOptions):
         "with 9 times the memory",
     )
     renderer: Literal["auto", "fused", "reference"] = Field(
-        "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU"
+        "auto",
+        description="fused is fast, reference is plain PyTorch. auto is fused, except on a GPU where a short test of "
+        "it fails: there a note says so, and reference is used",
     )
     downscale: int = Field(1, gt=0, description="the pictures are averaged over squares with this edge, pixels")
     strict: bool = Field(

@@ -41,7 +41,9 @@ class SJCConfig(FamilyConfig):
     batch_views: int = Field(1, gt=0, description="cameras per step; their gradients are averaged")
     vox: VoxConfig = VoxConfig()
     renderer: Literal["auto", "fused", "reference"] = Field(
-        "auto", description="fused is fast, reference is plain PyTorch; auto is fused on a CPU"
+        "auto",
+        description="fused is fast, reference is plain PyTorch. auto is fused, except on a GPU where a short test of "
+        "it fails: there a note says so, and reference is used",
     )
     plain_bg: bool = Field(
         False, description="take a random plain light background in each step, instead of learning a texture"

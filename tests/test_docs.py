@@ -63,7 +63,17 @@ def test_options_are_as_the_code_says():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_that_pages_name_are_there(page):
     known = set(re.findall(r"`--([\w.]+)`", text_of(ROOT / "docs" / "options.md")))
-    known |= {"sha256", "help", "tests", "figure", "out", "settings", "seeds", "preset"}  # of doctor.py, benchmarks
+    known |= {
+        "sha256",
+        "selftest",
+        "help",
+        "tests",
+        "figure",
+        "out",
+        "settings",
+        "seeds",
+        "preset",
+    }  # of doctor.py, benchmarks
     known |= {"check"}  # of ruff
     named = {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--([A-Za-z][\w.]*)", text_of(page))}
     groups = {name.partition(".")[0] for name in known}

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -17,12 +18,21 @@ from safetensors.torch import load_file, save_file
 import crafted
 import doctor
 from families.sd import find, layout
-from my import config
-from my.errors import run_main
+from my import config, nvidia
+from my.errors import RunError, run_main
 from options.sjc import SJCConfig
 from sjc import ready
+from voxnerf.field import V_SD
+from voxnerf.fused import selftest
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = pytest.mark.usefixtures("home", "no_tool")
+ASK = nvidia.ask.__wrapped__
+
+
+@pytest.fixture
+def no_tool(monkeypatch):
+    """A machine without an NVIDIA driver, whatever machine this is."""
+    monkeypatch.setattr(nvidia, "ask", nvidia.Answer)
 
 
 def run(capsys, *argv):
@@ -90,6 +100,105 @@ def test_gpu_memory_that_is_too_small(monkeypatch):
         "3.0 of 8.0 GB free",
         "",
     )
+
+
+def test_a_gpu_that_pytorch_does_not_see(capsys, home, monkeypatch):
+    """The driver's tool names it; this PyTorch was built without CUDA. The run can start, on the CPU."""
+    (home / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA GeForce RTX 4090, 560.94\n")
+    (home / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(nvidia, "ask", ASK)
+    status, states, text = run(capsys, "--preset", "ideal")
+    assert status == 0 and states["GPU"] == [doctor.NOTE]
+    assert "NVIDIA GeForce RTX 4090: PyTorch does not see it" in text and "a PyTorch without CUDA" in text
+    assert "is built without CUDA; https://pytorch.org/get-started/locally/ has the build for this driver" in text
+    asked = doctor.DoctorConfig(family="ideal", device="cuda")
+    (finding,) = doctor.check_device(asked)
+    assert finding.state == doctor.BAD and "is built without CUDA" in finding.found
+    assert doctor.check_driver(asked) == doctor.check_renderer(asked) == []  # it is said already
+
+
+# ---------------------------------------------------------------- the renderer
+
+
+def test_the_self_test_is_run_on_request(capsys, monkeypatch, tmp_path):
+    """For the field of the run, whatever an earlier test found; the new verdict is kept."""
+    monkeypatch.setattr(selftest, "cache_file", lambda: tmp_path / "selftest.json")
+    kind = selftest.Kind(V_SD, 4, False)
+    selftest.start()
+    selftest.keep_verdict(selftest.conditions(torch.device("cpu"), kind), "differs a lot")
+    status, states, text = run(capsys, "--preset", "mini", "--selftest", "True")
+    assert status == 0 and states["renderer"] == [doctor.OK]
+    assert re.search(r"on cpu, for V_SD, channels 4: passed, \d+% of what is allowed; .* color \d\.\de-0\d,", text)
+    assert re.search(r"gradient of d_scale \d\.\de-0\d; \d+\.\d s, compilation included", text)
+    assert list(selftest.read_verdicts().values()) == [""]
+    assert "renderer" not in run(capsys, "--preset", "mini")[1]
+
+
+@pytest.mark.parametrize(
+    "renderer, status, state", [("auto", 0, "note"), ("fused", 2, "MISSING"), ("reference", 0, "note")]
+)
+def test_a_self_test_that_fails(capsys, monkeypatch, tmp_path, renderer, status, state):
+    """Only the run that asks for this renderer cannot start."""
+    monkeypatch.setattr(selftest, "cache_file", lambda: tmp_path / "selftest.json")
+    bad = {"gradient of color": selftest.Difference(0.5, 1e-4)}
+    monkeypatch.setattr(selftest, "differences", lambda device, kind: bad)
+    got, states, text = run(capsys, "--preset", "ideal", "--selftest", "True", "--renderer", renderer)
+    assert got == status and states["renderer"] == [state]
+    assert "differs from the reference in gradient of color by 0.5 (allowed 0.0001)" in text
+    assert "--renderer reference" in text
+
+
+def test_a_warp_that_does_not_start(capsys, monkeypatch):
+    monkeypatch.setattr("voxnerf.render.start_problem", lambda: "the package warp-lang does not start here: no LLVM")
+    for renderer, state in (("auto", doctor.NOTE), ("fused", doctor.BAD)):
+        status, states, text = run(capsys, "--preset", "ideal", "--renderer", renderer)
+        assert status == (2 if state == doctor.BAD else 0) and states["renderer"] == [state]
+        assert "no LLVM" in text and "-> pip install warp-lang" in text
+    status, states, _ = run(capsys, "--preset", "ideal", "--renderer", "reference")
+    assert status == 0 and "renderer" not in states
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that PyTorch and Warp say is there: {what Warp lacks there, the verdict of the self-test}."""
+    says = {"lacks": "", "verdict": ""}
+    monkeypatch.setattr("my.script.pick_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(selftest, "cuda_problem", lambda device: says["lacks"])
+    monkeypatch.setattr(selftest, "verdict", lambda device, kind: says["verdict"])
+    return says
+
+
+def test_the_renderer_on_a_gpu(gpu):
+    cfg = doctor.DoctorConfig(family="ideal")
+    assert doctor.check_renderer(cfg) == [(doctor.OK, "renderer", "fused; its self-test passed on cuda:0", "")]
+    gpu["verdict"] = "differs from the reference in depth by 3"
+    (finding,) = doctor.check_renderer(cfg)
+    assert finding.state == doctor.NOTE and finding.found == gpu["verdict"]
+    assert "--selftest True" in finding.to_do and "until then the run uses --renderer reference" in finding.to_do
+    assert doctor.check_renderer(doctor.DoctorConfig(family="ideal", renderer="reference")) == []
+
+
+@pytest.mark.parametrize("renderer, state", [("auto", doctor.NOTE), ("fused", doctor.BAD)])
+def test_a_driver_that_is_too_old_for_warp(gpu, renderer, state):
+    gpu["lacks"] = "warp-lang 1.19.0 is built with CUDA 13.4, which needs a driver of series 580 or newer"
+    (finding,) = doctor.check_renderer(doctor.DoctorConfig(family="ideal", renderer=renderer))
+    assert finding.state == state and gpu["lacks"] in finding.found
+    assert finding.to_do.startswith("update the driver, or install a +cu12 wheel from https://github.com/NVIDIA/warp")
+    assert "--renderer reference" in finding.to_do
+
+
+def test_a_self_test_that_breaks_the_device(gpu, monkeypatch):
+    def broken(device, kind):
+        raise RunError("the self-test left cuda:0 unusable")
+
+    monkeypatch.setattr(selftest, "verdict", broken)
+    (finding,) = doctor.check_renderer(doctor.DoctorConfig(family="ideal"))
+    assert finding.state == doctor.BAD and "unusable" in finding.found and "--renderer reference" in finding.to_do
+
+
+# ---------------------------------------------------------------- checkpoints
 
 
 def test_without_weights_and_network_it_cannot(capsys):

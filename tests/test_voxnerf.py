@@ -406,21 +406,39 @@ def test_fused_threads_agree(threads, monkeypatch):
 
 
 def test_pick_march():
-    single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    single, double = VoxRF(CUBE, 2), VoxRF(CUBE, 2, dtype=torch.float64)
     assert pick_march("reference", single) is not pick_march("fused", single) is pick_march("auto", single)
     assert pick_march("auto", double) is pick_march("reference", double)
-    assert pick_march("auto", torch.zeros(1, device="meta")) is pick_march("reference", single)
+    assert pick_march("auto", VoxRF(CUBE, 2, device="meta")) is pick_march("reference", single)
     with pytest.raises(ValueError, match="float64"):
         pick_march("fused", double)
     with pytest.raises(ValueError, match="auto, fused, reference"):
         pick_march("fast", single)
 
 
-def test_without_warp(monkeypatch):
-    monkeypatch.setattr("voxnerf.render.fused_available", lambda: False)
-    assert pick_march("auto", torch.zeros(1)) is pick_march("reference", torch.zeros(1))
-    with pytest.raises(UserError, match="warp-lang.*--renderer reference"):
-        pick_march("fused", torch.zeros(1))
+def test_without_warp(monkeypatch, capsys):
+    """auto says in one line, once, what is amiss; who asks for the fused renderer is refused."""
+    from voxnerf.render import say_slow
+
+    say_slow.cache_clear()
+    monkeypatch.setattr("voxnerf.render.start_problem", lambda: "the package warp-lang does not start here: no LLVM")
+    field = VoxRF(CUBE, 2)
+    for _ in range(2):
+        assert pick_march("auto", field) is pick_march("reference", field)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "slow renderer" in line and "warp-lang does not start here: no LLVM" in line
+    with pytest.raises(UserError, match="--renderer fused: .*warp-lang.*no LLVM; use --renderer reference"):
+        pick_march("fused", field)
+
+
+def test_warp_that_does_not_start(monkeypatch):
+    from voxnerf.render import start_problem
+
+    def broken():
+        raise OSError("libwarp: wrong ELF class\nand more")
+
+    monkeypatch.setattr("voxnerf.fused.launch.start", broken)
+    assert start_problem.__wrapped__() == "the package warp-lang does not start here: libwarp: wrong ELF class"
 
 
 # ---- properties

@@ -336,7 +336,7 @@ class NeRF:
 
 def new_adam(field: VoxRF, lr: float, renderer: str) -> torch.optim.Adam:
     """Return Adam for a field, with a group per parameter: `OccupiedAdam` where the fused renderer is used."""
-    if pick_march(renderer, field.density) is reference.march:
+    if pick_march(renderer, field) is reference.march:
         return torch.optim.Adam([{"params": [p]} for p in field.parameters()], lr, BETAS)
     from voxnerf.fused.adam import OccupiedAdam
 

@@ -17,14 +17,13 @@ plain PyTorch.
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from my.errors import UserError
+from my.errors import UserError, first_line, note
 from voxnerf import reference
 from voxnerf.field import VoxRF
 from voxnerf.lens import Lens
@@ -72,7 +71,7 @@ def render_ready(
         emptiness_scale: s of `Rendering.emptiness`.
         renderer: one of RENDERERS, see `pick_march`.
     """
-    march = pick_march(renderer, field.density)
+    march = pick_march(renderer, field)
     light, depth, opacity, emptiness = march(field, rays, emptiness_scale)
     if bg is None:
         bg = field.background(rays.d)
@@ -80,42 +79,72 @@ def render_ready(
     return Rendering(light + clear[:, None] * bg, depth + clear * BG_DEPTH, opacity, emptiness, rays.n_samples)
 
 
-def pick_march(renderer: str, like: torch.Tensor) -> MarchFunction:
-    """Return the `march` function of a renderer, for fields whose parameters have the dtype and device of `like`.
+def pick_march(renderer: str, field: VoxRF) -> MarchFunction:
+    """Return the `march` function of a renderer for a field; its kind, dtype and device count, its values do not.
 
-    auto is fused for float32 on a CPU. The fused kernels are written for CUDA too, but nobody has run them there yet.
+    auto is fused for float32 on a CPU, and on CUDA where `voxnerf.fused.selftest` passes; elsewhere it is the
+    reference, and one line says why, except for other dtypes and devices. No CPU is tested when a command starts: the
+    project's tests prove the CPU. What is found out is found once per process, since every rendering asks.
     Raises ValueError for a name that is not in RENDERERS and for a dtype that the renderer cannot use, and UserError
-    where the fused renderer is asked for and does not start.
+    where the fused renderer is asked for and cannot be used.
     """
     if renderer not in RENDERERS:
         raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, got {renderer!r}")
-    fit = like.dtype == torch.float32 and like.device.type == "cpu"
-    if renderer == "reference" or (renderer == "auto" and not (fit and fused_available())):
+    single, fits = field.density.dtype == torch.float32, device_type(field) in ("cpu", "cuda")
+    if renderer == "reference" or (renderer == "auto" and not (single and fits)):
         return reference.march
-    if like.dtype != torch.float32:
-        raise ValueError(f"the fused renderer is for float32 fields, this one is {like.dtype}")
-    if not fused_available():
-        raise UserError(
-            "--renderer fused: needs the package warp-lang, which does not start here; install it, or use "
-            "--renderer reference"
-        )
+    if not single:
+        raise ValueError(f"the fused renderer is for float32 fields, this one is {field.density.dtype}")
+    problem = fused_problem(field)
+    if problem and renderer == "fused":
+        raise UserError(f"--renderer fused: {problem}; use --renderer reference")
+    if problem:
+        say_slow(problem)
+        return reference.march
     from voxnerf.fused.march import march
 
     return march
 
 
+def device_type(field: VoxRF) -> str:
+    """Return the type of the device that a field is on, such as "cuda"."""
+    return field.density.device.type
+
+
+def fused_problem(field: VoxRF) -> str:
+    """Return in one line why the fused renderer cannot render a float32 field, "" where it can.
+
+    On the device meta, where nothing is rendered, Warp need only start.
+    """
+    on = device_type(field)
+    if on not in ("cpu", "cuda", "meta"):
+        return f"it runs on cpu and cuda, not on {on}"
+    problem = start_problem()
+    if problem or on != "cuda":
+        return problem
+    from voxnerf.fused import selftest
+
+    words = selftest.verdict(field.density.device, selftest.Kind.of(field))
+    return f"it does not work on {field.density.device}: {words}" if words else ""
+
+
 @functools.cache
-def fused_available() -> bool:
-    """Start Warp, and return whether the fused renderer works here; where it does not, warn once and say why."""
+def start_problem() -> str:
+    """Start Warp, once per process, and return in one line why it does not start, "" where it does."""
     try:
         import voxnerf.fused.march  # noqa: F401 (this import is what may fail)
         from voxnerf.fused.launch import start
 
         start()
     except Exception as error:  # noqa: BLE001 (a package, a library or a driver is missing: errors are of many kinds)
-        warnings.warn(f"no fused renderer, the slow one is used: {error}", stacklevel=2)
-        return False
-    return True
+        return f"the package warp-lang does not start here: {first_line(error)}"
+    return ""
+
+
+@functools.cache
+def say_slow(problem: str) -> None:
+    """Say on stderr, once per process, that the reference is used in place of the fused renderer, and why."""
+    note(f"the slow renderer is used, --renderer reference: for the fused one, {problem}")
 
 
 def render_image(
