@@ -67,7 +67,7 @@ def do_runs(cfg: SweepConfig, plan: Plan, unfinished: Sequence[Run]) -> None:
         gpus = slots[0]["CUDA_VISIBLE_DEVICES"]
         where = f"{len(slots)} at a time, on {'GPUs' if gpus else 'the CPU'}"
     print(f"{len(unfinished)} of {len(plan.runs)} runs to do, {where}", flush=True)
-    work(plan.runs, unfinished, executor, lambda: report.write(plan.runs))
+    work(plan.runs, unfinished, executor, lambda running: report.write(plan.runs, running))
 
 
 def evaluate(runs: Sequence[Run]) -> None:
@@ -75,6 +75,7 @@ def evaluate(runs: Sequence[Run]) -> None:
     known = [run.name for run in runs if report.has_truth(run) and folder.state_of(run).status == folder.FINISHED]
     if not known:
         note("--evaluate True: no finished run has a prompt of the toy world")
+    if report.evaluated().keys() >= set(known):
         return
     done = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), *known, "--out", report.RESULTS])
     if done.returncode:
@@ -89,7 +90,7 @@ def finish(cfg: SweepConfig, runs: Sequence[Run]) -> None:
     print(report.table(runs), f"\ndone: {report.PAGE} is the page, {report.TABLE} the table", flush=True)
     bad = [(run.name, state) for run in runs if (state := folder.state_of(run)).status != folder.FINISHED]
     if bad:
-        named = "; ".join(f"{name}: {state.why or state.status}" for name, state in bad[:FIRST])
+        named = "; ".join(f"{name}: {shown(state.why or state.status)}" for name, state in bad[:FIRST])
         more = f"; and {len(bad) - FIRST} more" if len(bad) > FIRST else ""
         raise RunError(
             f"{len(bad)} of {len(runs)} runs did not finish: {named}{more}; stderr.txt in their folders says more; the "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +19,7 @@ from my import plain_files
 from my.config import near_miss
 from my.errors import RunError, UserError, first_line, shown, some
 from my.run_dir import write_atomic
-from sweep.job import Job
+from sweep.job import Job, blocked
 from sweep.plan import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +90,7 @@ class Local:
             if waiting and (slot not in self.users or self.users[slot].done()):
                 run = waiting[0]
                 work = Job(str(Path(run.name).resolve()), command_of(run), env, os.getpid(), str(STOP.resolve()))
-                with no_interrupts():
+                with blocked(signal.SIGINT):
                     self.jobs[run.name] = self.users[slot] = self.executor.submit(work)
                     del waiting[0]
 
@@ -100,16 +99,6 @@ class Local:
         STOP.touch()
         for job in self.users.values():
             job._process.wait()  # type: ignore[attr-defined] # submitit's own wait would read a pickle
-
-
-@contextlib.contextmanager
-def no_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back while the block runs; processes that are started in it never get one from the terminal."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def slots_of(runs: Sequence[Run], at_once: int | None) -> list[dict[str, str]]:
@@ -162,7 +151,7 @@ class Slurm:
         self.jobs = {run.name: job for run in waiting if (job := in_queue(ids.get(run.name)))}
         fresh = [run for run in waiting if run.name not in self.jobs]
         waiting.clear()
-        with no_interrupts():
+        with blocked(signal.SIGINT):
             if fresh:
                 self.jobs |= self._submit(fresh)
             ids |= {name: job.job_id for name, job in self.jobs.items()}

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -40,7 +40,10 @@ class Job(Checkpointable):
         here = Path(self.path)
         resume = ["--resume", "True"] if checkpoint.latest(here / "ckpt") else []
         started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
-        with open(here / folder.OUT, "wb") as out, open(here / folder.ERR, "wb") as err:
+        if self.keeper is not None:  # Ctrl-C in the terminal is for run_sweep.py, which tells us to stop
+            signal.signal(signal.SIGINT, lambda *_: None)  # unlike a signal that is ignored, this one the run can get
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        with open(here / folder.OUT, "wb") as out, open(here / folder.ERR, "wb") as err, blocked(*self._ours()):
             self.child = subprocess.Popen(
                 [*self.command, *resume],
                 cwd=here,
@@ -48,8 +51,7 @@ class Job(Checkpointable):
                 stdout=out,
                 stderr=err,
                 env={**os.environ, **self.env},
-                start_new_session=True,  # the terminal's Ctrl-C is for run_sweep.py alone
-                preexec_fn=self._signals,
+                start_new_session=True,
             )
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -71,16 +73,19 @@ class Job(Checkpointable):
     def _is_to_stop(self) -> bool:
         return self.keeper is not None and (Path(self.stop).exists() or not is_alive(self.keeper))
 
-    def _signals(self) -> None:
-        """Set the signals of the run, before it starts.
+    def _ours(self) -> tuple[int, ...]:
+        """Return the signals that Slurm sends to every process of a job, and that are for the job, not for its run."""
+        return (signal.SIGUSR2, signal.SIGTERM) if self.keeper is None else ()
 
-        Slurm sends those of preemption and of the end of time to every process of a job. They are for the job alone.
-        """
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        if self.keeper is None:
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+@contextlib.contextmanager
+def blocked(*signals: int) -> Iterator[None]:
+    """Hold signals back while the block runs. Processes that are started in it never get them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def end(child: subprocess.Popen[bytes]) -> int:

@@ -6,7 +6,7 @@ import base64
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from my import plain_files
 from my.errors import UserError
 from my.run_dir import read_history, write_atomic
 from sweep import folder
-from sweep.folder import FAILED, FINISHED, State
+from sweep.folder import FAILED, FINISHED, RUNNING, State
 from sweep.plan import Run
 from toyworld.captions import parse_prompt
 
@@ -25,10 +25,10 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff7b72 } }
 body { font: 16px/1.45 system-ui, sans-serif; margin: 1rem auto; max-width: 90rem; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1rem; margin: .5rem 0; overflow-wrap: anywhere }
-.runs { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)) }
+.runs { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(12rem, 100%), 1fr)) }
 article { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem }
 img, .none { aspect-ratio: 1; border-radius: .25rem; display: block; object-fit: contain; width: 100% }
-img { image-rendering: pixelated }
+img.small { image-rendering: pixelated }
 .none { align-items: center; background: #8882; display: flex; justify-content: center }
 dl { display: grid; gap: 0 .75rem; grid-template-columns: auto 1fr; margin: 0; font-size: .9rem }
 dt { opacity: .7 } dd { margin: 0; overflow-wrap: anywhere }
@@ -36,6 +36,7 @@ dt { opacity: .7 } dd { margin: 0; overflow-wrap: anywhere }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; white-space: nowrap }
 """
+WIDTH, SMALL = slice(16, 20), 128  # bytes of a PNG that say its width; pixels, up to which its pixels are shown
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # nothing of the page runs or is fetched
 
 
@@ -47,10 +48,12 @@ class Row(NamedTuple):
     statistics: dict[str, str]  # {name: number}, with the measures of evaluate.py
 
 
-def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Return what is known of each run of the current folder."""
+def rows_of(runs: Sequence[Run], running: Collection[str] = ()) -> list[Row]:
+    """Return what is known of each run of the current folder; `running` are the names of those that have no end yet."""
     measured = evaluated()
-    return [Row(run, folder.state_of(run), statistics_of(Path(run.name)) | measured.get(run.name, {})) for run in runs]
+    states = {run.name: folder.state_of(run) for run in runs}
+    states |= {name: states[name]._replace(status=RUNNING, why="") for name in running}
+    return [Row(run, states[run.name], statistics_of(Path(run.name)) | measured.get(run.name, {})) for run in runs]
 
 
 def statistics_of(path: Path) -> dict[str, str]:
@@ -122,9 +125,9 @@ def table(runs: Sequence[Run]) -> str:
     )
 
 
-def write(runs: Sequence[Run]) -> None:
-    """Write TABLE and PAGE for the runs of the current folder."""
-    rows = rows_of(runs)
+def write(runs: Sequence[Run], running: Collection[str] = ()) -> None:
+    """Write TABLE and PAGE for the runs of the current folder; `running` is as in `rows_of`."""
+    rows = rows_of(runs, running)
     heads, lines = cells(rows)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([heads, *lines])
@@ -155,7 +158,7 @@ def page(rows: Sequence[Row]) -> str:
 def card(row: Row) -> str:
     """Return a run as a part of the page: picture, what varies, how it ended, numbers."""
     run, state = row.run, row.state
-    facts = {**run.varied}
+    facts = {"sd.prompt": run.cfg.texts.prompt, **run.varied}
     facts["steps"] = f"{state.step} of {run.cfg.n_steps}"
     if state.seconds is not None:
         facts["time"] = spell_seconds(state.seconds)
@@ -175,8 +178,9 @@ def picture(run: Run) -> str:
     if not found:
         return '<div class="none">no picture yet</div>'
     words = escape(f"{run.cfg.texts.prompt}: {found[-1].relative_to(path)}")
-    data = base64.b64encode(found[-1].read_bytes()).decode()
-    return f'<img alt="{words}" src="data:image/png;base64,{data}">'
+    png = found[-1].read_bytes()
+    small = int.from_bytes(png[WIDTH], "big") < SMALL
+    return f'<img{" class=small" * small} alt="{words}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def spell_seconds(seconds: float) -> str:

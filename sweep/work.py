@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from sweep import folder
@@ -14,8 +14,11 @@ from sweep.plan import Run
 POLL_S = 0.5
 
 
-def work(runs: Sequence[Run], unfinished: Sequence[Run], executor: Executor, ended: Callable[[], None]) -> None:
-    """Start the unfinished runs, and return when all have ended; `ended` is called after each end.
+def work(
+    runs: Sequence[Run], unfinished: Sequence[Run], executor: Executor, ended: Callable[[Collection[str]], None]
+) -> None:
+    """Start the unfinished runs, and return when all have ended; `ended` is called after each end, with the
+    names of those that are running.
 
     Any exception, such as that of Ctrl-C, ends all runs, and passes on.
     """
@@ -30,7 +33,7 @@ def work(runs: Sequence[Run], unfinished: Sequence[Run], executor: Executor, end
                 for name in [name for name, job in executor.jobs.items() if job.done()]:
                     del executor.jobs[name]
                     bar.end(by_name[name])
-                    ended()
+                    ended(executor.jobs)
                 bar.move(len(executor.jobs))
                 time.sleep(POLL_S)
         except BaseException:
