@@ -40,9 +40,8 @@ class Job(Checkpointable):
         here = Path(self.path)
         resume = ["--resume", "True"] if checkpoint.latest(here / "ckpt") else []
         started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
-        if self.keeper is not None:  # Ctrl-C in the terminal is for run_sweep.py, which tells us to stop
-            signal.signal(signal.SIGINT, lambda *_: None)  # unlike a signal that is ignored, this one the run can get
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C in the terminal is for run_sweep.py, which tells us
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a run has neither: it ends by this signal
         with open(here / folder.OUT, "wb") as out, open(here / folder.ERR, "wb") as err, blocked(*self._ours()):
             self.child = subprocess.Popen(
                 [*self.command, *resume],
