@@ -18,9 +18,11 @@ from options.canvas import CanvasConfig
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
+from options.sweep import SweepConfig
 
 PAGES: dict[str, type[Config]] = {
     "run_sjc.py": SJCConfig,
+    "run_sweep.py": SweepConfig,
     "run_img_sampling.py": SamplingConfig,
     "run_2d_sjc.py": CanvasConfig,
     "run_nerf.py": NeRFConfig,

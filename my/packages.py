@@ -21,6 +21,7 @@ NEEDED = (
     "huggingface_hub",
     "einops",
     "torchmetrics",
+    "submitit",
 )
 
 

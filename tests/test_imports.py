@@ -9,8 +9,17 @@ import pytest
 import families
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {"run_sjc", "highres_final_vis", "evaluate", "run_nerf", "run_img_sampling", "run_2d_sjc", "doctor"}
-METHOD = {"sjc", "sampling", "canvas"}
+SCRIPTS = {
+    "run_sjc",
+    "highres_final_vis",
+    "evaluate",
+    "run_nerf",
+    "run_img_sampling",
+    "run_2d_sjc",
+    "doctor",
+    "run_sweep",
+}
+METHOD = {"sjc", "sampling", "canvas", "sweep"}
 DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "families", "adapt"}
 MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
 FAMILIES = families.NAMES

@@ -11,8 +11,20 @@ Precedence, lowest first: defaults, `--preset NAME`, `./config.yml`, flags.
 
 from my.config.command_line import ANSWERS
 from my.config.describe import describe, near_miss, plain, spelled
-from my.config.layers import load, read, refuse_cut_off, refuse_unread, show, write
-from my.config.options import EVER, FREE, MADE_BY, Config, Option, by_use, flat, is_group, walk
+from my.config.layers import (
+    Layer,
+    by_option,
+    layer_of,
+    load,
+    read,
+    read_yaml,
+    refuse_cut_off,
+    refuse_unread,
+    show,
+    write,
+)
+from my.config.options import EVER, FREE, MADE_BY, Config, Given, Option, by_use, flat, is_group, options_of, walk
+from my.config.values import coerce
 
 __all__ = [
     "ANSWERS",
@@ -20,15 +32,22 @@ __all__ = [
     "FREE",
     "MADE_BY",
     "Config",
+    "Given",
+    "Layer",
     "Option",
+    "by_option",
     "by_use",
+    "coerce",
     "describe",
     "flat",
     "is_group",
+    "layer_of",
     "load",
     "near_miss",
+    "options_of",
     "plain",
     "read",
+    "read_yaml",
     "refuse_cut_off",
     "refuse_unread",
     "show",

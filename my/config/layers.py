@@ -161,16 +161,29 @@ def read_yaml(path: Path, label: str) -> dict[Any, Any]:
 
 def read_layer(path: Path, label: str, options: Mapping[str, Option]) -> Layer:
     """Return the layer in a YAML file, whose keys are nested or dotted; UserError, naming `label`, if it is unfit."""
-    found: Layer = {}
     values = read_yaml(path, label)
     values.pop(MADE_BY, None)
+    return layer_of(values, label, options)
+
+
+def layer_of(values: Mapping[Any, Any], label: str, options: Mapping[str, Option]) -> Layer:
+    """Return the layer of values out of YAML, whose keys are nested or dotted; UserError, naming `label`, if unfit."""
+    return {
+        name: Given(coerce(value, options[name], where), where)
+        for name, (value, where) in by_option(values, label, options).items()
+    }
+
+
+def by_option(values: Mapping[Any, Any], label: str, options: Mapping[str, Option]) -> dict[str, tuple[Any, str]]:
+    """Return {dotted name: (value, where)} of values out of YAML; UserError for no option, or one given twice."""
+    found: dict[str, tuple[Any, str]] = {}
     for name, value in flatten(values, options):
         where = f"{label}: {shown(name)}"
         if name not in options:
             raise UserError(f"{where}: {unknown(name, options)}")
         if name in found:
             raise UserError(f"{where} is given twice; give it once")
-        found[name] = Given(coerce(value, options[name], where), where)
+        found[name] = value, where
     return found
 
 
