@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from voxnerf.train_cameras import AHEAD
 
 import pose
 from adapt import make_adapter
@@ -16,7 +17,6 @@ from options.sjc import SJCConfig
 from sjc import SJC
 from test_gddpm_own import LABELS, TINY, fill, save
 from tiny import Affine, config
-from voxnerf.train_cameras import AHEAD
 
 STEPS = (0, 1, AHEAD - 1, AHEAD, AHEAD + 1)  # a new block of cameras begins among them
 BY_MASK = ("voxnerf/reference.py", "IndexBackward", "IndexPutBackward")  # the reference waits, forward and backward
