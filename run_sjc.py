@@ -165,7 +165,7 @@ def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:
     processes.refuse_fewer("--batch_views", cfg.batch_views)
     device = script.pick_device(processes.device(cfg.device))
     processes.join(device)
-    optimisation, first_step = ready(cfg, device, found)
+    optimisation, first_step = ready(cfg, device, found, processes)
     return lambda: train(optimisation, first_step, processes)
 
 

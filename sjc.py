@@ -25,6 +25,8 @@ from adapt import ScoreAdapter, make_adapter
 from my import checkpoint, config
 from my.ahead import Ahead, to_device
 from my.errors import UserError
+from my.host_copy import HostCopy
+from my.processes import Processes
 from my.script import pick_device, refuse_other_run
 from my.seeds import normal, numpy_rng, torch_rng
 from options.sjc import SJCConfig
@@ -117,15 +119,16 @@ def resizing(n: int, to: int, device: torch.device, dtype: torch.dtype) -> torch
 class SJC:
     """One optimisation: a field, the score that shapes it, its cameras and its optimizer."""
 
-    def __init__(self, cfg: SJCConfig, adapter: ScoreAdapter) -> None:
-        self.cfg, self.adapter = cfg, adapter
+    def __init__(self, cfg: SJCConfig, adapter: ScoreAdapter, processes: Processes | None = None) -> None:
+        self.cfg, self.adapter, self.processes = cfg, adapter, processes or Processes()
+        self.own = self.processes.part(cfg.batch_views)  # which of the B views of a step this process renders
         self._refuse_unfit_options()
         self.field = self._new_field()
         self.optimizer = new_adamax(self.field, cfg)
         self.uncond, self.cond = self._embed_prompts()
         self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
         self.levels = adapter.sigmas.tolist()
-        self.views = TrainRays(cfg, self.field)
+        self.views = TrainRays(cfg, self.field, self.own)
         self.noise: Ahead[torch.Tensor] = Ahead(
             self._make_noise, cfg.batch_views * math.prod(adapter.data_shape), adapter.device
         )
@@ -229,13 +232,14 @@ class SJC:
         return max(0.0, R - reach), R + reach
 
     @torch.no_grad()
-    def view(
-        self, camera: pose.Camera, hw: int | None = None, subpixels: int = 1, downscale: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w)), antialiased by `downscale`."""
+    def view(self, camera: pose.Camera, hw: int | None = None, subpixels: int = 1, downscale: int = 1) -> HostCopy:
+        """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w)), antialiased by `downscale`.
+
+        They are on their way from the device: whoever unpacks them waits.
+        """
         r = self.render(camera, hw, subpixels=subpixels, downscale=downscale, chunk=CHUNK)
         x, depth = averaged(r.color, r.depth, downscale)
-        return self.adapter.decode(x[None])[0].permute(1, 2, 0).cpu().numpy(), depth.cpu().numpy()
+        return HostCopy(self.adapter.decode(x[None])[0].permute(1, 2, 0), depth)
 
     # ------------------------------------------------------------------ optimisation
 
@@ -254,18 +258,19 @@ class SJC:
         return int(numpy_rng(self.cfg.seed, i, "background").integers(n))
 
     def train_background(self, index: int) -> torch.Tensor | None:
-        """Return the pixels (B * hw * hw, C) of plain background `index` behind the views of a step, None without."""
+        """Return the pixels (b * hw * hw, C) of plain background `index` behind the b own views, None without."""
         if self.backgrounds is None:
             return None
         if not self._train_backgrounds:
             pixels = [self.background(k, self.cfg.pose.rend_hw) for k in range(len(self.backgrounds))]
-            self._train_backgrounds = [x.repeat(self.cfg.batch_views, 1) for x in pixels if x is not None]
+            self._train_backgrounds = [x.repeat(len(self.own), 1) for x in pixels if x is not None]
         return self._train_backgrounds[index]
 
     def _make_noise(self, first: int, n: int) -> torch.Tensor:
-        """Return the noise (n, B, C, H, W) of n steps."""
+        """Return the noise (n, b, C, H, W) of n steps for the b own views."""
         steps = torch.arange(first, first + n, device=self.adapter.device)
-        return normal((self.cfg.batch_views, *self.adapter.data_shape), self.cfg.seed, steps, "noise")
+        noise = normal((self.cfg.batch_views, *self.adapter.data_shape), self.cfg.seed, steps, "noise")
+        return noise[:, self.own.start : self.own.stop]
 
     def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """Return the conditions (B, ...) of cameras, and the negatives that `denoise` takes.
@@ -287,56 +292,68 @@ class SJC:
 
     @torch.no_grad()
     def gradient(self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int) -> torch.Tensor:
-        """Return the score that step `i` chains (B, C, H, W) at renderings x, for the mean over B cameras."""
+        """Return the score that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views."""
         x_perturbed = torch.add(x, self.noise.of_step(i), alpha=sigma)
         cond, negatives = self.conditions(cameras)
         D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.texts.scale, negatives)
-        return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / len(cameras)
+        return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / self.cfg.batch_views
 
     def render_views(self, rays: Rays, bg_index: int) -> Rendering:
-        """Render the views of a step: a `Rendering` whose images (B, ...) have the edge that is trained on."""
+        """Render the own views of a step: a `Rendering` whose images (b, ...) have the edge that is trained on."""
         cfg = self.cfg
         bg = self.train_background(bg_index)
         r = render_ready(self.field, rays, bg, cfg.emptiness_scale, cfg.renderer)
-        shape = (cfg.batch_views, cfg.pose.rend_hw, cfg.pose.rend_hw)
+        shape = (len(self.own), cfg.pose.rend_hw, cfg.pose.rend_hw)
         color = r.color.view(*shape, -1).permute(0, 3, 1, 2)
         return Rendering(color, *(x.view(shape) for x in r[1:]))
 
     def regulariser(self, r: Rendering, i: int) -> torch.Tensor:
-        """Return the weighted emptiness and centre-depth losses of step `i`, means over the B views of a rendering."""
+        """Return the weighted emptiness and centre-depth losses of step `i`: the own views' part of a mean over B."""
         cfg = self.cfg
         late = i >= cfg.emptiness_step * cfg.n_steps
         weight = cfg.emptiness_weight * (cfg.emptiness_multiplier if late else 1)
-        loss = weight * emptiness_loss(r.emptiness.flatten(1), r.n_samples.flatten(1)).mean()
+        loss = weight * emptiness_loss(r.emptiness.flatten(1), r.n_samples.flatten(1)).sum()
         if cfg.depth_weight:
-            loss = loss + cfg.depth_weight * centre_depth_loss(r.depth).mean()
-        return loss
+            loss = loss + cfg.depth_weight * centre_depth_loss(r.depth).sum()
+        return loss / cfg.batch_views
 
     def step(self, i: int) -> Stats:
         """Take step `i`; return {sigma, score (RMS of the chained gradient), regulariser, opacity, masked}.
 
         Where the score or the regulariser is not finite, nothing changes, and `masked` is True. Nothing waits for the
-        device.
+        device, unless several processes share out the views: these wait for one another.
         """
         (cameras, rays), sigma = self.views.of_step(i), self.draw_sigma(i)
         r = self.render_views(rays, self.draw_background(i))
         x = resize(r.color, self.adapter.data_shape[1:])
         g = self.gradient(x.detach(), cameras, sigma, i)
         loss = self.regulariser(r, i)
-        score = g.square().mean().sqrt()
-        finite = torch.isfinite(score + loss.detach())
         self.field.zero_grad(set_to_none=True)
         # Here is the Jacobian: back-propagating g (Eq. 15 or 16) from the rendering x(theta) gives g . J,
         # J = dx / dtheta, without ever forming J. Minus, since the optimizer descends.
         torch.autograd.backward([x, loss], [-g, None])
+        square, loss, opacity = self._over_processes([g.square().sum(), loss.detach(), r.opacity.detach().sum()])
+        n_views = self.cfg.batch_views
+        score = (square / (n_views * math.prod(g.shape[1:]))).sqrt()
+        finite = torch.isfinite(score + loss)
         self.optimizer.step_where(finite)
         return {
             "sigma": sigma,
             "score": score,
-            "regulariser": loss.detach(),
-            "opacity": r.opacity.detach().mean(),
+            "regulariser": loss,
+            "opacity": opacity / (n_views * math.prod(r.opacity.shape[1:])),
             "masked": ~finite,
         }
+
+    def _over_processes(self, statistics: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Sum the gradients of the field over all processes, and return such sums of statistics."""
+        if self.processes.n == 1:
+            return statistics
+        parameters = [p for p in self.field.parameters() if p.grad is not None]
+        sums = self.processes.summed([*(p.grad for p in parameters if p.grad is not None), *statistics])
+        for p, total in zip(parameters, sums):
+            p.grad = total
+        return sums[len(parameters) :]
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -362,13 +379,15 @@ def new_adamax(field: VoxRF, cfg: SJCConfig) -> Adamax:
     return Adamax([{"params": [p], "lr": lr[name]} for name, p in field.named_parameters()], update)
 
 
-def ready(cfg: SJCConfig, device: torch.device | str, found: Any = None) -> tuple[SJC, int]:
+def ready(
+    cfg: SJCConfig, device: torch.device | str, found: Any = None, processes: Processes | None = None
+) -> tuple[SJC, int]:
     """Return (SJC, steps taken) of the current folder's run, its last checkpoint loaded.
 
     `found` is what `cfg.check_files` returned; None finds it here. Whatever can refuse the run has refused it by then.
     On the device "meta" no weights are loaded.
     """
-    optimisation = SJC(cfg, make_adapter(cfg, device, found))
+    optimisation = SJC(cfg, make_adapter(cfg, device, found), processes)
     newest = checkpoint.latest("ckpt")
     return optimisation, optimisation.load(newest) if newest else 0
 

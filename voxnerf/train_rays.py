@@ -19,27 +19,30 @@ NUMBERS_PER_RAY = 16  # about: origin, direction, range, and the same in voxels
 
 
 class Views(NamedTuple):
-    """What a step looks at: B cameras, and the rays of their pixels, camera after camera, row after row."""
+    """What a step looks at: b cameras, and the rays of their pixels, camera after camera, row after row."""
 
     cameras: list[pose.Camera]
-    rays: Rays  # of B * hw * hw rays
+    rays: Rays  # of b * hw * hw rays
 
 
 class TrainRays:
-    """The views of each step of a run through a field whose box stays."""
+    """The views of each step of a run through a field whose box stays.
 
-    def __init__(self, cfg: SJCConfig, field: VoxRF) -> None:
-        self.cfg, self.field = cfg, field
-        n_rays = cfg.batch_views * cfg.pose.rend_hw**2
+    own: which of the B views of a step are made.
+    """
+
+    def __init__(self, cfg: SJCConfig, field: VoxRF, own: range) -> None:
+        self.cfg, self.field, self.own = cfg, field, own
+        n_rays = len(own) * cfg.pose.rend_hw**2
         self._views = Ahead(self._make, n_rays * NUMBERS_PER_RAY, field.aabb.device)
         self.of_step = self._views.of_step
 
     def draw(self, i: int) -> list[pose.Camera]:
-        """Return the cameras of step `i`."""
+        """Return the own cameras of step `i`."""
         p = self.cfg.pose
         return [
             pose.train_camera(numpy_rng(self.cfg.seed, i, f"camera/{b}"), p.R, p.fov_range, p.view_words)
-            for b in range(self.cfg.batch_views)
+            for b in self.own
         ]
 
     def _make(self, first: int, n: int) -> list[Views]:
@@ -51,6 +54,6 @@ class TrainRays:
         )
         K = to_device(np.array([[camera.K(hw, hw) for camera in row] for row in drawn]), device)
         c2w = to_device(np.array([[camera.c2w for camera in row] for row in drawn]), device)
-        rays_o, rays_d = pixel_rays(hw, hw, K, c2w)  # (n, B, hw * hw, 3)
+        rays_o, rays_d = pixel_rays(hw, hw, K, c2w)  # (n, b, hw * hw, 3)
         rays = through(self.field, rays_o.flatten(0, 2), rays_d.flatten(0, 2))
         return [Views(row, Rays(*each)) for row, *each in zip(drawn, *(x.unflatten(0, (n, -1)) for x in rays))]
