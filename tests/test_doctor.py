@@ -131,7 +131,7 @@ def test_the_self_test_is_run_on_request(capsys, monkeypatch, tmp_path):
     status, states, text = run(capsys, "--preset", "mini", "--selftest", "True")
     assert status == 0 and states["renderer"] == [doctor.OK]
     assert re.search(r"on cpu, for V_SD, channels 4: passed, \d+% of what is allowed; .* color \d\.\de-0\d,", text)
-    assert re.search(r"gradient of d_scale \d\.\de-0\d; \d+\.\d s, compilation included", text)
+    assert re.search(r"gradient of d_scale \d\.\de-0\d, color after Adamax .*; \d+\.\d s, compilation included", text)
     assert list(selftest.read_verdicts().values()) == [""]
     assert "renderer" not in run(capsys, "--preset", "mini")[1]
 

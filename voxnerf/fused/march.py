@@ -167,7 +167,11 @@ def _march_backward(
     _, kernel = kernels.march_kernels(g_color.shape[1], basis.shape[1], activation, False, _lanes(device), exact)
     grid = volume(density.shape, step, shift, kernels.x_min(step), threshold)
     gradients = g_color, g_depth, g_opacity, g_emptiness
-    units = _units(*gradients, color, d_scale, t_min, basis, step, activation, emptiness_scale, room) if exact else tau
+    units = (
+        _units(*gradients, color, d_scale, t_min, n_visits, basis, step, activation, emptiness_scale, room)
+        if exact
+        else tau
+    )
     arguments = [
         array(o, wp.vec3),
         array(d, wp.vec3),
@@ -270,6 +274,7 @@ def _units(
     color: Tensor,
     d_scale: Tensor,
     t_min: Tensor,
+    n_visits: Tensor,
     basis: Tensor,
     step: float,
     activation: str,
@@ -286,7 +291,7 @@ def _units(
     most_basis = basis.abs().amax() if len(basis) else basis.new_ones(())
     most_color = color.abs().amax() * most_basis * basis.shape[1] if activation == "raw" else basis.new_ones(())
     each_color = g_color.abs().amax()
-    far = t_min.abs().amax() + n_samples * step
+    far = torch.where(n_visits > 0, t_min, 0).amax() + n_samples * step  # a ray that misses may have any t_min
     h = g_opacity.abs().amax() + g_depth.abs().amax() * far + g_emptiness.abs().amax() * emptiness_scale
     h = h + g_color.shape[1] * each_color * most_color
     bounds = torch.stack([2 * h * step * d_scale.exp(), each_color * most_basis])
