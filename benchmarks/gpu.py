@@ -32,7 +32,7 @@ class GPUConfig(config.Config):
     scene: str = Field("lego", description="as in run_nerf.py; left out where it is not there")
 
 
-def stages(cfg: GPUConfig, folder: Path) -> list[tuple[str, list[str], float]]:
+def stages(cfg: GPUConfig, folder: Path) -> list[tuple[str, list[str], int]]:
     """Return (name, words after "python", seconds that it may take) of all that is run."""
     device = ["--device", cfg.device]
     render = "-m benchmarks.render --repeats 5 --n_steps 200 --grids 100,200 --images 64,128".split()

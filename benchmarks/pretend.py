@@ -447,13 +447,14 @@ _nodes: list[str] = []  # the classes of the nodes that run now, such as "MulBac
 
 def _apply(node: Any, grads: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
     """Return what a node makes of the gradients {number: gradient} of its outputs."""
-    given = [grads.get(k) for k in range(len(node._input_metadata))]
+    metadata = node._input_metadata
+    given = [grads.get(k) for k in range(len(metadata))]
     _nodes.append(type(node).__name__)
     try:
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             given = [
                 torch.zeros(m.shape, dtype=m.dtype, device=m.device) if grad is None else grad
-                for grad, m in zip(given, node._input_metadata)
+                for grad, m in zip(given, metadata)
             ]
             out = node.apply(*given)
         else:

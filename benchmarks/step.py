@@ -355,9 +355,9 @@ def text_of(report: Report, operators: int) -> str:
         rows = [
             [
                 model,
-                len(c["waits"]),
-                c["launches"].get("unet", 0),
-                c["launches_outside"],
+                str(len(c["waits"])),
+                str(c["launches"].get("unet", 0)),
+                str(c["launches_outside"]),
                 f"{c['bytes_outside'] / 1e6:.1f}",
                 f"{c['flops_per_unet']:.5f}" if c["flops_per_unet"] else "",
                 *(f"{c['peak_gb'][name]:.2f}" for name in ("set-up", "step", "view")),

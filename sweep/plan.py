@@ -114,7 +114,8 @@ def read_rows(values: Mapping[Any, Any], path: str, options: Mapping[str, config
 
 def named_runs(path: str, common: Layer, varied: list[Layer]) -> list[Run]:
     """Return the runs, whose names are unique; UserError for an unfit run, or two that are the same."""
-    runs, seen = [], dict[str, str]()
+    runs: list[Run] = []
+    seen: dict[str, str] = {}
     for name, own in zip(names_of(varied), varied):
         cfg, flags = checked(f"{path}: run {name}", {**common, **own})
         same = seen.setdefault(config.show(cfg), name)

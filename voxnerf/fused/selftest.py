@@ -246,7 +246,7 @@ def differences(device: torch.device, kind: Kind) -> dict[str, Difference]:
     Both march the same rays through the same field, once without a mask and once with one. The gradients of an exact
     kind are computed twice, and must be the same bit for bit.
     """
-    found = {}
+    found: dict[str, Difference] = {}
     with torch.inference_mode(False), torch.enable_grad():
         for masked in (False, True):
             field = sample_field(kind, masked).to(device)
