@@ -45,7 +45,7 @@ LAUNCHES = {
     "sjc.adamax": 4,  # one per parameter: density, colour, d_scale, background
 }  # kernels that the operators of the fused renderer launch on CUDA
 PARTS = ("render", "network", "backward", "optimizer")
-WARM = 5  # steps that do not count
+WARM = 25  # turns that do not count: until then networks may be called in another way, see `families.calls`
 BLOCK = 10  # steps in a row per measurement on CUDA, where a single one would begin with an idle device
 FULL = "full"
 GB = 1e9
