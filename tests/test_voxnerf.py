@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import pose
 from my.errors import UserError
+from voxnerf import reference
 from voxnerf.field import FIELDS, V_SD, VoxRF, background_uv, make_field
 from voxnerf.fused import kernels
 from voxnerf.fused.flags import new_flags
@@ -580,3 +581,14 @@ def test_occupied_adam_is_adam(c, view_dependent):
         assert not torch.equal(got, before[name])
     assert torch.equal(fields[0].density[..., 10:], before["density"][..., 10:])
     assert set(optimizers[0].state[fields[0].color]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("renderer", ["auto", "reference"])
+def test_the_reference_on_cuda_is_refused_where_bits_must_not_depend_on_timing(renderer, monkeypatch):
+    field = random_field(dtype=torch.float32)
+    monkeypatch.setattr("voxnerf.render.device_type", lambda field: "cuda")
+    monkeypatch.setattr("voxnerf.render.fused_problem", lambda field: "no driver")
+    assert pick_march(renderer, field) is reference.march
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: True)
+    with pytest.raises(UserError, match="--deterministic True needs the fused renderer on CUDA, and .*; leave one of"):
+        pick_march(renderer, field)

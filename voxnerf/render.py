@@ -92,6 +92,7 @@ def pick_march(renderer: str, field: VoxRF) -> MarchFunction:
         raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, got {renderer!r}")
     single, fits = field.density.dtype == torch.float32, device_type(field) in ("cpu", "cuda")
     if renderer == "reference" or (renderer == "auto" and not (single and fits)):
+        refuse_timing(field, "--renderer reference")
         return reference.march
     if not single:
         raise ValueError(f"the fused renderer is for float32 fields, this one is {field.density.dtype}")
@@ -100,10 +101,17 @@ def pick_march(renderer: str, field: VoxRF) -> MarchFunction:
         raise UserError(f"--renderer fused: {problem}; use --renderer reference")
     if problem:
         say_slow(problem)
+        refuse_timing(field, f"the fused renderer cannot be used ({problem})")
         return reference.march
     from voxnerf.fused.march import march
 
     return march
+
+
+def refuse_timing(field: VoxRF, why: str) -> None:
+    """Raise UserError where results must not depend on timing, and the reference is used on CUDA: its gradients do."""
+    if device_type(field) == "cuda" and torch.are_deterministic_algorithms_enabled():
+        raise UserError(f"--deterministic True needs the fused renderer on CUDA, and {why}; leave one of the two out")
 
 
 def device_type(field: VoxRF) -> str:
