@@ -396,6 +396,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if cfg.pretended:
             for model in cfg.models:
                 report.counted[model] = counted(run_options(model, folder, write_shapes))
+                if model == FULL:
+                    low = run_options(model, folder, write_shapes, low_vram=True)
+                    report.counted[f"{model}, --low_vram True"] = counted(low)
     judge(report, device.type == "cuda")
     text = text_of(report, cfg.operators)
     print(text)
