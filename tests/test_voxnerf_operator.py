@@ -3,11 +3,16 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.pretend import launches_nothing
+from benchmarks.step import LAUNCHES
 from voxnerf.adamax import Adamax, update_where
 from voxnerf.field import FIELDS, make_field
 from voxnerf.fused import adamax as fused
-from voxnerf.fused import kernels
+from voxnerf.fused import flags, kernels
+from voxnerf.fused import march as fused_march
 from voxnerf.fused.flags import block_flags
 from voxnerf.fused.march import march
 from voxnerf.rays import through
@@ -55,20 +60,20 @@ def inputs_of_march(field, room=40, exact=False):
     )
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.library.opcheck imports parts of torch that warn
+@pytest.mark.filterwarnings("ignore")  # opcheck imports parts of torch that warn
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_march_is_a_sound_operator(exact):
     """PyTorch's own checks of the schema, the gradient's registration, the shapes without running, and of a graph."""
     field = small_field()
     sound = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.sjc.march, inputs_of_march(field, exact=exact), test_utils=sound)
+    opcheck(torch.ops.sjc.march, inputs_of_march(field, exact=exact), test_utils=sound)
     detached = [x.detach() if torch.is_tensor(x) else x for x in inputs_of_march(field, exact=exact)]
     out = torch.ops.sjc.march(*detached)
     saved = [detached[k] for k in (0, 1, 2, 3, 4, 5, 7)]
     backward = *[torch.ones_like(x) for x in out[:4]], *saved, *out[4:], *detached[10:]
-    torch.library.opcheck(torch.ops.sjc.march_backward, backward, test_utils=("test_schema", "test_faketensor"))
+    opcheck(torch.ops.sjc.march_backward, backward, test_utils=("test_schema", "test_faketensor"))
     args = field.density.detach(), field.d_scale.detach(), -1.0, 0.1
-    torch.library.opcheck(torch.ops.sjc.block_flags, args, test_utils=sound)
+    opcheck(torch.ops.sjc.block_flags, args, test_utils=sound)
 
 
 @pytest.mark.parametrize("kind", FIELDS)
@@ -210,7 +215,7 @@ def test_adamax_changes_nothing_where_the_flag_is_false(update):
 def test_the_optimizers_operator_is_sound():
     x = [torch.rand(2, 3) for _ in range(4)]
     args = torch.tensor(True), *([t] for t in x), 0.1, 0.999, [0.01], 1e-8
-    torch.library.opcheck(torch.ops.sjc.adamax, args, test_utils=("test_schema", "test_faketensor"))
+    opcheck(torch.ops.sjc.adamax, args, test_utils=("test_schema", "test_faketensor"))
 
 
 # ---------------------------------------------------------------- graphs
@@ -229,3 +234,44 @@ def test_the_march_is_part_of_a_graph():
         for p in field.parameters():
             a, b = (torch.autograd.grad(z.sum(), p, retain_graph=True, allow_unused=True)[0] for z in (x, y))
             assert a is b is None or torch.equal(a, b)
+
+
+# ---------------------------------------------------------------- what they launch
+
+
+class Launches(TorchDispatchMode):
+    """Counts the calls of PyTorch's operators that launch work."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        self.n += not launches_nothing(func)
+        return out
+
+
+def test_operators_launch_what_the_benchmark_counts(monkeypatch):
+    """Each is run as on CUDA: single samples, visits that lie apart, one thread."""
+    for of_device in (kernels.LANES, kernels.STRIDED):
+        monkeypatch.setitem(of_device, "cpu", of_device["cuda"])
+    monkeypatch.setattr("voxnerf.fused.launch.MAX_THREADS", 1)
+    field = small_field(blend_bg_texture=True)
+    inputs = [x.detach() if torch.is_tensor(x) else x for x in inputs_of_march(field)]
+    out = torch.ops.sjc.march(*inputs)
+    grads, saved = [torch.ones_like(x) for x in out[:4]], [inputs[k] for k in (0, 1, 2, 3, 4, 5, 7)]
+    p = [x.detach() for x in field.parameters()]
+    arguments = {
+        "sjc.block_flags": (block_flags, (field.density.detach(), field.d_scale.detach(), -1.0, 0.1)),
+        "sjc.march": (fused_march._march, inputs),
+        "sjc.march_backward": (fused_march._march_backward, (*grads, *saved, *out[4:], *inputs[10:])),
+        "sjc.adamax": (fused.update_where, (torch.tensor(True), p, p, p, p, 0.1, 0.999, [0.01] * len(p), 1e-8)),
+    }
+    kernels_run, found = [], {}
+    for module in (fused_march, flags, fused):
+        monkeypatch.setattr(module, "launch", lambda *args, f=module.launch: kernels_run.append(f(*args)))
+    for name, (operator, args) in arguments.items():
+        kernels_run.clear()
+        with Launches() as counted:
+            operator._init_fn(*args)
+        found[name] = counted.n + len(kernels_run)
+    assert found == LAUNCHES

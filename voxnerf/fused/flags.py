@@ -52,12 +52,11 @@ def block_flags(density: torch.Tensor, d_scale: torch.Tensor, shift: float, x_mi
     A block is filled if exp(d_scale) density + shift exceeds `x_min` anywhere in it, or is NaN. Distances are counted
     in blocks, along diagonals too, up to MAX_JUMP.
     """
-    fill, spread = kernels.flag_kernels()
     grid = volume(density.shape, shift=shift, x_min=x_min)
     filled, flags = (new_flags(density) for _ in range(2))
     shares = interleaved(len(flags), density.device)
-    launch(fill, shares, [grid, array(d_scale), array(density), array(filled)], density.device)
-    launch(spread, shares, [grid, array(filled), array(flags)], density.device)
+    launch(kernels.fill_kernel(), shares, [grid, array(d_scale), array(density), array(filled)], density.device)
+    launch(kernels.spread_kernel(), shares, [grid, array(filled), array(flags)], density.device)
     return flags
 
 

@@ -336,21 +336,15 @@ def color_functions(channels: int, n_basis: int, activation: str) -> tuple[wp.Fu
 
 
 @functools.cache
-def march_kernels(
-    channels: int, n_basis: int, activation: str, masked: bool, lanes: int, exact: bool = False
-) -> tuple[wp.Kernel, wp.Kernel]:
-    """Return (march, march_backward) for one kind of field, in stretches of `lanes` samples.
+def march_kernel(channels: int, n_basis: int, activation: str, masked: bool, lanes: int) -> wp.Kernel:
+    """Return the kernel that marches through one kind of field, in stretches of `lanes` samples.
 
-    With `masked` they read flags of cells besides flags of blocks. With `exact`, march_backward adds whole numbers, so
-    that the order of the additions does not matter: each addend is rounded to a multiple of 1 / unit.
+    With `masked` it reads flags of cells besides flags of blocks.
     """
-    floats, ints, L = vector(lanes), wp.types.vector(length=lanes, dtype=wp.int32), wp.constant(lanes)
-    place = place_function(lanes)
+    floats, L, place = vector(lanes), wp.constant(lanes), place_function(lanes)
     features, colors = vector(channels * n_basis), vector(channels)
-    load_features, add_rows, add_rows_exact, prefetch_features, prefetch_exact = row_functions(channels * n_basis)
-    add_features, prefetch_grad = (add_rows_exact, prefetch_exact) if exact else (add_rows, prefetch_features)
-    add_density, number, row = (add_exact, wp.int64, wp.int64) if exact else (add, wp.float32, features)
-    look, look_back, to_color, to_color_backward = color_functions(channels, n_basis, activation)
+    load_features, _, _, prefetch_features, _ = row_functions(channels * n_basis)
+    look, _, to_color, _ = color_functions(channels, n_basis, activation)
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def march(
@@ -455,6 +449,24 @@ def march_kernels(
         if keep != 0:
             n_visits[r] = m
 
+    return march
+
+
+@functools.cache
+def march_backward_kernel(channels: int, n_basis: int, activation: str, lanes: int, exact: bool = False) -> wp.Kernel:
+    """Return the kernel that walks back along the visits of a march, and adds up the gradients of the grids.
+
+    With `exact` it adds whole numbers, so that the order of the additions does not matter: each addend is rounded to a
+    multiple of 1 / unit.
+    """
+    floats, ints, L = vector(lanes), wp.types.vector(length=lanes, dtype=wp.int32), wp.constant(lanes)
+    place = place_function(lanes)
+    features, colors = vector(channels * n_basis), vector(channels)
+    load_features, add_rows, add_rows_exact, prefetch_features, prefetch_exact = row_functions(channels * n_basis)
+    add_features, prefetch_grad = (add_rows_exact, prefetch_exact) if exact else (add_rows, prefetch_features)
+    add_density, number, row = (add_exact, wp.int64, wp.int64) if exact else (add, wp.float32, features)
+    look, look_back, to_color, to_color_backward = color_functions(channels, n_basis, activation)
+
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def march_backward(
         first: int,
@@ -544,12 +556,12 @@ def march_kernels(
                     if load_flag(touched, block[k]) != wp.uint8(FILLED):  # rather than write to what others read
                         touched[block[k]] = wp.uint8(FILLED)
 
-    return march, march_backward
+    return march_backward
 
 
 @functools.cache
-def flag_kernels() -> tuple[wp.Kernel, wp.Kernel]:
-    """Return (fill, spread): they flag the blocks with density, and tell the other blocks how far the nearest is."""
+def fill_kernel() -> wp.Kernel:
+    """Return the kernel that flags the blocks with density as FILLED, the others as EMPTY."""
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def fill(
@@ -585,6 +597,13 @@ def flag_kernels() -> tuple[wp.Kernel, wp.Kernel]:
             z += 1
         flags[b] = flag
 
+    return fill
+
+
+@functools.cache
+def spread_kernel() -> wp.Kernel:
+    """Return the kernel that tells each block how far the nearest filled one is."""
+
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
     def spread(
         first: int, stride: int, volume: Volume, filled: wp.array(dtype=wp.uint8), flags: wp.array(dtype=wp.uint8)
@@ -613,7 +632,7 @@ def flag_kernels() -> tuple[wp.Kernel, wp.Kernel]:
             distance += 1
         flags[b] = wp.uint8(flag)
 
-    return fill, spread
+    return spread
 
 
 # Operations on one or two grids with `width` floats per voxel, on n neighbouring voxels, of which `first` is the first.

@@ -88,7 +88,7 @@ def _march(
     outputs = _outputs(color, o, basis, room)
     gathered, (n_visits, sample, T, tau) = outputs[:4], outputs[4:]
     channels = gathered[0].shape[1]
-    kernel, _ = kernels.march_kernels(channels, basis.shape[1], activation, len(cells) > 0, _lanes(device), exact)
+    kernel = kernels.march_kernel(channels, basis.shape[1], activation, len(cells) > 0, _lanes(device))
     arguments = [
         array(o, wp.vec3),
         array(d, wp.vec3),
@@ -163,8 +163,7 @@ def _march_backward(
     """Return the gradients of density, color and d_scale."""
     device, n, rows = density.device, len(o), rows_of(color)
     features, colors = kernels.vector(rows.shape[1]), kernels.vector(g_color.shape[1])
-    # with a mask the forward kernel differs, and this one does not
-    _, kernel = kernels.march_kernels(g_color.shape[1], basis.shape[1], activation, False, _lanes(device), exact)
+    kernel = kernels.march_backward_kernel(g_color.shape[1], basis.shape[1], activation, _lanes(device), exact)
     grid = volume(density.shape, step, shift, kernels.x_min(step), threshold)
     gradients = g_color, g_depth, g_opacity, g_emptiness
     units = (
