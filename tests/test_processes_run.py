@@ -1,7 +1,11 @@
 """Runs whose views torchrun shares out over processes, on one machine by gloo."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,14 +21,26 @@ RUN = [
 ]
 
 
-def sjc(folder, n, *argv):
-    """Run run_sjc.py with n processes in a folder; return what ended."""
+def command(n, *argv):
+    """The words that start run_sjc.py with n processes."""
     launcher = [sys.executable]
     if n > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={n}", "--master_port", "0", "--standalone"]
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={n}", "--standalone"]
+    return [*launcher, str(ROOT / "run_sjc.py"), *argv]
+
+
+def sjc(folder, n, *argv):
+    """Run run_sjc.py with n processes in a folder; return what ended."""
     folder.mkdir(exist_ok=True)
-    command = [*launcher, str(ROOT / "run_sjc.py"), *argv]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(n, *argv), cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def process_of(launcher, rank):
+    """The number of the process of a rank, among the children of torchrun."""
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            return int(pid)
+    raise AssertionError(f"no process of rank {rank}")
 
 
 def last(folder):
@@ -65,3 +81,32 @@ def test_a_run_goes_on_with_another_number_of_processes(folders):
 def test_more_processes_than_views_are_refused(folders):
     done = sjc(folders / "few", 2, *("1" if word == "3" else word for word in RUN))
     assert done.returncode != 0 and "--batch_views 1 with 2 processes: each needs one at least" in done.stderr
+
+
+def test_a_lost_process_ends_the_run_and_loses_no_whole_step(tmp_path):
+    """SIGKILL of the second: the first saves the last whole step, says so in one line, and one process goes on."""
+    argv = ["4000" if word == "6" else word for word in RUN]
+    with open(tmp_path / "stderr", "w+") as stderr:
+        torchrun = subprocess.Popen(command(2, *argv), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=stderr)
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "img" / "step_0000080.png").exists():  # the first checkpoint is after 200
+            assert torchrun.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process_of(torchrun.pid, 1), signal.SIGKILL)
+        assert torchrun.wait(timeout=120) != 0
+        stderr.seek(0)
+        said = stderr.read()
+    (line,) = [line for line in said.splitlines() if "is saved" in line]
+    step = int(re.search(r"the state after step (\d+) is saved; continue with --resume True$", line)[1])
+    assert step >= 80 and checkpoint.step_of(checkpoint.latest(tmp_path / "ckpt")) == step
+    assert read_history(tmp_path / "history.json")[-1]["step"] <= step
+    before = last(tmp_path)
+    go_on = subprocess.Popen(command(1, "--resume", "True"), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while read_history(tmp_path / "history.json")[-1]["step"] < step + 20:
+        assert go_on.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    go_on.kill()
+    go_on.wait()
+    rows = read_history(tmp_path / "history.json")
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # no step twice
+    assert all(value.isfinite().all() for value in before.values())

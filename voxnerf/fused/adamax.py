@@ -8,7 +8,7 @@ from torch import Tensor
 from voxnerf.fused import kernels
 from voxnerf.fused.launch import array, launch, n_threads
 
-WORTH = 32  # floats whose update takes as long as what `launch.MIN_ITEMS` counts as one item
+WORTH = 256  # floats per item of `launch.MIN_ITEMS`: waking a thread takes as long as updating 100,000 of them
 
 
 @torch.library.custom_op("sjc::adamax", mutates_args=("p", "m", "u"))
