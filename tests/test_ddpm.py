@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipeline, ScoreSdeVeScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipeline, ScoreSdeVeScheduler
 
 import run_sjc
 from adapt import make_adapter
@@ -17,20 +17,12 @@ from families.ddpm.pipeline import read
 from my.errors import UserError
 from options.sjc import SJCConfig
 from sjc import SJC
+from tiny import pixel_unet
 
 
 @pytest.fixture(scope="module")
 def unet():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return UNet2DModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        )
+    return pixel_unet()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 import crafted
@@ -22,6 +22,7 @@ from my import config, nvidia
 from my.errors import RunError, run_main
 from options.sjc import SJCConfig
 from sjc import ready
+from tiny import pixel_unet
 from voxnerf.field import V_SD
 from voxnerf.fused import selftest
 
@@ -339,15 +340,7 @@ def test_what_only_the_model_can_tell_is_told(capsys, home, tensors):
 
 
 def test_a_pipeline_of_family_ddpm(capsys, home):
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-    )
-    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=500)).save_pretrained(home / "a")
+    DDPMPipeline(pixel_unet(), DDPMScheduler(num_train_timesteps=500)).save_pretrained(home / "a")
     flags = "--family", "ddpm", "--ddpm.checkpoint"
     assert run(capsys, *flags, "a", "--sigma_range", "10,480")[0] == 0
     assert "this model's table has 500 entries" in run(capsys, *flags, "a")[2]

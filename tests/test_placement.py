@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -28,6 +28,7 @@ from families.sd.options import Options as SDConfig
 from families.sd.tokenizer import END, clip_tokenizer
 from options.sjc import SJCConfig
 from test_gddpm import TINY, tiny
+from tiny import pixel_unet
 
 KEYS = Path(__file__).resolve().parent / "reference" / "sd_v1_checkpoint_keys.json"
 META, CUDA = torch.device("meta"), torch.device("cuda")
@@ -196,9 +197,7 @@ def gddpm(_parts, device=CUDA):
 
 
 def ddpm(_parts, device=CUDA):
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    sizes = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
-    return DDPMAdapter(UNet2DModel(**sizes, **blocks), DDIMScheduler(), device)
+    return DDPMAdapter(pixel_unet(), DDIMScheduler(), device)
 
 
 def ideal(_parts):

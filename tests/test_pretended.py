@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler
 
 import pose
 import sjc
@@ -18,7 +18,7 @@ from my.ahead import MOST_STEPS as AHEAD
 from options.sjc import SJCConfig
 from sjc import SJC
 from test_gddpm_own import LABELS, TINY, fill, save
-from tiny import Affine, config
+from tiny import Affine, config, pixel_unet
 
 STEPS = (0, 1, AHEAD - 1, AHEAD, AHEAD + 1)  # a new block of cameras begins among them
 RENDERERS = ("fused", "reference")
@@ -128,17 +128,7 @@ def models(tiny_sd, tmp_path_factory):
     """{name: options of a run with a model of that family}, all small but "full"."""
     folder = tmp_path_factory.mktemp("models")
     write_shapes(folder / "full.safetensors")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        )
-        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "ddpm")
+    DDPMPipeline(pixel_unet(), DDPMScheduler()).save_pretrained(folder / "ddpm")
     own = save(folder / "own.pt", fill(TINY))
     classifier = save(folder / "classifier.pt", fill(TINY | LABELS, NoisyClassifier))
     prompt = {"prompt": "a blue duck", "scale": 3}

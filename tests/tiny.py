@@ -55,3 +55,19 @@ def config(**options):
     }
     nested = {k: {**base.get(k, {}), **v} if isinstance(v, dict) else v for k, v in options.items()}
     return SJCConfig(**{**base, **nested})
+
+
+def pixel_unet():
+    """A tiny unconditional UNet of 8x8 pictures, of diffusers, with random weights that are always the same."""
+    from diffusers import UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
