@@ -121,6 +121,10 @@ class ScoreAdapter(ABC):
     def text_done(self) -> None:  # noqa: B027 (a family may have nothing to free)
         """Free what only `embed` needs. This is called once the conditions of a run are known."""
 
+    def keep_pictures(self, device: torch.device) -> None:
+        """Keep what `encode` and `decode` need, on `device`, and free the rest: nothing can be denoised any more."""
+        self.device = device
+
     def denoiser(
         self, prompts: list[str], scale: float = 1.0, negative_prompt: str = ""
     ) -> Callable[[torch.Tensor, float], torch.Tensor]:

@@ -37,7 +37,7 @@ from options.family import PoseConfig
 from options.sjc import SJCConfig
 
 if TYPE_CHECKING:
-    from sjc import SJC
+    from asset import Asset
     from toyworld.judge import Judge
 
 Scores = dict[str, np.ndarray]  # {question: the judge's log-probabilities (n, ...)}
@@ -147,7 +147,7 @@ def cameras_at(angles: np.ndarray, p: PoseConfig) -> list[pose.Camera]:
 def true_views(color: str, obj: str, cameras: Sequence[pose.Camera]) -> Pictures:
     """Return the truth before plain white: its pictures and its coverage."""
     from adapt import PLAIN_BACKGROUNDS
-    from sjc import TEST_BACKGROUND
+    from asset import TEST_BACKGROUND
     from toyworld import compose, coverage_maps
 
     maps = coverage_maps(obj, cameras, SIZE)
@@ -155,22 +155,21 @@ def true_views(color: str, obj: str, cameras: Sequence[pose.Camera]) -> Pictures
     return pictures.permute(0, 2, 3, 1).numpy(), maps[:, 4].numpy() / 255
 
 
-def result_views(optimisation: SJC, cameras: Sequence[pose.Camera]) -> Pictures:
+def result_views(asset: Asset, cameras: Sequence[pose.Camera]) -> Pictures:
     """Return the pictures of a run and its opacities."""
     import torch
 
     from sjc import resize
     from voxnerf.render import CHUNK
 
-    adapter = optimisation.adapter
-    latent = adapter.picture_size > adapter.data_shape[1]  # a decoder gets the size that the training rendered
+    hw = None if asset.latent else SIZE  # a decoder gets the size that the training rendered
     pictures, opacities = [], []
     with torch.no_grad():
         for camera in cameras:
-            picture, _ = optimisation.view(camera, None if latent else SIZE)
+            picture, *_ = asset.view(camera, hw)
             x = torch.from_numpy(picture).permute(2, 0, 1)[None]
             pictures.append(resize(x, (SIZE, SIZE))[0].permute(1, 2, 0).numpy())
-            opacities.append(optimisation.render(camera, SIZE, chunk=CHUNK).opacity.cpu().numpy())
+            opacities.append(asset.render(camera, SIZE, chunk=CHUNK).opacity.cpu().numpy())
     return np.stack(pictures), np.stack(opacities)
 
 
@@ -242,36 +241,36 @@ def compare(
 
 def measure(folder: str, cfg: EvaluateConfig, judge: Judge) -> tuple[dict[str, Any], np.ndarray | None]:
     """Return (everything measured of a run, its row of the figure or None)."""
-    from sjc import load_run
+    from asset import find_finished, load
 
     color, obj = read_prompt(folder)
-    optimisation = load_run(folder, cfg.device)
+    asset = load(find_finished(folder), cfg.device)
     angles = test_angles(cfg.n_views)
-    cameras = cameras_at(angles, optimisation.cfg.pose)
-    measures = compare(result_views(optimisation, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
+    cameras = cameras_at(angles, asset.cfg.pose)
+    measures = compare(result_views(asset, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
     run = {
         "run": str(folder),
-        "prompt": optimisation.cfg.texts.prompt,
-        "seed": optimisation.cfg.seed,
-        "family": optimisation.cfg.family,
-        "view_words": optimisation.cfg.pose.view_words,
-        "n_steps": optimisation.cfg.n_steps,
+        "prompt": asset.cfg.texts.prompt,
+        "seed": asset.cfg.seed,
+        "family": asset.cfg.family,
+        "view_words": asset.cfg.pose.view_words,
+        "n_steps": asset.cfg.n_steps,
     }
-    return run_dir.plain(run | measures), strip(optimisation, color, obj) if cfg.figure else None
+    return run_dir.plain(run | measures), strip(asset, color, obj) if cfg.figure else None
 
 
 # ---------------------------------------------------------------- what people read
 
 
-def strip(optimisation: SJC, color: str, obj: str) -> np.ndarray:
+def strip(asset: Asset, color: str, obj: str) -> np.ndarray:
     """Return one row of the figure (H, W, 3) uint8: every view of FIGURE_VIEWS, each result beside its truth."""
     from my.media import label, side_by_side, to_uint8
 
-    cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), optimisation.cfg.pose)
-    pairs = zip(result_views(optimisation, cameras)[0], true_views(color, obj, cameras)[0])
+    cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), asset.cfg.pose)
+    pairs = zip(result_views(asset, cameras)[0], true_views(color, obj, cameras)[0])
     row = side_by_side(*(to_uint8(picture) for pair in pairs for picture in pair))
     row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    cfg = optimisation.cfg
+    cfg = asset.cfg
     texts = [f"{cfg.preset or cfg.family}: {cfg.texts.prompt}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
     edge = ZOOM * SIZE
     names = [(2 * i * edge + 4, text, "black") for i, text in enumerate(texts)]
@@ -349,13 +348,13 @@ def main(argv: list[str] | None = None) -> None:
     run_dir.refuse_project_dir(ROOT)
     from tqdm import tqdm
 
+    from asset import find_finished
     from my.media import write_png
-    from sjc import finished_run
     from toyworld.judge import load
 
     for folder in cfg.runs:  # all of them are checked before the first is measured, which takes time
         read_prompt(folder)
-        finished_run(folder)
+        find_finished(folder)
     check_outputs(cfg)
     judge, accuracy = load()
     with tqdm(cfg.runs, desc="evaluate", unit="run") as bar:

@@ -118,7 +118,7 @@ def as_images(view: Iterable[np.ndarray], depth_range: tuple[float, float]) -> t
     """Return the picture and the depth of a view as uint8 images (H, W, 3), (h, w, 3), once they are there."""
     from my.media import depth_image, to_uint8
 
-    picture, depth = view
+    picture, depth, _ = view
     return to_uint8(picture), depth_image(depth, *depth_range)
 
 

@@ -22,26 +22,24 @@ import torch.nn.functional as F
 
 import pose
 from adapt import ScoreAdapter, make_adapter
-from my import checkpoint, config
+from asset import Asset, new_field
+from my import checkpoint
 from my.ahead import Ahead, to_device
 from my.errors import UserError
-from my.host_copy import HostCopy
 from my.processes import Processes
-from my.script import pick_device, refuse_other_run
-from my.seeds import normal, numpy_rng, torch_rng
+from my.seeds import normal, numpy_rng
 from options.sjc import SJCConfig
 from voxnerf import reference, state
 from voxnerf.adamax import Adamax, Update, update_where
 from voxnerf.capacity import device_memory, refuse_large_grid
-from voxnerf.field import VoxRF, make_field
+from voxnerf.field import VoxRF
 from voxnerf.rays import Rays
-from voxnerf.render import CHUNK, Rendering, averaged, pick_march, render_image, render_ready
+from voxnerf.render import Rendering, pick_march, render_ready
 from voxnerf.train_rays import TrainRays
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # width of the border in the centre-depth loss, as a share of the image's edge
 NEAR = 0.1  # world units: where the centre is nearer than the border by at least this, that loss is the published one
-TEST_BACKGROUND = 0  # index of the plain background behind test views
 
 Stats = dict[str, float | torch.Tensor]  # numbers that describe one step
 
@@ -116,17 +114,16 @@ def resizing(n: int, to: int, device: torch.device, dtype: torch.dtype) -> torch
     return to_device(matrix.numpy(), device).to(dtype)
 
 
-class SJC:
-    """One optimisation: a field, the score that shapes it, its cameras and its optimizer."""
+class SJC(Asset):
+    """One optimisation: an asset, the score that shapes its field, its cameras and its optimizer."""
 
     def __init__(self, cfg: SJCConfig, adapter: ScoreAdapter, processes: Processes | None = None) -> None:
-        self.cfg, self.adapter, self.processes = cfg, adapter, processes or Processes()
+        self.processes = processes or Processes()
         self.own = self.processes.part(cfg.batch_views)  # which of the B views of a step this process renders
-        self._refuse_unfit_options()
-        self.field = self._new_field()
+        refuse_unfit_options(cfg, adapter)
+        super().__init__(cfg, adapter, new_field(cfg, adapter))
         self.optimizer = new_adamax(self.field, cfg)
         self.uncond, self.cond = self._embed_prompts()
-        self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
         self.levels = adapter.sigmas.tolist()
         self.views = TrainRays(cfg, self.field, self.own)
         self.noise: Ahead[torch.Tensor] = Ahead(
@@ -149,97 +146,6 @@ class SJC:
         cond = dict(zip(views, self.adapter.embed(spoken(prompt)).split(1)))
         self.adapter.text_done()
         return uncond, cond
-
-    def _refuse_unfit_options(self) -> None:
-        """Raise UserError for options that do not fit the model or one another."""
-        cfg, channels, levels = self.cfg, self.adapter.data_shape[0], len(self.adapter.sigmas)
-        if cfg.vox.c != channels:
-            raise UserError(f"--vox.c {cfg.vox.c}: this model's space has {channels} channels")
-        refuse_large_grid("--vox.grid_size", cfg.vox.grid_size, channels, device_memory(self.adapter.device))
-        for name, end in (("sigma_range", cfg.sigma_range[1]), ("sigma_anneal", cfg.sigma_anneal or 0)):
-            if end > levels:
-                raise UserError(f"--{name} ends at {end}: this model's table has {levels} entries")
-        if cfg.depth_weight and cfg.pose.rend_hw < MIN_CENTRE:
-            raise UserError(
-                f"--pose.rend_hw {cfg.pose.rend_hw}: --depth_weight needs at least {MIN_CENTRE}, to have a centre"
-            )
-
-    def _new_field(self) -> VoxRF:
-        """Return the field before the first step, on the adapter's device."""
-        vox, b = self.cfg.vox, self.cfg.vox.bbox_len
-        assert vox.model_type  # SJCConfig fills it in
-        field = make_field(
-            vox.model_type,
-            [[-b] * 3, [b] * 3],
-            vox.grid_size,
-            self.adapter.data_shape[0],
-            vox.step_ratio,
-            vox.density_shift,
-            vox.ray_march_weight_thres,
-            vox.blend_bg_texture and not self.cfg.plain_bg,
-            vox.bg_texture_hw,
-            generator=torch_rng(self.cfg.seed, 0, "field"),
-        )
-        return field.to(self.adapter.device)
-
-    # ------------------------------------------------------------------ rendering
-
-    def background(self, index: int, hw: int, fine: int = 1) -> torch.Tensor | None:
-        """Return the pixels (hw * fine * hw * fine, C) of plain background `index`, None where the run has none.
-
-        It is hw x hw pixels of the model's space, each of which is repeated fine x fine times. An encoder leaves a mark
-        along the border of a plain picture: the border keeps its width here, and the middle is stretched.
-        """
-        if self.backgrounds is None:
-            return None
-        n = self.backgrounds.shape[-1]
-        i = torch.arange(hw, device=self.adapter.device)
-        i = torch.where(2 * i < hw, i.clamp(max=(n - 1) // 2), (i + n - hw).clamp(min=n // 2)).repeat_interleave(fine)
-        return self.backgrounds[index][:, i][:, :, i].flatten(1).T
-
-    def render(
-        self,
-        camera: pose.Camera,
-        hw: int | None = None,
-        bg_index: int = TEST_BACKGROUND,
-        subpixels: int = 1,
-        downscale: int = 1,
-        chunk: int | None = None,
-    ) -> Rendering:
-        """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space.
-
-        It has `subpixels` x `subpixels` rays per pixel, `downscale` x `downscale` of which will be averaged.
-        """
-        hw = hw or self.cfg.pose.rend_hw
-        bg = self.background(bg_index, hw * subpixels // downscale, downscale)
-        return render_image(
-            self.field,
-            camera.K(hw, hw),
-            camera.c2w,
-            hw,
-            hw,
-            bg,
-            subpixels,
-            chunk,
-            self.cfg.emptiness_scale,
-            self.cfg.renderer,
-        )
-
-    @property
-    def depth_range(self) -> tuple[float, float]:
-        """The nearest and farthest depth of depth images, world units: those of the ball inscribed in the field."""
-        R, reach = self.cfg.pose.R, self.cfg.vox.bbox_len
-        return max(0.0, R - reach), R + reach
-
-    @torch.no_grad()
-    def view(self, camera: pose.Camera, hw: int | None = None, subpixels: int = 1, downscale: int = 1) -> HostCopy:
-        """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w)), antialiased by `downscale`.
-
-        They are on their way from the device: whoever unpacks them waits.
-        """
-        r = self.render(camera, hw, subpixels=subpixels, downscale=downscale, chunk=CHUNK)
-        x, depth = averaged(r.color, r.depth, downscale)
-        return HostCopy(self.adapter.decode(x[None])[0].permute(1, 2, 0), depth)
 
     # ------------------------------------------------------------------ optimisation
 
@@ -368,6 +274,21 @@ class SJC:
         return meta["step"]
 
 
+def refuse_unfit_options(cfg: SJCConfig, adapter: ScoreAdapter) -> None:
+    """Raise UserError for options that do not fit the model or one another."""
+    channels, levels = adapter.data_shape[0], len(adapter.sigmas)
+    if cfg.vox.c != channels:
+        raise UserError(f"--vox.c {cfg.vox.c}: this model's space has {channels} channels")
+    refuse_large_grid("--vox.grid_size", cfg.vox.grid_size, channels, device_memory(adapter.device))
+    for name, end in (("sigma_range", cfg.sigma_range[1]), ("sigma_anneal", cfg.sigma_anneal or 0)):
+        if end > levels:
+            raise UserError(f"--{name} ends at {end}: this model's table has {levels} entries")
+    if cfg.depth_weight and cfg.pose.rend_hw < MIN_CENTRE:
+        raise UserError(
+            f"--pose.rend_hw {cfg.pose.rend_hw}: --depth_weight needs at least {MIN_CENTRE}, to have a centre"
+        )
+
+
 def new_adamax(field: VoxRF, cfg: SJCConfig) -> Adamax:
     """Return the optimizer of a field. It computes a step in one pass where the fused renderer is used."""
     update: Update = update_where
@@ -397,29 +318,3 @@ def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stat
     for i in range(first_step, optimisation.cfg.n_steps):
         stats = optimisation.step(i)
         yield i + 1, stats
-
-
-def finished_run(folder: str | Path) -> tuple[SJCConfig, Path]:
-    """Return (configuration, last checkpoint) of a finished run's folder; raises UserError for any other folder."""
-    folder = Path(folder)
-    if not (folder / "full_config.yml").exists():
-        raise UserError(f"{folder.resolve()} has no full_config.yml: it is not the folder of a run of run_sjc.py")
-    refuse_other_run(SJCConfig, folder)
-    cfg = config.read(SJCConfig, folder / "full_config.yml")
-    newest = checkpoint.latest(folder / "ckpt")
-    if newest is None:
-        raise UserError(f"{folder.resolve()} has no checkpoint: run run_sjc.py there first")
-    if checkpoint.step_of(newest) < cfg.n_steps:
-        raise UserError(
-            f"{folder.resolve()}: at step {checkpoint.step_of(newest)} of {cfg.n_steps}; finish it there "
-            "first with run_sjc.py --resume True"
-        )
-    return cfg, newest
-
-
-def load_run(folder: str | Path, device: str = "auto") -> SJC:
-    """Return the SJC of a finished run's folder; raises UserError where it is not finished or cannot be read."""
-    cfg, newest = finished_run(folder)
-    optimisation = SJC(cfg, make_adapter(cfg, pick_device(device)))
-    optimisation.load(newest)
-    return optimisation

@@ -11,6 +11,7 @@ import torch
 import highres_final_vis
 import pose
 import run_sjc
+from asset import find_finished, load
 from my import config
 from my.errors import UserError
 from my.media import read_video
@@ -19,7 +20,6 @@ from options.canvas import CanvasConfig
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
-from sjc import load_run
 from toyworld import compose, coverage_maps
 
 N_STEPS = 300
@@ -47,7 +47,7 @@ def truth():
 @pytest.fixture(scope="module")
 def results(run):
     """The same views of the run's field: pictures and opacities."""
-    optimisation = load_run(run, "cpu")
+    optimisation = load(find_finished(run), "cpu")
     pictures = torch.stack([torch.from_numpy(optimisation.view(c, 64)[0]).permute(2, 0, 1) for c in HELD_OUT])
     with torch.no_grad():
         return pictures, torch.stack([optimisation.render(c, 64).opacity for c in HELD_OUT])

@@ -272,7 +272,7 @@ def test_quality_table_by_hand():
 def test_outputs_are_checked_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "read_prompt", lambda folder: None)
-    monkeypatch.setattr("sjc.finished_run", lambda folder: None)
+    monkeypatch.setattr("asset.find_finished", lambda folder: None)
     for argv, words in (
         (["--out", str(tmp_path)], "that is a folder; give the name of a file"),
         (["--figure", str(tmp_path / "a.txt")], "give a name that ends in .png"),

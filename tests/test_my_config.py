@@ -331,7 +331,7 @@ def test_every_limit_of_the_project_has_words_of_ours():
         for field in fields(cls)
         for name in limits(field.annotation, field.metadata)
     }
-    assert used - {"FieldInfo"} == {"Gt", "Ge", "Lt", "Le", "MultipleOf", "MinLen"}
+    assert used - {"FieldInfo"} == {"Gt", "Ge", "Lt", "Le", "MultipleOf", "MinLen", "MaxLen"}
 
 
 def test_help_shows_every_option_with_type_default_and_meaning(load, capsys):

@@ -14,7 +14,7 @@ from my.errors import RunError, UserError
 from my.script import check_finite
 from my.seeds import normal
 from options.sjc import SJCConfig
-from sjc import SJC, centre_depth_loss, chained_gradient, emptiness_loss, load_run, optimise
+from sjc import SJC, centre_depth_loss, chained_gradient, emptiness_loss, optimise
 from tiny import SIZE, Affine, NotANumber, config
 from voxnerf.rays import pixel_rays, through
 
@@ -376,14 +376,6 @@ def test_checkpoint_of_another_field_is_refused(tmp_path):
         new(vox={"grid_size": 5}).load(checkpoint.latest(tmp_path))
 
 
-def test_load_run_without_a_run(tmp_path):
-    with pytest.raises(UserError, match="no full_config.yml"):
-        load_run(tmp_path)
-    (tmp_path / "full_config.yml").write_text("family: ideal\n")
-    with pytest.raises(UserError, match="no checkpoint"):
-        load_run(tmp_path)
-
-
 # ---------------------------------------------------------------- the loop
 
 
@@ -438,8 +430,8 @@ def test_wrong_channels_are_refused():
 def test_view_is_a_picture_and_a_depth():
     optimisation = new()
     (camera,) = optimisation.views.draw(0)
-    picture, depth = optimisation.view(camera, subpixels=4, downscale=2)
-    assert picture.shape == (2 * SIZE, 2 * SIZE, 3) and depth.shape == (2 * SIZE, 2 * SIZE)
+    picture, depth, opacity = optimisation.view(camera, subpixels=4, downscale=2)
+    assert picture.shape == (2 * SIZE, 2 * SIZE, 3) and depth.shape == opacity.shape == (2 * SIZE, 2 * SIZE)
     assert picture.min() >= 0 and picture.max() <= 1
     assert optimisation.depth_range == (0.5, 2.5)  # from 1.5 away, a ball of radius 1
 
@@ -552,7 +544,7 @@ def test_latent_field_steps_with_stable_diffusion(tiny_sd, rend_hw, options):
     check_finite(optimisation.step(0), "step 1", "rest")
     assert not torch.equal(optimisation.field.color, before)
     (camera,) = optimisation.views.draw(0)[:1]
-    picture, depth = optimisation.view(camera)
+    picture, depth, _ = optimisation.view(camera)
     assert picture.shape == (2 * rend_hw, 2 * rend_hw, 3) and depth.shape == (rend_hw, rend_hw)
 
 

@@ -269,7 +269,7 @@ class NeRF:
         """
         s = self.cfg.subpixels
         r = render_image(self.field, K, c2w, H, W, subpixels=s, chunk=CHUNK, renderer=self.cfg.renderer, lens=lens)
-        picture, depth = averaged(r.color.clamp(0, 1), r.depth, s)
+        picture, depth = averaged(r.color.clamp(0, 1), r.depth, n=s)
         return picture.permute(1, 2, 0).cpu().numpy(), depth.cpu().numpy()
 
     def view(self, scene: Scene, i: int) -> View:

@@ -191,6 +191,6 @@ def render_image(
     return Rendering(color.T.reshape(-1, *shape), *(x.view(shape) for x in others))
 
 
-def averaged(color: torch.Tensor, depth: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return an image's colour (C, H, W) and depth (H, W) averaged over squares of n x n: (C, H/n, W/n), (H/n, W/n)."""
-    return F.avg_pool2d(color[None], n)[0], F.avg_pool2d(depth[None, None], n)[0, 0]
+def averaged(color: torch.Tensor, *maps: torch.Tensor, n: int) -> list[torch.Tensor]:
+    """Return an image's colour (C, H, W) and maps (H, W) averaged over squares of n x n: (C, H/n, W/n), (H/n, W/n)."""
+    return [F.avg_pool2d(color[None], n)[0], *(F.avg_pool2d(x[None, None], n)[0, 0] for x in maps)]

@@ -33,12 +33,23 @@ def restore(field: VoxRF, optimizer: torch.optim.Optimizer, tensors: dict[str, t
     Raises UserError, and changes nothing, where a tensor is missing, has another shape, or has no place. Before the
     first step an optimizer has no tensors.
     """
-    own = {name.removeprefix("field/"): value for name, value in tensors.items() if name.startswith("field/")}
-    checkpoint.check(own, {name: value.shape for name, value in field.state_dict().items()})
+    own = _of_field(field, tensors)
     moments = {name: value for name, value in tensors.items() if name.startswith("optim/")}
     checkpoint.check(moments, moment_shapes(field, optimizer) if moments or step else {})
     field.load_state_dict(own)
     checkpoint.restore_optimizer(optimizer, parameter_names(field), tensors)
+
+
+def restore_field(field: VoxRF, tensors: dict[str, torch.Tensor]) -> None:
+    """Give a field its tensors of a checkpoint; raises UserError, and changes nothing, where they do not fit."""
+    field.load_state_dict(_of_field(field, tensors))
+
+
+def _of_field(field: VoxRF, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a field out of those of a checkpoint; raises UserError where they do not fit."""
+    own = {name.removeprefix("field/"): value for name, value in tensors.items() if name.startswith("field/")}
+    checkpoint.check(own, {name: value.shape for name, value in field.state_dict().items()})
+    return own
 
 
 def moment_shapes(field: VoxRF, optimizer: torch.optim.Optimizer) -> dict[str, tuple[int, ...]]:

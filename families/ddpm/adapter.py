@@ -48,6 +48,10 @@ class DDPMAdapter(PixelAdapter):
         """Return one empty condition (B, 0) per prompt."""
         return torch.empty(len(prompts), 0, device=self.device)
 
+    def keep_pictures(self, device: torch.device) -> None:
+        super().keep_pictures(device)
+        del self.unet, self.network
+
     def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
         x_in = ((1 + sigma**2) ** -0.5 * x).contiguous(memory_format=image_layout(self.device))
         out = self.network(x_in, self.timestep_on_device(sigma))[:, : x.shape[1]]

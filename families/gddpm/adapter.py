@@ -79,6 +79,10 @@ class GuidedDDPMAdapter(PixelAdapter):
                 raise UserError(f"class {shown(c)}: must be 0 to {self.n_classes - 1}")
         return torch.tensor(classes, device=self.device)
 
+    def keep_pictures(self, device: torch.device) -> None:
+        super().keep_pictures(device)
+        del self.unet, self.classifier, self.network
+
     def told(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         """Return the timesteps (B,) that the networks are told for x (B, 3, H, W) at sigma."""
         return torch.full((len(x),), self.timestep(sigma) * self.step, device=x.device)

@@ -51,30 +51,40 @@ class StableDiffusionAdapter(ScoreAdapter):
         self.device, self.dtype = torch.device(device), dtype
         self.offload_text, self.low_vram = offload_text, low_vram
         self.tokenizer, self.text_encoder, self.unet, self.vae, scheduler = (parts[name] for name in PARTS)
-        self._place()
-        self.network = NetworkCall(self.unet, lambda x, t, c: self.unet(x, t, c).sample, compiled)
-        self.sigmas = scheduler_sigmas(scheduler)
-        self.prediction_type = scheduler.config.prediction_type
         size = self.unet.config.sample_size
         self.data_shape = (self.unet.config.in_channels, size, size)
-        self.scaling = self.vae.config.scaling_factor
-
-    def _place(self) -> None:
-        """Give each network its number format and its place, the VAE in two halves."""
         self.encoder, self.decoder = (
             torch.nn.ModuleList(filter(None, halves))
             for halves in ((self.vae.encoder, self.vae.quant_conv), (self.vae.decoder, self.vae.post_quant_conv))
         )
-        saves = self.device.type == "cuda"  # what is not always there waits in the memory of the host
-        place(self.unet, self.device, self.dtype)
-        place(self.text_encoder, self.device, self.dtype, away=saves)
-        place(self.encoder, self.device, torch.float32, away=saves)
-        place(self.decoder, self.device, torch.float32, away=saves and self.low_vram)
-        if saves:
+        place(self.unet, self.device, dtype)
+        place(self.text_encoder, self.device, dtype, away=self._saves)
+        self._place_vae()
+        self.network = NetworkCall(self.unet, lambda x, t, c: self.unet(x, t, c).sample, compiled)
+        self.sigmas = scheduler_sigmas(scheduler)
+        self.prediction_type = scheduler.config.prediction_type
+        self.scaling = self.vae.config.scaling_factor
+
+    @property
+    def _saves(self) -> bool:
+        """Whether what is not always needed on the device waits in the memory of the host."""
+        return self.device.type == "cuda"
+
+    def _place_vae(self) -> None:
+        """Give the two halves of the VAE their number format and their places."""
+        place(self.encoder, self.device, torch.float32, away=self._saves)
+        place(self.decoder, self.device, torch.float32, away=self._saves and self.low_vram)
+        if self._saves:
             self.vae.enable_slicing()  # one picture after another
         if self.low_vram:
-            self.vae.tile_latent_min_size = max(SMALLEST_TILE, self.unet.config.sample_size // TILES)
+            self.vae.tile_latent_min_size = max(SMALLEST_TILE, self.data_shape[1] // TILES)
             self.vae.tile_sample_min_size = self.vae.tile_latent_min_size * self._shrinks
+
+    def keep_pictures(self, device: torch.device) -> None:
+        super().keep_pictures(device)
+        self.text_encoder = None
+        del self.unet, self.network
+        self._place_vae()
 
     @property
     def _shrinks(self) -> int:

@@ -23,7 +23,20 @@ from my.config.layers import (
     show,
     write,
 )
-from my.config.options import EVER, FREE, MADE_BY, Config, Given, Option, by_use, flat, is_group, options_of, walk
+from my.config.options import (
+    EVER,
+    FREE,
+    MADE_BY,
+    Config,
+    Given,
+    Option,
+    by_use,
+    flat,
+    is_group,
+    options_of,
+    reset,
+    walk,
+)
 from my.config.values import coerce
 
 __all__ = [
@@ -50,6 +63,7 @@ __all__ = [
     "read_yaml",
     "refuse_cut_off",
     "refuse_unread",
+    "reset",
     "show",
     "spelled",
     "walk",

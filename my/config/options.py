@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -74,6 +75,14 @@ def options_of(cls: type[BaseModel]) -> dict[str, Option]:
 def flat(config: BaseModel) -> dict[str, Any]:
     """Return the options of a configuration as {dotted name: value}."""
     return {option.name: option.default for option in walk(type(config), config)}
+
+
+def reset(config: BaseModel, names: Iterable[str]) -> None:
+    """Set the options of these dotted names to their defaults, in the configuration itself."""
+    defaults = options_of(type(config))
+    for name in names:
+        *groups, leaf = name.split(".")
+        setattr(reduce(getattr, groups, config), leaf, defaults[name].default)
 
 
 def by_use(cls: type[Config]) -> list[Option]:

@@ -1,0 +1,186 @@
+"""A 3D asset: the field of a run, what shows it, and where it is found. What is made of a run starts here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from adapt import ScoreAdapter, make_adapter
+from my import checkpoint, config
+from my.errors import UserError, note
+from my.host_copy import HostCopy
+from my.script import FULL_CONFIG, free_on_resume, pick_device, refuse_other_run
+from my.seeds import torch_rng
+from options.sjc import SJCConfig
+from voxnerf import state
+from voxnerf.field import VoxRF, make_field
+from voxnerf.render import CHUNK, Rendering, averaged, render_image
+
+if TYPE_CHECKING:
+    import pose
+    from options.trained import TrainedConfig
+
+TEST_BACKGROUND = 0  # index of the plain background behind test views
+
+
+class Asset:
+    """A field in the space of a model, and what shows it: the model's decoder, and the run's plain backgrounds.
+
+    `n_steps_taken` is the number of optimisation steps that the field had when it was loaded.
+    """
+
+    def __init__(self, cfg: SJCConfig, adapter: ScoreAdapter, field: VoxRF, step: int = 0) -> None:
+        self.cfg, self.adapter, self.field, self.n_steps_taken = cfg, adapter, field, step
+        self.backgrounds = adapter.plain_backgrounds() if cfg.plain_bg else None
+
+    @property
+    def latent(self) -> bool:
+        """Whether the field holds latents, of which a decoder makes larger pictures."""
+        return self.adapter.picture_size > self.adapter.data_shape[1]
+
+    @property
+    def depth_range(self) -> tuple[float, float]:
+        """The nearest and farthest depth of depth images, world units: those of the ball inscribed in the field."""
+        R, reach = self.cfg.pose.R, self.cfg.vox.bbox_len
+        return max(0.0, R - reach), R + reach
+
+    def background(self, index: int, hw: int, fine: int = 1) -> torch.Tensor | None:
+        """Return the pixels (hw * fine * hw * fine, C) of plain background `index`, None where the run has none.
+
+        It is hw x hw pixels of the model's space, each of which is repeated fine x fine times. An encoder leaves a mark
+        along the border of a plain picture: the border keeps its width here, and the middle is stretched.
+        """
+        if self.backgrounds is None:
+            return None
+        n = self.backgrounds.shape[-1]
+        i = torch.arange(hw, device=self.adapter.device)
+        i = torch.where(2 * i < hw, i.clamp(max=(n - 1) // 2), (i + n - hw).clamp(min=n // 2)).repeat_interleave(fine)
+        return self.backgrounds[index][:, i][:, :, i].flatten(1).T
+
+    def render(
+        self,
+        camera: pose.Camera,
+        hw: int | None = None,
+        bg_index: int = TEST_BACKGROUND,
+        subpixels: int = 1,
+        downscale: int = 1,
+        chunk: int | None = None,
+    ) -> Rendering:
+        """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space.
+
+        It has `subpixels` x `subpixels` rays per pixel, `downscale` x `downscale` of which will be averaged.
+        """
+        hw = hw or self.cfg.pose.rend_hw
+        bg = self.background(bg_index, hw * subpixels // downscale, downscale)
+        return render_image(
+            self.field,
+            camera.K(hw, hw),
+            camera.c2w,
+            hw,
+            hw,
+            bg,
+            subpixels,
+            chunk,
+            self.cfg.emptiness_scale,
+            self.cfg.renderer,
+        )
+
+    @torch.no_grad()
+    def view(self, camera: pose.Camera, hw: int | None = None, subpixels: int = 1, downscale: int = 1) -> HostCopy:
+        """Return a test view: arrays (picture (H, W, 3) in [0, 1], depth (h, w), opacity (h, w)).
+
+        They are antialiased by `downscale`. They are on their way from the device: whoever unpacks them waits.
+        """
+        r = self.render(camera, hw, subpixels=subpixels, downscale=downscale, chunk=CHUNK)
+        x, depth, opacity = averaged(r.color, r.depth, r.opacity, n=downscale)
+        return HostCopy(self.adapter.decode(x[None])[0].permute(1, 2, 0), depth, opacity)
+
+
+def new_field(cfg: SJCConfig, adapter: ScoreAdapter) -> VoxRF:
+    """Return the field of a run before its first step, on the adapter's device."""
+    vox, b = cfg.vox, cfg.vox.bbox_len
+    assert vox.model_type  # SJCConfig fills it in
+    field = make_field(
+        vox.model_type,
+        [[-b] * 3, [b] * 3],
+        vox.grid_size,
+        adapter.data_shape[0],
+        vox.step_ratio,
+        vox.density_shift,
+        vox.ray_march_weight_thres,
+        vox.blend_bg_texture and not cfg.plain_bg,
+        vox.bg_texture_hw,
+        generator=torch_rng(cfg.seed, 0, "field"),
+    )
+    return field.to(adapter.device)
+
+
+# ---------------------------------------------------------------- where it is found
+
+
+class Source(NamedTuple):
+    """The field of a run on the disk."""
+
+    cfg: SJCConfig
+    folder: Path  # of the run
+    path: Path  # of the checkpoint
+    step: int  # steps after which that was saved
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has taken all of its steps."""
+        return self.step >= self.cfg.n_steps
+
+
+def find(where: str | Path) -> Source:
+    """Return the newest field of a run's folder, finished or not, or the field of a checkpoint's folder in it.
+
+    Raises UserError where there is none.
+    """
+    path = Path(where)
+    one = path.resolve() if (path / checkpoint.META).exists() else None  # the folder of a checkpoint
+    folder = one.parent.parent if one else path
+    if not (folder / FULL_CONFIG).exists():
+        raise UserError(f"{folder.resolve()} has no {FULL_CONFIG}: it is not the folder of a run of run_sjc.py")
+    refuse_other_run(SJCConfig, folder)
+    cfg = config.read(SJCConfig, folder / FULL_CONFIG)
+    newest = one or checkpoint.latest(folder / "ckpt")
+    if newest is None:
+        raise UserError(f"{folder.resolve()} has no checkpoint: run run_sjc.py there first")
+    return Source(cfg, folder, newest, checkpoint.step_of(newest))
+
+
+def find_finished(where: str | Path) -> Source:
+    """Return what `find` does; raises UserError for a run that is not finished too."""
+    found = find(where)
+    if not found.finished:
+        raise UserError(
+            f"{found.folder.resolve()}: at step {found.step} of {found.cfg.n_steps}; finish it there "
+            "first with run_sjc.py --resume True"
+        )
+    return found
+
+
+def load(found: Source, device: str = "auto") -> Asset:
+    """Return the asset of a source. Of the model, only what encodes and decodes pictures is kept, on the device.
+
+    Options that a resumed run may change belong to the machine that it was trained on: they are at their defaults.
+    """
+    cfg = found.cfg.model_copy(deep=True)
+    config.reset(cfg, free_on_resume(SJCConfig) - {"low_vram"})
+    adapter = make_adapter(cfg, "cpu")
+    adapter.keep_pictures(pick_device(device))
+    field = new_field(cfg, adapter)
+    tensors, meta = checkpoint.load(found.path)
+    state.restore_field(field, tensors)
+    return Asset(cfg, adapter, field, meta["step"])
+
+
+def open_asset(cfg: TrainedConfig) -> Asset:
+    """Return the asset that the options of a command choose; a note says where its run is not finished."""
+    found = find(cfg.run[0])
+    if not found.finished:
+        note(f"{found.folder.resolve()}: this run is at step {found.step} of {found.cfg.n_steps}; that field is taken")
+    return load(found, cfg.device)
