@@ -72,8 +72,8 @@ def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, t
     from canvas import optimise
     from my import checkpoint
 
-    newest = checkpoint.latest("ckpt")
-    canvases = checkpoint.load(newest)[0] if newest else {}
+    newest = checkpoint.load_newest("ckpt")
+    canvases = newest[0] if newest else {}
     remedy = cfg.remedy(adapter.device.type)
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
     with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar, Worker() as worker:

@@ -217,8 +217,8 @@ def prepare(cfg: NeRFConfig, _found: None) -> Callable[[], None]:
     scene, test_scene = load_scenes(folder, ("train", "test"), cfg.downscale, cfg.strict)
     sizes = [f"{W}x{H}" for H, W in sorted(set(scene.sizes))]
     nerf = NeRF(cfg, scene, device)
-    newest = checkpoint.latest("ckpt")
-    first_step = nerf.load(newest) if newest else 0
+    newest = checkpoint.load_newest("ckpt")
+    first_step = nerf.restore(*newest) if newest else 0
 
     def run() -> None:
         print(f"{folder}: {len(scene.names)} training views of {some(sizes)}, {len(test_scene.names)} test views")

@@ -269,7 +269,10 @@ class SJC(Asset):
 
     def load(self, path: str | Path) -> int:
         """Restore the state of checkpoint folder `path`; return the number of steps taken."""
-        tensors, meta = checkpoint.load(path)
+        return self.restore(*checkpoint.load(path))
+
+    def restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> int:
+        """Restore the state of a checkpoint; return the number of steps taken."""
         state.restore(self.field, self.optimizer, tensors, meta["step"])
         return meta["step"]
 
@@ -309,8 +312,8 @@ def ready(
     On the device "meta" no weights are loaded.
     """
     optimisation = SJC(cfg, make_adapter(cfg, device, found), processes)
-    newest = checkpoint.latest("ckpt")
-    return optimisation, optimisation.load(newest) if newest else 0
+    newest = checkpoint.load_newest("ckpt")
+    return optimisation, optimisation.restore(*newest) if newest else 0
 
 
 def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stats]]:

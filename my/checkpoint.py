@@ -10,13 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from my.errors import RunError, UserError, shown, some
-from my.sha256 import sha256_of
+from my import plain_files
+from my.errors import RunError, UserError, first_line, note, shown, some
+from my.sha256 import sha256_of, sha256_of_text
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 2
+FORMAT = 3
+RECORD = {"format", "step", "sha256", "orders", "meta"}  # keys of the record in META, which SEAL is the checksum of
+SEAL = "seal"
+UNSEALED = 2  # the format that had no SEAL
 TENSORS, META = "tensors.safetensors", "meta.json"
 DAMAGED = "delete {folder} and continue from the checkpoint before it, or start again"
 
@@ -27,7 +31,7 @@ DAMAGED = "delete {folder} and continue from the checkpoint before it, or start 
 def save(
     root: str | Path, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Write `root/step_<step>/`, delete all but the newest `keep` checkpoints, and return the path of the written one.
+    """Write `root/step_<step>/`, and return its path. Of all checkpoints, it and the `keep` - 1 before it are kept.
 
     tensors: {name: Tensor}, any device.  meta: plain values (JSON).
     A process killed at any moment leaves no folder that `latest` would wrongly return.
@@ -42,7 +46,7 @@ def save(
     orders = {name: memory_order(t) for name, t in tensors.items()}
     write_tensors(scratch / TENSORS, {name: t.detach().permute(orders[name]) for name, t in tensors.items()})
     record = {"format": FORMAT, "step": step, "sha256": sha256_of(scratch / TENSORS), "orders": orders, "meta": meta}
-    (scratch / META).write_text(json.dumps(record, indent=2))
+    (scratch / META).write_text(json.dumps({**record, SEAL: seal_of(record)}, indent=2))
     shutil.copymode(scratch / META, scratch / TENSORS)  # the library lets nobody but the owner read its file
     for path in (scratch / TENSORS, scratch / META):
         sync(path)
@@ -51,7 +55,8 @@ def save(
         discard(final)
     scratch.rename(final)
     sync(root)
-    for old in [path for path in checkpoints(root)[:-keep] if path != final]:
+    until = [path for path in checkpoints(root) if step_of(path) <= step]
+    for old in set(checkpoints(root)) - set(until[-keep:]):  # a later one was damaged, or the run would be further
         discard(old)
     return final
 
@@ -108,37 +113,93 @@ def latest(root: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+class Damaged(RunError):
+    """A checkpoint that lacks a file, or whose files are not as they were written."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        folder = path if path.is_dir() else path.parent
+        super().__init__(f"{path}{why}; {DAMAGED.format(folder=folder)}")
+
+
+Loaded = tuple[dict[str, "torch.Tensor"], dict[str, Any]]  # tensors by name on the CPU, and meta with its "step"
+
+
+def load_newest(root: str | Path) -> Loaded | None:
+    """Return the newest checkpoint below `root` that is whole, as `load` does, or None where there is none at all.
+
+    A note tells of newer ones that are damaged. Raises RunError where all are, or where one is of another format.
+    """
+    first: Damaged | None = None
+    for path in reversed(checkpoints(root)):
+        try:
+            loaded = load(path)
+        except Damaged as error:
+            first = first or error
+            continue
+        if first:
+            note(f"{first.args[0].partition(';')[0]}; {path}, from before it, is taken")
+        return loaded
+    if first:
+        raise first
+    return None
+
+
+def load(path: str | Path) -> Loaded:
     """Return (tensors on the CPU, meta) of the checkpoint folder `path`; meta also holds its "step".
 
     The tensors are laid out in memory as the saved ones were, and are read from the file as they are used.
-    Raises RunError where a file is missing, damaged, or of another format version.
+    Raises `Damaged` where a file is missing or damaged, and RunError where it is of another format version.
     """
     from safetensors.torch import load_file
 
     path = Path(path)
-    advice = DAMAGED.format(folder=path)
+    record = _record(path)
     try:
-        record = json.loads((path / META).read_bytes())
-        version = record["format"]
-        if version != FORMAT:
-            raise RunError(f"{path / META}: format {version}, this code reads {FORMAT}; start again")
-        sha256, orders, meta = record["sha256"], record["orders"], {**record["meta"], "step": record["step"]}
+        whole = sha256_of(path / TENSORS) == record["sha256"]
     except FileNotFoundError:
-        raise RunError(f"{path / META}: no such file; {advice}") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise RunError(f"{path / META} is damaged; {advice}") from None
-    try:
-        whole = sha256_of(path / TENSORS) == sha256
-    except FileNotFoundError:
-        raise RunError(f"{path / TENSORS}: no such file; {advice}") from None
+        raise Damaged(path / TENSORS, ": no such file") from None
     if not whole:
-        raise RunError(f"{path / TENSORS} is damaged (its SHA-256 differs); {advice}")
-    tensors = load_file(path / TENSORS)
+        raise Damaged(path / TENSORS, " is damaged (its SHA-256 differs)")
+    tensors, orders = load_file(path / TENSORS), record["orders"]
+    if tensors.keys() != orders.keys() or any(sorted(orders[k]) != list(range(t.ndim)) for k, t in tensors.items()):
+        raise Damaged(path / META, " is damaged (its orders are not those of the tensors)")
     return {
         name: tensor.permute([orders[name].index(dim) for dim in range(tensor.ndim)])
         for name, tensor in tensors.items()
-    }, meta
+    }, {**record["meta"], "step": record["step"]}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint folder, whose checksum is right and whose values are of the right kinds."""
+    meta = path / META
+    try:
+        record = plain_files.read_json(meta, ["format"])
+    except FileNotFoundError:
+        raise Damaged(meta, ": no such file") from None
+    except ValueError as error:
+        raise Damaged(meta, f" {first_line(error)}") from None
+    version, seal = record["format"], record.pop(SEAL, None)
+    if type(version) is int and version not in (FORMAT, UNSEALED) and seal is None:
+        raise RunError(f"{meta}: format {version}, this code reads {FORMAT}; start again")
+    if seal != (None if version == UNSEALED else seal_of(record)):
+        raise Damaged(meta, " is damaged (its checksum differs)")
+    orders = record.get("orders")
+    fits = (
+        record.keys() == RECORD
+        and isinstance(record["meta"], dict)
+        and isinstance(orders, dict)
+        and all(isinstance(order, list) and {*map(type, order)} <= {int} for order in orders.values())
+    )
+    if not fits:
+        raise Damaged(meta, " is damaged (it has other entries)")
+    if re.fullmatch(r"step_\d{7,}", path.name) and record["step"] != step_of(path):
+        raise Damaged(meta, f" is damaged (it is of step {shown(record['step'])}, the folder of {step_of(path)})")
+    return record
+
+
+def seal_of(record: Mapping[str, Any]) -> str:
+    """Return the checksum of a record: the SHA-256 of its JSON without spaces, keys in order."""
+    return sha256_of_text(json.dumps(record, sort_keys=True, separators=(",", ":")))
 
 
 # ---------------------------------------------------------------- against a model

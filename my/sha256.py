@@ -1,4 +1,4 @@
-"""The SHA-256 of a file."""
+"""SHA-256, of a file or a text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import hashlib
 from pathlib import Path
 
 PART = 2**22  # bytes that are read at a time
+
+
+def sha256_of_text(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8, in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_of(path: str | Path, bar: bool = False) -> str:

@@ -86,10 +86,10 @@ def _resume(
     root: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, names: list[str]
 ) -> int:
     """Restore the newest checkpoint under `root`, and return its number of steps; 0 where there is none."""
-    path = checkpoint.latest(root)
-    if path is None:
+    newest = checkpoint.load_newest(root)
+    if newest is None:
         return 0
-    tensors, meta = checkpoint.load(path)
+    tensors, meta = newest
     with torch.no_grad():
         for (name, p), shadow in zip(model.named_parameters(), ema.shadow_params):
             p.copy_(tensors[f"model/{name}"])

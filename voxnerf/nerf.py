@@ -325,7 +325,10 @@ class NeRF:
 
         Raises what `checkpoint.load` and `state.restore` raise.
         """
-        tensors, meta = checkpoint.load(path)
+        return self.restore(*checkpoint.load(path))
+
+    def restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> int:
+        """Restore the state of a checkpoint; return the number of steps taken. Raises what `state.restore` raises."""
         self._set_field(np.array(meta["box"]), meta["shape"], meta["view_dependent"])
         if meta["masked"]:
             self.field.update_alpha_mask()  # a mask of the right shape, to be overwritten
