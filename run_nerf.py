@@ -55,7 +55,7 @@ def train(nerf: NeRF, test_scene: Scene, first_step: int) -> None:
 
     step, before, running = first_step, nerf.progress(first_step), RunningPSNR()
     with watched("nerf", nerf.n_steps, first_step) as watch:
-        for step, progress, stats in watch.over(optimise(nerf, first_step)):
+        for step, progress, stats in watch.over(optimise(nerf, first_step), partial(nerf.save, "ckpt")):
             save = math.floor(progress * N_SAVES) > math.floor(before * N_SAVES)
             before = progress
             row = row_of(nerf, test_scene, step, stats, logged=save or step % LOG_EVERY == 0)

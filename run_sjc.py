@@ -64,8 +64,8 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
         return processes.leave()
     with watched("sjc", optimisation.cfg.n_steps, first_step) as watch:
         try:
-            with processes.ending():
-                follow(watch, optimisation, optimise(optimisation, first_step))
+            processes.heed = watch.heed
+            follow(watch, optimisation, optimise(optimisation, first_step))
         except Lost as lost:
             step, saved = watch.heartbeat.step, ""
             if step > first_step:
@@ -83,7 +83,7 @@ def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str,
     visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
     remedy = optimisation.cfg.remedy(optimisation.adapter.device.type)
     left_out = LeftOut(BEFORE, f"try a smaller --lr; {remedy}")
-    for step, stats in watch.over(steps):
+    for step, stats in watch.over(steps, partial(optimisation.save, "ckpt")):
         log, show, save = (watch.due(step, every) for every in (LOG_EVERY, visual_every, save_every))
         left_out.add(stats)
         if log or save:

@@ -9,11 +9,11 @@ import os
 import reprlib
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
+
+from my.signals import Stopped, named, stopping
 
 STORAGE_HINTS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -29,7 +29,6 @@ STORAGE_HINTS = {
 SHOWN = 100  # characters that a message quotes of a text out of a file
 LONGEST = 2000  # characters of a whole message, for when all else failed
 FIRST = 3  # of several names, how many a message quotes
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 class Stop(Exception):
@@ -63,7 +62,9 @@ def explain(error: BaseException, go_on: str) -> tuple[str, int] | None:
     if isinstance(error, Stop):
         return str(error), error.status
     if isinstance(error, KeyboardInterrupt):
-        return stopped(go_on), INTERRUPTED
+        error = Stopped(signal.SIGINT)
+    if isinstance(error, Stopped):
+        return f"{named(error.number)}{': ' * bool(error.saved)}{error.saved}; {go_on}", error.status
     if is_out_of_memory(error):
         return "out of memory; use a smaller grid, image or batch, or a larger device", 1
     if isinstance(error, OSError) and error.errno in STORAGE_HINTS:
@@ -71,11 +72,6 @@ def explain(error: BaseException, go_on: str) -> tuple[str, int] | None:
         where = f"{name}: " if name else ""
         return f"{where}{STORAGE_HINTS[error.errno]}, then {go_on}", 1
     return None
-
-
-def stopped(go_on: str) -> str:
-    """Return the message after Ctrl-C; `go_on` is as in `explain`."""
-    return f"stopped; {go_on}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -105,19 +101,19 @@ def run_main(
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
     try:
-        with stopping_imports(go_on), quiet_unless_first():
+        with stopping(say, go_on), quiet_unless_first():
             if not several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise UserError("torchrun has started several processes, and this command is one; start it with python")
             main(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Stopped) as error:
         explained = explain(error, go_on())
         if explained is None:
             raise
         message, status = explained
-        if is_first() or not getattr(error, "alike", isinstance(error, KeyboardInterrupt)):
+        if is_first() or not getattr(error, "alike", not isinstance(error, Exception)):
             say(message)
         sys.exit(status)
 
@@ -197,34 +193,6 @@ def first_line(error: object) -> str:
     """Return the first line of what a library says was wrong, as it may stand in a message."""
     lines = str(error).strip().splitlines()
     return shown(lines[0] if lines else type(error).__name__, 3 * SHOWN)
-
-
-@contextlib.contextmanager
-def stopping_imports(go_on: Callable[[], str]) -> Iterator[None]:
-    """While the block runs, end the process where Ctrl-C comes inside an import.
-
-    A half imported library may do anything with a KeyboardInterrupt, from nothing at all to an abort in C++.
-    """
-
-    def stop(_number: int, frame: FrameType | None) -> None:
-        while frame is not None:
-            if frame.f_code.co_filename.startswith("<frozen importlib"):
-                say(stopped(go_on()))
-                os._exit(INTERRUPTED)
-            frame = frame.f_back
-        raise KeyboardInterrupt
-
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # else whoever started the command has other plans with the signal, such as to ignore it
-    if ours:
-        signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

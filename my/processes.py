@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from my.errors import RunError, UserError, first_line
+from my.signals import Heed
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, n: int = 1, local_rank: int = 0) -> None:
         self.rank, self.n, self.local_rank = rank, n, local_rank
-        self.told_to_end = False
+        self.heed = Heed()  # whether a signal has asked the run to end
 
     @property
     def first(self) -> bool:
@@ -99,7 +99,7 @@ class Processes:
         """Return the sums of tensors over all processes, in one exchange. All get the same bits.
 
         Each process gives tensors of the same shapes. They are added in the order of ranks. Raises Lost where the
-        others do not answer within TIMEOUT_S, and where `ending` has been told to end.
+        others do not answer within TIMEOUT_S, and where a signal asks the run to end that `heed` knows of.
         """
         if self.n == 1:
             return list(tensors)
@@ -120,36 +120,18 @@ class Processes:
         try:
             work = distributed.all_gather_into_tensor(every.view(-1), flat, async_op=True)
             assert work is not None  # with async_op there is one
-            while not (work.is_completed() or self.told_to_end):
+            while not (work.is_completed() or self.heed.asked):
                 if time.monotonic() > deadline:
                     raise Lost(f"another process of this run has not answered for {TIMEOUT_S:g} s")
                 time.sleep(POLL_S)
-            if not self.told_to_end:
+            if not self.heed.asked:
                 work.wait()  # at once; it raises what went wrong
         except RuntimeError:
             raise Lost("another process of this run has ended") from None
-        if self.told_to_end:
-            raise Lost("told to end by SIGTERM, which torchrun sends where another process of the run has ended")
+        if self.heed.asked:
+            name = signal.Signals(self.heed.asked).name
+            raise Lost(f"told to end by {name}; torchrun sends SIGTERM where another process of the run has ended")
         return every
-
-    @contextlib.contextmanager
-    def ending(self) -> Iterator[None]:
-        """While the block runs, SIGTERM does not end this process at once: the next sum raises Lost.
-
-        Nothing is half done then. A process that runs alone, and one that is not the first, has nothing to finish.
-        """
-        if self.n == 1 or not self.first:
-            yield
-            return
-
-        def tell(*_: object) -> None:
-            self.told_to_end = True
-
-        before = signal.signal(signal.SIGTERM, tell)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
 
 def of_torchrun(environ: Mapping[str, str] = os.environ) -> Processes:

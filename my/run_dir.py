@@ -135,7 +135,7 @@ class Heartbeat:
     """Tells other programs how far a run is, in one small JSON file.
 
     path: the file; it holds step, n_steps, progress in [0, 1], eta_s, elapsed_s, updated (ISO, UTC),
-    done, pid, and `failed` ("Type: message") after an exception inside the `with` block.
+    done, pid, and `failed` ("Type: message") after an exception inside the `with` block, or `stopped` after a signal.
     every_s: least number of seconds between writes of `beat`.  start_step: where a resumed run begins.
     clock: returns monotonic seconds.  put: calls its first argument with the others, now or later; `beat` writes by it.
     """
@@ -196,4 +196,5 @@ class Heartbeat:
             self.finish()
             return
         with contextlib.suppress(OSError):  # a full disk must not hide the first error
-            self._write(done=False, failed=f"{kind.__name__}: {error}".rstrip(": "))
+            how = "failed" if issubclass(kind, Exception) else "stopped"
+            self._write(done=False, **{how: f"{kind.__name__}: {error}".rstrip(": ")})

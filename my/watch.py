@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from my.host_copy import HostCopy
 from my.run_dir import Heartbeat, History
+from my.signals import Heed, Stopped, gently
 from my.worker import Worker
 
 if TYPE_CHECKING:
@@ -28,18 +29,33 @@ class Watch(NamedTuple):
     heartbeat: Heartbeat
     bar: tqdm
     worker: Worker
+    heed: Heed
 
-    def over(self, steps: Iterable[Item]) -> Iterator[Item]:
+    def over(self, steps: Iterable[Item], save: Callable[[int], object]) -> Iterator[Item]:
         """Yield the items (steps taken, ...) of a training; heartbeat and bar move on when the loop has dealt with one.
 
-        After the last item it waits for the worker, and closes the bar.
+        After the last item it waits for the worker, and closes the bar. Where a signal asks the training to end, it
+        does so once the loop has dealt with an item: `save(steps taken)` is called, and Stopped raised.
         """
+        self.heed.waits = True
         for item in steps:
             yield item
             self.heartbeat.beat(item[0])
             self.bar.update()
+            if self.heed.asked:
+                self._stop(item[0], self.heed.asked, save)
+        self.heed.waits = False
         self.worker.join()
         self.bar.close()
+
+    def _stop(self, step: int, number: int, save: Callable[[int], object]) -> None:
+        """Save the state after `step` steps, and raise Stopped."""
+        self.worker.join()
+        save(step)
+        stopped = Stopped(number, f"the state after step {step} is saved")
+        self.history.add(step, stopped=str(stopped))
+        self.bar.close()
+        raise stopped
 
     def due(self, step: int, every: int) -> bool:
         """Whether what happens every so many steps, and at the end of the training, happens after `step` steps."""
@@ -75,9 +91,10 @@ def watched(name: str, n_steps: int, first_step: int) -> Iterator[Watch]:
 
     worker = Worker()
     with (
+        gently() as heed,
         History("history.json", first_step) as history,
         Heartbeat("heartbeat.json", n_steps, start_step=first_step, put=worker.put) as heartbeat,
         tqdm(total=n_steps, initial=first_step, desc=name, unit="step") as bar,
         worker,  # the first to end: its jobs use the others
     ):
-        yield Watch(history, heartbeat, bar, worker)
+        yield Watch(history, heartbeat, bar, worker, heed)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from my import checkpoint, config, plain_files, script
-from my.errors import INTERRUPTED, UserError, shown
+from my.errors import UserError, shown
 from my.run_dir import write_atomic
+from my.signals import ASKING, ENDED
 from options.sjc import SJCConfig
 from sweep.plan import Run
 
 OUT, ERR, ATTEMPTS = "stdout.txt", "stderr.txt", "attempts.json"
 WAITING, RUNNING, STOPPED, FAILED, FINISHED = "waiting", "running", "stopped", "failed", "finished"
+STOPPING = {status for n in ASKING for status in (ENDED + n, -n)}  # exit statuses of a run that a signal asked to end
 TAIL = 4000  # bytes at the end of stderr in which its last line is looked for
 
 
@@ -41,7 +42,7 @@ def state_of(run: Run) -> State:
     if not tries:
         return State(STOPPED if newest else WAITING, step, seconds)
     status = tries[-1]["status"]
-    if status in (INTERRUPTED, -signal.SIGINT):
+    if status in STOPPING:
         return State(STOPPED, step, seconds)
     return State(FAILED, step, seconds, why_failed(folder, status))
 

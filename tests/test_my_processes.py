@@ -1,6 +1,5 @@
 """Several processes of one run: what torchrun says, who does what, sums with the same bits, and how all of it ends."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -55,30 +54,26 @@ def test_one_process_needs_nobody():
     alone, x = Processes(), torch.tensor([1.5])
     alone.join(torch.device("cpu"))
     assert alone.summed([x])[0] is x
-    with alone.ending():
-        pass
     alone.leave()
 
 
 class Endless:
-    """An exchange to which nobody answers."""
+    """An exchange to which nobody answers, and which a signal interrupts."""
+
+    def __init__(self, heed):
+        self.heed = heed
 
     def is_completed(self):
-        os.kill(os.getpid(), signal.SIGTERM)
+        self.heed.asked = signal.SIGTERM
         return False
 
 
-def test_sigterm_ends_the_first_process_at_a_sum(monkeypatch):
+def test_a_signal_ends_a_process_at_a_sum(monkeypatch):
     """Where else it comes, what it interrupts is finished before."""
-    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda *_, **__: Endless())
-    before, first = signal.getsignal(signal.SIGTERM), Processes(0, 2)
-    with first.ending():
-        with pytest.raises(Lost, match="^told to end by SIGTERM"):
-            first.summed([torch.ones(2)])
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
-    with Processes(1, 2).ending():  # has nothing to save
-        assert signal.getsignal(signal.SIGTERM) == before
+    first = Processes(0, 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda *_, **__: Endless(first.heed))
+    with pytest.raises(Lost, match="^told to end by SIGTERM"):
+        first.summed([torch.ones(2)])
 
 
 # ---------------------------------------------------------------- who speaks
@@ -126,6 +121,7 @@ from safetensors.torch import save_file
 from my import processes
 from my.errors import run_main
 from my.processes import of_torchrun
+from my.signals import gently
 
 def main(argv):
     here = of_torchrun()
@@ -140,7 +136,8 @@ def main(argv):
         if here.rank == 1:
             time.sleep(60)
     if argv != ["whole"]:
-        with here.ending():
+        with gently() as here.heed:
+            here.heed.waits = here.first
             here.summed([x])
     here.leave()
 

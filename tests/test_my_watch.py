@@ -1,6 +1,7 @@
 """What a training leaves while it runs: when, and where it stands when something goes wrong."""
 
 import json
+import signal
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from my.errors import RunError
 from my.run_dir import read_history
+from my.signals import ASKING, Stopped, stopping
 from my.watch import watched
 
 
@@ -21,6 +23,10 @@ def shown(row):
     return row, {name: f"{float(value):.2f}" for name, value in row.items()}
 
 
+def unsaved(step):
+    """The state of a training that has none."""
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -29,7 +35,7 @@ def here(tmp_path, monkeypatch):
 def test_a_training_from_its_first_step_to_its_last():
     with watched("tiny", 5, 0) as watch:
         beats = []
-        for step, loss in watch.over((step, 1 / step) for step in range(1, 6)):
+        for step, loss in watch.over(((step, 1 / step) for step in range(1, 6)), unsaved):
             beats.append((watch.heartbeat.step, watch.bar.n))
             if watch.due(step, 2):
                 watch.log(step, {"loss": loss}, shown)
@@ -42,18 +48,18 @@ def test_a_training_from_its_first_step_to_its_last():
 
 def test_a_resumed_training_goes_on():
     with watched("tiny", 4, 0) as watch:
-        for step, _ in watch.over((step, None) for step in range(1, 5)):
+        for step, _ in watch.over(((step, None) for step in range(1, 5)), unsaved):
             watch.log(step, {"run": 1}, shown)
     with watched("tiny", 4, 2) as watch:
         assert watch.bar.n == 2
-        for step, _ in watch.over((step, None) for step in range(3, 5)):
+        for step, _ in watch.over(((step, None) for step in range(3, 5)), unsaved):
             watch.log(step, {"run": 2}, shown)
     assert [row["run"] for row in read_history("history.json")] == [1, 1, 2, 2]
 
 
 def test_an_exception_in_the_loop_is_told():
     with pytest.raises(ValueError, match="broken"), watched("tiny", 4, 0) as watch:
-        for step, _ in watch.over((step, None) for step in range(1, 5)):
+        for step, _ in watch.over(((step, None) for step in range(1, 5)), unsaved):
             if step == 3:
                 raise ValueError("broken")
     assert heartbeat()["failed"] == "ValueError: broken" and heartbeat()["step"] == 2
@@ -64,13 +70,13 @@ def test_a_loop_that_fails_leaves_the_rows_before_it():
     go = threading.Event()
     with pytest.raises(KeyboardInterrupt), watched("tiny", 4, 0) as watch:
         watch.worker.put(go.wait, 60)
-        for step, _ in watch.over((step, None) for step in range(1, 5)):
+        for step, _ in watch.over(((step, None) for step in range(1, 5)), unsaved):
             watch.log(step, {"loss": 1.5}, shown)
             if step == 3:
                 threading.Timer(0.1, go.set).start()
                 raise KeyboardInterrupt
     assert [row["step"] for row in read_history("history.json")] == [1, 2, 3]
-    assert heartbeat()["failed"] == "KeyboardInterrupt"
+    assert heartbeat()["stopped"] == "KeyboardInterrupt" and "failed" not in heartbeat()
 
 
 def test_values_are_those_of_their_step():
@@ -79,7 +85,7 @@ def test_values_are_those_of_their_step():
     with watched("tiny", 20, 0) as watch:
         watch.worker.put(go.wait, 60)
         loss = torch.zeros(())
-        for step, _ in watch.over((step, None) for step in range(1, 21)):
+        for step, _ in watch.over(((step, None) for step in range(1, 21)), unsaved):
             loss += 0.5
             if watch.due(step, 10):
                 watch.log(step, {"loss": loss, "minutes": step}, shown)
@@ -99,7 +105,7 @@ def test_a_row_may_be_refused_or_left_out():
         return (row if row["loss"] == 2 else {}), {}
 
     with pytest.raises(RunError, match="loss is 3"), watched("tiny", 4, 0) as watch:
-        for step, _ in watch.over((step, None) for step in range(1, 5)):
+        for step, _ in watch.over(((step, None) for step in range(1, 5)), unsaved):
             watch.log(step, {"loss": torch.tensor(float(step))}, judge)
     assert read_history("history.json") == [{"step": 2, "loss": 2}]
     assert heartbeat()["failed"] == "RunError: loss is 3" and not heartbeat()["done"]
@@ -111,7 +117,7 @@ def test_the_last_beat_is_the_one_that_stays():
     with watched("tiny", 3, 0) as watch:
         watch.heartbeat.every_s = 0
         watch.worker.put(go.wait, 60)
-        for step, _ in watch.over((step, None) for step in range(1, 4)):
+        for step, _ in watch.over(((step, None) for step in range(1, 4)), unsaved):
             if step == 3:
                 assert heartbeat()["step"] == 0  # nobody waited for the first two
                 go.set()
@@ -120,7 +126,28 @@ def test_the_last_beat_is_the_one_that_stays():
 
 def test_an_estimate_of_the_length_can_change():
     with watched("tiny", 100, 0) as watch:
-        for step, _ in watch.over((step, None) for step in range(1, 3)):
+        for step, _ in watch.over(((step, None) for step in range(1, 3)), unsaved):
             watch.expect(step + 1)
         assert watch.bar.total == 3 and watch.due(3, 10)
     assert heartbeat()["n_steps"] == 3
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_ends_a_training_once_the_running_step_is_done(number):
+    """The state is saved after what the worker has to do, and the last beat and the last row say what happened."""
+    saved, before = [], {n: signal.signal(n, signal.SIG_DFL) for n in ASKING}
+    try:
+        with pytest.raises(Stopped) as caught, stopping(print, str), watched("tiny", 9, 0) as watch:
+            for step, _ in watch.over(((step, None) for step in range(1, 10)), saved.append):
+                watch.log(step, {"loss": 1}, shown)
+                if step == 3:
+                    signal.raise_signal(number)
+                    watch.worker.put(saved.append, "the worker's")
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    name = signal.Signals(number).name
+    assert saved == ["the worker's", 3] and caught.value.status == 128 + number
+    assert caught.value.saved == "the state after step 3 is saved"
+    assert read_history("history.json")[-2:] == [{"step": 3, "loss": 1}, {"step": 3, "stopped": name}]
+    assert heartbeat()["stopped"] == f"Stopped: {name}" and heartbeat()["step"] == 3 and not heartbeat()["done"]
