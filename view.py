@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     refuse_port(cfg.host, cfg.port)  # before the model is loaded, which takes longer
     found = asset.find(cfg.run[0])
     opened = asset.load(found, cfg.device)
-    viewer = Viewer(Frames(opened, Moments(opened, found)), cfg.host, cfg.port)
+    frames = Frames(opened, Moments(opened, found))
+    frames.warm_up()  # else the first visitor waits
+    viewer = Viewer(frames, cfg.host, cfg.port)
     try:
         print(f"look at http://{cfg.host}:{viewer.port} ; Ctrl-C ends this", flush=True)
         viewer.wait()

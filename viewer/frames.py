@@ -36,7 +36,7 @@ class View(NamedTuple):
 class Frames:
     """Makes pictures of a run's fields. Several threads may ask it.
 
-    `seconds` {mode: s per pixel} is what pictures took lately; None until one was made.
+    `seconds` {mode: s per pixel} is what pictures took lately; it has no mode that was not made yet.
     """
 
     def __init__(self, asset: Asset, moments: Moments) -> None:
@@ -46,6 +46,14 @@ class Frames:
         self.latent_colors = LatentColors(asset) if asset.latent else None
         self.seconds: dict[str, float] = {}
         self.rendering = threading.Lock()  # the renderer's memory is for one thread at a time
+
+    def warm_up(self) -> None:
+        """Make a small picture of each mode twice: the first takes long, and the second is how long one takes."""
+        camera = pose.camera_at(0.0, 1.5, self.asset.cfg.pose.R, self.asset.cfg.pose.FoV)
+        for _ in range(2):
+            self.seconds.clear()
+            for mode in self.modes:
+                self.picture(View(camera, 2 * LEAST, 2 * LEAST, mode, self.asset.n_steps_taken))
 
     def picture(self, view: View, stop: Callable[[], bool] = lambda: False) -> np.ndarray | None:
         """Return a view as uint8 (h, w, 3), or None as soon as `stop()` is true.
@@ -100,7 +108,7 @@ class Frames:
     def quick(self, view: View, budget: float) -> View:
         """Return the view at the most pixels that take about `budget` seconds, by what the last pictures took.
 
-        It is of half, a quarter, ... of its rows. Where a decoder is too slow even for few pixels, the latents are shown.
+        It has all, half, a quarter, ... of its rows. Where a decoder is too slow for the fewest, it is of the latents.
         """
         for mode in [view.mode] + ["latent"] * (view.mode == "picture" and "latent" in self.modes):
             for halvings in itertools.count():

@@ -7,12 +7,14 @@ refines the picture of whoever has come to rest, and drops that work when they m
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pose
@@ -39,14 +41,16 @@ class Visitor:
     quick and the last refined picture show.
     """
 
-    def __init__(self, client: viser.ClientHandle, frames: Frames, size: int, touched: Callable[[Visitor], None]) -> None:
-        self.client, self.frames = client, frames
+    def __init__(
+        self, client: viser.ClientHandle, frames: Frames, size: int, touched: Callable[[Visitor], None]
+    ) -> None:
+        self.client, self.frames, self.touched = client, frames, touched
         self.version, self.quick, self.fine, self.moved = 0, -1, -1, 0.0
         self.steps = frames.moments.steps()
-        last = len(self.steps) - 1
+        first, last = self.percents()
         gui = client.gui
         self.text = gui.add_markdown("")
-        self.time = gui.add_slider("time", 0, max(last, 1), 1, last, hint="the moments of the run that are kept")
+        self.time = gui.add_slider("progress, %", first, last, 1, last, hint="at its end it follows the run")
         self.mode = gui.add_dropdown("show", frames.modes)
         self.size = gui.add_slider("resolution", *SIZES, size, hint="rows of pixels once the camera rests")
         self.shown, self.problem = self.steps[-1], ""
@@ -54,20 +58,28 @@ class Visitor:
             control.on_update(lambda _: touched(self))
         client.camera.on_update(lambda _: touched(self))
 
+    def percents(self) -> tuple[int, int]:
+        """Return how far the run was at its first and at its last step that can be shown, percent; they differ."""
+        first, last = (round(100 * step / self.frames.asset.cfg.n_steps) for step in (self.steps[0], self.steps[-1]))
+        return min(first, last - 1), last
+
     @property
     def step(self) -> int:
-        """The step that the time slider is at."""
-        return self.steps[min(int(self.time.value), len(self.steps) - 1)]
+        """The step nearest to where the slider of the run's progress is; at its end, the newest."""
+        if self.time.value >= self.time.max:
+            return self.steps[-1]
+        wanted = self.time.value * self.frames.asset.cfg.n_steps / 100
+        return min(self.steps, key=lambda step: abs(step - wanted))
 
     def show_steps(self, steps: list[int]) -> None:
-        """Let the time slider reach other steps. It stays at its step, or goes on with the run where it was at the end."""
+        """Let the slider reach other steps. It stays where it is, or goes on with the run where it is at its end."""
         if steps == self.steps:
             return
-        step, newest = self.step, self.step == self.steps[-1]
-        self.steps = steps
-        at = len(steps) - 1 if newest or step not in steps else steps.index(step)
-        self.time.max = max(len(steps) - 1, 1)
-        self.time.value = at
+        at_end, self.steps = self.time.value >= self.time.max, steps
+        self.time.min, self.time.max = self.percents()
+        if at_end:
+            self.time.value = self.time.max
+        self.touched(self)  # the nearest step may be another
 
     def view(self) -> View:
         """Return what the visitor wants to see, at full resolution."""
@@ -103,7 +115,7 @@ class Viewer:
         self.changed, self.closing = threading.Condition(), threading.Event()
         self.broken: BaseException | None = None
         self.size = first_size(frames)
-        self.server = open_server(host, port)
+        self.server = open_server(host, port, label=frames.asset.cfg.texts.prompt or "field")
         self._set_scene()
         self.threads = [
             threading.Thread(target=self._guarded, args=(work,), daemon=True)
@@ -187,7 +199,7 @@ class Viewer:
             quick = self.frames.quick(view, QUICK_S)
             self._make(visitor, quick, lambda: False)
             visitor.quick = version
-            if quick == view:
+            if (quick.height, quick.mode) == (view.height, view.mode):
                 visitor.fine = version
 
     def _refine(self) -> None:
@@ -195,17 +207,19 @@ class Viewer:
         while not self.closing.is_set():
             now = time.monotonic()
             resting = [
-                v
-                for v in self.visitors.copy().values()
-                if v.fine < v.version == v.quick and now - v.moved >= REST_S
+                v for v in self.visitors.copy().values() if v.fine < v.version == v.quick and now - v.moved >= REST_S
             ]
             if not resting:
                 self.closing.wait(REST_S / 4)
                 continue
             for visitor in resting:
                 version = visitor.version
-                self._make(visitor, visitor.view(), lambda v=visitor, n=version: v.version != n or self.closing.is_set())
+                self._make(visitor, visitor.view(), partial(self._moved_on, visitor, version))
                 visitor.fine = version
+
+    def _moved_on(self, visitor: Visitor, version: int) -> bool:
+        """Whether nobody waits for the picture of a visitor's `version` any more."""
+        return visitor.version != version or self.closing.is_set()
 
     def _make(self, visitor: Visitor, view: View, stop: Callable[[], bool]) -> None:
         """Make a picture for a visitor, and show it or what is wrong; nothing is shown when stopped."""
@@ -236,14 +250,14 @@ def first_size(frames: Frames) -> int:
 # ---------------------------------------------------------------- viser
 
 
-def open_server(host: str, port: int) -> viser.ViserServer:
+def open_server(host: str, port: int, label: str) -> viser.ViserServer:
     """Return a new server; raises UserError where the port is not free, instead of taking the next."""
     import viser
 
     refuse_port(host, port)
     warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a visitor may leave at any time
     with quiet_viser():
-        server = viser.ViserServer(host, port, label="Field", verbose=False)
+        server = viser.ViserServer(host, port, label=label, verbose=False)
     if port not in (0, server.get_port()):  # somebody was faster
         with quiet_viser():
             server.stop()
@@ -270,8 +284,6 @@ def refuse_port(host: str, port: int) -> None:
     except PermissionError:
         raise UserError(f"--port {port}: not allowed here; give one above 1023, such as 8080") from None
     except OSError as error:
-        import errno
-
         if error.errno == errno.EADDRINUSE:
             raise in_use(host, port) from None
         raise UserError(f"--host {host}: {first_line(error.strerror)}; give an address of this machine") from None
