@@ -9,6 +9,7 @@ convex, hence the density of a sample is at most that of the densest of the eigh
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from my.tensor_file import TensorFile
 from voxnerf.field import VoxRF
 
 FOLDER = "fields"
-FORMAT = "1"
+FORMAT, ABOUT = 1, "snapshot"  # the name of what a file says of itself
 HIDDEN = 1 / 1024  # optical thickness that may be left out along a ray: a quarter of a step of 8 bits
 MOST = torch.finfo(torch.float16).max
 NAMES = ("density", "color", "d_scale", "bg")  # what is stored of a field, beside which voxels matter
@@ -65,8 +66,8 @@ def write(root: str | Path, copy: HostCopy, facts: dict[str, Any]) -> Path:
     }
     path = path_of(root, facts["step"])
     path.parent.mkdir(exist_ok=True)
-    metadata = {"format": FORMAT, "step": str(facts["step"]), "sha256": digest(tensors)}
-    write_atomic(path, save(tensors, metadata))
+    about = {"format": FORMAT, "step": facts["step"], "sha256": digest(tensors)}
+    write_atomic(path, save(tensors, {ABOUT: json.dumps(about)}))  # of several texts, the library shuffles the order
     return path
 
 
@@ -91,7 +92,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     sha256 = hashlib.sha256()
     for name in sorted(tensors):
         sha256.update(f"{name} {tuple(tensors[name].shape)};".encode())
-        sha256.update(np.ascontiguousarray(tensors[name].numpy()).tobytes())
+        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
     return sha256.hexdigest()
 
 
@@ -106,10 +107,10 @@ def restore(field: VoxRF, path: str | Path) -> int:
         tensors = {name: file.tensor(name) for name in file.shapes}
     except UserError as error:
         raise RunError(f"{str(error).rpartition(';')[0]}; {ADVICE}") from None
-    facts = file.metadata
-    if facts.get("format", FORMAT) != FORMAT:
-        raise RunError(f"{path}: a snapshot of format {shown(facts['format'])}, this code reads {FORMAT}; {ADVICE}")
-    if facts.get("sha256") != digest(tensors) or "kept" not in tensors or not facts.get("step", "").isdecimal():
+    about = about_of(file)
+    if about["format"] != FORMAT:
+        raise RunError(f"{path}: a snapshot of format {shown(about['format'])}, this code reads {FORMAT}; {ADVICE}")
+    if about["sha256"] != digest(tensors) or "kept" not in tensors:
         raise RunError(f"{path} is damaged (its SHA-256 differs); {ADVICE}")
     n_voxels = field.density[0, 0].numel()
     bits = np.unpackbits(tensors["kept"].numpy())
@@ -120,7 +121,16 @@ def restore(field: VoxRF, path: str | Path) -> int:
     if file.shapes != shapes:
         raise RunError(f"{path} is of another field than this run's; {ADVICE}")
     give(field, tensors, kept.view(field.density.shape[2:]))
-    return int(facts["step"])
+    return about["step"]
+
+
+def about_of(file: TensorFile) -> dict[str, Any]:
+    """Return what a snapshot says of itself: {format, step, sha256}. Raises RunError for a file that is none."""
+    try:
+        about = json.loads(file.metadata[ABOUT])
+        return {"format": about["format"], "step": int(about["step"]), "sha256": about["sha256"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise RunError(f"{file.path} is no snapshot of a field; {ADVICE}") from None
 
 
 @torch.no_grad()
