@@ -46,18 +46,18 @@ class Asset:
         R, reach = self.cfg.pose.R, self.cfg.vox.bbox_len
         return max(0.0, R - reach), R + reach
 
-    def background(self, index: int, hw: int, fine: int = 1) -> torch.Tensor | None:
-        """Return the pixels (hw * fine * hw * fine, C) of plain background `index`, None where the run has none.
+    def background(self, index: int, hw: int, fine: int = 1, width: int | None = None) -> torch.Tensor | None:
+        """Return the pixels (hw * fine * width * fine, C) of plain background `index`, None where the run has none.
 
-        It is hw x hw pixels of the model's space, each of which is repeated fine x fine times. An encoder leaves a mark
-        along the border of a plain picture: the border keeps its width here, and the middle is stretched.
+        It is hw x width pixels of the model's space, each of which is repeated fine x fine times; width is hw unless
+        given. An encoder leaves a mark along the border of a plain picture: the border keeps its width here, and the
+        middle is stretched.
         """
         if self.backgrounds is None:
             return None
         n = self.backgrounds.shape[-1]
-        i = torch.arange(hw, device=self.adapter.device)
-        i = torch.where(2 * i < hw, i.clamp(max=(n - 1) // 2), (i + n - hw).clamp(min=n // 2)).repeat_interleave(fine)
-        return self.backgrounds[index][:, i][:, :, i].flatten(1).T
+        rows, columns = (stretched(n, to, self.adapter.device).repeat_interleave(fine) for to in (hw, width or hw))
+        return self.backgrounds[index][:, rows][:, :, columns].flatten(1).T
 
     def render(
         self,
@@ -96,6 +96,12 @@ class Asset:
         r = self.render(camera, hw, subpixels=subpixels, downscale=downscale, chunk=CHUNK)
         x, depth, opacity = averaged(r.color, r.depth, r.opacity, n=downscale)
         return HostCopy(self.adapter.decode(x[None])[0].permute(1, 2, 0), depth, opacity)
+
+
+def stretched(n: int, to: int, device: torch.device) -> torch.Tensor:
+    """Return which of n pixels stands at each of `to` places, (to,): the ends as they are, the middle repeated."""
+    i = torch.arange(to, device=device)
+    return torch.where(2 * i < to, i.clamp(max=(n - 1) // 2), (i + n - to).clamp(min=n // 2))
 
 
 def new_field(cfg: SJCConfig, adapter: ScoreAdapter) -> VoxRF:

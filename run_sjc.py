@@ -79,6 +79,8 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
 
 def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str, Any]]]) -> None:
     """Write what a run leaves after some of its steps, while they are taken."""
+    from voxnerf import snapshot
+
     n = optimisation.cfg.n_steps
     visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
     remedy = optimisation.cfg.remedy(optimisation.adapter.device.type)
@@ -91,6 +93,8 @@ def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str,
         if show:
             visualise(optimisation, step, watch.worker)
         if save:
+            if optimisation.cfg.snapshots:  # before the checkpoint: a run that goes on from that has it
+                watch.worker.put(snapshot.write, ".", *snapshot.taken(optimisation.field, step))
             watch.worker.join()
             optimisation.save("ckpt", step)
 
