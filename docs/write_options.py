@@ -19,6 +19,7 @@ from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
 from options.sweep import SweepConfig
+from report import ReportConfig
 
 PAGES: dict[str, type[Config]] = {
     "run_sjc.py": SJCConfig,
@@ -28,6 +29,7 @@ PAGES: dict[str, type[Config]] = {
     "run_nerf.py": NeRFConfig,
     "highres_final_vis.py": VisConfig,
     "evaluate.py": EvaluateConfig,
+    "report.py": ReportConfig,
 }
 TABLE = "| option | type | default | meaning |\n|---|---|---|---|\n"
 HEAD = """# Options

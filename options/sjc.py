@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from families.family import FieldKind
-from my.config import Config
+from my.config import FREE, Config
 from my.script import FIRST as OF_RUNS
 from options.family import FIRST, FamilyConfig
 
@@ -67,6 +67,11 @@ class SJCConfig(FamilyConfig):
     emptiness_multiplier: float = Field(20.0, ge=0, description="factor of the emptiness loss after emptiness_step")
     depth_weight: float = Field(
         0.0, ge=0, description="weight of the centre-depth loss, which pulls the centre nearer than the border"
+    )
+    report: bool = Field(
+        True,
+        json_schema_extra=FREE,
+        description="write report.html, the page of the run, at its end and after each 5% of its steps",
     )
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"

@@ -18,8 +18,9 @@ SCRIPTS = {
     "run_2d_sjc",
     "doctor",
     "run_sweep",
+    "report",
 }
-METHOD = {"asset", "sjc", "sampling", "canvas", "sweep"}
+METHOD = {"asset", "sjc", "sampling", "canvas", "sweep", "pages"}
 DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "families", "adapt"}
 MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
 FAMILIES = families.NAMES
