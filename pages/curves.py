@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from pages.facts import real, whole
 from pages.markup import escape, number
 
-W, H = 460, 230  # of a curve, in units of its SVG
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40  # margins
+W, H = 480, 230  # of a curve, in units of its SVG
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 12, 40  # margins
 MOST = 400  # points of a line: of more, the mean of each so many steps is drawn
 SMOOTH = 0.05  # of all points, how many a smooth line averages
 DECADE = 10.0

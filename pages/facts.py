@@ -22,7 +22,7 @@ class Facts(NamedTuple):
     cfg: SJCConfig
     rows: list[dict[str, Any]]  # of history.json
     state: str
-    why: str  # it failed
+    why: str  # it failed or stopped
     step: int  # steps taken
     eta_s: float | None  # seconds that are left
     seconds: float | None  # that its commands took together, as far as is known
@@ -52,19 +52,19 @@ def gather(folder: Path, cfg: SJCConfig, step: int = 0) -> Facts:
 
 
 def state_of(folder: Path, beat: dict[str, Any], complete: bool) -> tuple[str, str]:
-    """Return (state, why it failed or "") of a run, by its heartbeat and whether all steps are taken."""
+    """Return (state, why it ended early or "") of a run, by its heartbeat and whether all steps are taken."""
     if beat.get("done") is True and complete:
         return FINISHED, ""
     failed = beat.get("failed")
     if isinstance(failed, str) and failed:
         kind, _, words = failed.partition(": ")
         if kind == "KeyboardInterrupt":
-            return STOPPED, ""
+            return STOPPED, "stopped by Ctrl-C"
         return FAILED, shown(starts.without_home(words or kind), 1000)
     held = run_dir.is_held(folder)
     if held is None:
         held = since(beat.get("updated")) < FRESH_S
-    return (RUNNING if held else STOPPED), ""
+    return (RUNNING, "") if held else (STOPPED, "its process was killed")
 
 
 def since(stamp: Any) -> float:

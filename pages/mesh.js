@@ -24,7 +24,7 @@
   const camera = new THREE.PerspectiveCamera(35, 1, 0.01, 100);
   const controls = new THREE.OrbitControls(camera, canvas);
   controls.enableDamping = !matchMedia('(prefers-reduced-motion: reduce)').matches;
-  controls.enablePan = false;
+  Object.assign(controls, { dampingFactor: 0.2, enablePan: false });
 
   let waiting = false;
   const draw = () => {
@@ -50,8 +50,12 @@
 
   let radius = 1;
   const home = () => { // in front: the front of a glTF asset faces +z
+    const { enableDamping } = controls;
+    controls.enableDamping = false; // a turn that is still on its way ends here
+    controls.update();
+    controls.enableDamping = enableDamping;
     const narrow = Math.min(1, camera.aspect);
-    const far = 1.05 * radius / (Math.sin(camera.fov * Math.PI / 360) * narrow);
+    const far = 0.95 * radius / (Math.sin(camera.fov * Math.PI / 360) * narrow);
     Object.assign(controls, { minDistance: far / 8, maxDistance: far * 4 });
     Object.assign(camera, { near: far / 100, far: far * 10 });
     camera.position.copy(controls.target).add(new THREE.Vector3(0, 0.25, 1).setLength(far));

@@ -8,9 +8,11 @@
 
   const details = document.getElementById('all');
   details.open = kept('open') === 'true';
-  const scroll = Number(kept('scroll'));
-  keep('scroll', 0);
-  if (scroll > 0) addEventListener('load', () => scrollTo(0, scroll));
+  const place = JSON.parse(kept('place') || 'null'); // [the part that the reader looked at, its distance from the top]
+  keep('place', '');
+  if (place) {
+    addEventListener('load', () => scrollBy(0, document.getElementById(place[0]).getBoundingClientRect().top - place[1]));
+  }
 
   const video = document.querySelector('video');
   if (video && !matchMedia('(prefers-reduced-motion: reduce)').matches) video.play().catch(() => {});
@@ -32,7 +34,9 @@
     const every = late ? Math.max(live.every, 300) : live.every;
     news.textContent = late ? `No news for ${Math.round(silent / 60)} min: the run may have ended.` : '';
     if (!box.checked || document.hidden || now - opened < every * 1000 || now - touched < 8000) return;
-    keep('scroll', scrollY);
+    const seen = [...document.querySelectorAll('section')].filter((e) => e.getBoundingClientRect().top < innerHeight / 2);
+    const part = seen.pop();
+    if (scrollY && part) keep('place', JSON.stringify([part.id, part.getBoundingClientRect().top]));
     keep('open', details.open);
     location.reload();
   }, 1000);

@@ -99,10 +99,10 @@ def state(run: Facts) -> str:
     if run.state == facts.RUNNING:
         words += f", about {spell_seconds(run.eta_s)} left" if run.eta_s is not None else ", time left not yet known"
     elif run.seconds:
-        words += f", {spell_seconds(run.seconds)}"
+        words += f", in {spell_seconds(run.seconds)}"
     line = f'<p class="state {run.state}" id="state">{escape(words)}</p>\n'
     if run.why:
-        line += f'<p class="failed">{escape(run.why)}</p>\n'
+        line += f'<p class="{run.state}">{escape(run.why)}</p>\n'
     if run.state in (facts.FAILED, facts.STOPPED):
         line += "<p>run_sjc.py --resume True goes on in this folder.</p>\n"
     if run.state == facts.RUNNING:
@@ -147,15 +147,16 @@ def how(run: Facts) -> str:
     if not run.starts:
         html += "<p>This run did not record its commands: it is of an earlier version.</p>\n"
     if run.n_damaged:
-        html += f"<p>{run.n_damaged} lines of starts.json are damaged, and left out.</p>\n"
+        html += f"<p>Damaged lines of starts.json, which are left out: {run.n_damaged}.</p>\n"
     return html
 
 
 def command(start: Start, i: int, run: Facts) -> str:
     """Return the i-th command of a run: its words, facts and notes."""
-    last = i == len(run.starts)
-    on_its_way = last and not start.ended and run.state in (facts.RUNNING, facts.FINISHED)
-    ended = {DONE: "done", STOPPED: "stopped by Ctrl-C", "": "on its way" if on_its_way else "killed"}
+    without_end = run.why or {facts.RUNNING: "on its way"}.get(
+        run.state, "done"
+    )  # of the command that writes this page
+    ended = {DONE: "done", STOPPED: "stopped by Ctrl-C", "": without_end if i == len(run.starts) else "killed"}
     versions = start.facts.get("versions")
     rows = {
         "begun": start.facts.get("at"),

@@ -7,11 +7,13 @@ import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from my import plain_files
 from my.errors import UserError
 from my.run_dir import read_history, write_atomic
 from pages import markup
+from pages.live import PAGE as PAGE_OF_RUN
 from pages.markup import escape, number, spell_seconds
 from sweep import folder
 from sweep.folder import FAILED, FINISHED, RUNNING, State
@@ -137,8 +139,11 @@ def card(row: Row) -> str:
         facts["time"] = spell_seconds(state.seconds)
     facts |= row.statistics
     why = f": {escape(state.why)}" if state.status == FAILED else ""
+    name = escape(run.name)
+    if Path(run.name, PAGE_OF_RUN).exists():
+        name = f'<a href="{escape(quote(run.name))}/{PAGE_OF_RUN}">{name}</a>'
     return (
-        f"<article>\n{picture(run)}\n<h2>{escape(run.name)}</h2>\n"
+        f"<article>\n{picture(run)}\n<h2>{name}</h2>\n"
         f'<p class="{state.status}">{state.status}{why}</p>\n{markup.listed(facts)}\n</article>\n'
     )
 
