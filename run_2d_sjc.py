@@ -136,7 +136,7 @@ def prepare(cfg: CanvasConfig, found: Any) -> Callable[[], None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the 2D experiments in the current folder."""
-    script.begin(read_config(argv), prepare)
+    script.begin(read_config(argv), prepare, argv)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def prepare(cfg: SamplingConfig, found: Any) -> Callable[[], None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Sample pictures in the current folder."""
-    script.begin(read_config(argv), prepare)
+    script.begin(read_config(argv), prepare, argv)
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def prepare(cfg: NeRFConfig, _found: None) -> Callable[[], None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Train a voxel NeRF in the current folder."""
-    script.begin(read_config(argv), prepare)
+    script.begin(read_config(argv), prepare, argv)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from my.processes import Lost, Processes, of_torchrun
 from my.watch import LOG_EVERY, Watch, watched
 from my.worker import Worker
 from options.sjc import SJCConfig
+from pages.live import Live
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ def read_config(argv: list[str] | None) -> SJCConfig:
 
 
 def train(optimisation: SJC, first_step: int, processes: Processes | None = None) -> None:
-    """Optimise the field; write history, heartbeat, visualisations and checkpoints, and at last the test views.
+    """Optimise the field; write history, heartbeat, pictures, checkpoints and the page, and at last the test views.
 
     Of several processes the first writes. Where another one is lost, it saves the state after the last whole step, and
     raises Lost.
@@ -62,10 +63,11 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
         for _ in optimise(optimisation, first_step):
             pass
         return processes.leave()
-    with watched("sjc", optimisation.cfg.n_steps, first_step) as watch:
+    n_steps = optimisation.cfg.n_steps
+    with Live(optimisation.cfg) as report, watched("sjc", n_steps, first_step) as watch:
         try:
             processes.heed = watch.heed
-            follow(watch, optimisation, optimise(optimisation, first_step))
+            follow(watch, optimisation, optimise(optimisation, first_step), report)
         except Lost as lost:
             step, saved = watch.heartbeat.step, ""
             if step > first_step:
@@ -77,7 +79,7 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
         save_test_views(optimisation)
 
 
-def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str, Any]]]) -> None:
+def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str, Any]]], report: Live) -> None:
     """Write what a run leaves after some of its steps, while they are taken."""
     from voxnerf import snapshot
 
@@ -97,6 +99,7 @@ def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str,
                 watch.worker.put(snapshot.write, ".", *snapshot.taken(optimisation.field, step))
             watch.worker.join()
             optimisation.save("ckpt", step)
+            watch.worker.put(report.refresh, step)
 
 
 def visualise(optimisation: SJC, step: int, worker: Worker) -> None:
@@ -175,7 +178,7 @@ def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run text to 3D in the current folder."""
-    script.begin(read_config(argv), prepare)
+    script.begin(read_config(argv), prepare, argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ in occupied space. It takes some minutes.
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pydantic import Field
 
 from my import config, script
 from my.errors import RunError, UserError, run_main
+from my.machine import device_name
 from my.run_dir import write_atomic
 
 if TYPE_CHECKING:
@@ -302,17 +302,8 @@ def hardware(device: torch.device) -> str:
     import torch
 
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if Path("/proc/cpuinfo").exists()
-        else [platform.processor()]
-    )
-    return f"{names[0]}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+        return f"{device_name(device)}, PyTorch {torch.__version__}"
+    return f"{device_name(device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
 from options.sweep import SweepConfig
+from report import ReportConfig
 from view import ViewConfig
 
 PAGES: dict[str, type[Config]] = {
@@ -30,6 +31,7 @@ PAGES: dict[str, type[Config]] = {
     "highres_final_vis.py": VisConfig,
     "evaluate.py": EvaluateConfig,
     "view.py": ViewConfig,
+    "report.py": ReportConfig,
 }
 TABLE = "| option | type | default | meaning |\n|---|---|---|---|\n"
 HEAD = """# Options

@@ -9,6 +9,7 @@ import os
 import reprlib
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ STORAGE_HINTS = {
 SHOWN = 100  # characters that a message quotes of a text out of a file
 LONGEST = 2000  # characters of a whole message, for when all else failed
 FIRST = 3  # of several names, how many a message quotes
+_unheard: deque[str] = deque(maxlen=100)  # notes that were said while nobody took them down
+_hearers: list[Callable[[str], object]] = []  # who takes notes down: the last
 
 
 class Stop(Exception):
@@ -142,6 +145,24 @@ def note(message: object) -> None:
     """Print as one line on stderr what a person should know, but need not act on. One of several processes does it."""
     if is_first():
         print(f"note: {as_message(message)}", file=sys.stderr, flush=True)
+        hear(as_message(message))
+
+
+def hear(text: str) -> None:
+    """Let whoever takes notes down hear one, now, or once there is somebody."""
+    (_hearers[-1] if _hearers else _unheard.append)(text)
+
+
+@contextlib.contextmanager
+def heard_by(hearer: Callable[[str], object]) -> Iterator[None]:
+    """While the block runs, call `hearer` with each note; first with those that nobody has heard before."""
+    while _unheard:
+        hearer(_unheard.popleft())
+    _hearers.append(hearer)
+    try:
+        yield
+    finally:
+        _hearers.remove(hearer)
 
 
 # ---------------------------------------------------------------- words for people

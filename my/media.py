@@ -6,6 +6,7 @@ import math
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -218,3 +219,24 @@ def read_video(path: str | Path) -> np.ndarray:
     width, height = map(int, header.groups())
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, header.end() + height * width * 3)
     return frames[:, header.end() :].reshape(-1, height, width, 3)
+
+
+def smaller_video(path: str | Path, edge: int) -> bytes:
+    """Return a video as H.264 (.mp4) whose longer side is at most `edge` pixels, packed harder than by `VideoWriter`.
+
+    Raises RunError where it cannot be read.
+    """
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    fit = f"scale=w='min({edge},iw)':h='min({edge},ih)':force_original_aspect_ratio=decrease:force_divisible_by=2"
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "small.mp4"
+        encode = ["-an", "-vf", fit, "-c:v", "libx264", "-preset", "veryfast", "-crf", "28", "-pix_fmt", "yuv420p"]
+        done = subprocess.run(
+            [get_ffmpeg_exe(), "-v", "error", "-i", str(path), *encode, "-movflags", "+faststart", str(out)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
+        if done.returncode:
+            raise RunError(f"{path}: not a readable video: {first_line(done.stderr.decode(errors='replace'))}")
+        return out.read_bytes()

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from my import plain_files
 from my.errors import UserError
 
 
@@ -69,6 +70,24 @@ def alone() -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def is_held(folder: str | Path) -> bool | None:
+    """Whether a process holds a folder by `alone`, this one or another; None where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return False
 
 
 class History:
@@ -129,6 +148,14 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise UserError(f"{path}: line {number} is damaged; delete that line") from None
     return rows
+
+
+def read_heartbeat(path: str | Path) -> dict[str, Any]:
+    """Return what a heartbeat's file says, {} where there is none."""
+    try:
+        return plain_files.read_json(path)
+    except (OSError, ValueError):
+        return {}
 
 
 class Heartbeat:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from my import config, nvidia, plain_files, run_dir
+from my import config, machine, nvidia, plain_files, run_dir, starts
 from my.errors import RunError, UserError, shown, some
 from my.processes import of_torchrun
+from my.version import made_by
 
 if TYPE_CHECKING:
     import torch
@@ -125,16 +129,19 @@ def refuse_changes(now: dict[str, Any], then: dict[str, Any], free: set[str]) ->
         )
 
 
-def begin(cfg: Options, prepare: Callable[[Options, Any], Run]) -> None:
+def begin(cfg: Options, prepare: Callable[[Options, Any], Run], argv: Sequence[str] | None = None) -> None:
     """Write and print the configuration, then do the run. No other process can run in the folder meanwhile.
 
     The configuration's `check_files` finds the files that the run needs. `prepare(configuration, found)` takes them,
     loads them, and returns the run. Both raise UserError where the run cannot start: then nothing is written, and no
     configuration is printed. A dry run prepares nothing, and stops once the configuration is written. Of several
     processes that torchrun has started, the first holds the folder, and writes and prints.
+
+    argv: the words of the command, for starts.json, where each run that starts is recorded; None is those of the
+    command line.
     """
     kept, first = cfg.model_copy(update=OF_ONE_COMMAND), of_torchrun().first
-    with run_dir.alone() if first else contextlib.nullcontext():
+    with run_dir.alone() if first else contextlib.nullcontext(), starts.heard_warnings():
         found = kept.check_files()
         if cfg.deterministic:
             be_deterministic()
@@ -143,7 +150,24 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run]) -> None:
             config.write(kept, FULL_CONFIG)
             print(config.show(kept), end="", flush=True)
         if run:
-            run()
+            with starts.recorded(**facts_of_start(kept, argv)) if first else contextlib.nullcontext():
+                run()
+
+
+def facts_of_start(cfg: RunOptions, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return what starts.json says of a command that begins; `argv` is as in `begin`."""
+    import torch
+
+    processes = of_torchrun()
+    device = pick_device(processes.device(cfg.device))
+    return {
+        "command": shlex.join([cfg.command, *(sys.argv[1:] if argv is None else argv)]),
+        "seed": cfg.seed,
+        "device": f"{device}: {machine.device_name(device)}",
+        "threads": torch.get_num_threads(),
+        "processes": processes.n,
+        "versions": {**made_by(), "python": platform.python_version(), "platform": platform.platform()},
+    }
 
 
 def be_deterministic() -> None:

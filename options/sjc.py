@@ -73,6 +73,11 @@ class SJCConfig(FamilyConfig):
         json_schema_extra=FREE,
         description="keep the field of every 5% of the run, as a small file in fields/; view.py shows them",
     )
+    report: bool = Field(
+        True,
+        json_schema_extra=FREE,
+        description="write report.html, the page of the run, at its end and after each 5% of its steps",
+    )
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"
     )

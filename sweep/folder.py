@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from my import checkpoint, config, plain_files, script
 from my.errors import UserError, shown
-from my.run_dir import write_atomic
+from my.run_dir import read_heartbeat, write_atomic
 from my.signals import ASKING, ENDED
 from options.sjc import SJCConfig
 from sweep.plan import Run
@@ -35,7 +35,7 @@ def state_of(run: Run) -> State:
     folder = Path(run.name)
     tries = attempts(folder)
     seconds = sum(attempt["seconds"] for attempt in tries) if tries else None
-    newest, beat = checkpoint.latest(folder / "ckpt"), heartbeat(folder)
+    newest, beat = checkpoint.latest(folder / "ckpt"), read_heartbeat(folder / "heartbeat.json")
     step = checkpoint.step_of(newest) if newest else 0
     if step >= run.cfg.n_steps and beat.get("done") is True:
         return State(FINISHED, step, seconds)
@@ -66,17 +66,9 @@ def last_line(path: Path) -> str:
     return shown(lines[-1], 300)
 
 
-def heartbeat(folder: Path) -> dict[str, Any]:
-    """Return what heartbeat.json of a run says, {} where there is none."""
-    try:
-        return plain_files.read_json(folder / "heartbeat.json")
-    except (OSError, ValueError):
-        return {}
-
-
 def step_now(folder: Path) -> int:
     """Return the step that a run is at, by its heartbeat."""
-    step = heartbeat(folder).get("step", 0)
+    step = read_heartbeat(folder / "heartbeat.json").get("step", 0)
     return step if isinstance(step, int) else 0
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from urllib.parse import quote
 
 from my import plain_files
 from my.errors import UserError
 from my.run_dir import read_history, write_atomic
+from pages import markup
+from pages.live import PAGE as PAGE_OF_RUN
+from pages.markup import escape, number, spell_seconds
 from sweep import folder
 from sweep.folder import FAILED, FINISHED, RUNNING, State
 from sweep.plan import Run
@@ -20,24 +22,9 @@ from toyworld.captions import parse_prompt
 
 PAGE, TABLE, RESULTS = "sweep.html", "sweep.csv", "results.json"  # the last is written by evaluate.py
 STATISTICS = ("score", "regulariser", "opacity")  # of a run's last step, out of history.json
-STYLE = """
-:root { color-scheme: light dark; --line: #8885; --good: #1a7f37; --bad: #cf222e }
-@media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff7b72 } }
-body { font: 16px/1.45 system-ui, sans-serif; margin: 1rem auto; max-width: 90rem; padding: 0 1rem }
-h1 { font-size: 1.4rem } h2 { font-size: 1rem; margin: .5rem 0; overflow-wrap: anywhere }
+CARDS = """
 .runs { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(12rem, 100%), 1fr)) }
-article { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem }
-img, .none { aspect-ratio: 1; border-radius: .25rem; display: block; object-fit: contain; width: 100% }
-img.small { image-rendering: pixelated }
-.none { align-items: center; background: #8882; display: flex; justify-content: center }
-dl { display: grid; gap: 0 .75rem; grid-template-columns: auto 1fr; margin: 0; font-size: .9rem }
-dt { opacity: .7 } dd { margin: 0; overflow-wrap: anywhere }
-.finished { color: var(--good) } .failed { color: var(--bad) }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; white-space: nowrap }
 """
-WIDTH, SMALL = slice(16, 20), 128  # bytes of a PNG that say its width; pixels, up to which its pixels are shown
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # nothing of the page runs or is fetched
 
 
 class Row(NamedTuple):
@@ -76,13 +63,6 @@ def evaluated() -> dict[str, dict[str, str]]:
         return {}
     beats = {name: Path(name) / "heartbeat.json" for name in found}
     return {name: row for name, row in found.items() if beats[name].exists() and beats[name].stat().st_mtime <= written}
-
-
-def number(value: Any) -> str:
-    """Return a number in four digits, True or False as yes or no, and None, which was not finite, as a dash."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, (int, float)) else "-"
 
 
 def has_truth(run: Run) -> bool:
@@ -142,17 +122,12 @@ def page(rows: Sequence[Row]) -> str:
     """Return the page: a card for each run with its picture, and the table of all. Every text in it is escaped."""
     heads, lines = cells(rows)
     done = sum(row.state.status == FINISHED for row in rows)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in line)}</tr>\n" for line in lines)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Sweep: {done} of {len(rows)} runs finished</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f'<h1>Sweep: {done} of {len(rows)} runs finished</h1>\n<main class="runs">\n'
-        f"{''.join(map(card, rows))}</main>\n<h2>All runs</h2>\n"
-        f'<div class="wide" tabindex="0"><table>\n<tr>{"".join(f"<th>{escape(head)}</th>" for head in heads)}</tr>\n'
-        f"{body}</table></div>\n</body>\n</html>\n"
+    title = f"Sweep: {done} of {len(rows)} runs finished"
+    body = (
+        f'<h1>{title}</h1>\n<main>\n<div class="runs">\n{"".join(map(card, rows))}</div>\n<h2>All runs</h2>\n'
+        f"{markup.table(heads, lines, 'All runs')}</main>\n"
     )
+    return markup.document(title, body, style=CARDS)
 
 
 def card(row: Row) -> str:
@@ -163,11 +138,13 @@ def card(row: Row) -> str:
     if state.seconds is not None:
         facts["time"] = spell_seconds(state.seconds)
     facts |= row.statistics
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     why = f": {escape(state.why)}" if state.status == FAILED else ""
+    name = escape(run.name)
+    if Path(run.name, PAGE_OF_RUN).exists():
+        name = f'<a href="{escape(quote(run.name))}/{PAGE_OF_RUN}">{name}</a>'
     return (
-        f"<article>\n{picture(run)}\n<h2>{escape(run.name)}</h2>\n"
-        f'<p class="{state.status}">{state.status}{why}</p>\n<dl>{listed}</dl>\n</article>\n'
+        f"<article>\n{picture(run)}\n<h2>{name}</h2>\n"
+        f'<p class="{state.status}">{state.status}{why}</p>\n{markup.listed(facts)}\n</article>\n'
     )
 
 
@@ -177,18 +154,4 @@ def picture(run: Run) -> str:
     found = sorted(path.glob(f"test_{run.cfg.n_steps}/view/*.png")) or sorted(path.glob("img/step_*.png"))
     if not found:
         return '<div class="none">no picture yet</div>'
-    words = escape(f"{run.cfg.texts.prompt}: {found[-1].relative_to(path)}")
-    png = found[-1].read_bytes()
-    small = int.from_bytes(png[WIDTH], "big") < SMALL
-    return f'<img{" class=small" * small} alt="{words}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-
-
-def spell_seconds(seconds: float) -> str:
-    """Return a time as people say it."""
-    minutes, hours = round(seconds / 60), seconds / 3600
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if hours < 2 else f"{hours:.1f} h"
-
-
-def escape(text: str) -> str:
-    """Return a text as it may stand in HTML, in quotes too."""
-    return html.escape(text, quote=True)
+    return markup.image(found[-1].read_bytes(), f"{run.cfg.texts.prompt}: {found[-1].relative_to(path)}")

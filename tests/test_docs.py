@@ -87,7 +87,6 @@ echo "$(basename "$0") $*" >> "$LOG"
 case "$*" in
     "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     *run_sjc.py*) touch full_config.yml ;;
-    *highres_final_vis.py*) mkdir -p highres_5 && touch highres_5/img.mp4 ;;
 esac
 """
 
@@ -124,8 +123,10 @@ def test_quickstart_makes_an_asset_and_can_be_repeated(quickstart, tmp_path):
             "python -m pip install -q -r requirements.txt",
             f"python {project}/run_sjc.py --preset ideal --sd.prompt a red pig",
             f"python {project}/highres_final_vis.py",
+            f"python {project}/export_mesh.py",
+            f"python {project}/report.py",
         ]
-        assert out.splitlines()[-1] == f"Look at {tmp_path}/home/sjc_runs/{name}/highres_5/img.mp4"
+        assert out.splitlines()[-1] == f"Look at {tmp_path}/home/sjc_runs/{name}/report.html"
 
 
 def test_quickstart_runs_the_tests_as_ci_does(quickstart):

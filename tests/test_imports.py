@@ -19,8 +19,9 @@ SCRIPTS = {
     "doctor",
     "run_sweep",
     "view",
+    "report",
 }
-METHOD = {"asset", "sjc", "sampling", "canvas", "sweep", "viewer"}
+METHOD = {"asset", "sjc", "sampling", "canvas", "sweep", "viewer", "pages"}
 DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "families", "adapt"}
 MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
 FAMILIES = families.NAMES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from my import run_dir, script
+from my import run_dir, script, starts
 from my.config import by_use, walk
 from my.errors import RunError, UserError, explain
 from my.processes import Processes
@@ -41,6 +41,18 @@ def test_begin_keeps_the_configuration_and_runs(read, capsys):
     assert runs == [(0.5, True)] and "lr: 0.5" in capsys.readouterr().out
     script.begin(read("--dry_run", "True"), None)
     assert "dry_run: false" in Path(script.FULL_CONFIG).read_text() and "lr: 0.1" in capsys.readouterr().out
+
+
+def test_each_command_that_begins_is_recorded(read):
+    script.begin(read("--seed", "7"), lambda cfg, found: lambda: None, ["--seed", "7"])
+    script.begin(read("--dry_run", "True"), None, ["--dry_run", "True"])  # which runs nothing
+    script.begin(read("--resume", "True"), lambda cfg, found: lambda: None, ["--resume", "True", "--device", "a b"])
+    (first, second), damaged = starts.read(".")
+    assert damaged == 0 and first.ended == second.ended == "done"
+    assert [first.facts["command"], first.facts["seed"]] == ["run_tiny.py --seed 7", 7]
+    assert second.facts["command"] == "run_tiny.py --resume True --device 'a b'"
+    assert first.facts["device"].startswith(("cpu: ", "cuda: ")) and first.facts["threads"] >= 1
+    assert first.facts["versions"].keys() == {"version", "torch", "python", "platform"}
 
 
 def test_how_a_stopped_command_goes_on(read):
@@ -96,7 +108,7 @@ def test_a_run_that_left_nothing_whole_can_be_started_again(read):
 def test_precision_is_of_the_machine_and_may_change():
     then = {"sd.precision": "fp16", "device": "cuda", "lr": 1}
     free = script.free_on_resume(SJCConfig)
-    of_models = {"sd.precision", "sd.offload_text", "gddpm.precision", "low_vram", "compile"}
+    of_models = {"sd.precision", "sd.offload_text", "gddpm.precision", "low_vram", "compile", "report"}
     assert free == of_models | {"device", "deterministic", "resume", "dry_run"}
     script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then, free)
     with pytest.raises(UserError, match=r"with --lr 2 \(was 1\): .* can change only device, sd.precision; for"):
@@ -107,7 +119,7 @@ def test_deterministic_reaches_pytorch_before_the_run_is_prepared(read):
     """In a process of its own: what is set holds for a process."""
     code = """
 import os, torch
-from my import run_dir, script
+from my import run_dir, script, starts
 script.be_deterministic()
 assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
 assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
