@@ -1,7 +1,7 @@
 """Rays onto a mesh: what each meets first, and from this silhouettes and pictures.
 
-Warp does it, on the CPU and on CUDA. Rays are world units, in the world frame of `pose.py`. Both sides of a triangle are
-hit.
+Warp does it, on the CPU and on CUDA. Rays are in world units and in the world frame of `pose.py`. They hit both sides of
+a triangle.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Caster:
         """Return what rays of origins and directions (n, 3) meet first; they may start anywhere."""
         import warp as wp
 
-        from mesh import ray_kernels
+        from mesh import kernels
 
         rays = [x.to(self.device, torch.float32).contiguous() for x in (rays_o, rays_d)]
         n = len(rays[0])
@@ -68,7 +68,7 @@ class Caster:
             arrays = [launch.array(x, wp.vec3) for x in rays]
             outputs = [launch.array(hits.distance), launch.array(hits.face), launch.array(hits.weights, wp.vec3)]
             shares = launch.interleaved(n, self.device)
-            launch.launch(ray_kernels.nearest, shares, [self._mesh.id, *arrays, *outputs], self.device)
+            launch.launch(kernels.nearest, shares, [self._mesh.id, *arrays, *outputs], self.device)
         return hits
 
     def view(self, camera: pose.Camera, hw: int, subpixels: int = 1) -> Hits:
