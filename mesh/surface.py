@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-import pose
 from mesh import Mesh
+from mesh.colours import cameras
 from my.errors import UserError
 from voxnerf.field import VoxRF, without_specks
 from voxnerf.rays import pixel_rays, sample_range
 from voxnerf.render import CHUNK
 
 if TYPE_CHECKING:
+    import pose
     from asset import Asset
 
 POINTS = 1 << 20  # points of the grid at a time
@@ -155,13 +156,6 @@ def cleaned(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
 # ---------------------------------------------------------------- the level
 
 
-def level_cameras(asset: Asset) -> list[pose.Camera]:
-    """Return the cameras whose pictures a level is found by: they are spread over the cameras of the training."""
-    p, turn = asset.cfg.pose, np.pi * (3 - 5**0.5)  # the golden angle spreads any number of them
-    span = np.deg2rad(pose.ELEVATION_SPAN_DEG)
-    return [pose.camera_at(i * turn, (i + 0.5) / N_VIEWS * span, p.R, p.FoV) for i in range(N_VIEWS)]
-
-
 @torch.no_grad()
 def best_level(asset: Asset) -> float:
     """Return the level of density, per world unit, whose surface has the silhouettes that the field's renderings have.
@@ -173,7 +167,7 @@ def best_level(asset: Asset) -> float:
     from tqdm import tqdm
 
     peaks, opaque = [], []
-    for camera in tqdm(level_cameras(asset), desc="level", unit="view"):
+    for camera in tqdm(cameras(asset, N_VIEWS), desc="level", unit="view"):
         peaks.append(densest(asset.field, camera))
         opaque.append(asset.render(camera, VIEW_HW, chunk=CHUNK).opacity.flatten() > OPAQUE)
     peak, is_opaque = torch.cat(peaks), torch.cat(opaque)
