@@ -24,29 +24,30 @@ if TYPE_CHECKING:
 POINTS = 1 << 20  # points of the grid at a time
 SPECK = 0.01  # a connected part with less than this share of the whole volume is left out
 FOG = 0.5  # a field whose box has more than this share of its walls inside the surface fills the box
+NEAREST = 4  # vertices of a fine mesh that give a vertex of a coarse one its normal
 OPAQUE = 0.5  # a pixel of more opacity belongs to the silhouette
-N_VIEWS, VIEW_HW = 12, 96  # pictures by which a level is found, and their edge in pixels
+N_VIEWS, VIEW_HW = 12, 64  # pictures by which a level is found, and their edge in pixels
 TINY = 1e-30  # density, per world unit, that stands for none
 
 
 def extract(field: VoxRF, resolution: int, level: float) -> Mesh:
     """Return the closed surface where the density of a field is `level`, per world unit.
 
-    The density is sampled in `resolution` cells along the longest edge of the box, and its logarithm is linear between
-    them. A connected part with less than SPECK of the whole volume is left out, and so is every hollow that nobody
-    sees. What reaches the walls of the box is cut off flat there.
+    The density is sampled in `resolution` cells along the longest edge of the box. Between them `before_softplus` of it
+    is linear, as in the field itself. A connected part with less than SPECK of the whole volume is left out, and so is
+    every hollow that nobody sees. What reaches the walls of the box is cut off flat there.
     Raises UserError where nothing is as dense as `level`, and where the field fills its box.
     """
     from skimage.measure import marching_cubes
 
-    steepness = np.log(np.maximum(densities(field, resolution), TINY) / level)
-    if not (steepness > 0).any():
+    sigma = densities(field, resolution)
+    if sigma.max() <= level:
         raise UserError(
-            f"--level {level:g}: nothing in this field is as dense: its densest point has "
-            f"{level * np.exp(steepness.max()):.3g} per world unit; give less, or auto"
+            f"--level {level:g}: nothing in this field is as dense: its densest point has {sigma.max():.3g} per world "
+            "unit; give less, or auto"
         )
-    refuse_fog(steepness > 0, level)
-    padded = np.pad(steepness, 1, mode="edge")
+    refuse_fog(sigma > level, level)
+    padded = np.pad(before_softplus(sigma) - before_softplus(np.float32(level)), 1, mode="edge")
     solid = solid_of(padded > 0)
     for wall in walls(padded):
         wall[:] = -np.abs(wall)  # the surface crosses half way: at the wall itself
@@ -55,7 +56,7 @@ def extract(field: VoxRF, resolution: int, level: float) -> Mesh:
     inward, faces, _, _ = marching_cubes(np.where(solid, np.abs(padded), -np.abs(padded)), 0.0, allow_degenerate=False)
     lo, hi = field.aabb.cpu().double().numpy()
     cells = inward[:, ::-1] - 0.5  # (V, 3) xyz, 0 is the low corner of the box
-    vertices = lo + cells * (hi - lo) / steepness.shape[::-1]
+    vertices = lo + cells * (hi - lo) / sigma.shape[::-1]
     return with_normals(vertices, faces)
 
 
@@ -79,6 +80,12 @@ def seen_density(field: VoxRF, points: torch.Tensor) -> torch.Tensor:
     """Return the density (n,) at `points` (n, 3); it is 0 where the field's mask hides it from rays."""
     sigma = field.sigma(points)
     return sigma if field.alpha_mask is None else sigma * field.occupied(points)
+
+
+def before_softplus(sigma: np.ndarray) -> np.ndarray:
+    """Return the numbers whose softplus is the density: log(exp(sigma) - 1)."""
+    sigma = np.maximum(sigma, TINY)
+    return sigma + np.log(-np.expm1(-sigma))
 
 
 def walls(grid: np.ndarray) -> list[np.ndarray]:
@@ -135,10 +142,24 @@ def decimated(mesh: Mesh, n_faces: int) -> Mesh:
     """
     from fast_simplification import simplify
 
-    vertices, faces = mesh.vertices, mesh.faces
-    if len(faces) > n_faces:
-        vertices, faces = simplify(vertices, faces, target_count=n_faces)
-    return with_normals(*cleaned(vertices, faces))
+    if len(mesh.faces) <= n_faces:
+        return with_normals(*cleaned(mesh.vertices, mesh.faces))
+    coarse = with_normals(*cleaned(*simplify(mesh.vertices, mesh.faces, target_count=n_faces)))
+    return coarse._replace(normals=fine_normals(coarse, mesh))
+
+
+def fine_normals(coarse: Mesh, fine: Mesh) -> np.ndarray:
+    """Return the normals (V, 3) of the fine mesh at the vertices of a coarse one, its own where the two disagree.
+
+    They are means over the nearest NEAREST vertices, weighted by 1 / distance.
+    """
+    from scipy.spatial import cKDTree
+
+    distance, at = cKDTree(fine.vertices).query(coarse.vertices, NEAREST)
+    normals = (fine.normals[at] / np.maximum(distance, 1e-9)[..., None]).sum(axis=1)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), TINY)
+    agree = (normals * coarse.normals).sum(axis=1, keepdims=True) > 0.5  # else of the other side of a thin part
+    return np.where(agree, normals, coarse.normals).astype(np.float32)
 
 
 def cleaned(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
