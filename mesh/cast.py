@@ -1,7 +1,7 @@
 """Rays onto a mesh: what each meets first, and from this silhouettes and pictures.
 
-Warp does it, on the CPU and on CUDA. Rays are in world units and in the world frame of `pose.py`. They hit both sides of
-a triangle.
+Warp does it, on the CPU and on CUDA. Rays are in world units, in the world frame of `pose.py`. They hit both sides of a
+triangle.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ A point of the surface takes its colour from the views that see it. Each counts 
 - how opaque the field is there, since the background shines through what is not.
 
 A point that the mesh itself hides from a view has no weight there. The colour is the geometric median of those of the
-views (Weiszfeld 1937): the decoder of a latent field gives a point another colour in each view, and outliers do not move
-a median. Where no view sees the surface, its colour is harmonic: it blends those around it.
+views (Weiszfeld 1937). The decoder of a latent field gives a point another colour in each view, and outliers hardly
+move a median. Where no view sees the surface well, its colour is harmonic: it blends those around it. No view is from below
+the heights of the training's cameras, since what the field shows there was never trained.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 
 import pose
 from mesh import Mesh
-from mesh.cast import Caster, Hits
+from mesh.cast import GREY, Caster, Hits
 
 if TYPE_CHECKING:
     from asset import Asset
@@ -32,13 +33,16 @@ PIXELS_PER_VOXEL = 3  # of fields of pixels
 FAR = 100.0  # distance of what is not there, world units
 GRAZING = 0.2  # cosine below which a view does not count
 COSINE_POWER = 2
-FAINT = 1e-3  # weight of the worst pixels: they count only for points that no other pixel shows
+FAINT = 1e-3  # weight of the worst pixels: they count only where a part of a mesh has no others
+TRUSTED = 0.05  # weight of a point, over all views, from which on its colour is its own alone
 OPACITY = (0.5, 0.95)  # from the worst pixels to the best
 STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths between two pixels
 BLEED = 1.0  # pixels of the model's space, or voxels, over which colours bleed at an edge
 ITERATIONS = 6  # of the median
 SAME = 1 / 255  # colours that differ by less are the same to the median
 CHUNK = 2**15  # points at a time
+TEXELS = 2**19  # at a time
+GUTTER = 4  # texels between charts: the second smaller copy of a texture still has one between them
 
 
 class Views(NamedTuple):
@@ -51,7 +55,7 @@ class Views(NamedTuple):
 
 
 def cameras(asset: Asset, n: int) -> list[pose.Camera]:
-    """Return n cameras that are spread evenly over the part of the sphere that the training's cameras are drawn from."""
+    """Return n cameras that are spread evenly over the part of the sphere that the training draws cameras from."""
     p, turn = asset.cfg.pose, np.pi * (3 - 5**0.5)  # the golden angle
     heights = (np.arange(n) + 0.5) / n * np.deg2rad(pose.ELEVATION_SPAN_DEG)
     return [pose.camera_at(i * turn % (2 * np.pi), v, p.R, p.FoV) for i, v in enumerate(heights)]
@@ -117,18 +121,20 @@ def inner(distance: torch.Tensor, steep: float, bleed: float) -> torch.Tensor:
 
 
 def solid(opacity: torch.Tensor) -> torch.Tensor:
+    """Return weights of pixels of these opacities: 1 where the field is opaque, FAINT where the background shows."""
     lo, hi = OPACITY
     return ((opacity - lo) / (hi - lo)).clamp(0, 1) ** 2 + FAINT
 
 
 @torch.no_grad()
 def fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the colours (n, 3) in [0, 1] of points with unit normals (n, 3), and their weights (n,), 0 where unseen."""
+    """Return the colours (n, 3) in [0, 1] of points with unit normals (n, 3), and their weights (n,): 0 is unseen."""
     parts = [_fuse(seen, *part) for part in zip(points.split(CHUNK), normals.split(CHUNK))]
-    return tuple(torch.cat(x) for x in zip(*parts)) if parts else (points, points[:, 0])
+    colors, weights = zip(*parts)
+    return torch.cat(colors), torch.cat(weights)
 
 
-def _fuse(seen: Views, points, normals):
+def _fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     hw = seen.maps.shape[-1]
     x = torch.einsum("vij,nj->vni", seen.to_pixels[:, :, :3], points) + seen.to_pixels[:, None, :, 3]
     at = (2 * x[..., :2] / x[..., 2:] + 1) / hw - 1  # (V, n, 2)
@@ -151,11 +157,39 @@ def median(colors: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return center
 
 
-def spread(mesh: Mesh, colors: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return colours (V, 3) of all vertices: those `known` (V,) stay, and the others are harmonic between them.
+class Paint:
+    """The colours of the surface of an asset's mesh, at any point.
 
-    A vertex is the mean of its neighbours, which count by 1 / distance. A part of the mesh without a known vertex has the
-    mean colour of all that are known, or grey.
+    `vertices` (V, 3) in [0, 1] are those of the mesh's vertices. All of them have one.
+    """
+
+    def __init__(self, asset: Asset, mesh: Mesh, n_views: int = N_VIEWS) -> None:
+        device = asset.adapter.device
+        self.caster = Caster(mesh.vertices, mesh.faces, device)
+        self.views = views(asset, self.caster, n_views)
+        self.normals = torch.as_tensor(mesh.normals, dtype=torch.float32, device=device)
+        colors, weight = (x.cpu().numpy() for x in fuse(self.views, self.caster.vertices, self.normals))
+        self.vertices = torch.from_numpy(spread(mesh, colors, weight)).to(device, torch.float32)
+
+    def at(self, hits: Hits) -> torch.Tensor:
+        """Return the colours (m, 3) in [0, 1] of the m points of the surface that `hits` of `self.caster` found."""
+        parts = [self._at(Hits(*part)) for part in zip(*(x[hits.hit].split(CHUNK) for x in hits))]
+        return torch.cat(parts) if parts else self.vertices[:0]
+
+    def _at(self, hits: Hits) -> torch.Tensor:
+        points = self.caster.interpolate(self.caster.vertices, hits)
+        normals = F.normalize(self.caster.interpolate(self.normals, hits), dim=1)
+        own, weight = fuse(self.views, points, normals)
+        share = (weight / TRUSTED).clamp(max=1)[:, None]
+        return share * own + (1 - share) * self.caster.interpolate(self.vertices, hits)
+
+
+def spread(mesh: Mesh, colors: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return colours (V, 3) of all vertices, of those that views show (V, 3) and their weights (V,).
+
+    A vertex of weight TRUSTED keeps its colour. Others are harmonic between these: each is the mean of its neighbours,
+    which count by 1 / distance. In a part of the mesh where none has that weight, all with any weight keep theirs. A
+    part without any has the mean colour of all that are trusted.
     """
     from scipy.sparse import coo_matrix, diags
     from scipy.sparse.csgraph import connected_components
@@ -167,11 +201,78 @@ def spread(mesh: Mesh, colors: np.ndarray, known: np.ndarray) -> np.ndarray:
     graph = coo_matrix((1 / length, ends.T), (n, n)).tocsr()
     graph = graph + graph.T
     part = connected_components(graph, directed=False)[1]
-    reached = np.isin(part, np.unique(part[known]))
-    out = colors.copy()
-    out[~reached] = colors[known].mean(0) if known.any() else 0.7
-    free = reached & ~known
+    known = weight >= TRUSTED
+    known |= (weight > 0) & ~np.isin(part, part[known])
+    free = ~known & np.isin(part, part[known])
+    out = np.where(known[:, None], colors, colors[known].mean(0) if known.any() else GREY).astype(np.float64)
     if free.any():
         laplacian = (diags(np.asarray(graph.sum(1)).ravel()) - graph).tocsr()[free]
-        out[free] = spsolve(laplacian[:, free].tocsc(), -(laplacian[:, known] @ colors[known])).reshape(-1, 3)
-    return out
+        out[free] = spsolve(laplacian[:, free].tocsc(), -(laplacian[:, known] @ out[known])).reshape(-1, 3)
+    return out.clip(0, 1)
+
+
+# ---------------------------------------------------------------- onto a mesh
+
+
+def with_vertex_colors(asset: Asset, mesh: Mesh, n_views: int = N_VIEWS) -> Mesh:
+    """Return a mesh with the colours of an asset at its vertices."""
+    return mesh._replace(colors=_to_uint8(Paint(asset, mesh, n_views).vertices), uv=None, texture=None)
+
+
+def with_atlas(asset: Asset, mesh: Mesh, size: int, n_views: int = N_VIEWS) -> Mesh:
+    """Return a mesh with the colours of an asset in a texture of `size` x `size`; vertices are doubled along its seams.
+
+    Texels beside a chart repeat the nearest one in it, so that no seam shows under bilinear filtering and in small
+    copies of the texture.
+    """
+    paint = Paint(asset, mesh, n_views)
+    origin, faces, uv = unwrap(mesh, size)
+    return Mesh(
+        mesh.vertices[origin], faces, mesh.normals[origin], uv=uv, texture=bake(paint, mesh.faces, faces, uv, size)
+    )
+
+
+def unwrap(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return an atlas of a mesh: the old vertex (N,) of each new one, faces (F, 3) of these, and their uv (N, 2), v up.
+
+    Faces keep their order and their first corner. Charts lie GUTTER texels of a texture of `size` x `size` apart.
+    """
+    import xatlas
+
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32), mesh.normals)
+    charts, pack = xatlas.ChartOptions(), xatlas.PackOptions()
+    pack.resolution, pack.padding, pack.bilinear, pack.create_image = size, GUTTER, True, False
+    atlas.generate(charts, pack)
+    origin, faces, uv = atlas[0]
+    return origin.astype(np.int64), faces.astype(np.int32), uv.astype(np.float32)
+
+
+def bake(paint: Paint, faces: np.ndarray, split: np.ndarray, uv: np.ndarray, size: int) -> np.ndarray:
+    """Return the texture (size, size, 3) uint8 of an atlas: the colour of the surface at the centre of each texel.
+
+    Args:
+        faces: (F, 3) of the vertices of `paint`.
+        split: (F, 3) the same faces, of the vertices of the atlas.
+        uv: (N, 2) of the vertices of the atlas, v up.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    assert len(faces) == len(split)
+    flat = Caster(np.pad(uv, ((0, 0), (0, 1))), split, paint.caster.device)  # the atlas is a mesh in a plane
+    texture = np.zeros((size * size, 3), np.uint8)
+    covered = np.zeros(size * size, bool)
+    for texels in torch.arange(size * size).split(TEXELS):
+        u, v = (texels % size + 0.5) / size, 1 - (texels // size + 0.5) / size
+        rays_o = torch.stack([u, v, torch.ones_like(u)], dim=1)
+        hits = flat.cast(rays_o, torch.tensor([[0.0, 0.0, -1.0]]).expand_as(rays_o))
+        hit = hits.hit.cpu().numpy()
+        texture[texels.numpy()[hit]] = _to_uint8(paint.at(hits))
+        covered[texels.numpy()] = hit
+    texture, covered = texture.reshape(size, size, 3), covered.reshape(size, size)
+    nearest = distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    return texture[tuple(nearest)]
+
+
+def _to_uint8(colors: torch.Tensor) -> np.ndarray:
+    return (colors * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
