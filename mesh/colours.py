@@ -8,8 +8,8 @@ A point of the surface takes its colour from the views that see it. Each counts 
 
 A point that the mesh itself hides from a view has no weight there. The colour is the geometric median of those of the
 views (Weiszfeld 1937). The decoder of a latent field gives a point another colour in each view, and outliers hardly
-move a median. Where no view sees the surface well, its colour is harmonic: it blends those around it. No view is from below
-the heights of the training's cameras, since what the field shows there was never trained.
+move a median. Where no view sees the surface well, its colour is harmonic: it blends those around it. No view is from
+below the heights of the training's cameras, since what the field shows there was never trained.
 """
 
 from __future__ import annotations
