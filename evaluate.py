@@ -73,22 +73,6 @@ class EvaluateConfig(script.OnDevice):
 # ---------------------------------------------------------------- metrics
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the PSNR in dB of each picture a (n, ...) against b (n, ...), in [0, 1]; 100 if they are equal."""
-    import torch
-
-    from voxnerf import likeness
-
-    mse = np.square(a.astype(np.float64) - b).reshape(len(a), -1).mean(axis=1)
-    return likeness.psnr(torch.from_numpy(mse)).numpy()
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return intersection over union of each pair of masks a, b (n, H, W) bool; 1 where both are empty."""
-    union = (a | b).sum(axis=(1, 2))
-    return np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1.0)
-
-
 def first_rank(scores: np.ndarray, index: int | tuple[int, ...]) -> float:
     """Return the share of views whose best score (n, ...) is the one at `index`."""
     return float(np.mean([view[index] >= view.max() for view in scores]))
@@ -208,13 +192,14 @@ def compare(
 ) -> dict[str, Any]:
     """Return the measures of a result against the truth, both seen from `angles` (n, 2)."""
     from toyworld.judge import HEADS
+    from voxnerf.likeness import iou, picture_psnr
 
     views, best = (judge_views(judge, pictures) for pictures, _ in (result, truth))
     c, o = HEADS["color"].index(color), HEADS["object"].index(obj)
     back = sees_back(angles)
     front, true_front = (front_probability(v["octant"][back]).mean() for v in (views, best))
-    blank, overlap = psnr(np.ones_like(truth[0]), truth[0]), iou(result[1] > 0.5, truth[1] > 0.5)
-    close = psnr(result[0], truth[0])
+    blank, overlap = picture_psnr(np.ones_like(truth[0]), truth[0]), iou(result[1] > 0.5, truth[1] > 0.5)
+    close = picture_psnr(result[0], truth[0])
     taken_for = HEADS["object"][views["object"].mean(axis=0).argmax()]
     return {
         "iou": overlap.mean(),

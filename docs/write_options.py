@@ -15,6 +15,7 @@ from evaluate import EvaluateConfig
 from highres_final_vis import VisConfig
 from my.config import Config, Option, by_use, describe, plain, spelled
 from options.canvas import CanvasConfig
+from options.mesh import MeshConfig
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
@@ -29,6 +30,7 @@ PAGES: dict[str, type[Config]] = {
     "run_2d_sjc.py": CanvasConfig,
     "run_nerf.py": NeRFConfig,
     "highres_final_vis.py": VisConfig,
+    "export_mesh.py": MeshConfig,
     "evaluate.py": EvaluateConfig,
     "view.py": ViewConfig,
     "report.py": ReportConfig,

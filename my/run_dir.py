@@ -7,8 +7,9 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -20,20 +21,36 @@ from my.errors import UserError
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
     """Put `data` (str or bytes) at `path`: a reader sees the old file or the whole new one."""
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together({str(path): data})
+
+
+def write_together(contents: Mapping[str, str | bytes]) -> None:
+    """Put each of `contents`, {path: str or bytes}, at its path; where one cannot be written, no file is changed.
+
+    A reader sees old files or whole new ones. They are put in place in their order.
+    """
+    scratches = {path: Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp") for path in contents}
+    path = None
     try:
-        with open(scratch, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        for path, data in contents.items():
+            with open(scratches[path], "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, scratch in scratches.items():
+            os.replace(scratch, path)
     except BaseException as error:
         if isinstance(error, OSError):
-            error.filename = str(path)  # for messages: nobody knows the name of the scratch file
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+            error.filename = path  # for messages: nobody knows the name of the scratch file
+        for scratch in scratches.values():
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
         raise
+
+
+def refuse_unwritable() -> None:
+    """Raise OSError where no file can be made in the current folder: before the work, not after it."""
+    tempfile.TemporaryFile(dir=".").close()
 
 
 def refuse_project_dir(project_root: str | Path) -> None:

@@ -33,7 +33,7 @@ class Live:
             from pages import run  # what it needs is not light
 
             run.write(Path(), self.cfg, step)
-        except Exception as error:  # noqa: BLE001 (a page is not worth a run, whatever is wrong with it)
+        except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._tell(error)

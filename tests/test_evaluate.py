@@ -17,6 +17,7 @@ from options.sjc import SJCConfig
 from toyworld import UNSEEN_PAIRS, parse_prompt
 from toyworld import judge as judging
 from training import judge as judge_training
+from voxnerf import likeness
 from voxnerf.likeness import MAX_PSNR
 
 ANGLES = evaluate.test_angles(24)
@@ -60,13 +61,13 @@ def test_weights_are_small():
 def test_psnr_by_hand():
     a, b = np.zeros((2, 2, 2, 3)), np.zeros((2, 2, 2, 3))
     b[0] += 0.1  # mse 0.01
-    assert evaluate.psnr(a, b) == pytest.approx([20.0, MAX_PSNR])
+    assert likeness.picture_psnr(a, b) == pytest.approx([20.0, MAX_PSNR])
 
 
 def test_iou_by_hand():
     a = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]], dtype=bool)
     b = np.array([[[0, 1], [1, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]], dtype=bool)
-    assert evaluate.iou(a, b) == pytest.approx([1 / 3, 1, 0])
+    assert likeness.iou(a, b) == pytest.approx([1 / 3, 1, 0])
 
 
 def test_bootstrap_is_seeded_and_brackets_the_mean():

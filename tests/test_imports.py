@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "run_sjc",
     "highres_final_vis",
+    "export_mesh",
     "evaluate",
     "run_nerf",
     "run_img_sampling",
@@ -21,7 +22,7 @@ SCRIPTS = {
     "view",
     "report",
 }
-METHOD = {"asset", "sjc", "sampling", "canvas", "sweep", "viewer", "pages"}
+METHOD = {"asset", "mesh", "sjc", "sampling", "canvas", "sweep", "viewer", "pages"}
 DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "families", "adapt"}
 MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
 FAMILIES = families.NAMES

@@ -15,6 +15,7 @@ from options.sjc import SJCConfig
 from sjc import SJC, optimise
 from toyworld import COLORS, OBJECTS, UNSEEN_PAIRS, caption
 from toyworld import judge as judges
+from voxnerf import likeness
 
 FOLDER = ROOT / "mini_sd"
 
@@ -99,4 +100,4 @@ def test_sjc_shapes_a_known_object(adapter):
     true, inside = evaluate.true_views("blue", "duck", cameras)
     error, blank = (np.square(x - true).mean() for x in (pictures, np.ones_like(true)))
     assert 10 * np.log10(blank / error) > 3  # dB; 4.4 when this was written
-    assert evaluate.iou(opacity > 0.5, inside > 0.5).mean() > 0.5  # 0.65
+    assert likeness.iou(opacity > 0.5, inside > 0.5).mean() > 0.5  # 0.65

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +20,18 @@ def mse(a: torch.Tensor, b: torch.Tensor, usable: torch.Tensor | None = None) ->
 def psnr(mse: torch.Tensor) -> torch.Tensor:
     """Return the peak signal-to-noise ratios, dB, at most MAX_PSNR, of mean squared errors of values in [0, 1]."""
     return -10 * torch.log10(mse.clamp(min=10 ** (-MAX_PSNR / 10)))
+
+
+def picture_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the PSNR in dB of each picture a (n, ...) against b (n, ...), in [0, 1]; MAX_PSNR if they are equal."""
+    error = np.square(a.astype(np.float64) - b).reshape(len(a), -1).mean(axis=1)
+    return psnr(torch.from_numpy(error)).numpy()
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return intersection over union of each pair of masks a, b (n, H, W) bool; 1 where both are empty."""
+    union = (a | b).sum(axis=(1, 2))
+    return np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1.0)
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, usable: torch.Tensor | None = None) -> float:

@@ -1,0 +1,278 @@
+"""True colours of a mesh: what many pictures of its field show on its surface, fused.
+
+A point of the surface takes its colour from the views that see it. Each counts by a weight, the product of
+
+- cos^2 of the angle between the surface's normal and the way to the camera, none below `GRAZING`;
+- how far the pixel is from an edge of depth, where a picture mixes what is in front with what is behind;
+- how opaque the field is there, since the background shines through what is not.
+
+A point that the mesh itself hides from a view has no weight there. The colour is the geometric median of those of the
+views (Weiszfeld 1937). The decoder of a latent field gives a point another colour in each view, and outliers hardly
+move a median. Where no view sees the surface well, its colour is harmonic: it blends those around it. No view is from
+below the heights of the training's cameras, since what the field shows there was never trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import pose
+from mesh import Mesh
+from mesh.cast import GREY, Caster, Hits
+
+if TYPE_CHECKING:
+    from asset import Asset
+
+N_VIEWS = 48
+SUBPIXELS, DOWNSCALE = 4, 2  # of latent fields: twice the training's resolution is decoded
+PIXELS_PER_VOXEL = 3  # of fields of pixels
+FAR = 100.0  # distance of what is not there, world units
+GRAZING = 0.2  # cosine below which a view does not count
+COSINE_POWER = 2
+FAINT = 1e-3  # weight of the worst pixels: they count only where a part of a mesh has no others
+TRUSTED = 0.05  # weight of a point, over all views, from which on its colour is its own alone
+OPACITY = (0.5, 0.95)  # from the worst pixels to the best
+STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths between two pixels
+BLEED = 1.0  # pixels of the model's space, or voxels, over which colours bleed at an edge
+ITERATIONS = 6  # of the median
+SAME = 1 / 255  # colours that differ by less are the same to the median
+CHUNK = 2**15  # points at a time
+TEXELS = 2**19  # at a time
+GUTTER = 4  # texels between charts: the second smaller copy of a texture still has one between them
+
+
+class Views(NamedTuple):
+    """What n cameras see of a field and of its mesh."""
+
+    to_pixels: torch.Tensor  # (n, 3, 4): world to homogeneous pixels
+    eyes: torch.Tensor  # (n, 3)
+    maps: torch.Tensor  # (n, 5, H, H): RGB in [0, 1], weight of the pixel, distance of the mesh
+    slack: float  # world units by which a point may lie behind the mesh's distance
+
+
+def cameras(asset: Asset, n: int) -> list[pose.Camera]:
+    """Return n cameras that are spread evenly over the part of the sphere that the training draws cameras from."""
+    p, turn = asset.cfg.pose, np.pi * (3 - 5**0.5)  # the golden angle
+    heights = (np.arange(n) + 0.5) / n * np.deg2rad(pose.ELEVATION_SPAN_DEG)
+    return [pose.camera_at(i * turn % (2 * np.pi), v, p.R, p.FoV) for i, v in enumerate(heights)]
+
+
+@torch.no_grad()
+def picture(asset: Asset, camera: pose.Camera) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a view of a field: its picture (3, H, H) in [0, 1], and its opacity (h, h).
+
+    The background is taken out of what a field of pixels shows. A decoder needs to see it.
+    """
+    from voxnerf.render import CHUNK as RAYS
+
+    if asset.latent:
+        image, _, opacity = asset.view(camera, None, SUBPIXELS, DOWNSCALE)
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(opacity)
+    width = 2 * asset.cfg.pose.R * np.tan(np.deg2rad(camera.fov) / 2)  # of the picture at the origin, world units
+    hw = max(asset.cfg.pose.rend_hw, round(PIXELS_PER_VOXEL * width / asset.field.voxel_edge))
+    r = asset.render(camera, hw, chunk=RAYS)
+    bg = asset.background(0, hw)
+    o = r.opacity
+    behind = bg.T.view_as(r.color) if bg is not None else 0
+    light = r.color - (1 - o) * behind
+    return asset.adapter.decode((light / o.clamp(min=OPACITY[0]))[None])[0].cpu(), o.cpu()
+
+
+def views(asset: Asset, caster: Caster, n: int = N_VIEWS) -> Views:
+    """Return what the cameras of `cameras` see of an asset and of its mesh."""
+    from tqdm import tqdm
+
+    shot = [(c, *picture(asset, c)) for c in tqdm(cameras(asset, n), desc="colours", unit="view")]
+    hw = shot[0][1].shape[-1]
+    pixel = 2 * asset.cfg.pose.R * np.tan(np.deg2rad(asset.cfg.pose.FoV) / 2) / hw
+    steep = max(STEEP * pixel, asset.field.voxel_edge)
+    bleed = BLEED * max(asset.field.voxel_edge / pixel, hw / shot[0][2].shape[-1])
+    maps, matrices, eyes = [], [], []
+    for camera, image, opacity in shot:
+        hits = caster.view(camera, hw)
+        distance = torch.where(hits.hit, hits.distance, FAR).view(hw, hw).cpu()
+        opacity = F.interpolate(opacity[None, None], (hw, hw), mode="bilinear")[0, 0]
+        maps.append(torch.cat([image, (inner(distance, steep, bleed) * solid(opacity))[None], distance[None]]))
+        w2c = np.linalg.inv(camera.c2w)
+        matrices.append(camera.K(hw, hw) @ w2c[:3])
+        eyes.append(camera.c2w[:3, 3])
+    matrices, eyes = (torch.from_numpy(np.stack(x)).to(caster.device, torch.float32) for x in (matrices, eyes))
+    return Views(matrices, eyes, torch.stack(maps).to(caster.device), 0.5 * steep)
+
+
+def inner(distance: torch.Tensor, steep: float, bleed: float) -> torch.Tensor:
+    """Return weights (H, W): 1 at `bleed` pixels from an edge of depth and farther, FAINT at the edge."""
+    from scipy.ndimage import distance_transform_edt
+
+    edge = torch.zeros_like(distance, dtype=torch.bool)
+    for axis in (0, 1):
+        step = distance.diff(dim=axis).abs() > steep
+        n = distance.shape[axis]
+        edge.narrow(axis, 0, n - 1).logical_or_(step)
+        edge.narrow(axis, 1, n - 1).logical_or_(step)
+    if not edge.any():
+        return torch.ones_like(distance)
+    away = torch.from_numpy(distance_transform_edt(~edge.numpy())).float()
+    return (away / bleed).clamp(max=1) ** 2 + FAINT
+
+
+def solid(opacity: torch.Tensor) -> torch.Tensor:
+    """Return weights of pixels of these opacities: 1 where the field is opaque, FAINT where the background shows."""
+    lo, hi = OPACITY
+    return ((opacity - lo) / (hi - lo)).clamp(0, 1) ** 2 + FAINT
+
+
+@torch.no_grad()
+def fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the colours (n, 3) in [0, 1] of points with unit normals (n, 3), and their weights (n,): 0 is unseen."""
+    parts = [_fuse(seen, *part) for part in zip(points.split(CHUNK), normals.split(CHUNK))]
+    colors, weights = zip(*parts)
+    return torch.cat(colors), torch.cat(weights)
+
+
+def _fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    hw = seen.maps.shape[-1]
+    x = torch.einsum("vij,nj->vni", seen.to_pixels[:, :, :3], points) + seen.to_pixels[:, None, :, 3]
+    at = (2 * x[..., :2] / x[..., 2:] + 1) / hw - 1  # (V, n, 2)
+    got = F.grid_sample(seen.maps, at[:, None], padding_mode="border", align_corners=False)[:, :, 0]  # (V, 5, n)
+    away = seen.eyes[:, None] - points
+    distance = away.norm(dim=-1)
+    cosine = (away * normals).sum(-1) / distance
+    weight = got[:, 3] * cosine.clamp(min=0) ** COSINE_POWER
+    weight = weight * (cosine > GRAZING) * (distance < got[:, 4] + seen.slack) * (at.abs().amax(-1) < 1)
+    return median(got[:, :3].transpose(1, 2), weight), weight.sum(0)
+
+
+def median(colors: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the weighted geometric median (n, 3) of colours (V, n, 3) of weights (V, n): Weiszfeld's iteration."""
+    w = weight
+    for _ in range(ITERATIONS + 1):
+        total = w.sum(0).clamp(min=1e-20)
+        center = (colors * w[..., None]).sum(0) / total[:, None]
+        w = weight / (colors - center).norm(dim=-1).clamp(min=SAME)
+    return center
+
+
+class Paint:
+    """The colours of the surface of an asset's mesh, at any point.
+
+    `vertices` (V, 3) in [0, 1] are those of the mesh's vertices. All of them have one.
+    """
+
+    def __init__(self, asset: Asset, mesh: Mesh, n_views: int = N_VIEWS) -> None:
+        device = asset.adapter.device
+        self.caster = Caster(mesh.vertices, mesh.faces, device)
+        self.views = views(asset, self.caster, n_views)
+        self.normals = torch.as_tensor(mesh.normals, dtype=torch.float32, device=device)
+        colors, weight = (x.cpu().numpy() for x in fuse(self.views, self.caster.vertices, self.normals))
+        self.vertices = torch.from_numpy(spread(mesh, colors, weight)).to(device, torch.float32)
+
+    def at(self, hits: Hits) -> torch.Tensor:
+        """Return the colours (m, 3) in [0, 1] of the m points of the surface that `hits` of `self.caster` found."""
+        parts = [self._at(Hits(*part)) for part in zip(*(x[hits.hit].split(CHUNK) for x in hits))]
+        return torch.cat(parts) if parts else self.vertices[:0]
+
+    def _at(self, hits: Hits) -> torch.Tensor:
+        points = self.caster.interpolate(self.caster.vertices, hits)
+        normals = F.normalize(self.caster.interpolate(self.normals, hits), dim=1)
+        own, weight = fuse(self.views, points, normals)
+        share = (weight / TRUSTED).clamp(max=1)[:, None]
+        return share * own + (1 - share) * self.caster.interpolate(self.vertices, hits)
+
+
+def spread(mesh: Mesh, colors: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return colours (V, 3) of all vertices, of those that views show (V, 3) and their weights (V,).
+
+    A vertex of weight TRUSTED keeps its colour. Others are harmonic between these: each is the mean of its neighbours,
+    which count by 1 / distance. In a part of the mesh where none has that weight, all with any weight keep theirs. A
+    part without any has the mean colour of all that are trusted.
+    """
+    from scipy.sparse import coo_matrix, diags
+    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse.linalg import spsolve
+
+    n = len(mesh.vertices)
+    ends = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
+    length = np.linalg.norm(mesh.vertices[ends[:, 0]] - mesh.vertices[ends[:, 1]], axis=1).clip(1e-9)
+    graph = coo_matrix((1 / length, ends.T), (n, n)).tocsr()
+    graph = graph + graph.T
+    part = connected_components(graph, directed=False)[1]
+    known = weight >= TRUSTED
+    known |= (weight > 0) & ~np.isin(part, part[known])
+    free = ~known & np.isin(part, part[known])
+    out = np.where(known[:, None], colors, colors[known].mean(0) if known.any() else GREY).astype(np.float64)
+    if free.any():
+        laplacian = (diags(np.asarray(graph.sum(1)).ravel()) - graph).tocsr()[free]
+        out[free] = spsolve(laplacian[:, free].tocsc(), -(laplacian[:, known] @ out[known])).reshape(-1, 3)
+    return out.clip(0, 1)
+
+
+# ---------------------------------------------------------------- onto a mesh
+
+
+def with_vertex_colors(asset: Asset, mesh: Mesh, n_views: int = N_VIEWS) -> Mesh:
+    """Return a mesh with the colours of an asset at its vertices."""
+    return mesh._replace(colors=_to_uint8(Paint(asset, mesh, n_views).vertices), uv=None, texture=None)
+
+
+def with_atlas(asset: Asset, mesh: Mesh, size: int, n_views: int = N_VIEWS) -> Mesh:
+    """Return a mesh with the colours of an asset in a texture of `size` x `size`; vertices are doubled along its seams.
+
+    Texels beside a chart repeat the nearest one in it, so that no seam shows under bilinear filtering and in small
+    copies of the texture.
+    """
+    paint = Paint(asset, mesh, n_views)
+    origin, faces, uv = unwrap(mesh, size)
+    return Mesh(
+        mesh.vertices[origin], faces, mesh.normals[origin], uv=uv, texture=bake(paint, mesh.faces, faces, uv, size)
+    )
+
+
+def unwrap(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return an atlas of a mesh: the old vertex (N,) of each new one, faces (F, 3) of these, and their uv (N, 2), v up.
+
+    Faces keep their order and their first corner. Charts lie GUTTER texels of a texture of `size` x `size` apart.
+    """
+    import xatlas
+
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32), mesh.normals)
+    charts, pack = xatlas.ChartOptions(), xatlas.PackOptions()
+    pack.resolution, pack.padding, pack.bilinear, pack.create_image = size, GUTTER, True, False
+    atlas.generate(charts, pack)
+    origin, faces, uv = atlas[0]
+    return origin.astype(np.int64), faces.astype(np.int32), uv.astype(np.float32)
+
+
+def bake(paint: Paint, faces: np.ndarray, split: np.ndarray, uv: np.ndarray, size: int) -> np.ndarray:
+    """Return the texture (size, size, 3) uint8 of an atlas: the colour of the surface at the centre of each texel.
+
+    Args:
+        faces: (F, 3) of the vertices of `paint`.
+        split: (F, 3) the same faces, of the vertices of the atlas.
+        uv: (N, 2) of the vertices of the atlas, v up.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    assert len(faces) == len(split)
+    flat = Caster(np.pad(uv, ((0, 0), (0, 1))), split, paint.caster.device)  # the atlas is a mesh in a plane
+    texture = np.zeros((size * size, 3), np.uint8)
+    covered = np.zeros(size * size, bool)
+    for texels in torch.arange(size * size).split(TEXELS):
+        u, v = (texels % size + 0.5) / size, 1 - (texels // size + 0.5) / size
+        rays_o = torch.stack([u, v, torch.ones_like(u)], dim=1)
+        hits = flat.cast(rays_o, torch.tensor([[0.0, 0.0, -1.0]]).expand_as(rays_o))
+        hit = hits.hit.cpu().numpy()
+        texture[texels.numpy()[hit]] = _to_uint8(paint.at(hits))
+        covered[texels.numpy()] = hit
+    texture, covered = texture.reshape(size, size, 3), covered.reshape(size, size)
+    nearest = distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    return texture[tuple(nearest)]
+
+
+def _to_uint8(colors: torch.Tensor) -> np.ndarray:
+    return (colors * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
