@@ -368,7 +368,7 @@ def examine(argv: list[str] | None) -> Iterator[Finding]:
     yield from check_ffmpeg()
     yield from check_hub()
     yield from check_data_root(cfg.sha256)
-    if folder[0].state == OK or not (cfg.resume or Path(script.FULL_CONFIG).exists()):
+    if folder[0].state == OK or not (cfg.resume is True or Path(script.FULL_CONFIG).exists()):
         yield from check_run(cfg)  # else these are not the options of the run in the folder
 
 

@@ -39,6 +39,7 @@ def read_config(argv: list[str] | None) -> CanvasConfig:
         argv,
         root=ROOT,
         settle=CanvasConfig.absolute,
+        finished=Path("grid.png").exists,
         prog="run_2d_sjc.py",
         doc=__doc__,
         presets_dir=ROOT / "presets" / "2d",

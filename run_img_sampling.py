@@ -37,6 +37,7 @@ def read_config(argv: list[str] | None) -> SamplingConfig:
         root=ROOT,
         settle=SamplingConfig.absolute,
         leaves=IMAGES,
+        finished=Path("preview.png").exists,
         prog="run_img_sampling.py",
         doc=__doc__,
         presets_dir=ROOT / "presets" / "2d",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from voxnerf.scene import Scene
 
 ROOT = Path(__file__).resolve().parent
-N_SAVES = 10  # panes and checkpoints per run; with view_dependent a checkpoint is gigabytes, and takes half a minute
+N_PANES = 10  # per run
 N_FRAMES = 120  # frames of the video, in which the camera goes once round the scene
 SMOOTH = 0.9  # share of the running PSNR that stays at each line of history.json
 
@@ -54,17 +54,19 @@ def train(nerf: NeRF, test_scene: Scene, first_step: int) -> None:
     from voxnerf.nerf import optimise
 
     step, before, running = first_step, nerf.progress(first_step), RunningPSNR()
-    with watched("nerf", nerf.n_steps, first_step) as watch:
-        for step, progress, stats in watch.over(optimise(nerf, first_step), partial(nerf.save, "ckpt")):
-            save = math.floor(progress * N_SAVES) > math.floor(before * N_SAVES)
+    cfg, save = nerf.cfg, partial(nerf.save, "ckpt")
+    with watched("nerf", nerf.n_steps, first_step, save, cfg.ckpt_minutes) as watch:
+        for step, progress, stats in watch.over(optimise(nerf, first_step)):
+            parts = (N_PANES, 1 / cfg.ckpt_every)
+            show, due = (progress >= 1 or math.floor(progress * n) > math.floor(before * n) for n in parts)
             before = progress
-            row = row_of(nerf, test_scene, step, stats, logged=save or step % LOG_EVERY == 0)
+            row = row_of(nerf, test_scene, step, stats, logged=show or step % LOG_EVERY == 0)
             if row:
                 watch.log(step, row, partial(judged, running, step))
-            if save:
+            if show:
                 draw_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene, watch.worker)
-                watch.worker.join()
-                nerf.save("ckpt", step)
+            if due or watch.late:
+                watch.checkpoint(step)
             watch.expect(max(step, round(step / progress)))  # under max_minutes, an estimate
         test(nerf, test_scene, step)
 

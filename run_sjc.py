@@ -11,6 +11,7 @@ from my.packages import refuse_missing
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sjc import SJC
 
 ROOT = Path(__file__).resolve().parent
-N_VISUALS, N_CHECKPOINTS = 100, 20  # visualise every 1%, checkpoint every 5%
+N_VISUALS, N_PARTS = 100, 20  # visualise every 1%; every 5%, keep the field as it is, and refresh the page
 N_TEST_VIEWS = 100
 BEFORE = "a checkpoint, if there is one, is from an earlier step"
 
@@ -63,16 +64,15 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
         for _ in optimise(optimisation, first_step):
             pass
         return processes.leave()
-    n_steps = optimisation.cfg.n_steps
-    with Live(optimisation.cfg) as report, watched("sjc", n_steps, first_step) as watch:
+    cfg, save = optimisation.cfg, partial(optimisation.save, "ckpt")
+    with Live(cfg) as report, watched("sjc", cfg.n_steps, first_step, save, cfg.ckpt_minutes) as watch:
         try:
             processes.heed = watch.heed
             follow(watch, optimisation, optimise(optimisation, first_step), report)
         except Lost as lost:
             step, saved = watch.heartbeat.step, ""
             if step > first_step:
-                watch.worker.join()
-                optimisation.save("ckpt", step)
+                watch.checkpoint(step)
                 saved = f"the state after step {step} is saved; "
             raise Lost(f"{lost}; {saved}{script.go_on()}") from None
         processes.leave()
@@ -84,21 +84,23 @@ def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str,
     from voxnerf import snapshot
 
     n = optimisation.cfg.n_steps
-    visual_every, save_every = (max(1, n // parts) for parts in (N_VISUALS, N_CHECKPOINTS))
+    visual_every, part_every = (max(1, n // parts) for parts in (N_VISUALS, N_PARTS))
+    save_every = max(1, math.floor(n * optimisation.cfg.ckpt_every))
     remedy = optimisation.cfg.remedy(optimisation.adapter.device.type)
     left_out = LeftOut(BEFORE, f"try a smaller --lr; {remedy}")
-    for step, stats in watch.over(steps, partial(optimisation.save, "ckpt")):
-        log, show, save = (watch.due(step, every) for every in (LOG_EVERY, visual_every, save_every))
+    for step, stats in watch.over(steps):
+        log, show, part, save = (watch.due(step, every) for every in (LOG_EVERY, visual_every, part_every, save_every))
+        save = save or watch.late
         left_out.add(stats)
         if log or save:
             watch.log(step, left_out.reading(stats), partial(left_out.judged, step, log))
         if show:
             visualise(optimisation, step, watch.worker)
+        if part and optimisation.cfg.snapshots:  # before the checkpoint: a run that goes on from that has it
+            watch.worker.put(snapshot.write, ".", *snapshot.taken(optimisation.field, step))
         if save:
-            if optimisation.cfg.snapshots:  # before the checkpoint: a run that goes on from that has it
-                watch.worker.put(snapshot.write, ".", *snapshot.taken(optimisation.field, step))
-            watch.worker.join()
-            optimisation.save("ckpt", step)
+            watch.checkpoint(step)
+        if part:
             watch.worker.put(report.refresh, step)
 
 

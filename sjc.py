@@ -265,7 +265,7 @@ class SJC(Asset):
 
     def save(self, root: str | Path, step: int) -> None:
         """Write the state after `step` steps below `root`."""
-        state.save(root, step, self.field, self.optimizer)
+        state.save(root, step, self.field, self.optimizer, keep=self.cfg.ckpt_keep)
 
     def load(self, path: str | Path) -> int:
         """Restore the state of checkpoint folder `path`; return the number of steps taken."""

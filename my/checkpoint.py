@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from my import plain_files
 from my.errors import RunError, UserError, first_line, note, shown, some
+from my.run_dir import names_in
 from my.sha256 import sha256_of, sha256_of_text
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def discard(folder: Path) -> None:
 
 def checkpoints(root: str | Path) -> list[Path]:
     """Return the complete checkpoint folders under `root`, oldest step first."""
-    found = [path for path in Path(root).glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name)]
+    found = [Path(root, name) for name in names_in(root) if re.fullmatch(r"step_\d{7,}", name)]
     return sorted(found, key=step_of)
 
 

@@ -175,11 +175,25 @@ def read_heartbeat(path: str | Path) -> dict[str, Any]:
         return {}
 
 
+def is_done() -> bool:
+    """Whether the heartbeat in the current folder says that its run is complete."""
+    return read_heartbeat("heartbeat.json").get("done") is True
+
+
+def names_in(folder: str | Path) -> list[str]:
+    """Return the names in a folder, none where there is no such folder; OSError for one that cannot be read."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
 class Heartbeat:
     """Tells other programs how far a run is, in one small JSON file.
 
     path: the file; it holds step, n_steps, progress in [0, 1], eta_s, elapsed_s, updated (ISO, UTC),
-    done, pid, and `failed` ("Type: message") after an exception inside the `with` block, or `stopped` after a signal.
+    done, saved (steps after which the newest checkpoint was written), pid, and `failed` ("Type: message") after an
+    exception inside the `with` block, or `stopped` after a signal.
     every_s: least number of seconds between writes of `beat`.  start_step: where a resumed run begins.
     clock: returns monotonic seconds.  put: calls its first argument with the others, now or later; `beat` writes by it.
     """
@@ -194,7 +208,7 @@ class Heartbeat:
         put: Callable[..., object] = lambda job, *args: job(*args),
     ) -> None:
         self.path, self.n_steps, self.every_s, self.clock, self.put = path, n_steps, every_s, clock, put
-        self.start_step = self.step = start_step
+        self.start_step = self.step = self.saved = start_step
         self.started = clock()
         self.written = -math.inf
 
@@ -224,6 +238,7 @@ class Heartbeat:
             "elapsed_s": elapsed,
             "updated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "done": done,
+            "saved": self.saved,
             "pid": os.getpid(),
             **extra,
         }

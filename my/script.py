@@ -9,12 +9,12 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from my import config, machine, nvidia, plain_files, run_dir, starts
-from my.errors import RunError, UserError, shown, some
+from my.errors import RunError, UserError, note, shown, some
 from my.processes import of_torchrun
 from my.version import made_by
 
@@ -42,13 +42,41 @@ class RunOptions(OnDevice):
         description="on CUDA, give the same bits in every run on the same GPU with the same versions, at a price in "
         "time and memory; a CPU always does, for the same number of threads",
     )
-    resume: bool = Field(False, json_schema_extra=config.FREE, description="continue the run in this folder")
+    resume: Literal["auto", True, False] = Field(
+        "auto",
+        json_schema_extra=config.FREE,
+        description="continue the run in this folder; auto continues one that is not finished and has the same "
+        "options, False refuses any",
+    )
     dry_run: bool = Field(False, json_schema_extra=config.FREE, description="write full_config.yml and stop")
 
     command: ClassVar[str]  # the file name of the command, such as "run_sjc.py"
 
 
-OF_ONE_COMMAND = {"resume": False, "dry_run": False}  # options that are not kept with the run
+def every(share: float) -> Any:
+    """Return the option `ckpt_every`, whose default is a share of the run."""
+    return Field(
+        share,
+        ge=1e-4,
+        le=1,
+        json_schema_extra=config.FREE,
+        description="save a checkpoint after each such part of the run",
+    )
+
+
+class Checkpointed(RunOptions):
+    """The options of a command that saves checkpoints of a training."""
+
+    ckpt_every: float = every(0.05)
+    ckpt_minutes: float | None = Field(
+        None, ge=0.01, json_schema_extra=config.FREE, description="save one, too, when the last is so many minutes old"
+    )
+    ckpt_keep: int = Field(
+        2, ge=1, json_schema_extra=config.FREE, description="how many of the newest checkpoints are kept"
+    )
+
+
+OF_ONE_COMMAND = {"resume": "auto", "dry_run": False}  # options that are not kept with the run
 FIRST = ("seed", "device", "deterministic", "resume", "dry_run")  # the order in which help lists these options
 Options = TypeVar("Options", bound=RunOptions)
 Run = Callable[[], None]
@@ -61,35 +89,80 @@ def read_config(
     root: Path,
     settle: Callable[[Options], Options] = lambda cfg: cfg,
     leaves: str | Path = "ckpt",
+    finished: Callable[[], bool] = run_dir.is_done,
     **spec: Any,
 ) -> Options:
-    """Return the run's configuration, an instance of `cls`; with --resume, the one saved in the folder.
+    """Return the run's configuration, an instance of `cls`; of a run that goes on, the one saved in the folder.
 
     root: the project's folder.
     settle: makes the paths of a configuration absolute, and returns it.
     leaves: the folder by which a run is recognised.
+    finished: whether the run of this folder is finished.
     spec: goes to `config.load`.
-    Raises UserError in the project's folder, for a new run in a folder that holds one, and for a resumed run with
-    changes that `refuse_changes` does not allow.
+    Raises UserError in the project's folder; for a new run in a folder that holds one; for a run that goes on, with
+    changes that `refuse_changes` does not allow, and where its checkpoints are gone.
     """
     cfg = settle(config.load(cls, argv, **spec))
     run_dir.refuse_project_dir(root)
     refuse_other_run(cls)
-    if not cfg.resume:
-        if Path(leaves).is_file():
-            raise UserError(f"{leaves}: this run would write a folder of that name, and a file has it; move it away")
-        if any(Path(leaves).glob("[!.]*")):  # a name with a dot at its start is a file that was not finished
-            raise UserError(
-                "this folder already holds a run: continue it with --resume True, or start in an empty folder"
-            )
+    if Path(leaves).is_file():
+        raise UserError(f"{leaves}: this run would write a folder of that name, and a file has it; move it away")
+    holds = any(not name.startswith(".") for name in run_dir.names_in(leaves))  # else it was not finished
+    if cfg.resume is not True and not holds:
+        refuse_lost(leaves)
         return cfg
+    if cfg.resume is False or (cfg.resume == "auto" and (finished() or not Path(FULL_CONFIG).exists())):
+        how = "a finished run: " if cfg.resume == "auto" else "a run: continue it with --resume True, or "
+        raise UserError(f"this folder already holds {how}start in an empty folder")
     if not Path(FULL_CONFIG).exists():
         raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
-    saved = config.read(cls, FULL_CONFIG)
-    config.refuse_cut_off(cls, FULL_CONFIG, free_on_resume(cls))
+    return continued(cls, argv, cfg, settle, leaves if not holds else None, **spec)
+
+
+def continued(
+    cls: type[Options],
+    argv: list[str] | None,
+    cfg: Options,
+    settle: Callable[[Options], Options],
+    lost: str | Path | None,
+    **spec: Any,
+) -> Options:
+    """Return the configuration of the run in this folder, which goes on, for a command's `cfg`.
+
+    `lost` is where its results should be, None where there are some.
+    """
+    saved, free = config.read(cls, FULL_CONFIG), free_on_resume(cls)
+    config.refuse_cut_off(cls, FULL_CONFIG, free)
+    if lost is not None:
+        refuse_lost(lost)
+    if cfg.resume == "auto":
+        refuse_changes(
+            config.flat(cfg),
+            config.flat(saved),
+            free,
+            "this folder holds a run that is not finished, and its options are others",
+            "continue it with --resume True alone, or start in an empty folder",
+        )
+        note("this folder holds a run that is not finished: it is continued")
     cfg = settle(config.load(cls, argv, config_file=FULL_CONFIG, **spec))
-    refuse_changes(config.flat(cfg), config.flat(saved), free_on_resume(cls))
+    refuse_changes(
+        config.flat(cfg),
+        config.flat(saved),
+        free,
+        "--resume True",
+        f"a resumed run can change only {', '.join(sorted(free))}; for anything else start in an empty folder",
+    )
     return cfg
+
+
+def refuse_lost(leaves: str | Path) -> None:
+    """Raise UserError where a run has saved something, and its folder `leaves` is empty: it would begin again."""
+    beat = run_dir.read_heartbeat("heartbeat.json")
+    if beat.get("done") or beat.get("saved"):
+        raise UserError(
+            f"the run in this folder was at step {shown(beat.get('step'))}, and {leaves} is empty: put that back, or "
+            "start in an empty folder"
+        )
 
 
 def free_on_resume(cls: type[config.Config]) -> set[str]:
@@ -117,16 +190,13 @@ def refuse_other_run(cls: type[config.Config], folder: str | Path = ".") -> None
             )
 
 
-def refuse_changes(now: dict[str, Any], then: dict[str, Any], free: set[str]) -> None:
-    """Raise UserError for an option whose value differs between the two and is not in `free`."""
+def refuse_changes(now: dict[str, Any], then: dict[str, Any], free: set[str], what: str, to_do: str) -> None:
+    """Raise UserError for an option whose value differs between the two and is not in `free`; `what` begins it."""
     changed = [
         f"--{name} {now[name]} (was {then[name]})" for name in now if name not in free and now[name] != then[name]
     ]
     if changed:
-        raise UserError(
-            f"--resume True with {some(changed)}: a resumed run can change only {', '.join(sorted(free & set(now)))}; "
-            "for anything else start in an empty folder"
-        )
+        raise UserError(f"{what}: {some(changed)}; {to_do}")
 
 
 def begin(cfg: Options, prepare: Callable[[Options, Any], Run], argv: Sequence[str] | None = None) -> None:

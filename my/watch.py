@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from my.host_copy import HostCopy
 from my.run_dir import Heartbeat, History
@@ -22,20 +24,27 @@ Judge = Callable[
 ]  # values -> (row, {name: text beside the bar})
 
 
-class Watch(NamedTuple):
-    """The files and the bar of a training that `watched` has opened, and the worker that writes the files."""
+@dataclass
+class Watch:
+    """The files and the bar of a training that `watched` has opened, and the worker that writes the files.
+
+    save: writes a checkpoint after so many steps.  minutes: after how many minutes at most there is one.
+    """
 
     history: History
     heartbeat: Heartbeat
     bar: tqdm
     worker: Worker
     heed: Heed
+    save: Callable[[int], object]
+    minutes: float | None
+    saved_at: float  # seconds, of `time.monotonic`
 
-    def over(self, steps: Iterable[Item], save: Callable[[int], object]) -> Iterator[Item]:
+    def over(self, steps: Iterable[Item]) -> Iterator[Item]:
         """Yield the items (steps taken, ...) of a training; heartbeat and bar move on when the loop has dealt with one.
 
         After the last item it waits for the worker, and closes the bar. Where a signal asks the training to end, it
-        does so once the loop has dealt with an item: `save(steps taken)` is called, and Stopped raised.
+        does so once the loop has dealt with an item: a checkpoint is written, and Stopped raised.
         """
         self.heed.waits = True
         for item in steps:
@@ -43,15 +52,21 @@ class Watch(NamedTuple):
             self.heartbeat.beat(item[0])
             self.bar.update()
             if self.heed.asked:
-                self._stop(item[0], self.heed.asked, save)
+                self._stop(item[0], self.heed.asked)
         self.heed.waits = False
         self.worker.join()
         self.bar.close()
 
-    def _stop(self, step: int, number: int, save: Callable[[int], object]) -> None:
-        """Save the state after `step` steps, and raise Stopped."""
+    def checkpoint(self, step: int) -> None:
+        """Write a checkpoint after `step` steps, once the worker has done its jobs."""
         self.worker.join()
-        save(step)
+        self.save(step)
+        self.heartbeat.saved, self.saved_at = step, time.monotonic()
+
+    def _stop(self, step: int, number: int) -> None:
+        """Write a checkpoint after `step` steps, and raise Stopped."""
+        if self.heartbeat.saved != step:
+            self.checkpoint(step)
         stopped = Stopped(number, f"the state after step {step} is saved")
         self.history.add(step, stopped=str(stopped))
         self.bar.close()
@@ -60,6 +75,11 @@ class Watch(NamedTuple):
     def due(self, step: int, every: int) -> bool:
         """Whether what happens every so many steps, and at the end of the training, happens after `step` steps."""
         return step % every == 0 or step == self.heartbeat.n_steps
+
+    @property
+    def late(self) -> bool:
+        """Whether the last checkpoint is so many minutes old that there is to be another."""
+        return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
 
     def log(self, step: int, values: dict[str, Any], judge: Judge) -> None:
         """Add to history.json the row that `judge` makes of `values`, and show beside the bar what it gives for that.
@@ -81,8 +101,12 @@ class Watch(NamedTuple):
 
 
 @contextlib.contextmanager
-def watched(name: str, n_steps: int, first_step: int) -> Iterator[Watch]:
+def watched(
+    name: str, n_steps: int, first_step: int, save: Callable[[int], object], minutes: float | None = None
+) -> Iterator[Watch]:
     """Open the files of a training of `n_steps` steps in the current folder, and a bar called `name`.
+
+    `save` and `minutes` are as in `Watch`.
 
     A resumed training begins at `first_step`: history.json keeps its lines up to there. At the end of the block the
     worker has done its jobs, and heartbeat.json says that the run is complete, or which exception ended it.
@@ -97,4 +121,4 @@ def watched(name: str, n_steps: int, first_step: int) -> Iterator[Watch]:
         tqdm(total=n_steps, initial=first_step, desc=name, unit="step") as bar,
         worker,  # the first to end: its jobs use the others
     ):
-        yield Watch(history, heartbeat, bar, worker, heed)
+        yield Watch(history, heartbeat, bar, worker, heed, save, minutes, time.monotonic())

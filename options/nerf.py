@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from my.config import Config
-from my.script import FIRST, RunOptions
+from my.script import FIRST, Checkpointed, every
 
 
 class ModelConfig(Config):
@@ -27,7 +27,7 @@ class ModelConfig(Config):
     c: Literal[3] = Field(3, description="colour channels")
 
 
-class NeRFConfig(RunOptions):
+class NeRFConfig(Checkpointed):
     """Every option of run_nerf.py."""
 
     scene: str = Field(
@@ -47,6 +47,7 @@ class NeRFConfig(RunOptions):
         "it fails: there a note says so, and reference is used",
     )
     downscale: int = Field(1, gt=0, description="the pictures are averaged over squares with this edge, pixels")
+    ckpt_every: float = every(0.1)  # with view_dependent a checkpoint is gigabytes, and takes half a minute
     strict: bool = Field(
         False, description="refuse a scene whose transforms files name missing pictures; else their frames are left out"
     )

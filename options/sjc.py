@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from families.family import FieldKind
 from my.config import FREE, Config
 from my.script import FIRST as OF_RUNS
+from my.script import Checkpointed
 from options.family import FIRST, FamilyConfig
 
 
@@ -32,7 +33,7 @@ class VoxConfig(Config):
     bg_texture_hw: int = Field(4, gt=0, description="edge of the background texture, pixels")
 
 
-class SJCConfig(FamilyConfig):
+class SJCConfig(Checkpointed, FamilyConfig):
     """Every option of run_sjc.py."""
 
     lr: float = Field(0.05, gt=0, description="learning rate of the field (optimizer: Adamax)")

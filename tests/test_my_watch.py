@@ -33,9 +33,9 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_training_from_its_first_step_to_its_last():
-    with watched("tiny", 5, 0) as watch:
+    with watched("tiny", 5, 0, unsaved) as watch:
         beats = []
-        for step, loss in watch.over(((step, 1 / step) for step in range(1, 6)), unsaved):
+        for step, loss in watch.over((step, 1 / step) for step in range(1, 6)):
             beats.append((watch.heartbeat.step, watch.bar.n))
             if watch.due(step, 2):
                 watch.log(step, {"loss": loss}, shown)
@@ -47,19 +47,19 @@ def test_a_training_from_its_first_step_to_its_last():
 
 
 def test_a_resumed_training_goes_on():
-    with watched("tiny", 4, 0) as watch:
-        for step, _ in watch.over(((step, None) for step in range(1, 5)), unsaved):
+    with watched("tiny", 4, 0, unsaved) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 5)):
             watch.log(step, {"run": 1}, shown)
-    with watched("tiny", 4, 2) as watch:
+    with watched("tiny", 4, 2, unsaved) as watch:
         assert watch.bar.n == 2
-        for step, _ in watch.over(((step, None) for step in range(3, 5)), unsaved):
+        for step, _ in watch.over((step, None) for step in range(3, 5)):
             watch.log(step, {"run": 2}, shown)
     assert [row["run"] for row in read_history("history.json")] == [1, 1, 2, 2]
 
 
 def test_an_exception_in_the_loop_is_told():
-    with pytest.raises(ValueError, match="broken"), watched("tiny", 4, 0) as watch:
-        for step, _ in watch.over(((step, None) for step in range(1, 5)), unsaved):
+    with pytest.raises(ValueError, match="broken"), watched("tiny", 4, 0, unsaved) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 5)):
             if step == 3:
                 raise ValueError("broken")
     assert heartbeat()["failed"] == "ValueError: broken" and heartbeat()["step"] == 2
@@ -68,9 +68,9 @@ def test_an_exception_in_the_loop_is_told():
 def test_a_loop_that_fails_leaves_the_rows_before_it():
     """They wait for the worker, and the end waits for them."""
     go = threading.Event()
-    with pytest.raises(KeyboardInterrupt), watched("tiny", 4, 0) as watch:
+    with pytest.raises(KeyboardInterrupt), watched("tiny", 4, 0, unsaved) as watch:
         watch.worker.put(go.wait, 60)
-        for step, _ in watch.over(((step, None) for step in range(1, 5)), unsaved):
+        for step, _ in watch.over((step, None) for step in range(1, 5)):
             watch.log(step, {"loss": 1.5}, shown)
             if step == 3:
                 threading.Timer(0.1, go.set).start()
@@ -82,10 +82,10 @@ def test_a_loop_that_fails_leaves_the_rows_before_it():
 def test_values_are_those_of_their_step():
     """A row is written later, and the step after it may change a tensor in place."""
     go = threading.Event()
-    with watched("tiny", 20, 0) as watch:
+    with watched("tiny", 20, 0, unsaved) as watch:
         watch.worker.put(go.wait, 60)
         loss = torch.zeros(())
-        for step, _ in watch.over(((step, None) for step in range(1, 21)), unsaved):
+        for step, _ in watch.over((step, None) for step in range(1, 21)):
             loss += 0.5
             if watch.due(step, 10):
                 watch.log(step, {"loss": loss, "minutes": step}, shown)
@@ -104,8 +104,8 @@ def test_a_row_may_be_refused_or_left_out():
             raise RunError("loss is 3")
         return (row if row["loss"] == 2 else {}), {}
 
-    with pytest.raises(RunError, match="loss is 3"), watched("tiny", 4, 0) as watch:
-        for step, _ in watch.over(((step, None) for step in range(1, 5)), unsaved):
+    with pytest.raises(RunError, match="loss is 3"), watched("tiny", 4, 0, unsaved) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 5)):
             watch.log(step, {"loss": torch.tensor(float(step))}, judge)
     assert read_history("history.json") == [{"step": 2, "loss": 2}]
     assert heartbeat()["failed"] == "RunError: loss is 3" and not heartbeat()["done"]
@@ -114,10 +114,10 @@ def test_a_row_may_be_refused_or_left_out():
 def test_the_last_beat_is_the_one_that_stays():
     """The worker writes beats; it has none left when the end is written."""
     go = threading.Event()
-    with watched("tiny", 3, 0) as watch:
+    with watched("tiny", 3, 0, unsaved) as watch:
         watch.heartbeat.every_s = 0
         watch.worker.put(go.wait, 60)
-        for step, _ in watch.over(((step, None) for step in range(1, 4)), unsaved):
+        for step, _ in watch.over((step, None) for step in range(1, 4)):
             if step == 3:
                 assert heartbeat()["step"] == 0  # nobody waited for the first two
                 go.set()
@@ -125,8 +125,8 @@ def test_the_last_beat_is_the_one_that_stays():
 
 
 def test_an_estimate_of_the_length_can_change():
-    with watched("tiny", 100, 0) as watch:
-        for step, _ in watch.over(((step, None) for step in range(1, 3)), unsaved):
+    with watched("tiny", 100, 0, unsaved) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 3)):
             watch.expect(step + 1)
         assert watch.bar.total == 3 and watch.due(3, 10)
     assert heartbeat()["n_steps"] == 3
@@ -137,8 +137,8 @@ def test_a_signal_ends_a_training_once_the_running_step_is_done(number):
     """The state is saved after what the worker has to do, and the last beat and the last row say what happened."""
     saved, before = [], {n: signal.signal(n, signal.SIG_DFL) for n in ASKING}
     try:
-        with pytest.raises(Stopped) as caught, stopping(print, str), watched("tiny", 9, 0) as watch:
-            for step, _ in watch.over(((step, None) for step in range(1, 10)), saved.append):
+        with pytest.raises(Stopped) as caught, stopping(print, str), watched("tiny", 9, 0, saved.append) as watch:
+            for step, _ in watch.over((step, None) for step in range(1, 10)):
                 watch.log(step, {"loss": 1}, shown)
                 if step == 3:
                     signal.raise_signal(number)

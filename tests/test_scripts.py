@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -130,20 +131,24 @@ def straight(tiny_flags, tmp_path_factory):
     return folder, finish(command(folder, *tiny_flags))
 
 
-@pytest.fixture(scope="module")
-def resumed(tiny_flags, tmp_path_factory):
-    """The folder of the same run, killed after its first checkpoint and resumed."""
+@pytest.fixture(scope="module", params=[signal.SIGKILL, signal.SIGTERM])
+def resumed(request, tiny_flags, tmp_path_factory):
+    """The folder of the same run, ended by a signal after its first checkpoint, and started again."""
     folder = tmp_path_factory.mktemp("resumed")
     process = command(folder, *tiny_flags)
     deadline = time.monotonic() + 200
     while not checkpoint.checkpoints(folder / "ckpt"):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    os.kill(process.pid, request.param)
+    text, _ = process.communicate()
+    if request.param == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert text.splitlines()[-1].startswith("run_sjc.py: stopped by SIGTERM: the state after step ")
+    else:
+        assert process.returncode == -signal.SIGKILL
     assert not json.loads((folder / "heartbeat.json").read_text())["done"] and not (folder / "test_40").exists()
-    finish(command(folder, *tiny_flags, "--resume", "True"))
+    finish(command(folder, *tiny_flags))
     return folder
 
 
@@ -166,15 +171,18 @@ def test_resumed_run_leaves_the_same_files(straight, resumed):
         return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.png")}
 
     assert pictures(straight[0]) == pictures(resumed)
-    assert read_history(straight[0] / "history.json") == read_history(resumed / "history.json")
+    rows = [row for row in read_history(resumed / "history.json") if "stopped" not in row]
+    assert read_history(straight[0] / "history.json") == rows
     assert json.loads((resumed / "heartbeat.json").read_text())["done"]
 
 
 def test_folder_with_a_run_is_refused(straight, tiny_flags, monkeypatch):
     monkeypatch.chdir(straight[0])
     before = (straight[0] / "full_config.yml").read_bytes()
-    with pytest.raises(UserError, match="already holds a run: continue it with --resume True"):
+    with pytest.raises(UserError, match="already holds a finished run: start in an empty folder"):
         run_sjc.main(tiny_flags)
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume True, or start"):
+        run_sjc.main([*tiny_flags, "--resume", "False"])
     assert (straight[0] / "full_config.yml").read_bytes() == before
 
 
@@ -189,8 +197,8 @@ def test_folder_with_a_run_is_refused(straight, tiny_flags, monkeypatch):
 )
 def test_resume_with_a_changed_option_is_refused(straight, monkeypatch, argv, was):
     monkeypatch.chdir(straight[0])
-    changed = f"--resume True with {argv[0]} {argv[1]} .was {was}."
-    with pytest.raises(UserError, match=f"{changed}: .* only compile, deterministic, device"):
+    changed = f"--resume True: {argv[0]} {argv[1]} .was {was}."
+    with pytest.raises(UserError, match=f"{changed}; .* only ckpt_every, ckpt_keep, ckpt_minutes, compile, determin"):
         read("--resume", "True", *argv)
 
 
@@ -199,7 +207,7 @@ def test_dry_run_of_a_resume_is_not_remembered(straight, monkeypatch, capsys):
     before = (straight[0] / "full_config.yml").read_text()
     run_sjc.main(["--resume", "True", "--dry_run", "True"])
     assert (straight[0] / "full_config.yml").read_text() == before
-    assert "dry_run: false" in before and "resume: false" in before
+    assert "dry_run: false" in before and "resume: auto" in before
 
 
 def test_checkpoint_folder_is_kept_as_an_absolute_path(here):
@@ -219,6 +227,51 @@ def test_resume_needs_no_options_again(straight, monkeypatch):
     cfg = read("--resume", "True")
     assert cfg["sd"]["prompt"] == "a blue duck" and cfg["n_steps"] == 40
     assert read("--resume", "True", "--device", "auto")["device"] == "auto"
+
+
+def an_unfinished_run(*flags):
+    """Leave a run of one step in the current folder, which stops after it."""
+    argv = ["--family", "ideal", "--sd.prompt", "a blue duck", *flags]
+    run_sjc.main([*argv, "--dry_run", "True"])
+    (Path("ckpt") / "step_0000001").mkdir(parents=True)
+    Path("heartbeat.json").write_text('{"done": false, "saved": 1, "step": 1}')
+    return argv
+
+
+def test_the_same_command_continues_its_unfinished_run(here, capsys):
+    argv = an_unfinished_run("--lr", "0.1")
+    assert read(*argv)["lr"] == 0.1 and "that is not finished: it is continued" in capsys.readouterr().err
+    assert read(*argv, "--ckpt_keep", "5")["ckpt_keep"] == 5
+    with pytest.raises(UserError, match=r"not finished, and its options are others: --lr 0.05 \(was 0.1\); con"):
+        read(*argv[:-2])
+    with pytest.raises(UserError, match="already holds a run"):
+        read(*argv, "--resume", "False")
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume", "True"]])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(here, flags):
+    argv = an_unfinished_run()
+    shutil.rmtree("ckpt")
+    with pytest.raises(UserError, match="was at step 1, and ckpt is empty: put that back, or start in an empty"):
+        read(*argv, *flags)
+    Path("heartbeat.json").write_text('{"done": false, "saved": 0, "step": 1}')
+    read(*argv, *flags)  # it had saved nothing
+
+
+def test_a_checkpoint_folder_that_cannot_be_read_is_not_taken_for_none(here, monkeypatch):
+    argv = an_unfinished_run()
+    monkeypatch.setattr(os, "listdir", lambda path: open("/proc/1/mem"))
+    with pytest.raises(PermissionError):
+        read(*argv)
+
+
+def test_a_field_that_is_not_finite_is_not_saved(here):
+    optimisation = SJC(tiny_config(n_steps=1), Affine())
+    with torch.no_grad():
+        optimisation.field.density[..., 0] = math.inf
+    with pytest.raises(RunError, match="step 1: the field's density is not finite, and is not saved; a checkpoint"):
+        run_sjc.train(optimisation, 0)
+    assert not Path("ckpt").exists() and not Path("test_1").exists()
 
 
 def test_resume_without_a_run(here):
@@ -279,8 +332,7 @@ def test_a_checkpoint_comes_after_all_that_is_before_it(here, monkeypatch):
 
     monkeypatch.setattr(History, "add", late)
     monkeypatch.setattr(SJC, "save", save)
-    monkeypatch.setattr(run_sjc, "N_CHECKPOINTS", 2)
-    run_sjc.train(SJC(tiny_config(n_steps=20), Affine()), 0)
+    run_sjc.train(SJC(tiny_config(n_steps=20, ckpt_every=0.5), Affine()), 0)
     assert saved == [(10, 10, True), (20, 20, True)]
 
 
@@ -294,8 +346,7 @@ class SometimesMasked(SJC):
 
 
 def test_steps_that_were_left_out_are_told_and_counted(here, monkeypatch, capsys):
-    monkeypatch.setattr(run_sjc, "N_CHECKPOINTS", 5)  # with a row of history.json each
-    run_sjc.train(SometimesMasked(tiny_config(n_steps=50, pose={"rend_hw": 6}), Affine()), 0)
+    run_sjc.train(SometimesMasked(tiny_config(n_steps=50, ckpt_every=0.2, pose={"rend_hw": 6}), Affine()), 0)
     rows = read_history("history.json")
     assert [(row["step"], row.get("masked")) for row in rows] == [(10, 3), (20, 3), (30, 4), (40, 3), (50, 3)]
     assert [row["score"] is None for row in rows] == [False] * 2 + [True] + [False] * 2
@@ -318,8 +369,7 @@ def test_where_another_process_is_lost_the_last_whole_step_is_saved(here, monkey
                 raise Lost("gone")
             return super().step(i)
 
-    monkeypatch.setattr(run_sjc, "N_CHECKPOINTS", 1)
-    optimisation = Alone(tiny_config(n_steps=50), Affine())
+    optimisation = Alone(tiny_config(n_steps=50, ckpt_every=1), Affine())
     with pytest.raises(Lost, match=f"^{said}start it again$"):
         run_sjc.train(optimisation, 0, Processes(0, 2))
     names = [path.name for path in checkpoint.checkpoints("ckpt")]

@@ -318,7 +318,7 @@ class NeRF:
             "view_dependent": self.field.view_dependent,
             "minutes": self.minutes,
         }
-        state.save(root, step, self.field, self.optimizer, meta)
+        state.save(root, step, self.field, self.optimizer, meta, self.cfg.ckpt_keep)
 
     def load(self, path: str | Path) -> int:
         """Restore the state of checkpoint folder `path`; return the number of steps taken.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from my import checkpoint
+from my.errors import RunError
 from voxnerf.field import VoxRF
 
 MOMENTS = {torch.optim.Adam: ("exp_avg", "exp_avg_sq"), torch.optim.Adamax: ("exp_avg", "exp_inf")}
@@ -19,12 +20,32 @@ def parameter_names(field: VoxRF) -> list[str]:
 
 
 def save(
-    root: str | Path, step: int, field: VoxRF, optimizer: torch.optim.Optimizer, meta: dict[str, Any] | None = None
+    root: str | Path,
+    step: int,
+    field: VoxRF,
+    optimizer: torch.optim.Optimizer,
+    meta: dict[str, Any] | None = None,
+    keep: int = 2,
 ) -> None:
-    """Write the state after `step` steps, and the plain values `meta`, as a checkpoint below `root`."""
+    """Write the state after `step` steps, and the plain values `meta`, as a checkpoint below `root`.
+
+    The newest `keep` checkpoints are kept. Raises RunError for a field that is not finite, and writes nothing then.
+    """
+    refuse_broken(field, step)
     tensors = {f"field/{name}": tensor for name, tensor in field.state_dict().items()}
     moments = checkpoint.flatten_optimizer(optimizer, parameter_names(field))
-    checkpoint.save(root, step, tensors | moments, meta or {})
+    checkpoint.save(root, step, tensors | moments, meta or {}, keep)
+
+
+def refuse_broken(field: VoxRF, step: int) -> None:
+    """Raise RunError where a parameter of a field has a number that is not finite; waits for the device."""
+    finite = {name: torch.isfinite(parameter).all() for name, parameter in field.named_parameters()}
+    bad = [name for name, whole in finite.items() if not whole]
+    if bad:
+        raise RunError(
+            f"step {step}: the field's {', '.join(bad)} is not finite, and is not saved; a checkpoint, if there is "
+            "one, is from before that; start again with smaller numbers, such as a smaller --lr"
+        )
 
 
 def restore(field: VoxRF, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], step: int) -> None:
