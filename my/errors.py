@@ -10,6 +10,7 @@ import reprlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ SHOWN = 100  # characters that a message quotes of a text out of a file
 LONGEST = 2000  # characters of a whole message, for when all else failed
 FIRST = 3  # of several names, how many a message quotes
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+HEARD_S = 10.0  # for the first of several processes to say what all would: torchrun ends all when one has ended
 
 
 class Stop(Exception):
@@ -98,7 +100,7 @@ def run_main(
 
     argv: None is the words of the command line.  go_on: returns how the command goes on, as in `explain`.
     several: whether the command can run as several processes, which torchrun starts. What all of them would say, the
-    first on each machine says.
+    first on each machine says, and the others wait HEARD_S for it before they end.
     An exception that is a bug passes through.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
@@ -119,6 +121,8 @@ def run_main(
         message, status = explained
         if is_first() or not getattr(error, "alike", isinstance(error, KeyboardInterrupt)):
             say(message)
+        elif isinstance(error, Stop):
+            time.sleep(HEARD_S)
         sys.exit(status)
 
 
