@@ -152,7 +152,16 @@ MISTAKES = [
     ({"axes": {"seed": [1, "x"]}}, "s.yml: axes: seed: expected an integer, got 'x'"),
     ({"options": {"lr": "fast"}, "axes": {"seed": [1]}}, "s.yml: options: lr: expected a finite number, got 'fast'"),
     ({"options": TINY, "axes": {"lr": [1, -1]}}, "s.yml: run lr-1.0: --lr: must be greater than 0.0, got -1.0"),
-    ({"axes": {"seed": [1, 1]}, "options": TINY}, "s.yml: the runs .* have the same options; leave one of them out"),
+    ({"axes": {"seed": [1, 1]}, "options": TINY}, "s.yml: two runs with seed 1 have the same options; leave one"),
+    (
+        {"runs": [{"sd.prompt": "a duck", "lr": 0.1}] * 2},
+        "s.yml: two runs with sd.prompt a duck, lr 0.1 have the same options",
+    ),
+    (
+        {"axes": {"seed": [0]}, "runs": [{"lr": 0.05}, {}], "options": TINY},
+        "s.yml: the runs lr0.05-seed0 and seed0 have the same options; leave one of them out",
+    ),
+    ({"runs": [{}, {}], "options": TINY}, "s.yml: two runs with no options of their own have the same options"),
     ({"axes": {"seed": [1]}, "options": {"seed": 2}}, "s.yml: seed stands in axes and in options"),
     ({"axes": {"seed": [1]}, "runs": [{"seed": 2}]}, "s.yml: seed stands in axes and in runs: 1"),
     ({"runs": {"seed": 2}}, "s.yml: runs: expected a list, each entry with options of one run"),
@@ -206,7 +215,10 @@ def test_dry_run_prints_and_leaves_nothing(here, no_cluster, capsys):
     run_sweep.main(["s.yml", "--dry_run", "True"])
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["run", "sd.prompt", "seed", "status", "step", "n_steps", "seconds"]
-    assert "(cd a_blue_duck-seed1 && " in out and "run_sjc.py --preset ideal --vox.grid_size 8" in out
+    assert (
+        "\nmkdir -p a_blue_duck-seed1 && (cd a_blue_duck-seed1 && " in out
+        and "run_sjc.py --preset ideal --vox.grid_size 8" in out
+    )
     assert "--sd.prompt 'a blue duck' --seed 1)" in out and os.listdir(here) == ["s.yml"]
 
 
