@@ -15,6 +15,8 @@ from benchmarks.pretend import DEVICE, pretended_cuda, run_backward, weightless
 from benchmarks.sd_denoise import write_shapes
 from families.gddpm.unet import NoisyClassifier
 from my.ahead import MOST_STEPS as AHEAD
+from my.host_copy import HostCopy
+from my.left_out import LeftOut
 from options.sjc import SJCConfig
 from sjc import SJC
 from test_gddpm_own import LABELS, TINY, fill, save
@@ -203,6 +205,21 @@ def test_no_view_waits_for_its_pictures(models, family):
         optimisation.step(0)
         with mock.patch("torch.cuda.Event"), mock.patch("torch.cuda.current_stream"):
             assert not waits(machine, lambda: optimisation.view(pose.spiral(4)[1]))
+
+
+def test_no_reading_of_the_statistics_waits(models):
+    """Those of several steps, with the flags of steps that were left out; whoever reads the copies waits."""
+    with on_device(combined(SMALL, models["ideal"])) as (machine, optimisation):
+        left_out = LeftOut("", "")
+
+        def read():
+            for i in range(3):
+                stats = optimisation.step(i)
+                left_out.add(stats)
+            with mock.patch("torch.cuda.Event"), mock.patch("torch.cuda.current_stream"):
+                HostCopy(*left_out.reading(stats).values())
+
+        assert not waits(machine, read)
 
 
 def test_no_step_of_the_full_size_waits(models):
