@@ -137,6 +137,14 @@ def test_the_self_test_is_run_on_request(capsys, monkeypatch, tmp_path):
     assert "renderer" not in run(capsys, "--preset", "mini")[1]
 
 
+def test_a_cpu_has_no_other_sums_for_deterministic_runs(monkeypatch):
+    kinds = []
+    outcome = selftest.Outcome("", {"color": selftest.Difference(0.0, 1.0)}, 1.0)
+    monkeypatch.setattr(selftest, "run", lambda device, kind: kinds.append(kind) or outcome)
+    doctor.check_renderer(doctor.DoctorConfig(family="ideal", device="cpu", selftest=True, deterministic=True))
+    assert kinds == [selftest.Kind(V_SJC, 3, False)]
+
+
 @pytest.mark.parametrize(
     "renderer, status, state", [("auto", 0, "note"), ("fused", 2, "MISSING"), ("reference", 0, "note")]
 )

@@ -137,6 +137,7 @@ def test_names_are_fit_for_every_file_system(here):
     """Two that differ in their case only are told apart, and none is too long."""
     names = [run.name for run in plan(options=TINY, axes={"sd.prompt": ["a blue duck", "A blue duck"]}).runs]
     assert names[0].startswith("a_blue_duck_") and len({name.casefold() for name in names}) == 2
+    assert plan(options=TINY, axes={"sd.prompt": ["A blue duck"]}).runs[0].name == "A_blue_duck"
     long = [{f"g{k}.option": Given("é" * 30 + end, "s.yml") for k in range(9)} for end in "ab"]
     names = names_of(long)
     assert len(set(names)) == 2 and all(len(name.encode()) <= 200 for name in names)
