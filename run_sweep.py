@@ -51,7 +51,8 @@ def show_commands(runs: Sequence[Run]) -> None:
     """Print the table of the runs, and the command of each."""
     print(report.table(runs))
     for run in runs:
-        print(f"\n(cd {shlex.quote(run.name)} && {shlex.join(executors.command_of(run))})")
+        name = shlex.quote(run.name)
+        print(f"\nmkdir -p {name} && (cd {name} && {shlex.join(executors.command_of(run))})")
 
 
 def do_runs(cfg: SweepConfig, plan: Plan, unfinished: Sequence[Run]) -> None:
@@ -87,7 +88,7 @@ def finish(cfg: SweepConfig, runs: Sequence[Run]) -> None:
     if cfg.evaluate:
         evaluate(runs)
     report.write(runs)
-    print(report.table(runs), f"\ndone: {report.PAGE} is the page, {report.TABLE} the table", flush=True)
+    print(f"{report.table(runs)}\ndone: {report.PAGE} is the page, {report.TABLE} the table", flush=True)
     bad = [(run.name, state) for run in runs if (state := folder.state_of(run)).status != folder.FINISHED]
     if bad:
         named = "; ".join(f"{name}: {shown(state.why or state.status)}" for name, state in bad[:FIRST])

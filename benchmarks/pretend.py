@@ -122,6 +122,11 @@ class Machine(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and func is not torch.ops.prim.device.default:
+            with self:  # there operators come as they are called, and not as those that they are made of
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         leaves = tree_leaves((args, kwargs))
         fakes = [x for x in leaves if isinstance(x, FakeTensor)]
         if func is torch.ops.prim.device.default:

@@ -42,7 +42,7 @@ class NetworkCall:
     def __init__(self, net: torch.nn.Module, call: Call, compiled: bool = False) -> None:
         self.net, self.call = net, call
         self.compiled = torch.compile(call, mode="reduce-overhead", dynamic=False) if compiled else None
-        self.records = not compiled
+        self.records, self.told = not compiled, False
         self.calls: Counter[tuple[Any, ...]] = Counter()
         self.recordings: dict[tuple[Any, ...], Call] = {}
 
@@ -55,6 +55,9 @@ class NetworkCall:
 
     def _without_gradient(self, *tensors: torch.Tensor) -> torch.Tensor:
         if self.compiled is not None:
+            if not self.told:
+                self.told = True
+                note("--compile True: compiling the network, which takes about a minute")
             try:
                 torch.compiler.cudagraph_mark_step_begin()
                 return self.compiled(*tensors)

@@ -9,10 +9,11 @@ import os
 import reprlib
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from my.signals import Stopped, named, stopping
 
@@ -30,6 +31,7 @@ STORAGE_HINTS = {
 SHOWN = 100  # characters that a message quotes of a text out of a file
 LONGEST = 2000  # characters of a whole message, for when all else failed
 FIRST = 3  # of several names, how many a message quotes
+HEARD_S = 10.0  # for the first of several processes to say what all would: torchrun ends all when one has ended
 _unheard: deque[str] = deque(maxlen=100)  # notes that were said while nobody took them down
 _hearers: list[Callable[[str], object]] = []  # who takes notes down: the last
 
@@ -97,28 +99,37 @@ def run_main(
 
     argv: None is the words of the command line.  go_on: returns how the command goes on, as in `explain`.
     several: whether the command can run as several processes, which torchrun starts. What all of them would say, the
-    first on each machine says.
+    first on each machine says, and the others wait HEARD_S for it before they end.
     An exception that is a bug passes through.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
-    try:
-        with stopping(say, go_on), quiet_unless_first():
-            if not several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                raise UserError("torchrun has started several processes, and this command is one; start it with python")
-            main(sys.argv[1:] if argv is None else argv)
-    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (Exception, KeyboardInterrupt, Stopped) as error:
-        explained = explain(error, go_on())
-        if explained is None:
-            raise
-        message, status = explained
-        if is_first() or not getattr(error, "alike", not isinstance(error, Exception)):
-            say(message)
-        sys.exit(status)
+    with stopping(say, go_on):
+        try:
+            with quiet_unless_first():
+                if not several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                    raise UserError(
+                        "torchrun has started several processes, and this command is one; start it with python"
+                    )
+                main(sys.argv[1:] if argv is None else argv)
+        except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except (Exception, KeyboardInterrupt, Stopped) as error:
+            explained = explain(error, go_on())
+            if explained is None:
+                raise
+            end(error, *explained)
+
+
+def end(error: BaseException, message: str, status: int) -> NoReturn:
+    """End the process with a status; of several that end alike, the first on each machine says the message."""
+    if is_first() or not getattr(error, "alike", not isinstance(error, Exception)):
+        say(message)
+    elif isinstance(error, Stop):
+        time.sleep(HEARD_S)
+    sys.exit(status)
 
 
 def is_first() -> bool:

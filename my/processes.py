@@ -28,11 +28,11 @@ class Lost(RunError):
 class Processes:
     """The processes of a run, seen from one of them.
 
-    rank: its number among all `n` of them, on all machines.  local_rank: its number on its own machine.
+    rank: its number among all `n` of them, on all machines.  local_rank: its number among the `n_local` of its machine.
     """
 
-    def __init__(self, rank: int = 0, n: int = 1, local_rank: int = 0) -> None:
-        self.rank, self.n, self.local_rank = rank, n, local_rank
+    def __init__(self, rank: int = 0, n: int = 1, local_rank: int = 0, n_local: int = 1) -> None:
+        self.rank, self.n, self.local_rank, self.n_local = rank, n, local_rank, n_local
         self.heed = Heed()  # whether a signal has asked the run to end
 
     @property
@@ -55,7 +55,7 @@ class Processes:
     def device(self, name: str) -> str:
         """Return the `--device` of this process: of several on a machine with CUDA, each takes a GPU of its own.
 
-        Raises UserError for a machine with too few, and for one GPU that all would share.
+        Raises UserError for a machine with too few, in all its processes, and for one GPU that all would share.
         """
         import torch
 
@@ -64,10 +64,10 @@ class Processes:
         if name not in ("auto", "cuda"):
             raise UserError(f"--device {name} with {self.n} processes: each takes a GPU of its own; give auto or cpu")
         n_gpus = torch.cuda.device_count()
-        if self.local_rank >= n_gpus:
+        if self.n_local > n_gpus:
             raise UserError(
-                f"--nproc_per_node: this machine has {n_gpus} GPUs, and each process needs its own; start {n_gpus} or "
-                "fewer, or give --device cpu"
+                f"--nproc_per_node {self.n_local}: this machine has {n_gpus} GPUs, and each process needs its own; "
+                f"start {n_gpus} or fewer, or give --device cpu"
             )
         return f"cuda:{self.local_rank}"
 
@@ -139,4 +139,4 @@ def of_torchrun(environ: Mapping[str, str] = os.environ) -> Processes:
     return Processes(*(int(environ.get(name, default)) for name, default in DEFAULTS.items()))
 
 
-DEFAULTS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+DEFAULTS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}

@@ -41,14 +41,13 @@ _blocks: list[Heed] = []  # of `gently`, the innermost last
 def gently() -> Iterator[Heed]:
     """While the block runs and its Heed `waits`, a signal only sets `asked`. A second one ends the process at once.
 
-    This holds inside `stopping`.
+    This holds inside `stopping`. It goes on behind a block that ends in an exception: what is to be done then, such as
+    to save and to say what happened, is not cut short.
     """
     heed = Heed()
     _blocks.append(heed)
-    try:
-        yield heed
-    finally:
-        _blocks.remove(heed)
+    yield heed
+    _blocks.remove(heed)
 
 
 @contextlib.contextmanager
@@ -70,6 +69,7 @@ def stopping(say: Callable[[str], object], go_on: Callable[[], str]) -> Iterator
             os._exit(ENDED + number)
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
+    _blocks.clear()
     own = (signal.SIG_DFL, signal.default_int_handler)
     taken: dict[int, object] = {}
     if threading.current_thread() is threading.main_thread():

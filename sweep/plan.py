@@ -118,10 +118,13 @@ def named_runs(path: str, common: Layer, varied: list[Layer]) -> list[Run]:
     seen: dict[str, str] = {}
     for name, own in zip(names_of(varied), varied):
         cfg, flags = checked(f"{path}: run {name}", {**common, **own})
+        words = {option: config.spelled(given.value) for option, given in own.items()}
         same = seen.setdefault(config.show(cfg), name)
         if same != name or name in (run.name for run in runs):
-            raise UserError(f"{path}: the runs {same} and {name} have the same options; leave one of them out")
-        runs.append(Run(name, {option: config.spelled(given.value) for option, given in own.items()}, cfg, flags))
+            alike = ", ".join(f"{option} {shown(word)}" for option, word in words.items()) or "no options of their own"
+            two = f"the runs {same} and {name}" if same != name else f"two runs with {alike}"
+            raise UserError(f"{path}: {two} have the same options; leave one of them out")
+        runs.append(Run(name, words, cfg, flags))
     return runs
 
 

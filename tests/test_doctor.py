@@ -23,7 +23,7 @@ from my.errors import RunError, run_main
 from options.sjc import SJCConfig
 from sjc import ready
 from tiny import pixel_unet
-from voxnerf.field import V_SD
+from voxnerf.field import V_SD, V_SJC
 from voxnerf.fused import selftest
 
 pytestmark = pytest.mark.usefixtures("home", "no_tool")
@@ -137,6 +137,14 @@ def test_the_self_test_is_run_on_request(capsys, monkeypatch, tmp_path):
     assert "renderer" not in run(capsys, "--preset", "mini")[1]
 
 
+def test_a_cpu_has_no_other_sums_for_deterministic_runs(monkeypatch):
+    kinds = []
+    outcome = selftest.Outcome("", {"color": selftest.Difference(0.0, 1.0)}, 1.0)
+    monkeypatch.setattr(selftest, "run", lambda device, kind: kinds.append(kind) or outcome)
+    doctor.check_renderer(doctor.DoctorConfig(family="ideal", device="cpu", selftest=True, deterministic=True))
+    assert kinds == [selftest.Kind(V_SJC, 3, False)]
+
+
 @pytest.mark.parametrize(
     "renderer, status, state", [("auto", 0, "note"), ("fused", 2, "MISSING"), ("reference", 0, "note")]
 )
@@ -163,17 +171,20 @@ def test_a_warp_that_does_not_start(capsys, monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU that PyTorch and Warp say is there: {what Warp lacks there, the verdict of the self-test}."""
+    """A GPU that PyTorch and Warp say is there: {what Warp lacks there, the verdict of the self-test, of what kind}."""
     says = {"lacks": "", "verdict": ""}
     monkeypatch.setattr("my.script.pick_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(selftest, "cuda_problem", lambda device: says["lacks"])
-    monkeypatch.setattr(selftest, "verdict", lambda device, kind: says["verdict"])
+    monkeypatch.setattr(selftest, "verdict", lambda device, kind: says.update(kind=kind) or says["verdict"])
     return says
 
 
 def test_the_renderer_on_a_gpu(gpu):
     cfg = doctor.DoctorConfig(family="ideal")
     assert doctor.check_renderer(cfg) == [(doctor.OK, "renderer", "fused; its self-test passed on cuda:0", "")]
+    assert gpu["kind"] == selftest.Kind(V_SJC, 3, False)
+    doctor.check_renderer(doctor.DoctorConfig(family="sd", deterministic=True))
+    assert gpu["kind"] == selftest.Kind(V_SD, 4, False, exact=True)
     gpu["verdict"] = "differs from the reference in depth by 3"
     (finding,) = doctor.check_renderer(cfg)
     assert finding.state == doctor.NOTE and finding.found == gpu["verdict"]

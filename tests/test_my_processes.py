@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 import run_nerf
-from my import processes
+from my import errors, processes
 from my.errors import RunError, UserError, note, run_main
 from my.processes import Lost, Processes, of_torchrun
 
 ROOT = Path(run_nerf.__file__).parent
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
 
 def test_what_torchrun_says():
     one, other = of_torchrun({}), of_torchrun({**TORCHRUN, "OMP_NUM_THREADS": "1"})
-    assert (one.rank, one.n, one.local_rank, one.first) == (0, 1, 0, True)
-    assert (other.rank, other.n, other.local_rank, other.first) == (3, 4, 1, False)
+    assert (one.rank, one.n, one.local_rank, one.n_local, one.first) == (0, 1, 0, 1, True)
+    assert (other.rank, other.n, other.local_rank, other.n_local, other.first) == (3, 4, 1, 2, False)
 
 
 @pytest.mark.parametrize("n_items, n, parts", [(4, 2, [2, 2]), (5, 2, [2, 3]), (8, 3, [2, 3, 3]), (3, 3, [1, 1, 1])])
@@ -37,7 +37,7 @@ def test_a_process_without_an_item_is_refused():
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
-    second = Processes(5, 8, 1)
+    second = Processes(5, 8, 1, 2)
     assert second.device("cpu") == "cpu" and Processes().device("cuda:3") == "cuda:3"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert second.device("auto") == "auto"
@@ -46,8 +46,9 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     assert second.device("auto") == second.device("cuda") == "cuda:1"
     with pytest.raises(UserError, match="--device cuda:0 with 8 processes: each takes a GPU of its own"):
         second.device("cuda:0")
-    with pytest.raises(UserError, match="this machine has 2 GPUs.* start 2 or fewer"):
-        Processes(5, 8, 2).device("auto")
+    for local_rank in range(3):  # the first too, since it says what all would say
+        with pytest.raises(UserError, match="--nproc_per_node 3: this machine has 2 GPUs.* start 2 or fewer"):
+            Processes(3 + local_rank, 6, local_rank, 3).device("auto")
 
 
 def test_one_process_needs_nobody():
@@ -87,11 +88,17 @@ def test_what_all_would_say_is_said_once(monkeypatch, capsys, error, local_rank,
         note("something")
         raise error
 
+    waited = []
+    monkeypatch.setattr(errors.time, "sleep", waited.append)
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     with pytest.raises(SystemExit) as ended:
         run_main(main, [], several=True)
     out, err = capsys.readouterr()
     assert ended.value.code != 0 and (out.count("\n"), err.count("\n")) == (lines, 2 * lines)
+    waits = lines == 0 and not isinstance(
+        error, KeyboardInterrupt
+    )  # else torchrun could end the first before it speaks
+    assert waited == [errors.HEARD_S] * waits
 
 
 def test_what_one_alone_knows_it_says(monkeypatch, capsys):
@@ -118,7 +125,7 @@ TWO = """
 import os, signal, sys, time
 import torch
 from safetensors.torch import save_file
-from my import processes
+from my import errors, processes
 from my.errors import run_main
 from my.processes import of_torchrun
 from my.signals import gently
@@ -172,6 +179,24 @@ def test_a_process_that_is_lost_ends_the_others_in_one_line(tmp_path, how, words
     said = [line for line in err.splitlines() if "two.py: " in line]
     assert status != 0 and len(said) == 1, err
     assert any(word in said[0] for word in words)
+
+
+def test_sums_keep_their_shapes_and_number_formats(monkeypatch):
+    """Though they travel in one row, in the widest format."""
+    double = Processes(0, 2)
+    monkeypatch.setattr(double, "_gathered", lambda flat: torch.stack([flat, flat]))
+    a, b = double.summed([torch.ones(2, 3), torch.tensor(0.1, dtype=torch.float64)])
+    assert (a.dtype, a.tolist()) == (torch.float32, [[2.0] * 3] * 2)
+    assert (b.dtype, b.shape, b.item()) == (torch.float64, (), 0.2)
+
+
+def test_processes_on_gpus_meet_through_nccl_each_on_its_own(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: done.append(backend))
+    for name in ("cuda:1", "cpu"):
+        Processes(1, 2, 1, 2).join(torch.device(name))
+    assert done == [torch.device("cuda:1"), "nccl", "gloo"]
 
 
 def test_processes_that_do_not_find_one_another(monkeypatch):

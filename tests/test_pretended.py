@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler
 
 import pose
@@ -15,6 +16,8 @@ from benchmarks.pretend import DEVICE, pretended_cuda, run_backward, weightless
 from benchmarks.sd_denoise import write_shapes
 from families.gddpm.unet import NoisyClassifier
 from my.ahead import MOST_STEPS as AHEAD
+from my.host_copy import HostCopy
+from my.left_out import LeftOut
 from options.sjc import SJCConfig
 from sjc import SJC
 from test_gddpm_own import LABELS, TINY, fill, save
@@ -55,11 +58,15 @@ WAITS = {
 }
 
 
+MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}  # networks are called in the latter
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("what", WAITS)
-def test_a_wait_is_found(machine, what):
-    x = torch.ones(2, device="cuda")
+def test_a_wait_is_found(machine, what, mode):
     do, named = WAITS[what]
-    do(x)
+    with MODES[mode]():
+        do(torch.ones(2, device="cuda"))
     (wait,) = machine.counts.waits
     assert wait.what == named and wait.where[0].startswith("tests/test_pretended.py:")
 
@@ -78,9 +85,11 @@ NO_WAITS = {
 }
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("what", NO_WAITS)
-def test_what_does_not_wait(machine, what):
-    NO_WAITS[what](torch.ones(2, device="cuda"))
+def test_what_does_not_wait(machine, what, mode):
+    with MODES[mode]():
+        NO_WAITS[what](torch.ones(2, device="cuda"))
     assert not machine.counts.waits
 
 
@@ -103,6 +112,18 @@ def test_counts_by_hand(machine):
     assert counts.bytes_moved == {"product": 4 * (64 * 32 + 32 * 16 + 64 * 16), "": 2 * 4 * 64 * 16}
     assert counts.peak == 4 * (64 * 32 + 32 * 16 + 64 * 16)
     assert machine.live == 4 * (32 * 16 + 64 * 16 + 256) and d.numel() == 256
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_operations_of_layers_by_hand(machine, mode):
+    """Two per product: of a convolution with 3 x 3 x 3 weights for each of 2 x 4 x 6 x 6 outputs, and of a layer."""
+    x, w = torch.ones(2, 3, 8, 8, device="cuda"), torch.ones(4, 3, 3, 3, device="cuda")
+    rows, weights = torch.ones(7, 8, device="cuda"), torch.ones(5, 8, device="cuda")
+    counts = machine.reset()
+    with MODES[mode]():
+        F.conv2d(x, w)
+        F.linear(rows, weights)
+    assert counts.launches.total() == 2 and counts.flops.total() == 2 * 27 * 2 * 4 * 36 + 2 * 8 * 7 * 5
 
 
 def test_gradients_are_those_of_pytorch(monkeypatch):
@@ -203,6 +224,21 @@ def test_no_view_waits_for_its_pictures(models, family):
         optimisation.step(0)
         with mock.patch("torch.cuda.Event"), mock.patch("torch.cuda.current_stream"):
             assert not waits(machine, lambda: optimisation.view(pose.spiral(4)[1]))
+
+
+def test_no_reading_of_the_statistics_waits(models):
+    """Those of several steps, with the flags of steps that were left out; whoever reads the copies waits."""
+    with on_device(combined(SMALL, models["ideal"])) as (machine, optimisation):
+        left_out = LeftOut("", "")
+
+        def read():
+            for i in range(3):
+                stats = optimisation.step(i)
+                left_out.add(stats)
+            with mock.patch("torch.cuda.Event"), mock.patch("torch.cuda.current_stream"):
+                HostCopy(*left_out.reading(stats).values())
+
+        assert not waits(machine, read)
 
 
 def test_no_step_of_the_full_size_waits(models):

@@ -64,7 +64,8 @@ def test_two_processes_do_what_one_does(folders):
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
     for ours, theirs in zip(*(read_history(folders / name / "history.json") for name in ("one", "two"))):
-        assert ours["score"] == pytest.approx(theirs["score"], rel=1e-4)
+        for name in ("score", "regulariser", "opacity"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folders):

@@ -386,6 +386,19 @@ def test_optimise_yields_steps_and_statistics():
     assert all(0 <= stats["opacity"] <= 1 for _, stats in steps)
 
 
+def test_statistics_by_hand():
+    """Of two views: the RMS of what is chained and the mean opacity are over all their pixels."""
+    optimisation = disturb(new(batch_views=2))
+    cameras, sigma = optimisation.views.draw(0), optimisation.draw_sigma(0)
+    rendered = [optimisation.render(camera) for camera in cameras]
+    x = method.resize(torch.stack([r.color for r in rendered]), (SIZE, SIZE)).detach()
+    g = score_by_hand(optimisation, x, cameras, sigma, 0) / 2  # the mean over views
+    stats = optimisation.step(0)
+    assert stats["sigma"] == sigma and stats["score"].item() == pytest.approx(g.square().mean().sqrt().item(), rel=1e-4)
+    opacity = torch.stack([r.opacity for r in rendered]).mean().item()
+    assert stats["opacity"].item() == pytest.approx(opacity, rel=1e-5) and stats["regulariser"] == 0
+
+
 def test_not_a_number_stops_the_run():
     stats = new(NotANumber()).step(0)
     with pytest.raises(RunError, match="step 1: score is not finite; rest"):

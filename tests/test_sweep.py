@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,11 +19,14 @@ from safetensors.torch import load_file
 
 import run_sweep
 from my import checkpoint, config, run_dir
+from my.config import Given
 from my.errors import RunError, UserError
 from my.run_dir import read_history
 from options.sjc import SJCConfig
-from sweep import executors, folder, report
-from sweep.plan import Run, flags_of, read_plan
+from options.sweep import SweepConfig
+from sweep import executors, folder, report, work
+from sweep.job import Job
+from sweep.plan import Run, flags_of, names_of, read_plan
 
 ROOT = Path(run_sweep.__file__).parent
 PRESETS = ROOT / "presets"
@@ -61,6 +66,7 @@ def process(where, *argv):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        start_new_session=True,
     )
 
 
@@ -127,6 +133,25 @@ def test_names_do_not_change_with_a_longer_axis_and_tell_long_values_apart(here)
     assert not any(set("/\\ ,") & set(name) for name in names)
 
 
+def test_names_are_fit_for_every_file_system(here):
+    """Two that differ in their case only are told apart, and none is too long."""
+    names = [run.name for run in plan(options=TINY, axes={"sd.prompt": ["a blue duck", "A blue duck"]}).runs]
+    assert names[0].startswith("a_blue_duck_") and len({name.casefold() for name in names}) == 2
+    assert plan(options=TINY, axes={"sd.prompt": ["A blue duck"]}).runs[0].name == "A_blue_duck"
+    long = [{f"g{k}.option": Given("é" * 30 + end, "s.yml") for k in range(9)} for end in "ab"]
+    names = names_of(long)
+    assert len(set(names)) == 2 and all(len(name.encode()) <= 200 for name in names)
+    assert names_of([{"sd.checkpoint": Given("a", ""), "ddpm.checkpoint": Given("b", ""), "lr": Given(1, "")}]) == [
+        "sd.checkpointa-ddpm.checkpointb-lr1"
+    ]
+
+
+def test_a_config_file_in_the_folder_of_the_sweep_is_not_that_of_its_runs(here):
+    Path("config.yml").write_text("lr: 0.3\n")
+    (run,) = plan(options=TINY, axes={"seed": [0]}).runs
+    assert run.cfg.lr == SJCConfig().lr
+
+
 def test_values_with_signs_are_kept_in_names(here):
     runs = plan(options=TINY, axes={"vox.density_shift": [-4, 4.0], "pose.fov_range": [[40, 70]]}).runs
     assert [run.name for run in runs] == ["density_shift-4.0-fov_range40.0_70.0", "density_shift4.0-fov_range40.0_70.0"]
@@ -152,7 +177,16 @@ MISTAKES = [
     ({"axes": {"seed": [1, "x"]}}, "s.yml: axes: seed: expected an integer, got 'x'"),
     ({"options": {"lr": "fast"}, "axes": {"seed": [1]}}, "s.yml: options: lr: expected a finite number, got 'fast'"),
     ({"options": TINY, "axes": {"lr": [1, -1]}}, "s.yml: run lr-1.0: --lr: must be greater than 0.0, got -1.0"),
-    ({"axes": {"seed": [1, 1]}, "options": TINY}, "s.yml: the runs .* have the same options; leave one of them out"),
+    ({"axes": {"seed": [1, 1]}, "options": TINY}, "s.yml: two runs with seed 1 have the same options; leave one"),
+    (
+        {"runs": [{"sd.prompt": "a duck", "lr": 0.1}] * 2},
+        "s.yml: two runs with sd.prompt a duck, lr 0.1 have the same options",
+    ),
+    (
+        {"axes": {"seed": [0]}, "runs": [{"lr": 0.05}, {}], "options": TINY},
+        "s.yml: the runs lr0.05-seed0 and seed0 have the same options; leave one of them out",
+    ),
+    ({"runs": [{}, {}], "options": TINY}, "s.yml: two runs with no options of their own have the same options"),
     ({"axes": {"seed": [1]}, "options": {"seed": 2}}, "s.yml: seed stands in axes and in options"),
     ({"axes": {"seed": [1]}, "runs": [{"seed": 2}]}, "s.yml: seed stands in axes and in runs: 1"),
     ({"runs": {"seed": 2}}, "s.yml: runs: expected a list, each entry with options of one run"),
@@ -161,6 +195,10 @@ MISTAKES = [
     ({"options": {"resume": True}, "axes": {"seed": [1]}}, "options: resume: not for a sweep: a run with a checkpoint"),
     ({"options": {"dry_run": True}, "axes": {"seed": [1]}}, "options: dry_run: .* give --dry_run True to run_sweep.py"),
     ({"axes": {"device": ["cpu"]}}, "axes: device: not for a sweep: the sweep gives each run its GPU"),
+    (
+        {"options": {"sd.checkpoint": "nosuch"}, "axes": {"seed": [0]}},
+        "run seed0: --sd.checkpoint .*/nosuch: no such file",
+    ),
     ({"options": TINY, "axes": {"sd.prompt": ["a cube"]}}, "run a_cube: --sd.prompt .*: the toy world knows prompts"),
     (
         {"options": TINY, "axes": {"gddpm.imgnet_cat": [3]}},
@@ -206,7 +244,10 @@ def test_dry_run_prints_and_leaves_nothing(here, no_cluster, capsys):
     run_sweep.main(["s.yml", "--dry_run", "True"])
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["run", "sd.prompt", "seed", "status", "step", "n_steps", "seconds"]
-    assert "(cd a_blue_duck-seed1 && " in out and "run_sjc.py --preset ideal --vox.grid_size 8" in out
+    assert (
+        "\nmkdir -p a_blue_duck-seed1 && (cd a_blue_duck-seed1 && " in out
+        and "run_sjc.py --preset ideal --vox.grid_size 8" in out
+    )
     assert "--sd.prompt 'a blue duck' --seed 1)" in out and os.listdir(here) == ["s.yml"]
 
 
@@ -227,6 +268,38 @@ def test_a_folder_of_other_options_is_refused(here, no_cluster):
         run_sweep.main(["s.yml"])
     config.write(run.cfg.model_copy(update={"device": "cpu"}), "seed0/full_config.yml")  # of the machine
     folder.refuse_others([run])
+
+
+# ---------------------------------------------------------------- what a folder says
+
+
+@pytest.mark.parametrize(
+    "step, done, ends, status",
+    [
+        (0, False, [], folder.WAITING),
+        (5, False, [], folder.STOPPED),
+        (10, False, [], folder.STOPPED),  # its test views are still to be made
+        (10, True, [], folder.FINISHED),
+        (10, True, [1, 0], folder.FINISHED),
+        (5, False, [1, 130], folder.STOPPED),
+        (5, False, [-signal.SIGINT], folder.STOPPED),
+        (10, False, [0, -signal.SIGKILL], folder.FAILED),
+        (0, False, [2], folder.FAILED),
+    ],
+)
+def test_the_state_of_a_run(here, step, done, ends, status):
+    run = Run("a", {}, SJCConfig(n_steps=10), [])
+    if step:
+        Path(f"a/ckpt/step_{step:07d}").mkdir(parents=True)
+    Path("a").mkdir(exist_ok=True)
+    Path("a/heartbeat.json").write_text(json.dumps({"step": step, "done": done}))
+    Path("a/stderr.txt").write_bytes(b"bar 10%\rbar 20%\n\x1b[2Jno such prompt\n\n")
+    for end in ends:
+        folder.record(Path("a"), "2026-01-01", 1.5, end)
+    state = folder.state_of(run)
+    assert (state.status, state.step) == (status, step) and state.seconds == (1.5 * len(ends) or None)
+    whys = {-signal.SIGKILL: "ended by signal 9", 2: "\\x1b[2Jno such prompt"}
+    assert state.why == (whys[ends[-1]] if status == folder.FAILED else "")
 
 
 # ---------------------------------------------------------------- whole sweeps
@@ -311,7 +384,7 @@ def test_ctrl_c_ends_all_runs_and_says_how_to_go_on(here):
     sweep = process(here, "s.yml", "--at_once", "1")
     until(Path("seed0/heartbeat.json").exists, "no heartbeat", sweep)
     pid = json.loads(Path("seed0/heartbeat.json").read_text())["pid"]
-    sweep.send_signal(signal.SIGINT)
+    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: its jobs get it too
     _, err = sweep.communicate(timeout=100)
     assert sweep.returncode == 130 and err.splitlines()[-1] == (
         "run_sweep.py: stopped; the same command goes on, from the last checkpoint of each run"
@@ -322,7 +395,113 @@ def test_ctrl_c_ends_all_runs_and_says_how_to_go_on(here):
     assert states == [folder.STOPPED, folder.WAITING] and not Path("seed1/attempts.json").exists()
 
 
+# ---------------------------------------------------------------- parts of a sweep
+
+
+class Scripted:
+    """An executor whose jobs end one after another: the first when it is asked, each other one question later."""
+
+    def __init__(self, error=None):
+        self.jobs, self.error, self.stopped = {}, error, False
+
+    def start(self, waiting):
+        for k, run in enumerate(waiting):
+            self.jobs[run.name] = SimpleNamespace(done=partial(self.done, run.name, iter(range(k, -1, -1))))
+        waiting.clear()
+        if self.error:
+            raise self.error
+
+    def done(self, name, left):
+        if next(left):
+            return False
+        Path(name, "heartbeat.json").write_text('{"step": 20, "done": true}')
+        Path(name, "ckpt/step_0000020").mkdir(parents=True, exist_ok=True)
+        return True
+
+    def stop(self):
+        self.stopped = True
+
+
+def test_each_end_is_told_and_an_exception_ends_all(here, monkeypatch, capsys):
+    monkeypatch.setattr(work, "POLL_S", 0)
+    runs, ends = plan(options=TINY, axes={"seed": [0, 1, 2]}).runs, []
+    executor = Scripted()
+    work.work(runs, runs, executor, lambda running: ends.append(sorted(running)))
+    assert ends == [["seed1", "seed2"], ["seed2"], []] and not executor.stopped
+    assert "seed0: finished\n" in capsys.readouterr().out
+    executor = Scripted(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        work.work(runs, runs[1:], executor, ends.append)
+    assert executor.stopped and executor.jobs.keys() == {"seed1", "seed2"}
+
+
+def test_the_bar_is_at_the_steps_of_all_runs(here):
+    runs = plan(options=TINY, axes={"seed": [0, 1, 2]}).runs
+    Path("seed0/ckpt/step_0000020").mkdir(parents=True)  # finished, and seed1 goes on
+    Path("seed1/ckpt/step_0000010").mkdir(parents=True)
+    Path("seed0/heartbeat.json").write_text('{"step": 20, "done": true}')
+    with work.Bar(runs, runs[1:]) as bar:
+        assert (bar.bar.n, bar.bar.initial, bar.bar.total) == (30, 30, 60)
+        Path("seed1/heartbeat.json").write_text('{"step": 14}')
+        bar.move(2)
+        assert bar.bar.n == 34 and bar.bar.postfix == "2 running, 1 finished"
+        bar.end(runs[1])  # it was stopped: its checkpoint counts
+        bar.move(1)
+        assert bar.bar.n == 30 and bar.bar.postfix == "1 running, 1 finished, 1 stopped"
+
+
+def test_the_end_of_a_sweep(here, monkeypatch, capsys):
+    """The page is written when all is measured; of many failures the first are named."""
+    runs, done = plan(options=TINY, axes={"seed": [0, 1, 2, 3, 4]}).runs, []
+    monkeypatch.setattr(run_sweep, "evaluate", lambda _runs: done.append("evaluate"))
+    monkeypatch.setattr(report, "write", lambda _runs: done.append("write"))
+    with pytest.raises(
+        RunError, match="^5 of 5 runs did not finish: seed0: waiting; .* seed2: waiting; and 2 more; std"
+    ):
+        run_sweep.finish(SweepConfig(file=["s.yml"], evaluate=True), runs)
+    assert done == ["evaluate", "write"]
+    assert capsys.readouterr().out.endswith("\ndone: sweep.html is the page, sweep.csv the table\n")
+
+
 # ---------------------------------------------------------------- machines
+
+
+def test_a_free_slot_takes_the_next_run(here, monkeypatch):
+    """With the slot's environment; Ctrl-C cannot end a job before it has made provision for that."""
+    waiting = list(plan(options=TINY, axes={"seed": [0, 1, 2]}).runs)
+    executors.HIDDEN.mkdir()
+    executors.STOP.touch()  # of an earlier call: it would end the runs at once
+    local, submitted, ended = executors.Local([{"GPU": "0"}, {"GPU": "1"}]), [], set()
+    assert not executors.STOP.exists()
+
+    def submit(job):
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        name = Path(job.path).name
+        submitted.append((name, job.env, job.keeper, job.stop))
+        return SimpleNamespace(done=lambda: name in ended)
+
+    monkeypatch.setattr(local.executor, "submit", submit)
+    here_and_now = os.getpid(), str(executors.STOP.resolve())
+    for _ in range(2):
+        local.start(waiting)
+        assert [run.name for run in waiting] == ["seed2"] and local.jobs.keys() == {"seed0", "seed1"}
+    ended.add("seed1")
+    local.start(waiting)
+    assert submitted == [(f"seed{k}", {"GPU": "011"[k]}, *here_and_now) for k in range(3)]
+
+
+def test_a_job_gives_its_run_an_environment_and_ends_it_with_its_keeper(here):
+    keeper = subprocess.Popen(["true"])
+    keeper.wait()
+    Path("a").mkdir()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert Job(str(here / "a"), ["sh", "-c", "echo $GPU"], {"GPU": "3"}, os.getpid(), "nosuch")() == 0
+        assert Path("a/stdout.txt").read_text() == "3\n"
+        assert Job(str(here / "a"), ["sleep", "300"], {}, keeper.pid, "nosuch")() == -signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [attempt["status"] for attempt in folder.attempts(Path("a"))] == [0, -signal.SIGINT]
 
 
 def test_runs_get_a_gpu_each_and_a_share_of_the_cores(here, monkeypatch):
@@ -375,7 +554,9 @@ SCANCEL = """#!/usr/bin/env bash
 echo "$1" >> "$FAKE/cancelled"
 """
 RUN = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
+blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) >= {signal.SIGUSR2, signal.SIGTERM}
+print(os.getpid(), blocked, file=open("pids", "a"), flush=True)
 print(os.getppid(), file=open("job", "w"))
 if "--resume" in sys.argv or pathlib.Path.cwd().name == "seed1":
     pathlib.Path("ending").write_text(str(sys.argv[1:]))
@@ -425,13 +606,19 @@ def test_slurm_gets_one_array_and_a_job_out_of_time_goes_on(cluster):
     (cluster / "script.sh").rename(cluster / "kept.sh")
     again.start([runs[0]])
     assert again.jobs["seed0"].job_id == "77_0" and not (cluster / "script.sh").exists()
+    assert executors.known_jobs() == {"seed0": "77_0", "seed1": "77_1"}  # of those too that it did not ask for
     (cluster / "kept.sh").rename(cluster / "script.sh")
 
     os.kill(int(Path("seed0/job").read_text()), signal.SIGUSR2)
     until(Path("seed0/ended").exists, "seed0 did not go on")
     assert (cluster / "requeued").read_text() == "requeue 77_0\n"
     assert Path("seed0/ended").read_text() == "['--resume', 'True']"
+    (first, first_blocked), (_, second_blocked) = map(str.split, Path("seed0/pids").read_text().splitlines())
+    assert first_blocked == second_blocked == "True"  # Slurm's signals are for the job, which ends its run
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(first), 0)
     until(lambda: all(job.done() for job in slurm.jobs.values()), "no result")
+    assert executors.in_queue("77_1") is None  # though the cluster has not noticed its end
     slurm.stop()
     assert (cluster / "cancelled").read_text() == "77_0\n77_1\n"
 
@@ -501,11 +688,29 @@ def test_nothing_on_the_page_is_taken_for_html_or_fetched(here):
     (image,) = [attrs for tag, attrs in page.tags if tag == "img"]
     assert image.keys() == {"class", "alt", "src"} and image["src"].startswith("data:image/png;base64,")
     assert image["alt"] == f"{evil}: img/step_0000005.png"
+    assert "Sweep: 0 of 1 runs finished" in page.words
     assert f"failed: {evil}" in page.words and page.words.count(evil) == 2  # its card, and the table
     assert {"0.1235", "-", "2.0 h", "0 of 10"} <= set(page.words)
     policy = {attrs.get("http-equiv"): attrs.get("content") for tag, attrs in page.tags if tag == "meta"}
     assert policy["Content-Security-Policy"].startswith("default-src 'none'")
     assert any(attrs.get("name") == "viewport" for _, attrs in page.tags)
+
+
+def test_the_page_while_runs_are_at_work(here):
+    """A run that has no end yet is neither failed nor stopped; the last of its test views is its picture."""
+    run = Run("a", {}, SJCConfig(sd={"prompt": "a pig"}, n_steps=10), [])
+    for name, edge in (("img/step_0000009", 64), ("test_10/view/000", 512), ("test_10/view/001", 512)):
+        Path("a", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("a", f"{name}.png").write_bytes(b"\x89PNG" + bytes(12) + edge.to_bytes(4, "big"))
+    folder.record(Path("a"), "2026-01-01", 5, 1)
+    for running, status in ((["a"], folder.RUNNING), ([], folder.FAILED)):
+        report.write([run], running)
+        page = Page(Path("sweep.html").read_text())
+        (shown,) = [attrs["class"] for tag, attrs in page.tags if tag == "p"]
+        (row,) = csv.DictReader(Path("sweep.csv").read_text().splitlines())
+        assert shown == row["status"] == status
+        (image,) = [attrs for tag, attrs in page.tags if tag == "img"]
+        assert image["alt"] == "a pig: test_10/view/001.png" and "class" not in image  # large enough to be smooth
 
 
 def test_results_of_evaluate_stand_beside_the_run_that_they_are_of(here):
@@ -533,5 +738,12 @@ def test_evaluate_takes_finished_runs_of_the_toy_world(here, monkeypatch, capsys
     )
     run_sweep.evaluate(runs)
     assert called == [[sys.executable, str(ROOT / "evaluate.py"), "a_blue_duck", "--out", "results.json"]]
+    measured = {"n_views": 24, "judge": {}, "summary": {}, "runs": [{"run": "a_blue_duck"}]}
+    Path("results.json").write_text(json.dumps(measured))
+    run_sweep.evaluate(runs)  # it is measured already
     run_sweep.evaluate(runs[1:])
     assert len(called) == 1 and "no finished run has a prompt of the toy world" in capsys.readouterr().err
+    Path("results.json").unlink()
+    monkeypatch.setattr(run_sweep.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 2))
+    with pytest.raises(RunError, match="evaluate.py ended with status 2"):
+        run_sweep.evaluate(runs)

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.pretend import launches_nothing
+from benchmarks.pretend import launches_nothing, pretended_cuda
 from benchmarks.step import LAUNCHES
 from voxnerf.adamax import Adamax, update_where
 from voxnerf.field import FIELDS, make_field
@@ -210,6 +210,21 @@ def test_adamax_changes_nothing_where_the_flag_is_false(update):
     p.grad = torch.ones(5)
     optimizer.step_where(torch.tensor(True))
     assert not torch.equal(p, before) and p.isfinite().all()
+
+
+def test_on_cuda_adamax_has_a_thread_per_number(monkeypatch):
+    """One launch per parameter over all of its numbers, in their order in memory, into which a gradient is put."""
+    launched = []
+    monkeypatch.setattr(fused, "array", lambda x: (tuple(x.shape), x.stride()))
+    monkeypatch.setattr(fused, "launch", lambda kernel, shares, arguments, device: launched.append((shares, arguments)))
+    with pretended_cuda():
+        p = torch.zeros(2, 3, 4, 5, device="cuda").to(memory_format=torch.channels_last)
+        row = [torch.zeros_like(p) for _ in range(2)]
+        fused.update_where._init_fn(torch.ones((), device="cuda") > 0, [p], [p.contiguous()], *([x] for x in row),
+                                    0.1, 0.999, [0.01], 1e-8)  # fmt: skip
+    ((shares, arguments),) = launched
+    assert shares == [(0, 1, 120)] and arguments[:6] == [120, 1, 0.1, 0.999, 0.01, 1e-8]
+    assert arguments[6:] == [((), ())] + [((120,), (1,))] * 4
 
 
 def test_the_optimizers_operator_is_sound():

@@ -1,8 +1,10 @@
 """The self-test of the fused renderer: it passes here, names what is broken, and its verdict is kept and used."""
 
 import json
+import math
 import re
 import stat
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,6 +173,7 @@ class Doubled(torch.autograd.Function):
             ["gradient of density", "gradient of color", "gradient of d_scale"],
         ),
         (lambda name, x: Doubled.apply(x) if name == "emptiness" else x, ["gradient of density"]),
+        (lambda name, x: x + 3e-4 * (x - x.detach()) if name == "color" else x, ["gradient of color"]),
     ],
 )
 def test_what_is_broken_is_named(change, named, monkeypatch):
@@ -180,6 +183,22 @@ def test_what_is_broken_is_named(change, named, monkeypatch):
     wrong = [what for what, difference in outcome.differences.items() if not difference.fits]
     assert set(named) <= set(wrong) and all(f"{what} by " in outcome.verdict for what in wrong)
     assert not {"emptiness", "color", "color with a mask"} & set(wrong)
+
+
+def test_what_is_not_finite_never_fits():
+    """Not where the reference is broken either, so that anything would be allowed."""
+    for largest, allowed in ((math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf), (1.5, 1.0)):
+        assert not selftest.Difference(largest, allowed).fits
+    assert selftest.Difference(1.0, 1.0).fits and selftest.Difference(0.0, 0.0).fits
+
+
+def test_it_is_told_by_the_worst_of_all_differences():
+    found = {"depth": (1e-6, 2e-5), "color": (1e-6, 1e-5), "color with a mask": (4e-6, 1e-5), "color, repeated": (0, 0)}
+    outcome = selftest.Outcome("", {what: selftest.Difference(*each) for what, each in found.items()}, 2.0)
+    assert outcome.in_words() == (
+        "passed, 40% of what is allowed; largest differences depth 1.0e-06, color 4.0e-06, color, repeated 0.0e+00; "
+        "2.0 s, compilation included"
+    )
 
 
 def test_sums_that_depend_on_their_order_are_named(monkeypatch):
@@ -254,13 +273,14 @@ def test_it_changes_nothing_around_it(monkeypatch):
 
     The reference has no deterministic gradient on CUDA, so that deterministic algorithms are not asked for meanwhile.
     """
-    state, asked, march = torch.get_rng_state(), [], selftest.fused.march
+    state, asked = torch.get_rng_state(), []
 
-    def watched(*args):
+    def watched(march, *args):
         asked.append(torch.are_deterministic_algorithms_enabled())
         return march(*args)
 
-    monkeypatch.setattr(selftest.fused, "march", watched)
+    for room in (selftest.fused, selftest.reference):
+        monkeypatch.setattr(room, "march", partial(watched, room.march))
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with torch.inference_mode():
@@ -269,7 +289,7 @@ def test_it_changes_nothing_around_it(monkeypatch):
         assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert torch.equal(torch.get_rng_state(), state) and asked == [False, False]
+    assert torch.equal(torch.get_rng_state(), state) and asked == [False] * 4  # each march, without and with a mask
 
 
 # ---------------------------------------------------------------- verdicts are kept
@@ -350,10 +370,11 @@ def test_the_digest_is_of_the_kernels_and_of_the_reference(tmp_path, monkeypatch
     (tmp_path / "fused").mkdir()
     monkeypatch.setattr(reference, "__file__", str(tmp_path / "reference.py"))
     digests = set()
-    for n, name in enumerate(("fused/march.py", "fused/kernels.py", "reference.py", "field.py", "nerf.py")):
+    read = ("fused/march.py", "fused/kernels.py", "reference.py", "field.py", "sh.py", "rays.py", "adamax.py")
+    for n, name in enumerate((*read, "nerf.py")):
         (tmp_path / name).write_text("x = 1")
         digests.add(selftest.code_digest.__wrapped__())
-        assert len(digests) == min(n + 1, 4), name
+        assert len(digests) == min(n + 1, len(read)), name
     (tmp_path / "fused/march.py").write_text("x = 2")
     assert selftest.code_digest.__wrapped__() not in digests
 
@@ -468,7 +489,14 @@ def test_other_devices_have_the_reference(on, monkeypatch, runs, capsys):
 
 def test_a_test_on_cuda_goes_to_the_device(monkeypatch):
     """The field and all rays are moved to the device asked for, before either march."""
-    moved = []
-    monkeypatch.setattr(VoxRF, "to", lambda self, device: moved.append(device) or self)
+    moved, rays = [], selftest.sample_rays()
+
+    class Ray(torch.Tensor):
+        def to(self, device):
+            moved.append(("ray", device))
+            return self.as_subclass(torch.Tensor)
+
+    monkeypatch.setattr(VoxRF, "to", lambda self, device: moved.append(("field", device)) or self)
+    monkeypatch.setattr(selftest, "sample_rays", lambda: [x.as_subclass(Ray) for x in rays])
     selftest.differences(CPU, LATENTS)
-    assert moved == [CPU, CPU]
+    assert moved == [("field", CPU), ("ray", CPU), ("ray", CPU)] * 2
