@@ -207,13 +207,15 @@ class Control(SimpleNamespace):
     def on_update(self, call):
         self.call = call
 
+    on_click = on_update
+
 
 def visitor_of(made, image=(480, 640)):
     """A visitor whose page is not there, and the list of their changes."""
     gui = SimpleNamespace(
         add_markdown=lambda text: Control(content=text),
         add_slider=lambda _, least, most, step, value, hint: Control(min=least, max=most, step=step, value=value),
-        add_dropdown=lambda _, options: Control(value=options[0]),
+        add_button_group=lambda _, options: Control(value=options[0]),
     )
     at = Control(wxyz=(0, HALF, 0, HALF), position=(-1.5, 0, 0), fov=1.0, image_height=image[0], image_width=image[1])
     scene = SimpleNamespace(set_background_image=lambda *_, **__: None)
@@ -250,7 +252,7 @@ def test_a_visitor_follows_the_run_from_its_end_only(run):
 def test_what_is_said_beside_the_picture(run):
     visitor, _ = visitor_of(opened(run))
     visitor.show(None, visitor.view()._replace(step=2))
-    assert visitor.text.content == "step 2 of 6; the run is at 4"
+    assert visitor.text.content == "picture, step 2 of 6; the run is at 4"
     visitor.problem = "its file is gone"
     visitor.say()
     assert visitor.text.content.endswith("at 4\n\n**its file is gone**")

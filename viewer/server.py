@@ -51,12 +51,11 @@ class Visitor:
         gui = client.gui
         self.text = gui.add_markdown("")
         self.time = gui.add_slider("progress, %", first, last, 1, last, hint="at its end it follows the run")
-        self.mode = gui.add_dropdown("show", frames.modes)
+        self.mode = gui.add_button_group("show", frames.modes)  # a list that opens leaves the screen of a phone
         self.size = gui.add_slider("resolution", *SIZES, size, hint="rows of pixels once the camera rests")
-        self.shown, self.problem = self.steps[-1], ""
-        for control in (self.time, self.mode, self.size):
-            control.on_update(lambda _: touched(self))
-        client.camera.on_update(lambda _: touched(self))
+        self.shown, self.seen, self.problem = self.steps[-1], self.mode.value, ""
+        for tell in (self.time.on_update, self.mode.on_click, self.size.on_update, client.camera.on_update):
+            tell(lambda _: touched(self))
 
     def percents(self) -> tuple[int, int]:
         """Return how far the run was at its first and at its last step that can be shown, percent; they differ."""
@@ -92,13 +91,13 @@ class Visitor:
         """Put a picture on the page, and say what it is."""
         self.client.scene.set_background_image(image, format="jpeg", jpeg_quality=QUALITY)
         self.client.flush()
-        self.shown, self.problem = view.step, ""
+        self.shown, self.seen, self.problem = view.step, view.mode, ""
         self.say()
 
     def say(self) -> None:
         """Say which step is shown, how far the run is, and what is wrong, if something is."""
         cfg = self.frames.asset.cfg
-        words = f"step {self.shown} of {cfg.n_steps}"
+        words = f"{self.seen}, step {self.shown} of {cfg.n_steps}"
         if self.steps[-1] < cfg.n_steps:
             words += f"; the run is at {self.steps[-1]}"
         if self.problem:

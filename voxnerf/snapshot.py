@@ -92,7 +92,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     sha256 = hashlib.sha256()
     for name in sorted(tensors):
         sha256.update(f"{name} {tuple(tensors[name].shape)};".encode())
-        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha256.hexdigest()
 
 
