@@ -8,6 +8,7 @@ are said.
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import tempfile
@@ -36,15 +37,20 @@ class ReportConfig(Config):
     repeats: int = Field(5, gt=0, description="times that each page is written; the median counts")
 
 
-def measured(folder: Path, cfg: SJCConfig, repeats: int) -> tuple[float, int]:
-    """Return (seconds, bytes) of the page of a run, the first time apart: it imports libraries."""
-    write(folder, cfg)
-    times, size = [], 0
+def measured(folder: Path, cfg: SJCConfig, repeats: int) -> tuple[float, float, int]:
+    """Return (seconds, seconds of a processor, bytes) of the page of a run, without a first one that imports much."""
+    size = write(folder, cfg)
+    times, start = [], processor_s()
     for _ in range(repeats):
-        start = time.perf_counter()
-        size = write(folder, cfg)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), size
+        begun = time.perf_counter()
+        write(folder, cfg)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times), (processor_s() - start) / repeats, size
+
+
+def processor_s() -> float:
+    """Return the seconds that processors have worked for this process and for those that it has started."""
+    return sum(os.times()[:4])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,13 +65,14 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(scratch) / "run"
         shutil.copytree(run, folder, ignore=shutil.ignore_patterns("ckpt", "fields", "depth"))
         cfg = config.read(SJCConfig, folder / FULL_CONFIG)
-        end, size = measured(folder, cfg, options.repeats)
+        end, end_cpu, size = measured(folder, cfg, options.repeats)
         for path in [*folder.glob("test_*"), *folder.glob("highres_*")]:  # which a run leaves at its end
             shutil.rmtree(path)
         for mesh in folder.glob("*.glb"):
             mesh.unlink()
-        refresh, small = measured(folder, cfg, options.repeats)
-    print(f"a refresh: {refresh:.3f} s, {small / MB:.2f} MB; the whole page: {end:.3f} s, {size / MB:.2f} MB")
+        refresh, refresh_cpu, small = measured(folder, cfg, options.repeats)
+    print(f"a refresh: {refresh:.3f} s, of a processor {refresh_cpu:.3f} s, {small / MB:.2f} MB")
+    print(f"the whole page: {end:.3f} s, of processors {end_cpu:.3f} s, {size / MB:.2f} MB")
     print(Mark(f"{REFRESHES} refreshes, share of 25 minutes", refresh * REFRESHES / SHORT_RUN_S, MOST_SHARE))
     print(Mark("the whole page", end, MOST_END_S, " s"))
     print(Mark("its size", size / MB, MOST_MB, " MB"))

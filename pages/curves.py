@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pages.facts import real, whole
 from pages.markup import escape, number
 
-W, H = 480, 230  # of a curve, in units of its SVG
+W, H = 420, 220  # of a curve, in units of its SVG
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 12, 40  # margins
 MOST = 400  # points of a line: of more, the mean of each so many steps is drawn
 SMOOTH = 0.05  # of all points, how many a smooth line averages
@@ -110,14 +110,16 @@ def figure(curve: Curve, points: Sequence[Point], n_steps: int) -> str:
 
 
 def limits(low: float, high: float, log: bool) -> tuple[float, float]:
-    """Return the ends of an axis that holds values from `low` to `high`: they are ticks, or decades' parts."""
+    """Return the ends of an axis that holds values from `low` to `high`: ticks, on a linear one."""
     if log:
         low, high = low / 1.05, high * 1.05
         return (low, high) if high / low > 1.5 else (low / 1.5, high * 1.5)
     if high == low:
         low, high = low - max(abs(low), 1e-3) / 2, high + max(abs(high), 1e-3) / 2
-    step = tick_step(low, high)
-    return math.floor(low / step) * step, math.ceil(high / step) * step
+    for _ in range(2):  # a longer axis may have other ticks
+        step = tick_step(low, high)
+        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return low, high
 
 
 def tick_step(low: float, high: float) -> float:

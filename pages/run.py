@@ -84,9 +84,13 @@ def title_of(cfg: SJCConfig) -> str:
     return cfg.texts.prompt if "sd.prompt" in cfg.chosen.reads else f"A field of the family {cfg.family}"
 
 
-def stamp() -> str:
-    """Return the time now, to the minute."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+def stamp(at: Any = None) -> str:
+    """Return a time in ISO, or now, as people say it, to the minute; what is no time as it is."""
+    try:
+        moment = datetime.fromisoformat(at) if at is not None else datetime.now(timezone.utc)
+        return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    except (TypeError, ValueError, OverflowError):
+        return str(at)
 
 
 # ---------------------------------------------------------------- how far it is
@@ -159,7 +163,7 @@ def command(start: Start, i: int, run: Facts) -> str:
     ended = {DONE: "done", STOPPED: "stopped by Ctrl-C", "": without_end if i == len(run.starts) else "killed"}
     versions = start.facts.get("versions")
     rows = {
-        "begun": start.facts.get("at"),
+        "begun": stamp(start.facts.get("at")),
         "ended": ended.get(start.ended, start.ended),
         "took": spell_seconds(start.seconds) if start.seconds is not None else None,
         "seed": start.facts.get("seed"),
