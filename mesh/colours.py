@@ -27,7 +27,7 @@ from mesh.cast import GREY, Caster, Hits
 if TYPE_CHECKING:
     from asset import Asset
 
-N_VIEWS = 48
+N_VIEWS = 32
 SUBPIXELS, DOWNSCALE = 4, 2  # of latent fields: twice the training's resolution is decoded
 PIXELS_PER_VOXEL = 3  # of fields of pixels
 FAR = 100.0  # distance of what is not there, world units
@@ -35,7 +35,6 @@ GRAZING = 0.2  # cosine below which a view does not count
 COSINE_POWER = 2
 FAINT = 1e-3  # weight of the worst pixels: they count only where a part of a mesh has no others
 TRUSTED = 0.05  # weight of a point, over all views, from which on its colour is its own alone
-OPACITY = (0.5, 0.95)  # from the worst pixels to the best
 STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths between two pixels
 BLEED = 1.0  # pixels of the model's space, or voxels, over which colours bleed at an edge
 ITERATIONS = 6  # of the median
@@ -61,25 +60,15 @@ def cameras(asset: Asset, n: int) -> list[pose.Camera]:
     return [pose.camera_at(i * turn % (2 * np.pi), v, p.R, p.FoV) for i, v in enumerate(heights)]
 
 
-@torch.no_grad()
 def picture(asset: Asset, camera: pose.Camera) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a view of a field: its picture (3, H, H) in [0, 1], and its opacity (h, h).
-
-    The background is taken out of what a field of pixels shows. A decoder needs to see it.
-    """
-    from voxnerf.render import CHUNK as RAYS
-
+    """Return a test view of a field: its picture (3, H, H) in [0, 1], and its opacity (h, h), both on the host."""
     if asset.latent:
         image, _, opacity = asset.view(camera, None, SUBPIXELS, DOWNSCALE)
-        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(opacity)
-    width = 2 * asset.cfg.pose.R * np.tan(np.deg2rad(camera.fov) / 2)  # of the picture at the origin, world units
-    hw = max(asset.cfg.pose.rend_hw, round(PIXELS_PER_VOXEL * width / asset.field.voxel_edge))
-    r = asset.render(camera, hw, chunk=RAYS)
-    bg = asset.background(0, hw)
-    o = r.opacity
-    behind = bg.T.view_as(r.color) if bg is not None else 0
-    light = r.color - (1 - o) * behind
-    return asset.adapter.decode((light / o.clamp(min=OPACITY[0]))[None])[0].cpu(), o.cpu()
+    else:
+        width = 2 * asset.cfg.pose.R * np.tan(np.deg2rad(camera.fov) / 2)  # of the picture at the origin, world units
+        hw = max(asset.cfg.pose.rend_hw, round(PIXELS_PER_VOXEL * width / asset.field.voxel_edge))
+        image, _, opacity = asset.view(camera, hw)
+    return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(opacity)
 
 
 def views(asset: Asset, caster: Caster, n: int = N_VIEWS) -> Views:
@@ -121,9 +110,8 @@ def inner(distance: torch.Tensor, steep: float, bleed: float) -> torch.Tensor:
 
 
 def solid(opacity: torch.Tensor) -> torch.Tensor:
-    """Return weights of pixels of these opacities: 1 where the field is opaque, FAINT where the background shows."""
-    lo, hi = OPACITY
-    return ((opacity - lo) / (hi - lo)).clamp(0, 1) ** 2 + FAINT
+    """Return weights of pixels of these opacities: 1 where the field is opaque, less where the background shows."""
+    return opacity**2 + FAINT
 
 
 @torch.no_grad()

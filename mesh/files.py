@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TO_FILE = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float32)  # of columns xyz: front -x to +z, left +z to +x
 UNLIT = "KHR_materials_unlit"
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP = 9729, 9987, 33071  # values of a sampler, glTF 2.0
+VERTICES, INDICES = 34962, 34963  # what a part of the buffer holds, glTF 2.0
 NAME = "asset"  # of the mesh and of its material
 
 
@@ -62,6 +63,9 @@ def glb(mesh: Mesh, facts: Mapping[str, str]) -> bytes:
                 {"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP_LINEAR, "wrapS": CLAMP, "wrapT": CLAMP}
             ]
             tree["textures"][0]["sampler"] = 0
+        for accessor in (*primitive["attributes"].values(), primitive["indices"]):
+            view = tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]
+            view["target"] = INDICES if accessor == primitive["indices"] else VERTICES
         surface = {"baseColorTexture": {"index": 0}} if mesh.texture is not None else {}
         surface |= {"metallicFactor": 0.0, "roughnessFactor": 0.9}  # for viewers that do not know the extension
         tree["materials"] = [{"name": NAME, "pbrMetallicRoughness": surface, "extensions": {UNLIT: {}}}]

@@ -1,0 +1,175 @@
+"""True colours of a mesh: those of a field that is known, from pictures of it, also of one that a decoder shows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import trimesh
+
+import pose
+from asset import Asset
+from mesh import Mesh, colours
+from mesh.cast import Caster, lookup
+from tiny import Affine
+from tiny import config as tiny_config
+from toyworld import sdf
+from voxnerf.field import make_field
+
+ORANGE, BLUE = np.array([230, 128, 26]) / 255, np.array([26, 51, 204]) / 255
+GRID, EDGE = 40, 1.4 / 40
+N_VIEWS = 24
+
+
+class Decoder(Affine):
+    """A latent space whose decoder repeats pixels, and makes the whole picture lighter or darker by turns."""
+
+    picture_size = 12
+
+    def __init__(self, flicker=0.0):
+        super().__init__()
+        self.flicker, self.n = flicker, 0
+
+    def decode(self, x):
+        self.n += 1
+        picture = super().decode(x).repeat_interleave(2, -1).repeat_interleave(2, -2)
+        return (picture + self.flicker * (-1) ** self.n).clamp(0, 1)
+
+
+def asset_of(distance, color_of, adapter=None):
+    """The asset of a field that is solid where `distance` of points (n, 3) is negative, in colours (n, 3) in [0, 1]."""
+    cfg = tiny_config(
+        vox={"grid_size": GRID, "bbox_len": 0.7, "step_ratio": 0.5}, pose={"rend_hw": 32, "FoV": 55}, plain_bg=True
+    )
+    field = make_field("V_SJC", [[-0.7] * 3, [0.7] * 3], GRID, density_shift=-10.0, step_ratio=0.5)
+    at = (torch.arange(GRID) + 0.5) * EDGE - 0.7
+    z, y, x = torch.meshgrid(at, at, at, indexing="ij")
+    points = torch.stack([x, y, z], dim=-1).view(-1, 3)
+    with torch.no_grad():
+        field.density.view(-1).copy_((10 - 400 * distance(points) / EDGE).clamp(-90, 300))
+        colors = torch.as_tensor(color_of(points), dtype=torch.float32)
+        field.color.copy_(torch.logit(colors, 1e-6).T.view(1, 3, GRID, GRID, GRID))
+    return Asset(cfg, adapter or Affine(), field)
+
+
+def two_colors(points):
+    return np.where(np.asarray(points)[:, 1:2] > 0, ORANGE, BLUE)
+
+
+def mesh_of(made):
+    return Mesh(*(np.asarray(x, t) for x, t in ((made.vertices, "f4"), (made.faces, "i4"), (made.vertex_normals, "f4"))))
+
+
+def ball(p):
+    return sdf.sphere(p, (0, 0, 0), 0.5)
+
+
+def cuboid(p):
+    return sdf.box(p, (0, 0, 0), (0.42, 0.42, 0.42))
+
+
+def fine_box(half, center=(0, 0, 0)):
+    made = trimesh.creation.box(2 * np.array(half)).apply_translation(center)
+    for _ in range(4):
+        made = made.subdivide()
+    return made
+
+
+SPHERE, BOX = mesh_of(trimesh.creation.icosphere(4, 0.5)), mesh_of(fine_box((0.42, 0.42, 0.42)))
+
+
+@pytest.mark.parametrize("shape, distance", [(SPHERE, ball), (BOX, cuboid)], ids=["sphere", "box"])
+@pytest.mark.parametrize("latent", [False, True])
+def test_two_colours(shape, distance, latent):
+    asset = asset_of(distance, two_colors, Decoder() if latent else None)
+    assert asset.latent == latent
+    got = colours.with_vertex_colors(asset, shape, N_VIEWS).colors
+    clear = np.abs(shape.vertices[:, 1]) > 2 * EDGE  # elsewhere the field itself blends its colours
+    clear &= shape.vertices[:, 1] > (-0.35 if not latent else -0.2)  # the views that see below are few
+    error = np.abs(got / 255.0 - two_colors(shape.vertices))[clear]
+    assert clear.mean() > 0.6 and error.max() * 255 <= 2
+
+
+def test_outliers_among_the_views_do_not_count():
+    colors = torch.tensor([[0.2, 0.4, 0.6]] * 5 + [[1.0, 1.0, 1.0]] * 2)[:, None]
+    median = colours.median(colors, torch.ones(7, 1))
+    assert (median - colors[0]).abs().max() < 2 / 255 < (colors.mean(0) - colors[0]).abs().max()
+    weight = torch.tensor([1.0] * 5 + [100.0] * 2)[:, None]
+    assert (colours.median(colors, weight) - 1).abs().max() < 2 / 255
+    assert colours.median(colors[:1], torch.zeros(1, 1)).isfinite().all()  # of a point that no view sees
+
+
+def test_what_hides_a_point_does_not_colour_it():
+    """Two boxes on the x axis, a gap of five voxels between them: the far one has the colour that is behind."""
+    near, far = (-0.3, 0.0, 0.0), (0.25, 0.0, 0.0)
+    half = (0.16, 0.3, 0.3)
+
+    def distance(p):
+        return torch.minimum(sdf.box(p, near, half), sdf.box(p, far, half))
+
+    asset = asset_of(distance, lambda p: np.where(np.asarray(p)[:, :1] < 0, ORANGE, BLUE))
+    mesh = mesh_of(trimesh.util.concatenate([fine_box(half, near), fine_box(half, far)]))
+    got = colours.with_vertex_colors(asset, mesh, N_VIEWS).colors / 255.0
+    truth = np.where(mesh.vertices[:, :1] < 0, ORANGE, BLUE)
+    assert np.abs(got - truth).max() * 255 <= 3
+    seen = colours.views(asset, Caster(mesh.vertices, mesh.faces), N_VIEWS)
+    hidden = torch.tensor([[0.09, -0.2, 0.0]]), torch.tensor([[-1.0, 0.0, 0.0]])  # low in the gap
+    assert colours.fuse(seen, *hidden)[1] < colours.TRUSTED
+
+
+def test_a_point_that_no_view_sees_has_its_neighbours_colour():
+    chain = np.array([[x, z, 0.0] for x in range(5) for z in (0, 1)], np.float32)
+    faces = np.array([f for i in range(0, 8, 2) for f in ((i, i + 1, i + 2), (i + 1, i + 3, i + 2))], np.int32)
+    mesh = Mesh(chain, faces, np.tile(np.float32([0, 0, 1]), (10, 1)))
+    shown = np.zeros((10, 3))
+    shown[0:2], shown[8:10] = ORANGE, BLUE
+    shown[2:8] = 0.5  # of no weight
+    weight = np.array([1.0, 1, 0, 0, 0, 0, 0, 0, 1, 1])
+    got = colours.spread(mesh, shown, weight)
+    for column in range(5):
+        expected = ORANGE + (BLUE - ORANGE) * column / 4  # harmonic: even steps from one end to the other
+        np.testing.assert_allclose(got[2 * column : 2 * column + 2], [expected] * 2, atol=0.03)
+    np.testing.assert_array_equal(got[:2], [ORANGE] * 2)
+
+
+def test_parts_of_a_mesh_that_are_seen_badly_or_not_at_all():
+    triangle = np.eye(3, dtype=np.float32)
+    mesh = Mesh(np.concatenate([triangle] * 3), np.arange(9, dtype=np.int32).reshape(3, 3), np.zeros((9, 3), "f4"))
+    shown = np.repeat([ORANGE, BLUE, (0.1, 0.2, 0.3)], 3, axis=0)
+    badly = colours.TRUSTED / 10
+    got = colours.spread(mesh, shown, np.array([1, 1, 1, badly, badly, badly, 0, 0, 0]))
+    np.testing.assert_allclose(got[:6], shown[:6])  # the second part has its own colours, bad as they are
+    np.testing.assert_allclose(got[6:], [(ORANGE + BLUE) / 2] * 3)
+    np.testing.assert_allclose(colours.spread(mesh, shown, np.zeros(9)), 0.7)
+
+
+def test_an_atlas_shows_the_surface_without_seams():
+    asset = asset_of(ball, two_colors)
+    mesh = colours.with_atlas(asset, SPHERE, 256, N_VIEWS)
+    assert mesh.texture.shape == (256, 256, 3) and len(mesh.vertices) > len(SPHERE.vertices)
+    np.testing.assert_array_equal(mesh.vertices[mesh.faces], SPHERE.vertices[SPHERE.faces])
+    np.testing.assert_array_equal(mesh.normals[mesh.faces], SPHERE.normals[SPHERE.faces])
+    assert mesh.uv.min() >= 0 and mesh.uv.max() <= 1 and mesh.colors is None
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(3), len(mesh.faces) * 4).reshape(4, -1, 3)
+    weights[0, :, 0], weights[0, :, 1:] = 0, 0.5  # in the middle of an edge, which may be a seam
+    for w in weights:
+        points = (mesh.vertices[mesh.faces] * w[..., None]).sum(1)
+        uv = torch.from_numpy((mesh.uv[mesh.faces] * w[..., None]).sum(1)).float()
+        clear = (np.abs(points[:, 1]) > 2.5 * EDGE) & (points[:, 1] > -0.35)
+        for smaller in (1, 2):  # the texture, and its first mip map
+            image = torch.from_numpy(mesh.texture).float().permute(2, 0, 1)[None]
+            texture = F.avg_pool2d(image, smaller)[0].permute(1, 2, 0).round().to(torch.uint8)
+            error = np.abs(lookup(texture, uv).numpy() - two_colors(points))[clear]
+            assert error.max() * 255 <= 3
+
+
+def test_cameras_are_new_ones_and_where_the_training_looked():
+    asset = asset_of(ball, two_colors)
+    eyes = np.array([camera.c2w[:3, 3] / 1.5 for camera in colours.cameras(asset, 48)])
+    lowest = 1 - 2 * pose.ELEVATION_SPAN_DEG / 180
+    assert eyes[:, 1].min() > lowest and eyes[:, 1].max() < 1
+    angle = np.arccos((eyes @ eyes.T - 2 * np.eye(48)).max(axis=1).clip(-1, 1))
+    even = math.sqrt(2 * math.pi * (1 - lowest) / 48)  # edge of a square of each one's share of the sphere
+    assert angle.min() > 0.6 * even and angle.max() < 1.6 * even
