@@ -34,7 +34,9 @@ HEAD = """# Options
 
 Every option of every command, as its `-h` says it. This page is written by `docs/write_options.py`. Options are
 `--seed 3` or `--seed=3`; later sources win: defaults, `--preset NAME`, `./config.yml`, flags. `doctor.py` takes the
-options of `run_sjc.py`, `--selftest` and `--sha256`.
+options of `run_sjc.py`, `--selftest` and `--sha256`. `highres_final_vis.py`, `evaluate.py` and the other commands that
+take a trained field also take options of `run_sjc.py`, where a checkpoint of the published code needs them:
+[coming from SJC](coming-from-sjc.md) says which.
 """
 
 
