@@ -54,12 +54,20 @@ class Asset:
         It is hw x hw pixels of the model's space, each of which is repeated fine x fine times. An encoder leaves a mark
         along the border of a plain picture: the border keeps its width here, and the middle is stretched.
         """
-        if self.backgrounds is None:
-            return None
-        n = self.backgrounds.shape[-1]
+        return None if self.backgrounds is None else self.stretched(self.backgrounds[index], hw, fine)
+
+    def stretched(self, plain: torch.Tensor, hw: int, fine: int = 1) -> torch.Tensor:
+        """Return a plain picture (C, n, n) of the model's space as pixels (hw * fine * hw * fine, C), as above."""
+        n = plain.shape[-1]
         i = torch.arange(hw, device=self.adapter.device)
         i = torch.where(2 * i < hw, i.clamp(max=(n - 1) // 2), (i + n - hw).clamp(min=n // 2)).repeat_interleave(fine)
-        return self.backgrounds[index][:, i][:, :, i].flatten(1).T
+        return plain[:, i][:, :, i].flatten(1).T
+
+    @torch.no_grad()
+    def encoded(self, rgb: torch.Tensor) -> torch.Tensor:
+        """Return the plain picture of a colour (3, 1, 1), RGB in [0, 1], in the model's space: (C, n, n)."""
+        size = self.adapter.picture_size
+        return self.adapter.encode(rgb[None].expand(-1, -1, size, size))[0]
 
     def render(
         self,
@@ -69,13 +77,16 @@ class Asset:
         subpixels: int = 1,
         downscale: int = 1,
         chunk: int | None = None,
+        plain: torch.Tensor | None = None,
     ) -> Rendering:
         """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space.
 
-        It has `subpixels` x `subpixels` rays per pixel, `downscale` x `downscale` of which will be averaged.
+        It has `subpixels` x `subpixels` rays per pixel, `downscale` x `downscale` of which will be averaged. `plain` is
+        a plain picture of the model's space that takes the background's place, as `encoded` returns it.
         """
         hw = hw or self.cfg.pose.rend_hw
-        bg = self.background(bg_index, hw * subpixels // downscale, downscale)
+        size = (hw * subpixels // downscale, downscale)
+        bg = self.background(bg_index, *size) if plain is None else self.stretched(plain, *size)
         return render_image(
             self.field,
             camera.K(hw, hw),

@@ -12,9 +12,9 @@ sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
 from pydantic_core import PydanticUndefined
 
 from evaluate import EvaluateConfig
-from highres_final_vis import VisConfig
 from my.config import Config, Option, by_use, describe, plain, spelled
 from options.canvas import CanvasConfig
+from options.film import FilmConfig
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
@@ -26,7 +26,7 @@ PAGES: dict[str, type[Config]] = {
     "run_img_sampling.py": SamplingConfig,
     "run_2d_sjc.py": CanvasConfig,
     "run_nerf.py": NeRFConfig,
-    "highres_final_vis.py": VisConfig,
+    "highres_final_vis.py": FilmConfig,
     "evaluate.py": EvaluateConfig,
 }
 TABLE = "| option | type | default | meaning |\n|---|---|---|---|\n"

@@ -19,7 +19,7 @@ SCRIPTS = {
     "doctor",
     "run_sweep",
 }
-METHOD = {"asset", "sjc", "sampling", "canvas", "sweep"}
+METHOD = {"asset", "film", "sjc", "sampling", "canvas", "sweep"}
 DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "families", "adapt"}
 MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
 FAMILIES = families.NAMES

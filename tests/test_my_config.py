@@ -305,8 +305,8 @@ def test_every_limit_of_the_project_has_words_of_ours():
     """Of the configurations of all scripts: what each option may be limited by, `reason` can say."""
     from doctor import DoctorConfig
     from evaluate import EvaluateConfig
-    from highres_final_vis import VisConfig
     from options.canvas import CanvasConfig
+    from options.film import FilmConfig
     from options.nerf import NeRFConfig
     from options.sampling import SamplingConfig
 
@@ -327,7 +327,7 @@ def test_every_limit_of_the_project_has_words_of_ours():
 
     used = {
         name
-        for cls in (CanvasConfig, DoctorConfig, EvaluateConfig, VisConfig, NeRFConfig, SamplingConfig)
+        for cls in (CanvasConfig, DoctorConfig, EvaluateConfig, FilmConfig, NeRFConfig, SamplingConfig)
         for field in fields(cls)
         for name in limits(field.annotation, field.metadata)
     }
