@@ -17,8 +17,9 @@ from voxnerf.render import CHUNK, averaged
 
 MOST = 4  # frames that are decoded at a time
 SOLID = 0.9  # opacity above which a decoder shows the object's own colour
+FLOATER = 0.05  # share of all occupied voxels below which a detached part is no part of the object
+FOG, PART = 0.2, 1 / 32  # fog is what hides less than this share behind this part of the box's edge
 EMPTY = 1 / 255  # opacity below which nothing is there
-WHITE = (1.0, 1.0, 1.0)
 NEARER = 0.8  # distance of the ellipse at the sides, as a share of that in front
 
 
@@ -31,12 +32,13 @@ def cameras(cfg: FilmConfig, fov: float, radius: float) -> list[pose.Camera]:
 
 
 def clear_fog(field: VoxRF) -> None:
-    """Let rays see only what is near an occupied voxel of the field, and what they saw before: thin fog is left out.
+    """Let rays see only what is near an occupied voxel of the field, and what they saw before.
 
-    A field without any occupied voxel stays as it is.
+    Thin fog is so left out, and what floats apart from the object. A field without occupied voxels stays as it is.
     """
     before = field.alpha_mask
-    field.update_alpha_mask()
+    part = PART * field.box_diagonal / 3**0.5 / field.voxel_edge  # in voxels
+    field.update_alpha_mask(FLOATER, 1 - (1 - FOG) ** (1 / part))
     mask = field.alpha_mask
     assert mask is not None
     mask = mask if before is None else mask * before
@@ -85,17 +87,14 @@ class Frames:
     def __init__(
         self, asset: Asset, hw: int, rays: int, color: Sequence[float] | None = None, alpha: bool = False
     ) -> None:
-        self.asset, self.hw, self.rays, self.alpha = asset, hw, rays, alpha
+        self.asset, self.hw, self.rays = asset, hw, rays
+        self.color = None if color is None else torch.tensor(color, device=asset.adapter.device)[:, None, None]
         self.decode = InChunks(asset.adapter.decode)
-        self.color = (
-            torch.tensor(color or WHITE, device=asset.adapter.device)[:, None, None] if alpha or color else None
-        )
-        self.plain = self.behind = None
-        if self.color is not None:
+        self.plain: torch.Tensor | None = None
+        if alpha or color is not None:
             clear_fog(asset.field)
-            self.plain = asset.encoded(self.color)
-            pixels = asset.stretched(self.plain, hw)
-            self.behind = self.decode(pixels.T.reshape(1, -1, hw, hw))
+            self.plain = asset.encoded(torch.ones(3, 1, 1, device=asset.adapter.device))
+            self.behind = self.decode(asset.stretched(self.plain, hw).T.reshape(1, -1, hw, hw))
 
     @torch.no_grad()
     def along(self, cameras: Sequence[pose.Camera], at_once: int = MOST) -> Iterator[list[HostCopy]]:
@@ -113,22 +112,19 @@ class Frames:
         return averaged(r.color, r.depth, r.opacity, n=self.rays)
 
     def _composed(self, pictures: torch.Tensor, opacity: torch.Tensor) -> torch.Tensor:
-        """Return decoded pictures (B, 3, H, W) with what is behind the object replaced, or left out: (B, 4, H, W).
+        """Return decoded pictures (B, 3, H, W) before `color`, or with straight alpha: (B, 4, H, W).
 
-        opacity: (B, 1, h, w).  What the decoder made of the plain background is taken out of each picture by the
-        opacity o, P - (1 - o) P_background, within [0, o]. So the new background is exact where o is 0.
+        opacity: (B, 1, h, w).  The pictures are before white. What the decoder made of white is taken out of each by
+        the opacity o, P - (1 - o) P_white, within [0, o]. So the new background is exact where o is 0.
         """
-        if self.behind is None or self.color is None:
+        if self.plain is None:
             return pictures
         o = F.interpolate(opacity, pictures.shape[-2:], mode="bilinear").clamp(0, 1)
         o = torch.where(o < EMPTY, 0, o)
-        own = (pictures - (1 - o) * self.behind).clamp(min=0).minimum(o)
-        if not self.alpha:
-            return own + (1 - o) * self.color
-        rgb = own / o.clamp(min=EMPTY)
+        rgb = (pictures - (1 - o) * self.behind).clamp(min=0).minimum(o) / o.clamp(min=EMPTY)
         if self.asset.latent:
             rgb = edges_from_inside(rgb, o, pictures.shape[-1] // opacity.shape[-1])
-        return torch.cat([rgb, o], dim=1)
+        return torch.cat([rgb, o], dim=1) if self.color is None else o * rgb + (1 - o) * self.color
 
 
 def edges_from_inside(rgb: torch.Tensor, o: torch.Tensor, scale: int) -> torch.Tensor:
