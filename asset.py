@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from adapt import ScoreAdapter, make_adapter
 from my import checkpoint, config
-from my.errors import UserError, note
+from my.errors import note
 from my.host_copy import HostCopy
-from my.script import FULL_CONFIG, free_on_resume, pick_device, refuse_other_run
+from my.script import free_on_resume, pick_device
 from my.seeds import torch_rng
+from options.found import Source, find, find_finished
 from options.sjc import SJCConfig
 from voxnerf import state
 from voxnerf.field import VoxRF, make_field
@@ -21,6 +21,8 @@ from voxnerf.render import CHUNK, Rendering, averaged, render_image
 if TYPE_CHECKING:
     import pose
     from options.trained import TrainedConfig
+
+__all__ = ["Asset", "Source", "find", "find_finished", "load", "new_field", "open_asset"]
 
 TEST_BACKGROUND = 0  # index of the plain background behind test views
 
@@ -53,11 +55,19 @@ class Asset:
         given. An encoder leaves a mark along the border of a plain picture: the border keeps its width here, and the
         middle is stretched.
         """
-        if self.backgrounds is None:
-            return None
-        n = self.backgrounds.shape[-1]
-        rows, columns = (stretched(n, to, self.adapter.device).repeat_interleave(fine) for to in (hw, width or hw))
-        return self.backgrounds[index][:, rows][:, :, columns].flatten(1).T
+        return None if self.backgrounds is None else self.stretched(self.backgrounds[index], hw, fine, width)
+
+    def stretched(self, plain: torch.Tensor, hw: int, fine: int = 1, width: int | None = None) -> torch.Tensor:
+        """Return a plain picture (C, n, n) of the model's space as pixels (hw * fine * width * fine, C), as above."""
+        n, device = plain.shape[-1], self.adapter.device
+        rows, columns = (kept_border(n, to, device).repeat_interleave(fine) for to in (hw, width or hw))
+        return plain[:, rows][:, :, columns].flatten(1).T
+
+    @torch.no_grad()
+    def encoded(self, rgb: torch.Tensor) -> torch.Tensor:
+        """Return the plain picture of a colour (3, 1, 1), RGB in [0, 1], in the model's space: (C, n, n)."""
+        size = self.adapter.picture_size
+        return self.adapter.encode(rgb[None].expand(-1, -1, size, size))[0]
 
     def render(
         self,
@@ -67,13 +77,16 @@ class Asset:
         subpixels: int = 1,
         downscale: int = 1,
         chunk: int | None = None,
+        plain: torch.Tensor | None = None,
     ) -> Rendering:
         """Render an hw x hw view of the field: a `voxnerf.render.Rendering` in the model's space.
 
-        It has `subpixels` x `subpixels` rays per pixel, `downscale` x `downscale` of which will be averaged.
+        It has `subpixels` x `subpixels` rays per pixel, `downscale` x `downscale` of which will be averaged. `plain` is
+        a plain picture of the model's space that takes the background's place, as `encoded` returns it.
         """
         hw = hw or self.cfg.pose.rend_hw
-        bg = self.background(bg_index, hw * subpixels // downscale, downscale)
+        size = (hw * subpixels // downscale, downscale)
+        bg = self.background(bg_index, *size) if plain is None else self.stretched(plain, *size)
         return render_image(
             self.field,
             camera.K(hw, hw),
@@ -98,7 +111,7 @@ class Asset:
         return HostCopy(self.adapter.decode(x[None])[0].permute(1, 2, 0), depth, opacity)
 
 
-def stretched(n: int, to: int, device: torch.device) -> torch.Tensor:
+def kept_border(n: int, to: int, device: torch.device) -> torch.Tensor:
     """Return which of n pixels stands at each of `to` places, (to,): the ends as they are, the middle repeated."""
     i = torch.arange(to, device=device)
     return torch.where(2 * i < to, i.clamp(max=(n - 1) // 2), (i + n - to).clamp(min=n // 2))
@@ -123,50 +136,7 @@ def new_field(cfg: SJCConfig, adapter: ScoreAdapter) -> VoxRF:
     return field.to(adapter.device)
 
 
-# ---------------------------------------------------------------- where it is found
-
-
-class Source(NamedTuple):
-    """The field of a run on the disk."""
-
-    cfg: SJCConfig
-    folder: Path  # of the run
-    path: Path  # of the checkpoint
-    step: int  # steps after which that was saved
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has taken all of its steps."""
-        return self.step >= self.cfg.n_steps
-
-
-def find(where: str | Path) -> Source:
-    """Return the newest field of a run's folder, finished or not, or the field of a checkpoint's folder in it.
-
-    Raises UserError where there is none.
-    """
-    path = Path(where)
-    one = path.resolve() if (path / checkpoint.META).exists() else None  # the folder of a checkpoint
-    folder = one.parent.parent if one else path
-    if not (folder / FULL_CONFIG).exists():
-        raise UserError(f"{folder.resolve()} has no {FULL_CONFIG}: it is not the folder of a run of run_sjc.py")
-    refuse_other_run(SJCConfig, folder)
-    cfg = config.read(SJCConfig, folder / FULL_CONFIG)
-    newest = one or checkpoint.latest(folder / "ckpt")
-    if newest is None:
-        raise UserError(f"{folder.resolve()} has no checkpoint: run run_sjc.py there first")
-    return Source(cfg, folder, newest, checkpoint.step_of(newest))
-
-
-def find_finished(where: str | Path) -> Source:
-    """Return what `find` does; raises UserError for a run that is not finished too."""
-    found = find(where)
-    if not found.finished:
-        raise UserError(
-            f"{found.folder.resolve()}: at step {found.step} of {found.cfg.n_steps}; finish it there "
-            "first with run_sjc.py --resume True"
-        )
-    return found
+# ---------------------------------------------------------------- loaded
 
 
 def load(found: Source, device: str = "auto") -> Asset:
@@ -178,15 +148,24 @@ def load(found: Source, device: str = "auto") -> Asset:
     config.reset(cfg, free_on_resume(SJCConfig) - {"low_vram"})
     adapter = make_adapter(cfg, "cpu")
     adapter.keep_pictures(pick_device(device))
+    return Asset(cfg, adapter, load_field(found, adapter), found.step)
+
+
+def load_field(found: Source, adapter: ScoreAdapter) -> VoxRF:
+    """Return the field of a source, on the adapter's device."""
+    cfg = found.cfg
+    if found.published:
+        field = found.published.field(cfg.vox.model_type, cfg.vox)
+        return field.to(adapter.device)
     field = new_field(cfg, adapter)
-    tensors, meta = checkpoint.load(found.path)
+    tensors, _ = checkpoint.load(found.path)
     state.restore_field(field, tensors)
-    return Asset(cfg, adapter, field, meta["step"])
+    return field
 
 
 def open_asset(cfg: TrainedConfig) -> Asset:
     """Return the asset that the options of a command choose; a note says where its run is not finished."""
-    found = find(cfg.run[0])
+    found = find(cfg.run[0], config.given_apart(cfg))
     if not found.finished:
         note(f"{found.folder.resolve()}: this run is at step {found.step} of {found.cfg.n_steps}; that field is taken")
     return load(found, cfg.device)

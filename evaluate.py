@@ -34,7 +34,8 @@ from my import config, plain_files, run_dir, script
 from my.errors import UserError, note, run_main
 from my.seeds import numpy_rng
 from options.family import PoseConfig
-from options.sjc import SJCConfig
+from options.found import Source, find_finished
+from options.trained import OF_RUNS
 
 if TYPE_CHECKING:
     from asset import Asset
@@ -64,7 +65,10 @@ METRICS = {
 class EvaluateConfig(script.OnDevice):
     """Every option of evaluate.py."""
 
-    runs: list[str] = Field(min_length=1, description="folders of finished runs of run_sjc.py")
+    runs: list[str] = Field(
+        min_length=1,
+        description="folders of finished runs of run_sjc.py, or checkpoints of the published code: step_*.pt",
+    )
     n_views: int = Field(24, ge=24, multiple_of=3, description="test views, in three rings")
     out: str = Field("results.json", description="JSON file of everything that was measured")
     figure: str | None = Field(None, description="PNG file of every run's views, each beside the truth")
@@ -170,21 +174,14 @@ def judge_views(judge: Judge, pictures: np.ndarray) -> Scores:
 # ---------------------------------------------------------------- one run
 
 
-def read_prompt(folder: str | Path) -> tuple[str, str]:
-    """Return the (color, object) of a run's prompt.
-
-    Raises UserError where the folder holds no run of run_sjc.py, or its prompt is not of the toy world.
-    """
+def read_prompt(found: Source) -> tuple[str, str]:
+    """Return the (color, object) of a run's prompt; raises UserError where that is not of the toy world."""
     from toyworld import parse_prompt
 
-    path = Path(folder) / "full_config.yml"
-    if not path.exists():
-        raise UserError(f"{folder} has no full_config.yml: it is not the folder of a run of run_sjc.py")
-    script.refuse_other_run(SJCConfig, folder)
     try:
-        return parse_prompt(config.read(SJCConfig, path).texts.prompt)
+        return parse_prompt(found.cfg.texts.prompt)
     except ValueError as error:
-        raise UserError(f"{folder}: only runs of toy-world prompts have a truth: {error}") from None
+        raise UserError(f"{found.folder}: only runs of toy-world prompts have a truth: {error}") from None
 
 
 def compare(
@@ -224,12 +221,12 @@ def compare(
     }
 
 
-def measure(folder: str, cfg: EvaluateConfig, judge: Judge) -> tuple[dict[str, Any], np.ndarray | None]:
+def measure(folder: str, found: Source, cfg: EvaluateConfig, judge: Judge) -> tuple[dict[str, Any], np.ndarray | None]:
     """Return (everything measured of a run, its row of the figure or None)."""
-    from asset import find_finished, load
+    from asset import load
 
-    color, obj = read_prompt(folder)
-    asset = load(find_finished(folder), cfg.device)
+    color, obj = read_prompt(found)
+    asset = load(found, cfg.device)
     angles = test_angles(cfg.n_views)
     cameras = cameras_at(angles, asset.cfg.pose)
     measures = compare(result_views(asset, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
@@ -329,21 +326,22 @@ def is_report(path: str) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure runs; print a table, write JSON and on request a figure."""
-    cfg = config.load(EvaluateConfig, argv, prog="evaluate.py", doc=__doc__, positional="runs", config_file=None)
+    cfg = config.load(
+        EvaluateConfig, argv, prog="evaluate.py", doc=__doc__, positional="runs", config_file=None, apart=OF_RUNS
+    )
     run_dir.refuse_project_dir(ROOT)
     from tqdm import tqdm
 
-    from asset import find_finished
     from my.media import write_png
     from toyworld.judge import load
 
-    for folder in cfg.runs:  # all of them are checked before the first is measured, which takes time
-        read_prompt(folder)
-        find_finished(folder)
+    runs = {folder: find_finished(folder, config.given_apart(cfg)) for folder in cfg.runs}
+    for found in runs.values():  # all of them are checked before the first is measured, which takes time
+        read_prompt(found)
     check_outputs(cfg)
     judge, accuracy = load()
-    with tqdm(cfg.runs, desc="evaluate", unit="run") as bar:
-        rows, strips = zip(*(measure(folder, cfg, judge) for folder in bar))
+    with tqdm(runs.items(), desc="evaluate", unit="run") as bar:
+        rows, strips = zip(*(measure(folder, found, cfg, judge) for folder, found in bar))
     summary = run_dir.plain({k: bootstrap([row[k] for row in rows]) for k in (*METRICS, "recognised")})
     print(table(rows, summary), judge_lines(accuracy, rows), sep="\n\n")
     report = dict(zip(REPORT, (cfg.n_views, accuracy, summary, list(rows))))

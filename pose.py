@@ -207,3 +207,18 @@ def spiral(n: int, radius: float = 1.5, height: float = 1.5, rounds: float = 3, 
         eye = (r * np.cos(angle), height * (1 - s), r * np.sin(angle))
         cameras.append(Camera(look_at(eye), fov))
     return cameras
+
+
+def ring(n: int, radius: float = 1.5, elevation: float = 15.0, squeeze: float = 1.0, fov: float = 60.0) -> list[Camera]:
+    """Return `n` cameras once round the object, from its front towards its left, which look at the origin.
+
+    They are `elevation` degrees above the horizon at `radius`. Their distance to the left and to the right is
+    `squeeze` times that in front and behind, both measured along the horizon.
+    """
+    polar = np.deg2rad(90 - elevation)
+    cameras = []
+    for azimuth in 2 * np.pi * np.arange(n) / n:
+        level = radius * np.sin(polar)
+        eye = (-level * np.cos(azimuth), radius * np.cos(polar), squeeze * level * np.sin(azimuth))
+        cameras.append(Camera(look_at(eye), fov, azimuth=azimuth))
+    return cameras

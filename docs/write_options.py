@@ -12,9 +12,9 @@ sys.path.insert(0, str(ROOT))  # the root's packages, when started as a file
 from pydantic_core import PydanticUndefined
 
 from evaluate import EvaluateConfig
-from highres_final_vis import VisConfig
 from my.config import Config, Option, by_use, describe, plain, spelled
 from options.canvas import CanvasConfig
+from options.film import FilmConfig
 from options.mesh import MeshConfig
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
@@ -29,7 +29,7 @@ PAGES: dict[str, type[Config]] = {
     "run_img_sampling.py": SamplingConfig,
     "run_2d_sjc.py": CanvasConfig,
     "run_nerf.py": NeRFConfig,
-    "highres_final_vis.py": VisConfig,
+    "highres_final_vis.py": FilmConfig,
     "export_mesh.py": MeshConfig,
     "evaluate.py": EvaluateConfig,
     "view.py": ViewConfig,
@@ -40,7 +40,9 @@ HEAD = """# Options
 
 Every option of every command, as its `-h` says it. This page is written by `docs/write_options.py`. Options are
 `--seed 3` or `--seed=3`; later sources win: defaults, `--preset NAME`, `./config.yml`, flags. `doctor.py` takes the
-options of `run_sjc.py`, `--selftest` and `--sha256`.
+options of `run_sjc.py`, `--selftest` and `--sha256`. `highres_final_vis.py`, `evaluate.py` and the other commands that
+take a trained field also take options of `run_sjc.py`, where a checkpoint of the published code needs them:
+[coming from SJC](coming-from-sjc.md) says which.
 """
 
 

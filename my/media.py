@@ -1,4 +1,4 @@
-"""Images and videos for people to look at: conversion to 8 bits, PNG, H.264."""
+"""Images and videos for people to look at: conversion to 8 bits, PNG, H.264, GIF, WebP."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,17 +20,18 @@ from my.run_dir import write_atomic
 LABEL = 14  # height of a line of text, pixels
 MIN_CELL = 112  # least width of a labelled grid's cells, pixels: room for a caption
 GAP = 4  # between them
+RGB_OR_RGBA = (3, 4)  # channels
 MIN_VIDEO_SIDE = 256  # pixels; players show smaller videos badly or not at all
 
 
-def to_uint8(image: Any) -> np.ndarray:
+def to_uint8(image: Any, channels: tuple[int, ...] = (3,)) -> np.ndarray:
     """Return an image (H, W, 3) in [0, 1] as uint8, clipped and rounded, NaN as black; uint8 passes through.
 
-    Raises ValueError for another shape.
+    channels: how many the image may have.  Raises ValueError for another shape.
     """
     image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected an image (H, W, 3), got {image.shape}")
+    if image.ndim != 3 or image.shape[2] not in channels:
+        raise ValueError(f"expected an image (H, W, {' or '.join(map(str, channels))}), got {image.shape}")
     if image.dtype == np.uint8:
         return image
     image = np.nan_to_num(image.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
@@ -38,10 +39,21 @@ def to_uint8(image: Any) -> np.ndarray:
 
 
 def write_png(path: str | Path, image: Any) -> None:
-    """Write an (H, W, 3) image, uint8 or in [0, 1], to `path`, atomically."""
+    """Write an image (H, W, 3) or, with straight alpha, (H, W, 4), uint8 or in [0, 1], to `path`, atomically."""
+    write_atomic(path, as_png(image))
+
+
+def as_png(image: Any) -> bytes:
+    """Return the bytes of a PNG file of an image as `write_png` takes it."""
     import imageio.v3 as iio
 
-    write_atomic(path, iio.imwrite("<bytes>", to_uint8(image), extension=".png"))
+    return iio.imwrite("<bytes>", to_uint8(image, RGB_OR_RGBA), extension=".png")
+
+
+def over(image: np.ndarray, rgb: Sequence[int]) -> np.ndarray:
+    """Return an image (H, W, 4) uint8 with straight alpha over a plain colour, 0 to 255, as (H, W, 3) uint8."""
+    alpha = image[..., 3:].astype(np.float32) / 255
+    return np.rint(image[..., :3] * alpha + (1 - alpha) * np.asarray(rgb, np.float32)).astype(np.uint8)
 
 
 def depth_image(depth: Any, d_min: float | None = None, d_max: float | None = None) -> np.ndarray:
@@ -118,46 +130,74 @@ def labelled_grid(rows: Sequence[tuple[str | None, Sequence[tuple[Any, str]]]]) 
     return np.pad(np.concatenate(grid), [(GAP, 0), (GAP, 0), (0, 0)], constant_values=255)
 
 
-class VideoWriter:
-    """Writes frames (H, W, 3), uint8 or in [0, 1], as H.264; a context manager.
+class Encoding(NamedTuple):
+    """How ffmpeg makes a kind of file."""
 
-    The file appears at `path` (.mp4) when the block ends without an exception, and not at all otherwise.
-    fps: frames per second.  Raises RunError where the encoder fails, ValueError where the frames
-    differ in shape or there are none.
+    codec: str
+    pixels: str  # its format of pixels
+    options: Sequence[str]
+    quality: float | None  # of imageio-ffmpeg, 0 to 10
+    channels: tuple[int, ...]  # that a frame may have
+
+
+OWN_PALETTE = (  # each frame of a GIF has its own 256 colours, one of them for what is transparent
+    "split[a][b];[a]palettegen=stats_mode=single:reserve_transparent=1[p];[b][p]paletteuse=new=1"
+)
+ENCODINGS = {
+    ".mp4": Encoding("libx264", "yuv420p", (), 8, (3,)),
+    ".gif": Encoding("gif", "pal8", ("-filter_complex", OWN_PALETTE, "-loop", "0"), None, RGB_OR_RGBA),
+    ".webp": Encoding("libwebp_anim", "bgra", ("-lossless", "1", "-loop", "0"), None, RGB_OR_RGBA),
+}  # by the ending of a file's name
+
+
+class VideoWriter:
+    """Writes frames, uint8 or in [0, 1], as H.264 (.mp4), GIF or lossless WebP; a context manager.
+
+    A frame is (H, W, 3) or, in a GIF or WebP, (H, W, 4) with straight alpha: a GIF shows what has half of it or more.
+    The file appears at `path`, whose ending chooses, when the block ends without an exception, and not at all
+    otherwise.
+    fps: frames per second. A GIF counts in hundredths of a second.  Raises RunError where the encoder fails, ValueError
+    where the frames differ in shape or there are none.
     """
 
     def __init__(self, path: str | Path, fps: float = 30) -> None:
         self.path, self.fps = Path(path), fps
-        self.scratch = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp.mp4")
-        self.writer: Any = None
+        self.encoding = ENCODINGS[self.path.suffix]
+        self.scratch = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp{self.path.suffix}")
+        self.writer: Generator[None, Any, None] | None = None
         self.shape: tuple[int, ...] | None = None
         self.n_frames = 0
 
     def append(self, frame: Any) -> None:
         """Add a frame to the end of the video."""
-        frame = to_uint8(frame)
+        frame = to_uint8(frame, self.encoding.channels)
         self.shape = self.shape or frame.shape
         if frame.shape != self.shape:
             raise ValueError(f"expected frames {self.shape}, got {frame.shape}")
+        frame = fit_player(frame)
         try:
-            self.writer = self.writer or self._open()
-            self.writer.append_data(fit_player(frame))
+            self.writer = self.writer or self._open(*frame.shape)
+            self.writer.send(frame)
             self.n_frames += 1
         except OSError as error:
             raise RunError(f"{self.path}: the video encoder failed: {first_line(error)}") from error
 
-    def _open(self) -> Any:
-        import imageio.v2 as iio
+    def _open(self, height: int, width: int, channels: int) -> Generator[None, Any, None]:
+        from imageio_ffmpeg import write_frames
 
-        return iio.get_writer(
+        writer = write_frames(
             self.scratch,
-            format="FFMPEG",
+            (width, height),
+            pix_fmt_in="rgb24" if channels == 3 else "rgba",
+            pix_fmt_out=self.encoding.pixels,
             fps=self.fps,
-            codec="libx264",
-            pixelformat="yuv420p",
-            quality=8,
-            macro_block_size=2,
+            quality=self.encoding.quality,
+            codec=self.encoding.codec,
+            macro_block_size=1,  # `fit_player` has made the sides even
+            output_params=list(self.encoding.options),
         )
+        writer.send(None)
+        return writer
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -175,28 +215,37 @@ class VideoWriter:
             self.scratch.unlink(missing_ok=True)
 
     def _verify(self) -> None:
-        """Count the frames that arrived: the encoder reports no error where the disk fills up at the end."""
-        from imageio_ffmpeg import count_frames_and_secs
-
+        """Look whether all frames arrived: the encoder reports no error where the disk fills up at the end."""
         if self.n_frames == 0:
             raise ValueError(f"{self.path}: a video needs at least one frame")
+        if not self._is_whole():
+            raise RunError(f"{self.path}: not all of {self.n_frames} frames were written; is the disk full?")
+
+    def _is_whole(self) -> bool:
+        """Whether the file has all frames or, of a format that joins equal ones, its end."""
+        from imageio_ffmpeg import count_frames_and_secs
+
         try:
-            n_frames, _ = count_frames_and_secs(str(self.scratch))
+            if self.path.suffix == ".mp4":
+                return count_frames_and_secs(str(self.scratch))[0] == self.n_frames
+            content = self.scratch.read_bytes()
         except (OSError, RuntimeError):
-            n_frames = 0
-        if n_frames != self.n_frames:
-            raise RunError(f"{self.path}: {n_frames} of {self.n_frames} frames were written; is the disk full?")
+            return False
+        if self.path.suffix == ".webp":  # a RIFF file: its length is in bytes 4 to 7
+            return len(content) == 8 + int.from_bytes(content[4:8], "little") > 8
+        return content.endswith(b";")  # the trailer of a GIF
 
 
 def fit_player(frame: np.ndarray) -> np.ndarray:
-    """Return a uint8 frame (H, W, 3), enlarged by a whole factor to the size of a player, with even sides.
+    """Return a uint8 frame (H, W, C), enlarged by a whole factor to the size of a player, with even sides.
 
     The shorter side reaches MIN_VIDEO_SIDE; an odd side repeats its last row or column.
     """
     factor = math.ceil(MIN_VIDEO_SIDE / min(frame.shape[:2]))
     frame = frame.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = frame.shape[:2]
-    return np.pad(frame, [(0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+    odd = (height % 2, width % 2)
+    return np.ascontiguousarray(np.pad(frame, [(0, odd[0]), (0, odd[1]), (0, 0)], mode="edge") if any(odd) else frame)
 
 
 def write_video(path: str | Path, frames: Iterable[Any], fps: float = 30) -> None:

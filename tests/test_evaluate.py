@@ -200,7 +200,9 @@ def test_results_need_a_folder(run, tmp_path, monkeypatch, capsys):
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert "no full_config.yml" in one_line(capsys, [str(tmp_path)])
-    config.write(SJCConfig(), tmp_path / "full_config.yml")
+    config.write(SJCConfig(n_steps=1), tmp_path / "full_config.yml")
+    assert "no checkpoint" in one_line(capsys, [str(tmp_path)])
+    (tmp_path / "ckpt" / "step_0000001").mkdir(parents=True)
     assert "burger" in one_line(capsys, [str(tmp_path)])
     assert "--runs" in one_line(capsys, [])
     assert "--n_views" in one_line(capsys, [str(tmp_path), "--n_views", "8"])
@@ -272,8 +274,8 @@ def test_quality_table_by_hand():
 
 def test_outputs_are_checked_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "read_prompt", lambda folder: None)
-    monkeypatch.setattr("asset.find_finished", lambda folder: None)
+    monkeypatch.setattr(evaluate, "read_prompt", lambda found: None)
+    monkeypatch.setattr(evaluate, "find_finished", lambda folder, given: None)
     for argv, words in (
         (["--out", str(tmp_path)], "that is a folder; give the name of a file"),
         (["--figure", str(tmp_path / "a.txt")], "give a name that ends in .png"),
@@ -282,7 +284,8 @@ def test_outputs_are_checked_before_anything_is_measured(tmp_path, monkeypatch):
             evaluate.main(["run", *argv])
 
 
-def test_the_run_of_another_command_is_named(tmp_path):
+def test_the_run_of_another_command_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "full_config.yml").write_text("scene: lego\nmade_by: {command: run_nerf.py}\n")
     with pytest.raises(UserError, match="holds a run of run_nerf.py"):
-        evaluate.read_prompt(tmp_path)
+        evaluate.main([str(tmp_path)])

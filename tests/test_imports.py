@@ -22,7 +22,7 @@ SCRIPTS = {
     "view",
     "report",
 }
-METHOD = {"asset", "mesh", "sjc", "sampling", "canvas", "sweep", "viewer", "pages"}
+METHOD = {"asset", "film", "mesh", "sjc", "sampling", "canvas", "sweep", "viewer", "pages"}
 DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "families", "adapt"}
 MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
 FAMILIES = families.NAMES

@@ -305,8 +305,8 @@ def test_every_limit_of_the_project_has_words_of_ours():
     """Of the configurations of all scripts: what each option may be limited by, `reason` can say."""
     from doctor import DoctorConfig
     from evaluate import EvaluateConfig
-    from highres_final_vis import VisConfig
     from options.canvas import CanvasConfig
+    from options.film import FilmConfig
     from options.nerf import NeRFConfig
     from options.sampling import SamplingConfig
 
@@ -327,11 +327,45 @@ def test_every_limit_of_the_project_has_words_of_ours():
 
     used = {
         name
-        for cls in (CanvasConfig, DoctorConfig, EvaluateConfig, VisConfig, NeRFConfig, SamplingConfig)
+        for cls in (CanvasConfig, DoctorConfig, EvaluateConfig, FilmConfig, NeRFConfig, SamplingConfig)
         for field in fields(cls)
         for name in limits(field.annotation, field.metadata)
     }
     assert used - {"FieldInfo"} == {"Gt", "Ge", "Lt", "Le", "MultipleOf", "MinLen", "MaxLen"}
+
+
+class Own(cfg.Config):
+    run: list[str] = Field(["."], max_length=1)
+    n: int = 3
+
+
+def test_options_of_another_configuration_are_kept_apart(capsys):
+    apart = cfg.Apart({name: o for name, o in cfg.options_of(Toy).items() if name != "n_steps"}, "Toys, too.")
+
+    def own(*argv):
+        return cfg.load(Own, argv, prog="p", doc="", positional="run", config_file=None, apart=apart)
+
+    loaded = own("here", "--n", "4", "--lr", "2")
+    assert (loaded.run, loaded.n) == (["here"], 4)
+    assert cfg.given_apart(loaded) == {"lr": cfg.Given(2.0, "--lr")} and cfg.given_apart(own()) == {}
+    with pytest.raises(UserError, match="^--lr: expected a finite number"):
+        own("--lr", "x")
+    with pytest.raises(UserError, match="^--n_steps: no such option"):
+        own("--n_steps", "3")
+    with pytest.raises(UserError, match="^RUN: takes 1 value, got 2: 'a,b'; give 1$"):
+        own("a", "b")
+    with pytest.raises(SystemExit):
+        own("-h")
+    text = capsys.readouterr().out
+    assert text.endswith("Toys, too.\n") and "--lr" not in text
+
+
+def test_a_configuration_of_what_was_kept_apart(tmp_path):
+    (tmp_path / "p.yml").write_text("lr: 5\nn_steps: 7\n")
+    given = {"preset": cfg.Given("p", "--preset"), "size": cfg.Given((9, 9), "--size")}
+    made = cfg.of_layer(Toy, given, tmp_path, {"n_steps": cfg.Given(8, "a file")})
+    assert (made.lr, made.n_steps, made.size) == (5, 8, (9, 9))
+    assert made.where_asked("size") == "--size" and made.where_asked("n_steps") is None
 
 
 def test_help_shows_every_option_with_type_default_and_meaning(load, capsys):

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "signed_sigmoid": lambda f: 2 * torch.sigmoid(f) - 1,
 }
 SH_SCALE = 0.3  # factor of all harmonics but the constant one: a step of the optimizer moves them this much less
-OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it is more opaque than this
+OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it is more opaque than this, unless asked for
 
 
 class VoxRF(nn.Module):
@@ -142,13 +142,14 @@ class VoxRF(nn.Module):
         return self.interpolate(self.alpha_mask, points)[:, 0] > 0
 
     @torch.no_grad()
-    def update_alpha_mask(self, speck: float = 0.0) -> None:
+    def update_alpha_mask(self, speck: float = 0.0, least: float = OCCUPIED_ALPHA) -> None:
         """Set `alpha_mask` (1, 1, Z, Y, X) to 1 where a voxel or a neighbour is occupied, else to 0.
 
-        A connected part that has less than the share `speck` of all occupied voxels does not count as occupied.
+        A voxel is occupied if its opacity is above `least`. A connected part that has less than the share `speck` of
+        all occupied voxels does not count as occupied.
         """
         alpha = -torch.expm1(-self._to_sigma(self.density) * self.voxel_edge)
-        occupied = (alpha > OCCUPIED_ALPHA).to(alpha.dtype)
+        occupied = (alpha > least).to(alpha.dtype)
         if speck:
             occupied = without_specks(occupied, speck)
         self.alpha_mask = F.max_pool3d(occupied, kernel_size=3, stride=1, padding=1)

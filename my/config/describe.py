@@ -90,10 +90,17 @@ def near_miss(text: object, known: Iterable[object]) -> str:
 # ---------------------------------------------------------------- help
 
 
-def help_text(options: Iterable[Option], prog: str, doc: str, presets: Iterable[str], positional: str | None) -> str:
-    """Return all that --help prints."""
+def help_text(
+    options: Iterable[Option],
+    prog: str,
+    doc: str | None,
+    presets: Iterable[str],
+    positional: str | None,
+    further: str = "",
+) -> str:
+    """Return all that --help prints; `further` is a paragraph about options that are not listed."""
     words = f" {positional.upper()} ..." if positional else ""
-    lines = [f"usage: {prog}{words} [--key value ...]", "", textwrap.dedent(doc).strip(), ""]
+    lines = [f"usage: {prog}{words} [--key value ...]", "", textwrap.dedent(doc or "").strip(), ""]
     for option in options:
         limits = f" ({option.limits})" if option.limits else ""
         lines.append(f"  --{option.name}  {describe(option.kind)}{limits}")
@@ -103,6 +110,8 @@ def help_text(options: Iterable[Option], prog: str, doc: str, presets: Iterable[
         lines.append(textwrap.fill(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT))
     if names := ", ".join(presets):
         lines += ["", textwrap.fill(f"presets: {names}", WIDTH, subsequent_indent="  ")]
+    if further:
+        lines += ["", textwrap.fill(further, WIDTH)]
     return "\n".join(lines)
 
 

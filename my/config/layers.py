@@ -13,14 +13,13 @@ import yaml
 from my import plain_files
 from my.config.command_line import ANSWERS, split_argv
 from my.config.describe import help_text, near_miss, plain, quoted, spelled, unknown, version_text
-from my.config.options import MADE_BY, Config, Given, Option, by_use, flat, options_of
+from my.config.options import MADE_BY, Apart, Config, Given, Layer, Option, by_use, flat, options_of
 from my.config.values import build, coerce
 from my.errors import UserError, note, shown, some
 from my.run_dir import write_atomic
 from my.version import made_by
 
 C = TypeVar("C", bound=Config)
-Layer = dict[str, Given]  # by dotted names
 Switches = Mapping[str, Sequence[Any]]  # {switch: values of it under which an option is read}
 
 
@@ -33,6 +32,7 @@ def load(
     presets_dir: str | Path | None = None,
     positional: str | None = None,
     config_file: str | None = "config.yml",
+    apart: Apart | None = None,
 ) -> C:
     """Return an instance of `cls` from defaults, preset, `config_file` in the current folder, and flags.
 
@@ -41,23 +41,61 @@ def load(
     presets_dir: folder of NAME.yml; `cls` then has a field `preset`.
     positional: name of a list[str] field that collects the words outside flags.
     config_file: None reads no file.
+    apart: options of another configuration that are taken as flags too; `given_apart` returns them.
     Raises UserError, one line. -h or --help prints every option, --version the version; both exit with status 0.
     """
     options = options_of(cls)
-    presets = {path.stem: path for path in sorted(Path(presets_dir).glob("*.yml"))} if presets_dir else {}
-    words = split_argv(sys.argv[1:] if argv is None else argv, options, positional)
+    presets = presets_in(presets_dir)
+    known = {**(apart.options if apart else {}), **options}
+    words = split_argv(sys.argv[1:] if argv is None else argv, known, positional)
     if words.keys() & set(ANSWERS):
-        version = "--version" in words
-        print(version_text(prog) if version else help_text(by_use(cls), prog, doc or "", presets, positional))
+        further = apart.words if apart else ""
+        text = (
+            version_text(prog)
+            if "--version" in words
+            else help_text(by_use(cls), prog, doc, presets, positional, further)
+        )
+        print(text)
         raise SystemExit(0)
-    flags = {name: Given(coerce(text, options[name], f"--{name}"), f"--{name}") for name, text in words.items()}
+    given = {name: read_flag(name, text, known[name]) for name, text in words.items()}
+    flags = {name: value for name, value in given.items() if name in options}
     local: Layer = {}
     if config_file and Path(config_file).exists():
         local = read_layer(Path(config_file), f"./{config_file}", options)
     preset = read_preset({**local, **flags}, options, presets) if presets_dir else {}
     config = build(cls, options, {**preset, **local, **flags})
     config._asked = asked(options, preset, local, flags)
+    config._apart = {name: value for name, value in given.items() if name not in options}
     return config
+
+
+def read_flag(name: str, text: str | list[str], option: Option) -> Given:
+    """Return what a flag gives an option, or the list of the words outside flags; UserError where it is no value."""
+    where = f"--{name}" if isinstance(text, str) else name.upper()
+    return Given(coerce(text, option, where), where)
+
+
+def of_layer(cls: type[C], given: Layer, presets_dir: str | Path, facts: Layer) -> C:
+    """Return an instance of `cls` from defaults, a preset that `given` may name, `given`, and `facts` over them all.
+
+    What is in `given` counts as asked for. Raises UserError, one line.
+    """
+    options = options_of(cls)
+    presets = presets_in(presets_dir)
+    preset = read_preset(given, options, presets)
+    config = build(cls, options, {**preset, **given, **facts})
+    config._asked = {name: value.where for name, value in given.items()}
+    return config
+
+
+def given_apart(config: Config) -> Layer:
+    """Return the flags of another configuration that `load` took with `apart`."""
+    return config._apart
+
+
+def presets_in(folder: str | Path | None) -> dict[str, Path]:
+    """Return {name: file} of the presets in a folder."""
+    return {path.stem: path for path in sorted(Path(folder).glob("*.yml"))} if folder else {}
 
 
 # ---------------------------------------------------------------- what a person asked for

@@ -15,12 +15,23 @@ MADE_BY = "made_by"  # key of a written configuration under which versions stand
 SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}  # of pydantic's limits
 
 
+class Given(NamedTuple):
+    """A value with the place where it was given: `--lr`, or `./config.yml: lr`."""
+
+    value: Any
+    where: str
+
+
+Layer = dict[str, Given]  # by dotted names
+
+
 class Config(BaseModel):
     """Base of every configuration; a field that is itself a Config gives dotted flags."""
 
     first: ClassVar[tuple[str, ...]] = ()  # options that a person uses first, by their dotted names
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     _asked: dict[str, str] = PrivateAttr({})  # {dotted name: where} of what a person asked for, set by `load`
+    _apart: Layer = PrivateAttr({})  # what was given of another configuration, set by `load`
 
     def where_asked(self, name: str) -> str | None:
         """Return where a person asked for the option of a dotted name, such as `--lr`; None where nobody did."""
@@ -45,11 +56,11 @@ class Option(NamedTuple):
     extra: dict[str, Any]  # the field's json_schema_extra; its "gone" is {value that it took once: what to do instead}
 
 
-class Given(NamedTuple):
-    """A value with the place where it was given: `--lr`, or `./config.yml: lr`."""
+class Apart(NamedTuple):
+    """Options of another configuration that a command takes as flags too, and keeps apart from its own."""
 
-    value: Any
-    where: str
+    options: dict[str, Option]
+    words: str  # a paragraph of help, in place of all of them
 
 
 def walk(cls: type[BaseModel], defaults: BaseModel | None = None, prefix: str = "") -> Iterator[Option]:

@@ -182,6 +182,9 @@ def reason(first: ErrorDetails, options: Mapping[str, Option]) -> str:
     if kind == "too_short":
         least = first["ctx"]["min_length"]
         return f"needs at least {least} value, several with commas between; got {quoted(spelled(got))}"
+    if kind == "too_long":
+        most = first["ctx"]["max_length"]
+        return f"takes {most} value{'s' * (most > 1)}, got {len(got)}: {quoted(spelled(got))}; give {most}"
     if kind == "string_too_short":
         return f"needs words; got {quoted(got)}"
     if kind in LIMITS:
