@@ -25,7 +25,7 @@ if [ "$prompt" = --tests ]; then
     run "$python" -m ruff check
     run "$python" -m ruff format --check
     run "$python" -m mypy
-    run "$python" -m pytest
+    run "$python" -m pytest -n auto --dist loadfile
     exit
 fi
 

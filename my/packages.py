@@ -22,6 +22,11 @@ NEEDED = (
     "einops",
     "torchmetrics",
     "submitit",
+    "skimage",
+    "trimesh",
+    "fast_simplification",
+    "xatlas",
+    "viser",
 )
 
 
