@@ -9,7 +9,9 @@ import pytest
 from my.packages import NEEDED
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = "run_sjc run_sweep run_nerf run_img_sampling run_2d_sjc highres_final_vis evaluate doctor".split()
+COMMANDS = (
+    "run_sjc run_sweep run_nerf run_img_sampling run_2d_sjc highres_final_vis export_mesh view report evaluate doctor"
+).split()
 
 
 def bare(*words, **kw):
