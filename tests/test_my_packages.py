@@ -33,7 +33,7 @@ def test_an_import_ends_nothing():
 
 def test_every_requirement_is_looked_for():
     """But for warp-lang: without it the slow renderer is used, with a warning."""
-    modules = {"pillow": "PIL", "pyyaml": "yaml"}
+    modules = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
     lines = (ROOT / "requirements.txt").read_text().split()
     required = {line.partition(">=")[0] for line in lines} - {"warp-lang"}
     assert {modules.get(name, name.replace("-", "_")) for name in required} == set(NEEDED)
