@@ -508,6 +508,16 @@ def test_nothing_on_the_page_is_taken_for_html_or_fetched(here):
     assert any(attrs.get("name") == "viewport" for _, attrs in page.tags)
 
 
+def test_the_name_of_a_run_leads_to_its_page(here):
+    run = Run("javascript:a b", {}, SJCConfig(sd={"prompt": "a blue duck"}, n_steps=10), [])
+    Path(run.name).mkdir()
+    Path(run.name, "report.html").write_text("")
+    report.write([run])
+    page = Page(Path("sweep.html").read_text())
+    assert [attrs for tag, attrs in page.tags if tag == "a"] == [{"href": "javascript%3Aa%20b/report.html"}]
+    assert run.name in page.words
+
+
 def test_results_of_evaluate_stand_beside_the_run_that_they_are_of(here):
     run = Run("a", {}, SJCConfig(sd={"prompt": "a blue duck"}, n_steps=10), [])
     Path("a").mkdir()
