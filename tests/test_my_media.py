@@ -134,3 +134,13 @@ def test_label_has_each_text_at_its_place():
     assert strip.shape == (media.LABEL, 300, 3)
     dark = np.flatnonzero(strip.min(axis=(0, 2)) < 200)
     assert dark.min() >= 10 and not ((dark > 60) & (dark < 150)).any() and dark.max() < 200
+
+
+@pytest.mark.parametrize("shape, small", [((300, 600), (64, 128)), ((602, 300), (128, 64)), ((300, 400), (96, 128))])
+def test_a_smaller_video_has_its_longer_side_as_asked(tmp_path, shape, small):
+    media.write_video(tmp_path / "a.mp4", np.full((3, *shape, 3), 90, np.uint8))
+    (tmp_path / "b.mp4").write_bytes(media.smaller_video(tmp_path / "a.mp4", 128))
+    frames = media.read_video(tmp_path / "b.mp4")
+    assert frames.shape == (3, *small, 3) and abs(frames.astype(int) - 90).max() <= 4
+    (tmp_path / "c.mp4").write_bytes(media.smaller_video(tmp_path / "a.mp4", 4000))
+    assert media.read_video(tmp_path / "c.mp4").shape == (3, *shape, 3)  # it is never enlarged

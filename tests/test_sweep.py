@@ -713,6 +713,16 @@ def test_the_page_while_runs_are_at_work(here):
         assert image["alt"] == "a pig: test_10/view/001.png" and "class" not in image  # large enough to be smooth
 
 
+def test_the_name_of_a_run_leads_to_its_page(here):
+    run = Run("javascript:a b", {}, SJCConfig(sd={"prompt": "a blue duck"}, n_steps=10), [])
+    Path(run.name).mkdir()
+    Path(run.name, "report.html").write_text("")
+    report.write([run])
+    page = Page(Path("sweep.html").read_text())
+    assert [attrs for tag, attrs in page.tags if tag == "a"] == [{"href": "javascript%3Aa%20b/report.html"}]
+    assert run.name in page.words
+
+
 def test_results_of_evaluate_stand_beside_the_run_that_they_are_of(here):
     run = Run("a", {}, SJCConfig(sd={"prompt": "a blue duck"}, n_steps=10), [])
     Path("a").mkdir()
