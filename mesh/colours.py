@@ -6,10 +6,10 @@ A point of the surface takes its colour from the views that see it. Each counts 
 - how far the pixel is from an edge of depth, where a picture mixes what is in front with what is behind;
 - how opaque the field is there, since the background shines through what is not.
 
-A point that the mesh itself hides from a view has no weight there. The colour is the geometric median of those of the
-views (Weiszfeld 1937). The decoder of a latent field gives a point another colour in each view, and outliers hardly
-move a median. Where no view sees the surface well, its colour is harmonic: it blends those around it. No view is from
-below the heights of the training's cameras, since what the field shows there was never trained.
+A point that the mesh itself hides from a view has no weight there. The colour is the mean of those of the views. The
+decoder of a latent field gives a point another colour in each view: outliers count less. Where no view sees the surface
+well, its colour is harmonic: it blends those around it. No view is from below the heights of the training's cameras,
+since what the field shows there was never trained.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ FAR = 100.0  # distance of what is not there, world units
 GRAZING = 0.2  # cosine below which a view does not count
 COSINE_POWER = 2
 FAINT = 1e-3  # weight of the worst pixels: they count only where a part of a mesh has no others
-TRUSTED = 0.05  # weight of a point, over all views, from which on its colour is its own alone
+TRUSTED = 0.1  # weight of a point, over all views, from which on its colour is its own alone
 STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths between two pixels
 BLEED = 1.0  # pixels of the model's space, or voxels, over which colours bleed at an edge
-ITERATIONS = 6  # of the median
-SAME = 1 / 255  # colours that differ by less are the same to the median
+USUAL = 0.2  # distance from the mean, in RGB, up to which a view's colour counts in full
+ITERATIONS = 2  # of the weights of outliers
 CHUNK = 2**15  # points at a time
 TEXELS = 2**19  # at a time
 GUTTER = 4  # texels between charts: the second smaller copy of a texture still has one between them
@@ -132,17 +132,24 @@ def _fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[tor
     cosine = (away * normals).sum(-1) / distance
     weight = got[:, 3] * cosine.clamp(min=0) ** COSINE_POWER
     weight = weight * (cosine > GRAZING) * (distance < got[:, 4] + seen.slack) * (at.abs().amax(-1) < 1)
-    return median(got[:, :3].transpose(1, 2), weight), weight.sum(0)
+    return robust_mean(got[:, :3].transpose(1, 2), weight), weight.sum(0)
 
 
-def median(colors: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the weighted geometric median (n, 3) of colours (V, n, 3) of weights (V, n): Weiszfeld's iteration."""
+def robust_mean(colors: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean (n, 3) of colours (V, n, 3) of weights (V, n), in which outliers count less.
+
+    One that is farther than USUAL from the mean counts by USUAL / its distance, `ITERATIONS` times: the M-estimate of
+    Huber (1964) by weights.
+    """
     w = weight
-    for _ in range(ITERATIONS + 1):
-        total = w.sum(0).clamp(min=1e-20)
-        center = (colors * w[..., None]).sum(0) / total[:, None]
-        w = weight / (colors - center).norm(dim=-1).clamp(min=SAME)
-    return center
+    for _ in range(ITERATIONS):
+        off = (colors - _mean(colors, w)).norm(dim=-1)
+        w = weight * (USUAL / off.clamp(min=USUAL))
+    return _mean(colors, w)
+
+
+def _mean(colors: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("vnc,vn->nc", colors, w) / w.sum(0).clamp(min=1e-20)[:, None]
 
 
 class Paint:

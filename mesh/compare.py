@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from asset import Asset
 
 HEIGHTS_DEG = (25.0, 50.0, 75.0, 95.0)  # elevation draws of the views: what the training's cameras see
-N_AROUND = 3  # views at each height
+N_AROUND, TURN = 3, 0.4  # views at each height; a turn, in their spacings, away from the views that give colours
 SILHOUETTE_HW = 128  # edge of the silhouettes, pixels
 OPAQUE = 0.5  # the field's silhouette is where it is more opaque
 SMALLEST = 64  # edge in pixels of the pictures of a field of pixels, at least
@@ -29,7 +29,7 @@ def held_out(asset: Asset) -> list[pose.Camera]:
     """Return the cameras of the comparison: rings, each turned against the one below it by a part of its spacing."""
     p, spacing = asset.cfg.pose, 2 * np.pi / N_AROUND
     return [
-        pose.camera_at((k + ring / len(HEIGHTS_DEG)) * spacing, np.deg2rad(v), p.R, p.FoV)
+        pose.camera_at((k + TURN + ring / len(HEIGHTS_DEG)) * spacing, np.deg2rad(v), p.R, p.FoV)
         for ring, v in enumerate(HEIGHTS_DEG)
         for k in range(N_AROUND)
     ]

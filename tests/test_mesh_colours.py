@@ -23,18 +23,18 @@ N_VIEWS = 24
 
 
 class Decoder(Affine):
-    """A latent space whose decoder repeats pixels, and makes the whole picture lighter or darker by turns."""
+    """A latent space whose decoder repeats pixels, and makes some pictures lighter."""
 
     picture_size = 12
 
-    def __init__(self, flicker=0.0):
+    def __init__(self, lighter=0.0):
         super().__init__()
-        self.flicker, self.n = flicker, 0
+        self.n, self.lighter = 0, lighter
 
     def decode(self, x):
         self.n += 1
         picture = super().decode(x).repeat_interleave(2, -1).repeat_interleave(2, -2)
-        return (picture + self.flicker * (-1) ** self.n).clamp(0, 1)
+        return (picture + self.lighter * (self.n % 11 in (3, 8))).clamp(0, 1)
 
 
 def asset_of(distance, color_of, adapter=None):
@@ -58,7 +58,9 @@ def two_colors(points):
 
 
 def mesh_of(made):
-    return Mesh(*(np.asarray(x, t) for x, t in ((made.vertices, "f4"), (made.faces, "i4"), (made.vertex_normals, "f4"))))
+    return Mesh(
+        *(np.asarray(x, t) for x, t in ((made.vertices, "f4"), (made.faces, "i4"), (made.vertex_normals, "f4")))
+    )
 
 
 def ball(p):
@@ -86,18 +88,34 @@ def test_two_colours(shape, distance, latent):
     assert asset.latent == latent
     got = colours.with_vertex_colors(asset, shape, N_VIEWS).colors
     clear = np.abs(shape.vertices[:, 1]) > 2 * EDGE  # elsewhere the field itself blends its colours
-    clear &= shape.vertices[:, 1] > (-0.35 if not latent else -0.2)  # the views that see below are few
+    clear &= shape.vertices[:, 1] > -0.35  # few views see lower ones
     error = np.abs(got / 255.0 - two_colors(shape.vertices))[clear]
     assert clear.mean() > 0.6 and error.max() * 255 <= 2
 
 
-def test_outliers_among_the_views_do_not_count():
-    colors = torch.tensor([[0.2, 0.4, 0.6]] * 5 + [[1.0, 1.0, 1.0]] * 2)[:, None]
-    median = colours.median(colors, torch.ones(7, 1))
-    assert (median - colors[0]).abs().max() < 2 / 255 < (colors.mean(0) - colors[0]).abs().max()
-    weight = torch.tensor([1.0] * 5 + [100.0] * 2)[:, None]
-    assert (colours.median(colors, weight) - 1).abs().max() < 2 / 255
-    assert colours.median(colors[:1], torch.zeros(1, 1)).isfinite().all()  # of a point that no view sees
+def test_the_mean_by_hand():
+    colors = torch.tensor([0.4, 0.5, 0.6])[:, None, None].expand(3, 1, 3)
+    weight = torch.tensor([1.0, 2.0, 5.0])[:, None]
+    np.testing.assert_allclose(colours.robust_mean(colors, weight)[0], [0.55] * 3, atol=1e-6)
+    assert colours.robust_mean(colors, torch.zeros(3, 1)).isfinite().all()  # of a point that no view sees
+
+
+def test_outliers_among_the_views_count_less():
+    """Four of five agree. The mean is 0.8 / 5 off; 0.2 sqrt(3) / |d| is the weight of one at the distance d."""
+    colors = torch.tensor([0.1] * 4 + [0.9])[:, None, None].expand(5, 1, 3)
+    got = colours.robust_mean(colors, torch.ones(5, 1))[0, 0].item()
+    share, by_hand = 1.0, 0.26
+    for _ in range(colours.ITERATIONS):
+        share = min(1, colours.USUAL / (math.sqrt(3) * (0.9 - by_hand)))
+        by_hand = (4 * 0.1 + share * 0.9) / (4 + share)
+    assert got == pytest.approx(by_hand, abs=1e-6) and got < 0.18
+
+
+def test_a_decoder_that_errs_in_some_views():
+    asset = asset_of(ball, two_colors, Decoder(0.3))
+    got = colours.with_vertex_colors(asset, SPHERE, N_VIEWS).colors / 255.0
+    clear = (np.abs(SPHERE.vertices[:, 1]) > 2 * EDGE) & (SPHERE.vertices[:, 1] > 0)
+    assert np.abs(got - two_colors(SPHERE.vertices))[clear].mean() < 0.02
 
 
 def test_what_hides_a_point_does_not_colour_it():
@@ -112,25 +130,26 @@ def test_what_hides_a_point_does_not_colour_it():
     mesh = mesh_of(trimesh.util.concatenate([fine_box(half, near), fine_box(half, far)]))
     got = colours.with_vertex_colors(asset, mesh, N_VIEWS).colors / 255.0
     truth = np.where(mesh.vertices[:, :1] < 0, ORANGE, BLUE)
-    assert np.abs(got - truth).max() * 255 <= 3
+    other = ORANGE + BLUE - truth
+    share = ((got - truth) * (other - truth)).sum(1) / np.square(ORANGE - BLUE).sum()  # of the other box's colour
+    assert share.max() < 0.15 and np.mean(share > 0.05) < 0.01  # some white of the background, low in the gap
     seen = colours.views(asset, Caster(mesh.vertices, mesh.faces), N_VIEWS)
     hidden = torch.tensor([[0.09, -0.2, 0.0]]), torch.tensor([[-1.0, 0.0, 0.0]])  # low in the gap
     assert colours.fuse(seen, *hidden)[1] < colours.TRUSTED
 
 
 def test_a_point_that_no_view_sees_has_its_neighbours_colour():
-    chain = np.array([[x, z, 0.0] for x in range(5) for z in (0, 1)], np.float32)
-    faces = np.array([f for i in range(0, 8, 2) for f in ((i, i + 1, i + 2), (i + 1, i + 3, i + 2))], np.int32)
-    mesh = Mesh(chain, faces, np.tile(np.float32([0, 0, 1]), (10, 1)))
-    shown = np.zeros((10, 3))
-    shown[0:2], shown[8:10] = ORANGE, BLUE
-    shown[2:8] = 0.5  # of no weight
-    weight = np.array([1.0, 1, 0, 0, 0, 0, 0, 0, 1, 1])
+    around = [(1, 0, 0), (0, 2, 0), (-1, 0, 0), (0, -2, 0)]
+    faces = np.array([(0, 1, 2), (0, 2, 3), (0, 3, 4), (0, 4, 1)], np.int32)
+    mesh = Mesh(np.array([(0, 0, 0), *around], np.float32), faces, np.tile(np.float32([0, 0, 1]), (5, 1)))
+    shown = np.array([(0.9, 0.9, 0.9), (1, 0, 0), (0, 1, 0), (0.5, 0, 0), (0, 0, 1)])
+    weight = np.array([0, 1, 1, 1, 1]) * colours.TRUSTED
     got = colours.spread(mesh, shown, weight)
-    for column in range(5):
-        expected = ORANGE + (BLUE - ORANGE) * column / 4  # harmonic: even steps from one end to the other
-        np.testing.assert_allclose(got[2 * column : 2 * column + 2], [expected] * 2, atol=0.03)
-    np.testing.assert_array_equal(got[:2], [ORANGE] * 2)
+    np.testing.assert_allclose(got[0], (0.5, 1 / 6, 1 / 6))  # (1 a + 1/2 b + 1 c + 1/2 d) / 3
+    np.testing.assert_array_equal(got[1:], shown[1:])
+    weight[0] = 0.9 * colours.TRUSTED  # seen, but badly
+    np.testing.assert_allclose(colours.spread(mesh, shown, weight)[0], (0.5, 1 / 6, 1 / 6))
+    np.testing.assert_allclose(colours.spread(mesh, shown, np.ones(5)), shown)
 
 
 def test_parts_of_a_mesh_that_are_seen_badly_or_not_at_all():
