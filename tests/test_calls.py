@@ -1,11 +1,13 @@
 """One call of a network per step: recorded or compiled, it gives the same numbers, or goes on without."""
 
+import itertools
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from families.calls import RECORD_AFTER, NetworkCall, NotRecordable, recorded
+from families.calls import MOST_RECORDINGS, RECORD_AFTER, NetworkCall, NotRecordable, Recorder, recorded
 from families.sd.find import MINI
 
 
@@ -58,6 +60,50 @@ def test_other_shapes_are_recorded_apart(net):
     called(call, *[rows] * (RECORD_AFTER + 1))
     ran = net.ran
     assert called(call, rows, inputs(1)[0]) == [[[2.5, 3.5], [4.5, 6.5]], by_hand(1)[0]] and net.ran == ran
+
+
+def test_a_recording_is_for_one_number_format_and_layout(net):
+    """A network may do other things for others."""
+
+    def branches(x):
+        return x * (5 if x.dtype == torch.float64 else 2 if x.is_contiguous() else 3)
+
+    call, x = NetworkCall(net, branches), torch.ones(2, 2)
+    called(call, *[x] * (RECORD_AFTER + 2))
+    assert len(call.recordings) == 1
+    assert called(call, x, torch.tensor([[1.0, 0.0], [1.0, 0.0]]).mT, x.double()) == [
+        [[2, 2], [2, 2]],
+        [[3, 3], [0, 0]],
+        [[5, 5], [5, 5]],
+    ]
+
+
+def test_few_recordings_are_kept(net):
+    call = NetworkCall(net, net)
+    for rows in range(1, MOST_RECORDINGS + 2):
+        called(call, *[torch.ones(rows, 2)] * (RECORD_AFTER + 2))
+    assert len(call.recordings) == MOST_RECORDINGS
+
+
+def test_memory_that_runs_out_is_no_reason_to_stop_recording(net):
+    calls = itertools.count(1)
+
+    def full(x):
+        if next(calls) == RECORD_AFTER + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return net(x)
+
+    call = NetworkCall(net, full)
+    with pytest.raises(torch.OutOfMemoryError):
+        called(call, *[torch.ones(2)] * (RECORD_AFTER + 1))
+    assert called(call, torch.ones(2)) == [[2.5, 3.5]] and call.recordings
+
+
+def test_what_has_no_part_in_the_result_is_not_repeated():
+    x = torch.ones(2)
+    with Recorder([x]) as recorder:
+        _, y = x * 2, x + 1
+    assert [node.op for node in recorder.finished(y).nodes] == ["placeholder", "call_method", "output"]
 
 
 def test_results_are_ordinary_tensors_of_their_own(net):
@@ -162,8 +208,10 @@ def test_a_compiled_network_gives_the_same(net, monkeypatch, capsys):
         return graph.forward
 
     with_backend(monkeypatch, backend)
+    begun = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))  # or graphs grow
     call = NetworkCall(net, net, compiled=True)
-    assert called(call, *inputs(4)) == by_hand(4) and seen and call.compiled is not None
+    assert called(call, *inputs(4)) == by_hand(4) and len(begun) == 4 and seen and call.compiled is not None
     assert capsys.readouterr().err.count("note: --compile True: compiling") == 1
 
 

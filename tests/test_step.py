@@ -86,7 +86,7 @@ def test_what_is_counted_of_a_step(tiny_sd):
     assert found["launches"].keys() == found["flops"].keys() == {"", "unet", "renderer", "optimizer"}
     assert found["launches"]["optimizer"] == step.LAUNCHES["sjc.adamax"] == 4
     fused = sum(step.LAUNCHES[f"sjc.{name}"] for name in ("block_flags", "march", "march_backward"))
-    assert found["launches"]["renderer"] > fused  # its backward too
+    assert found["launches"]["renderer"] > max(fused, found["launches"][""])  # its backward too
     assert found["launches_outside"] == sum(n for name, n in found["launches"].items() if name != "unet")
     assert found["flops_per_unet"] == sum(found["flops"].values()) / found["flops"]["unet"] and found["waits"] == []
     names = {name for _, name in found["operators_outside"]}

@@ -293,7 +293,7 @@ def test_the_state_of_a_run(here, step, done, ends, status):
         Path(f"a/ckpt/step_{step:07d}").mkdir(parents=True)
     Path("a").mkdir(exist_ok=True)
     Path("a/heartbeat.json").write_text(json.dumps({"step": step, "done": done}))
-    Path("a/stderr.txt").write_bytes(b"bar 10%\rbar 20%\n\x1b[2Jno such prompt\n\n")
+    Path("a/stderr.txt").write_bytes(b"bar 10%\nbar 20%\r\x1b[2Jno such prompt\n\n")
     for end in ends:
         folder.record(Path("a"), "2026-01-01", 1.5, end)
     state = folder.state_of(run)
