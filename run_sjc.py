@@ -62,6 +62,8 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
         for _ in optimise(optimisation, first_step):
             pass
         return processes.leave()
+    if optimisation.cfg.init and first_step == 0:
+        optimisation.save("ckpt", 0)  # from now on the run does not need the field that it began from
     with watched("sjc", optimisation.cfg.n_steps, first_step) as watch:
         try:
             with processes.ending():

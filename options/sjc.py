@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import os
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from families.family import FieldKind
+from my import checkpoint
 from my.config import Config
+from my.errors import UserError
 from my.script import FIRST as OF_RUNS
+from options import begin
 from options.family import FIRST, FamilyConfig
+
+if TYPE_CHECKING:
+    from options.found import Source
 
 
 class VoxConfig(Config):
@@ -68,6 +75,16 @@ class SJCConfig(FamilyConfig):
     depth_weight: float = Field(
         0.0, ge=0, description="weight of the centre-depth loss, which pulls the centre nearer than the border"
     )
+    init: str | None = Field(
+        None,
+        description="begin from the field of another run: its folder, a checkpoint in it, or a step_*.pt of the "
+        "published code. Its grid, box and background texture are resampled to those of this run",
+    )
+    init_sha256: str | None = Field(
+        None,
+        description="SHA-256 of the tensors that --init is to have; the run fills it in, so that full_config.yml says "
+        "from what it began",
+    )
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"
     )
@@ -75,6 +92,32 @@ class SJCConfig(FamilyConfig):
     command: ClassVar[str] = "run_sjc.py"
     asks_views: ClassVar[bool] = True
     first: ClassVar[tuple[str, ...]] = (*FIRST, "n_steps", "lr", *OF_RUNS)
+
+    _source: Source | None = PrivateAttr(None)  # of --init, set by `check_files`
+
+    def absolute(self) -> SJCConfig:
+        if self.init is not None:
+            self.init = os.path.abspath(os.path.expanduser(self.init))
+        return super().absolute()
+
+    def check_files(self) -> Any:
+        """Do what every command with a model does, and find the field of --init; its checksum is filled in.
+
+        A run that has a checkpoint has begun: nothing is looked for.
+        """
+        found = super().check_files()
+        if self.init is None and self.init_sha256 is not None:
+            raise UserError("--init_sha256: not read without --init; leave it out, or give --init")
+        if self.init is not None and not checkpoint.latest("ckpt"):
+            self.source()
+        return found
+
+    def source(self) -> Source:
+        """Return the field of --init, which there must be; raises UserError where it does not fit."""
+        if self._source is None:
+            self._source = begin.source_of(self)
+            self.init_sha256 = begin.checksum(self, self._source)
+        return self._source
 
     @model_validator(mode="after")
     def _by_family(self) -> SJCConfig:
