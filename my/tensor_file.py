@@ -346,8 +346,9 @@ class TensorFile:
     def _tensors_of(self, value: Any, most: int) -> dict[str, Stored]:
         """Return {name: Stored} of a checkpoint's value: of its "state_dict", else its own, else a level deeper.
 
-        Fills `numbers` from there, too, and but for those a level deeper `sizes` and `arrays`. `most` are the bytes of the pickle. Raises UserError where one dict is in so
-        many places, or under names so long, that it has more tensors than these bytes can name.
+        Fills `numbers` from there, too, and, but for those a level deeper, `sizes` and `arrays`. `most` are the bytes
+        of the pickle. Raises UserError where one dict is in so many places, or under names so long, that it has more
+        tensors than these bytes can name.
         """
         value = value if isinstance(value, dict) else {}
         inner = value.get("state_dict")

@@ -38,6 +38,7 @@ MASK_PARTS = {  # what stands behind MASK in a name -> what it is
     "aabb": MASK_BOX,
     "bbox": MASK_BOX,
 }
+LONGEST = 2048  # voxels per edge
 SMALL = 16  # elements up to which a tensor that is not known is a number of the training, such as an edge or a count
 TOUCHING = 1e-4  # share of a cell up to which two cells only touch
 WHOSE = "no checkpoint of the published code of SJC"
@@ -96,7 +97,7 @@ class Published:
                     f"{self.path}: {name} has the shape {shown(list(shapes[name]))}: it is {WHOSE}, which has "
                     "density (1, 1, Z, Y, X), color (1, C, Z, Y, X), bg (1, C, h, h) and d_scale ()"
                 )
-        if len(self.shape) != 3 or min(self.shape) < 2:
+        if len(self.shape) != 3 or min(self.shape) < 2 or max(self.shape) > LONGEST:
             raise UserError(f"{self.path}: density has the shape {shown(list(shapes['density']))}: it is {WHOSE}")
         whole = self.file.quantised(name for name in wanted if name in shapes)
         if whole:
@@ -150,13 +151,13 @@ class Published:
 
         bits = self._values(parts[BITS])
         if SHAPE not in parts:
-            if bits.ndim < 3 or bits.numel() != math.prod(bits.shape[-3:]):
+            if bits.ndim < 3 or bits.numel() != math.prod(bits.shape[-3:]) or not 0 < max(bits.shape) <= LONGEST:
                 raise UserError(f"{self.path}: {shown(parts[BITS])} has bits, and no shape with it; get the file again")
             return bits.reshape(bits.shape[-3:]) > 0
         shape = [int(n) for n in self._values(parts[SHAPE]).flatten()[:8].tolist()]
         shape = shape[-3:] if len(shape) in (3, 5) and set(shape[:-3]) <= {1} else []
         n, flat = math.prod(shape), bits.flatten()
-        whole = len(shape) == 3 and min(shape) > 0
+        whole = len(shape) == 3 and min(shape) > 0 and max(shape) <= LONGEST
         if whole and flat.dtype == torch.uint8 and len(flat) == -(-n // 8):
             shifts = torch.arange(7, -1, -1, dtype=torch.uint8)
             flat = ((flat[:, None] >> shifts) & 1).flatten()[:n]
@@ -173,24 +174,20 @@ class Published:
         A voxel of the field is visible where a visible voxel of the mask overlaps it. Without a box of its own, the
         mask has that of the field.
         """
+        import torch
+
         parts = self._mask_parts()
         if not parts:
             return None
-        visible = self._visible(parts).to(field.density)
-        box = (
-            field.aabb.double()
-            if MASK_BOX not in parts
-            else self._box_of(parts[MASK_BOX], self._values(parts[MASK_BOX]))
-        )
-        grid = visible
-        for dim, axis in enumerate((2, 1, 0)):  # z, y, x
-            along = overlaps(field.aabb[:, axis].double(), field.density.shape[2 + dim], box[:, axis], grid.shape[dim])
-            grid = (
-                (along.to(grid) @ grid.movedim(dim, 0).flatten(1))
-                .view(-1, *grid.movedim(dim, 0).shape[1:])
-                .movedim(0, dim)
-            )
-        return (grid > 0).to(field.density)[None, None]
+        box = field.aabb.double()
+        if MASK_BOX in parts:
+            box = self._box_of(parts[MASK_BOX], self._values(parts[MASK_BOX]))
+        grid = self._visible(parts).float()
+        for dim, axis in enumerate((2, 1, 0)):  # z, y, x: each product puts the field's axis in front
+            n, m = field.density.shape[2 + dim], grid.shape[dim]
+            along = overlaps(field.aabb[:, axis].double(), n, box[:, axis], m)
+            grid = torch.tensordot(along.float(), grid, ([1], [dim]))
+        return (grid.permute(2, 1, 0) > 0).to(field.density)[None, None]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor of the file in float32; raises UserError where a number of it is not finite."""
