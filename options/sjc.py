@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from families.family import FieldKind
 from my import checkpoint
-from my.config import Config
+from my.config import FREE, Config
 from my.errors import UserError
 from my.script import FIRST as OF_RUNS
 from options import begin
@@ -84,6 +84,12 @@ class SJCConfig(FamilyConfig):
         None,
         description="SHA-256 of the tensors that --init is to have; the run fills it in, so that full_config.yml says "
         "from what it began",
+    )
+    alpha: bool = Field(
+        False,
+        json_schema_extra=FREE,
+        description="leave out what is behind the object in the pictures of test_<step>/view: they are PNG with "
+        "straight alpha",
     )
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"
