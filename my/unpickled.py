@@ -194,6 +194,7 @@ REBUILD: dict[str, Callable[..., Any]] = {  # what these names stand for here; e
     "collections.OrderedDict": ordered_dict,
     "torch.Size": lambda shape=(): sizes(shape),
     "_codecs.encode": encoded,
+    **dict.fromkeys(("__builtin__.bytes", "builtins.bytes"), lambda *given: Inert("bytes") if given else Encoded("")),
     "numpy.dtype": kind_of,
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: Array() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": scalar for core in ("core", "_core")},

@@ -126,7 +126,7 @@ class Published:
             part = MASK_PARTS.get(last)
             if part is None or part in parts:
                 raise UserError(
-                    f"{self.path}: {shown(name)} is no part of a mask that is known here; leave the mask out"
+                    f"{self.path}: {shown(name)} is no known part of a mask, or one that is there twice; leave the mask out"
                 )
             parts[part] = name
         if parts and BITS not in parts:
@@ -187,7 +187,7 @@ class Published:
             n, m = field.density.shape[2 + dim], grid.shape[dim]
             along = overlaps(field.aabb[:, axis].double(), n, box[:, axis], m)
             grid = torch.tensordot(along.float(), grid, ([1], [dim]))
-        return (grid.permute(2, 1, 0) > 0).to(field.density)[None, None]
+        return (grid.permute(2, 1, 0) > 0).to(field.density).contiguous()[None, None]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor of the file in float32; raises UserError where a number of it is not finite."""
