@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pose
     from options.trained import TrainedConfig
 
-__all__ = ["Asset", "Source", "find", "find_finished", "load", "new_field", "open_asset"]
+__all__ = ["Asset", "Source", "find", "find_finished", "load", "load_field", "new_field", "open_asset"]
 
 TEST_BACKGROUND = 0  # index of the plain background behind test views
 

@@ -12,7 +12,7 @@ refuse_missing()  # in one line, before the imports below would fail in a traceb
 
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,9 @@ from pages.live import Live
 if TYPE_CHECKING:
     import numpy as np
 
+    from my.host_copy import HostCopy
     from my.media import VideoWriter
+    from pose import Camera
     from sjc import SJC
 
 ROOT = Path(__file__).resolve().parent
@@ -65,6 +67,8 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
             pass
         return processes.leave()
     cfg, save = optimisation.cfg, partial(optimisation.save, "ckpt")
+    if cfg.init and first_step == 0:
+        save(0)  # from now on the run does not need the field that it began from
     with Live(cfg) as report, watched("sjc", cfg.n_steps, first_step, save, cfg.ckpt_minutes) as watch:
         try:
             processes.heed = watch.heed
@@ -124,11 +128,11 @@ def write_view(name: str, view: Iterable[np.ndarray], depth_range: tuple[float, 
 
 
 def as_images(view: Iterable[np.ndarray], depth_range: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picture and the depth of a view as uint8 images (H, W, 3), (h, w, 3), once they are there."""
-    from my.media import depth_image, to_uint8
+    """Return the picture and the depth of a view as uint8 images (H, W, 3 or 4), (h, w, 3), once they are there."""
+    from my.media import RGB_OR_RGBA, depth_image, to_uint8
 
-    picture, depth, _ = view
-    return to_uint8(picture), depth_image(depth, *depth_range)
+    picture, depth, *_ = view
+    return to_uint8(picture, RGB_OR_RGBA), depth_image(depth, *depth_range)
 
 
 def save_test_views(optimisation: SJC) -> None:
@@ -143,24 +147,36 @@ def save_test_views(optimisation: SJC) -> None:
     for name in ("view", "view_seq"):
         (root / name).mkdir(parents=True, exist_ok=True)
     with VideoWriter(root / "view_seq" / "view.mp4") as video, Worker() as worker:
-        for i, camera in enumerate(tqdm(pose.spiral(N_TEST_VIEWS, p.R, p.R, fov=p.FoV), desc="test views")):
+        cameras = pose.spiral(N_TEST_VIEWS, p.R, p.R, fov=p.FoV)
+        for i, view in enumerate(tqdm(test_views(optimisation, cameras), desc="test views", total=N_TEST_VIEWS)):
             path = root / "view" / f"{i:03d}.png"
-            worker.put(write_test_view, path, video, optimisation.view(camera), optimisation.depth_range)
+            worker.put(write_test_view, path, video, view, optimisation.depth_range)
     print(
         f"done: {root / 'view'} has {N_TEST_VIEWS} views, {root / 'view_seq' / 'view.mp4'} the video; for the "
         f"final rendering: python {ROOT / 'highres_final_vis.py'}"
     )
 
 
+def test_views(optimisation: SJC, cameras: list[Camera]) -> Iterator[HostCopy]:
+    """Yield the test views of cameras, with --alpha True the pictures (H, W, 4) of them."""
+    if not optimisation.cfg.alpha:
+        yield from map(optimisation.view, cameras)
+        return
+    from film.frames import Frames
+
+    for some in Frames(optimisation, optimisation.cfg.pose.rend_hw, 1, alpha=True).along(cameras):
+        yield from some
+
+
 def write_test_view(
     path: Path, video: VideoWriter, view: Iterable[np.ndarray], depth_range: tuple[float, float]
 ) -> None:
     """Write the picture of a view to `path`, and add it to the video, with its depth beside it."""
-    from my.media import beside, write_png
+    from my.media import beside, on_white, write_png
 
     picture, depth = as_images(view, depth_range)
     write_png(path, picture)
-    video.append(beside(picture, depth))
+    video.append(beside(on_white(picture), depth))
 
 
 def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:

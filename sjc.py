@@ -22,10 +22,10 @@ import torch.nn.functional as F
 
 import pose
 from adapt import ScoreAdapter, make_adapter
-from asset import Asset, new_field
+from asset import Asset, Source, load_field, new_field
 from my import checkpoint
 from my.ahead import Ahead, to_device
-from my.errors import UserError
+from my.errors import UserError, note
 from my.processes import Processes
 from my.seeds import normal, numpy_rng
 from options.sjc import SJCConfig
@@ -35,6 +35,7 @@ from voxnerf.capacity import device_memory, refuse_large_grid
 from voxnerf.field import VoxRF
 from voxnerf.rays import Rays
 from voxnerf.render import Rendering, pick_march, render_ready
+from voxnerf.resample import begin_from
 from voxnerf.train_rays import TrainRays
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
@@ -267,6 +268,13 @@ class SJC(Asset):
         """Write the state after `step` steps below `root`."""
         state.save(root, step, self.field, self.optimizer, keep=self.cfg.ckpt_keep)
 
+    def begin(self, found: Source) -> None:
+        """Take the field of another run as the beginning of this one; notes say what differs."""
+        if self.adapter.device.type == "meta":  # nothing is loaded there
+            return
+        for text in begin_from(self.field, load_field(found, self.adapter)):
+            note(f"--init {self.cfg.init}: {text}")
+
     def load(self, path: str | Path) -> int:
         """Restore the state of checkpoint folder `path`; return the number of steps taken."""
         return self.restore(*checkpoint.load(path))
@@ -313,7 +321,11 @@ def ready(
     """
     optimisation = SJC(cfg, make_adapter(cfg, device, found), processes)
     newest = checkpoint.load_newest("ckpt")
-    return optimisation, optimisation.restore(*newest) if newest else 0
+    if newest:
+        return optimisation, optimisation.restore(*newest)
+    if cfg.init is not None:
+        optimisation.begin(cfg.source())
+    return optimisation, 0
 
 
 def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stats]]:

@@ -14,7 +14,6 @@ from my.host_copy import HostCopy
 
 PICTURES, VIDEO, WITH_DEPTH = "img", "img", "img_depth"
 OURS = (PICTURES, *(f"{name}{ending}" for name in (VIDEO, WITH_DEPTH) for ending in media.ENCODINGS))
-WHITE = (255, 255, 255)
 
 
 class Film:
@@ -38,7 +37,7 @@ class Film:
         picture, depth = frame
         if self.pictures:
             (self.pictures / f"{self.i:03d}.png").write_bytes(media.as_png(picture))
-        flat = media.over(picture, WHITE) if picture.shape[2] == 4 else picture
+        flat = media.on_white(picture)
         self.videos[0].append(picture if self.kind != "mp4" else flat)
         self.videos[1].append(media.beside(flat, media.depth_image(depth, *self.depth_range)))
         self.i += 1

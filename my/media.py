@@ -50,10 +50,12 @@ def as_png(image: Any) -> bytes:
     return iio.imwrite("<bytes>", to_uint8(image, RGB_OR_RGBA), extension=".png")
 
 
-def over(image: np.ndarray, rgb: Sequence[int]) -> np.ndarray:
-    """Return an image (H, W, 4) uint8 with straight alpha over a plain colour, 0 to 255, as (H, W, 3) uint8."""
+def on_white(image: np.ndarray) -> np.ndarray:
+    """Return a uint8 image (H, W, 4) with straight alpha on white, as (H, W, 3); (H, W, 3) passes through."""
+    if image.shape[2] == 3:
+        return image
     alpha = image[..., 3:].astype(np.float32) / 255
-    return np.rint(image[..., :3] * alpha + (1 - alpha) * np.asarray(rgb, np.float32)).astype(np.uint8)
+    return np.rint(image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
 def depth_image(depth: Any, d_min: float | None = None, d_max: float | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from my import plain_files, unpickled
 from my.errors import UserError, first_line, shown
-from my.unpickled import Stored
+from my.unpickled import Array, Stored, is_size
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +90,8 @@ class TensorFile:
     """`shapes` {name: shape}, `metadata` {str: str} and, by `tensor(name)`, the tensors of a file.
 
     `numbers` {name: float, or None} is what stands among the tensors and is no tensor: None is for no plain number.
+    `sizes` {name: shape} are those of them that are several whole numbers, such as a torch.Size. `arrays` {name: shape}
+    are arrays of numpy; `array(name)` returns one as a tensor.
 
     The file is .safetensors, or what torch.save wrote: an archive, or (torch < 1.6) a stream. Its name does not count.
     Tensors under "state_dict" are taken where there are any, else the tensors at the top, else those one level deeper.
@@ -103,6 +105,9 @@ class TensorFile:
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
         self.numbers: dict[str, float | None] = {}
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        self.arrays: dict[str, tuple[int, ...]] = {}
+        self._arrays: dict[str, Array] = {}
         self.starts: dict[str, int] = {}  # {storage key: first byte}
         self.unchecked: dict[str, tuple[int, int]] = {}  # {storage key: (bytes, CRC-32)} of data that nobody read yet
         try:
@@ -159,6 +164,25 @@ class TensorFile:
         self._check(storage.key)
         flat = torch.frombuffer(self.memory, dtype=dtype, count=storage.numel, offset=self.starts[storage.key])
         return flat.as_strided(stored.shape, stored.stride, stored.offset)
+
+    def array(self, name: str) -> torch.Tensor:
+        """Return an array of numpy out of the file as a tensor; raises UserError where it is damaged or of no use."""
+        import torch
+
+        array = self._arrays[name]
+        kind = array.kind
+        if kind is None or kind.order == ">":
+            raise UserError(f"{self.label}: the array {shown(name)} has numbers of a kind that is not read; {AGAIN}")
+        dtype = unpickled.NUMPY_DTYPES[kind.code]
+        try:
+            data = bytearray(unpickled.bytes_of(array.data))
+        except ValueError:
+            data = bytearray()
+        if len(data) != math.prod(array.shape) * ITEMSIZE.get(dtype, 1):
+            raise UserError(f"{self.label}: the array {shown(name)} has another shape than its bytes; {AGAIN}")
+        if not data:
+            return torch.empty(array.shape, dtype=getattr(torch, dtype))
+        return torch.frombuffer(data, dtype=getattr(torch, dtype)).view(array.shape)
 
     def quantised(self, names: Iterable[str]) -> list[str]:
         """Return those of `names` whose elements are whole numbers."""
@@ -322,15 +346,18 @@ class TensorFile:
     def _tensors_of(self, value: Any, most: int) -> dict[str, Stored]:
         """Return {name: Stored} of a checkpoint's value: of its "state_dict", else its own, else a level deeper.
 
-        Fills `numbers` from there, too. `most` are the bytes of the pickle. Raises UserError where one dict is in so
-        many places, or under names so long, that it has more tensors than these bytes can name.
+        Fills `numbers` from there, too, and, but for those a level deeper, `sizes` and `arrays`. `most` are the bytes
+        of the pickle. Raises UserError where one dict is in so many places, or under names so long, that it has more
+        tensors than these bytes can name.
         """
         value = value if isinstance(value, dict) else {}
         inner = value.get("state_dict")
         inner = inner if isinstance(inner, dict) else value
         found = stored_in(inner)
         if found:
-            self.numbers = numbers_in(inner)
+            self.numbers, self.sizes = numbers_in(inner), sizes_in(inner)
+            self._arrays = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Array)}
+            self.arrays = {name: array.shape for name, array in self._arrays.items()}
             return found
         for group, inside in value.items():
             if isinstance(inside, dict):
@@ -356,6 +383,15 @@ def numbers_in(values: dict[Any, Any]) -> dict[str, float | None]:
         k: float(v) if type(v) in (int, float) else None
         for k, v in values.items()
         if isinstance(k, str) and not isinstance(v, Stored)
+    }
+
+
+def sizes_in(values: dict[Any, Any]) -> dict[str, tuple[int, ...]]:
+    """Return {name: whole numbers} of lists and tuples that can be a shape."""
+    return {
+        k: tuple(v)
+        for k, v in values.items()
+        if isinstance(k, str) and type(v) in (tuple, list) and 0 < len(v) <= unpickled.MAX_DIMS and all(map(is_size, v))
     }
 
 

@@ -1,4 +1,4 @@
-"""What a pickle would build, without executing it: plain values and tensor records; all else stays inert.
+"""What a pickle would build, without executing it: plain values, records of tensors and arrays; all else stays inert.
 
 `pickletools` only names the opcodes of a pickle. The machine below acts on them itself. It never imports, looks up,
 calls or sets anything that a file names: a name in a file only ever becomes an `Inert`, and the functions that a few
@@ -41,6 +41,15 @@ DTYPES = {
     "storage.UntypedStorage": "bytes",
 }  # torch.<name> -> dtype
 OF_BYTES = {"float8_e4m3fn": 1, "float8_e5m2": 1, "uint16": 2, "uint32": 4, "uint64": 8}  # dtypes without a storage
+NUMPY_DTYPES = {  # letter and bytes of a dtype -> its name
+    "b1": "bool",
+    "u1": "uint8",
+    "i1": "int8",
+    "i4": "int32",
+    "i8": "int64",
+    "f4": "float32",
+    "f8": "float64",
+}
 MAX_DIMS = 64  # of a tensor, torch's own limit
 MAX_SIZE = 2**63  # below which sizes, strides and numbers of elements are, as in torch
 MAX_BITS = 128  # of an integer; a longer one takes more than a step to hash and compare, and stays inert
@@ -72,6 +81,42 @@ class Stored:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Bytes as pickles of protocol 2 have them: a text of which each character is a byte."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Kind:
+    """The dtype of an array of numpy: its letter and bytes, such as u1, and its order of bytes, once that is known."""
+
+    code: str
+    order: str = "|"
+
+
+@dataclass(slots=True)
+class Array:
+    """An array of numpy, once its state is known: `bytes_of` gives its elements."""
+
+    kind: Kind | None = None
+    shape: tuple[int, ...] = ()
+    data: bytes | Encoded = b""
+
+    def set(self, state: Any) -> None:
+        """Take the state (version, shape, dtype, Fortran order, bytes); leave the array as it is for any other."""
+        if type(state) is not tuple or len(state) != 5 or type(state[1]) is not tuple or state[3] is not False:
+            return
+        if isinstance(state[2], Kind) and isinstance(state[4], (bytes, Encoded)):
+            self.kind, self.shape, self.data = state[2], sizes(state[1]), state[4]
+
+
+def bytes_of(data: bytes | Encoded) -> bytes:
+    """Return the bytes of an array; raises ValueError where a character of its text is none."""
+    return data if isinstance(data, bytes) else data.text.encode("latin-1")
 
 
 OBJECT, NAMELESS, LARGE, SET = map(Inert, ("object", "nameless", "large integer", "set"))
@@ -124,12 +169,35 @@ def ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     return {k: v for k, v in pairs if isinstance(k, (str, int))}
 
 
+def encoded(text: Any, codec: Any = None) -> Encoded | Inert:
+    """Return the record of bytes that a pickle has as a text."""
+    return Encoded(text) if isinstance(text, str) and codec == "latin1" else Inert("text of another codec")
+
+
+def kind_of(code: Any, *_: Any) -> Kind | Inert:
+    """Return the record of a dtype of numpy: of whole numbers, numbers or truth values."""
+    return Kind(code) if isinstance(code, str) and code in NUMPY_DTYPES else Inert("an unknown dtype")
+
+
+def scalar(kind: Any, data: Any) -> Array:
+    """Return the record of a number of numpy: an array of one element."""
+    array = Array()
+    array.set((1, (), kind, False, data))
+    return array
+
+
 REBUILD: dict[str, Callable[..., Any]] = {  # what these names stand for here; every other name stands for nothing
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": rebuild_of_bytes,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "collections.OrderedDict": ordered_dict,
+    "torch.Size": lambda shape=(): sizes(shape),
+    "_codecs.encode": encoded,
+    **dict.fromkeys(("__builtin__.bytes", "builtins.bytes"), lambda *given: Inert("bytes") if given else Encoded("")),
+    "numpy.dtype": kind_of,
+    **{f"numpy.{core}.multiarray._reconstruct": lambda *_: Array() for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": scalar for core in ("core", "_core")},
 }
 
 
@@ -321,7 +389,13 @@ class Machine:
         self.stack.append(OBJECT)
 
     def op_build(self, _: Any) -> None:
-        self.pop(1)  # the state that an object would be given
+        (state,) = self.pop(1)  # what an object would be given
+        built = self.stack[-1]
+        if isinstance(built, Array):
+            self.pay(len(state[1]) if type(state) is tuple and len(state) == 5 and type(state[1]) is tuple else 0)
+            built.set(state)
+        elif isinstance(built, Kind) and type(state) is tuple and len(state) > 1 and state[1] in ("|", "<", ">", "="):
+            built.order = state[1]
 
     def op_persid(self, _: Any) -> None:  # in text, and torch's are tuples
         self.stack.append(Inert("persistent id"))

@@ -32,8 +32,8 @@ class Source(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has taken all of its steps."""
-        return self.step >= self.cfg.n_steps
+        """Whether the run has taken all of its steps; a file whose name has no step counts as the end of its run."""
+        return self.step >= self.cfg.n_steps or (self.published is not None and self.step == 0)
 
 
 def find(where: str | Path, given: Layer | None = None) -> Source:

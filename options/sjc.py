@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import os
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from families.family import FieldKind
+from my import checkpoint
 from my.config import FREE, Config
+from my.errors import UserError
 from my.script import FIRST as OF_RUNS
 from my.script import Checkpointed
+from options import begin
 from options.family import FIRST, FamilyConfig
+
+if TYPE_CHECKING:
+    from options.found import Source
 
 
 class VoxConfig(Config):
@@ -79,6 +86,22 @@ class SJCConfig(Checkpointed, FamilyConfig):
         json_schema_extra=FREE,
         description="write report.html, the page of the run, at its end and after each 5% of its steps",
     )
+    init: str | None = Field(
+        None,
+        description="begin from the field of another run: its folder, a checkpoint in it, or a step_*.pt of the "
+        "published code. Its grid, box and background texture are resampled to those of this run",
+    )
+    init_sha256: str | None = Field(
+        None,
+        description="SHA-256 of the tensors that --init is to have; the run fills it in, so that full_config.yml says "
+        "from what it began",
+    )
+    alpha: bool = Field(
+        False,
+        json_schema_extra=FREE,
+        description="leave out what is behind the object in the pictures of test_<step>/view: they are PNG with "
+        "straight alpha",
+    )
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"
     )
@@ -86,6 +109,32 @@ class SJCConfig(Checkpointed, FamilyConfig):
     command: ClassVar[str] = "run_sjc.py"
     asks_views: ClassVar[bool] = True
     first: ClassVar[tuple[str, ...]] = (*FIRST, "n_steps", "lr", *OF_RUNS)
+
+    _source: Source | None = PrivateAttr(None)  # of --init, set by `check_files`
+
+    def absolute(self) -> SJCConfig:
+        if self.init is not None:
+            self.init = os.path.abspath(os.path.expanduser(self.init))
+        return super().absolute()
+
+    def check_files(self) -> Any:
+        """Do what every command with a model does, and find the field of --init; its checksum is filled in.
+
+        A run that has a checkpoint has begun: nothing is looked for.
+        """
+        found = super().check_files()
+        if self.init is None and self.init_sha256 is not None:
+            raise UserError("--init_sha256: not read without --init; leave it out, or give --init")
+        if self.init is not None and not checkpoint.latest("ckpt"):
+            self.source()
+        return found
+
+    def source(self) -> Source:
+        """Return the field of --init, which there must be; raises UserError where it does not fit."""
+        if self._source is None:
+            self._source = begin.source_of(self)
+            self.init_sha256 = begin.checksum(self, self._source)
+        return self._source
 
     @model_validator(mode="after")
     def _by_family(self) -> SJCConfig:

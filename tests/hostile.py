@@ -301,6 +301,40 @@ def texts_as_pairs(n):
     return beside(over_and_over(made, get(1) + get(2) + b"R", n // 2))
 
 
+ARRAY = call(named("numpy.core.multiarray", "_reconstruct"))
+BYTE = b"C\x01x"
+U1 = call(named("numpy", "dtype"), text("u1"))
+
+
+def array(shape, data):
+    """An array of numpy of bytes, given its shape and its data as opcodes."""
+    return ARRAY + many([integer(1), shape, U1, b"\x89", data]) + b"b"
+
+
+@kind("archive", reads=True)
+def an_array_that_claims_more_than_it_has(n):
+    return beside(over_and_over(b"N", array(many([integer(2**62)]), BYTE), n))
+
+
+@kind("archive")
+def an_array_of_many_dimensions(n):
+    return beside(array(many([integer(1)] * (n // 6)), BYTE))
+
+
+@kind("archive")
+def states_of_arrays_over_and_over(n):
+    shape = many([integer(1)] * 60) + put(1) + b"0"
+    state = many([integer(1), get(1), U1, b"\x89", BYTE]) + put(2) + b"0"
+    made = shape + state + ARRAY
+    return beside(over_and_over(made, get(2) + b"b", n))
+
+
+@kind("archive", reads=True)
+def bytes_of_a_long_text_over_and_over(n):
+    made = named("_codecs", "encode") + put(1) + b"0" + many([text("b" * (n // 2)), text("latin1")]) + put(2)
+    return beside(over_and_over(made, get(1) + get(2) + b"R", n // 2))
+
+
 @kind("archive")
 def arguments_over_and_over(n):
     made = PARAMETER + put(1) + b"0" + many([b"N"] * (n // 2)) + put(2)

@@ -124,6 +124,8 @@ WHY = {
     "a list as shape over and over": OVER,
     "a shape of 64 dimensions over and over": OVER,
     "a shape of many dimensions": SHAPE,
+    "an array of many dimensions": SHAPE,
+    "states of arrays over and over": OVER,
     "no elements of enormous rows": "2.63 elements or more",
     "a tensor that repeats one element": "has more elements than the 4",
     "one storage under many names": OVER,

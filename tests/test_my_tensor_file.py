@@ -62,6 +62,31 @@ def test_tensors_at_the_top(tmp_path):
     assert TensorFile(tmp_path / "a.pt").tensor("a").tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("how", [{}, {"pickle_protocol": 3}, {"_use_new_zipfile_serialization": False}], ids=str)
+def test_arrays_of_numpy_beside_tensors(tmp_path, how):
+    arrays = {
+        "bits": numpy.packbits(numpy.arange(20) % 3 == 0),
+        "high": numpy.arange(256, dtype=numpy.uint8).reshape(16, 16),
+        "floats": numpy.array([1.5, -2.0], numpy.float32),
+        "counts": numpy.array([[2**40, -1]]),
+        "truth": numpy.array([True, False]),
+        "number": numpy.int64(7),
+        "none": numpy.zeros((0, 3)),
+    }
+    more = {"w": torch.ones(2), "size": torch.Size([3, 4]), "text": "x", "names": numpy.array(["a"])}
+    torch.save(
+        {**arrays, **more, "turned": arrays["high"].T, "big": numpy.arange(3, dtype=">i4")}, tmp_path / "a", **how
+    )
+    file = TensorFile(tmp_path / "a")
+    assert file.sizes == {"size": (3, 4)} and list(file.shapes) == ["w"]
+    for name, array in arrays.items():
+        there = file.array(name).numpy()
+        assert file.arrays[name] == array.shape and there.dtype == array.dtype and numpy.array_equal(there, array)
+    for name in ("turned", "names", "big"):  # not in rows, of texts, of the other order of bytes
+        with pytest.raises(UserError, match=f"the array {name} has numbers of a kind that is not read"):
+            file.array(name)
+
+
 def test_numbers_beside_tensors(tmp_path):
     """Of the same dict as the tensors; None for what is no plain number."""
     for wrap, prefix in ((lambda d: d, ""), (lambda d: {"state_dict": d, "epoch": 3}, ""), (lambda d: {"a": d}, "a.")):
