@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TO_FILE = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float32)  # of columns xyz: front -x to +z, left +z to +x
 UNLIT = "KHR_materials_unlit"
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP = 9729, 9987, 33071  # values of a sampler, glTF 2.0
+VERTICES, INDICES = 34962, 34963  # what a part of the buffer holds, glTF 2.0
 NAME = "asset"  # of the mesh and of its material
 
 
@@ -50,6 +51,7 @@ def glb(mesh: Mesh, facts: Mapping[str, str]) -> bytes:
 
     solid = of_trimesh(mesh)
     if mesh.texture is None:
+        solid.visual = trimesh.visual.ColorVisuals()
         solid.vertex_attributes["_color"] = linear_colors(mesh)
 
     def finish(tree: dict[str, Any]) -> None:
@@ -62,14 +64,18 @@ def glb(mesh: Mesh, facts: Mapping[str, str]) -> bytes:
                 {"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP_LINEAR, "wrapS": CLAMP, "wrapT": CLAMP}
             ]
             tree["textures"][0]["sampler"] = 0
-        surface = {"baseColorTexture": {"index": 0}} if mesh.texture is not None else {}
+        for accessor in (*primitive["attributes"].values(), primitive["indices"]):
+            view = tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]
+            view["target"] = INDICES if accessor == primitive["indices"] else VERTICES
+        surface: dict[str, Any] = {"baseColorTexture": {"index": 0}} if mesh.texture is not None else {}
         surface |= {"metallicFactor": 0.0, "roughnessFactor": 0.9}  # for viewers that do not know the extension
         tree["materials"] = [{"name": NAME, "pbrMetallicRoughness": surface, "extensions": {UNLIT: {}}}]
         primitive["material"] = 0
         tree["extensionsUsed"] = [UNLIT]
         tree["asset"]["extras"] = dict(facts)
 
-    scene = trimesh.Scene({NAME: solid})
+    scene = trimesh.Scene()
+    scene.add_geometry(solid, geom_name=NAME, node_name=NAME)
     return trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=finish)
 
 
@@ -80,17 +86,17 @@ def linear_colors(mesh: Mesh) -> np.ndarray:
     return np.concatenate([rgb, np.full((len(rgb), 1), 65535)], axis=1).astype(np.uint16)
 
 
-def of_trimesh(mesh: Mesh) -> trimesh.Trimesh:
-    """Return a mesh in the frame of the files as trimesh has it, with its texture."""
+def of_trimesh(mesh: Mesh, name: str = NAME) -> trimesh.Trimesh:
+    """Return a mesh in the frame of the files as trimesh has it, with its colours or its texture of that name."""
     import trimesh
     from PIL import Image
     from trimesh.visual.material import SimpleMaterial
 
-    visual = None
+    visual: Any = trimesh.visual.ColorVisuals(vertex_colors=mesh.colors)
     if mesh.texture is not None:
         white, black = [255, 255, 255, 255], [0, 0, 0, 255]
         material = SimpleMaterial(Image.fromarray(mesh.texture), diffuse=white, ambient=white, specular=black)
-        material.name = NAME
+        material.name = name
         visual = trimesh.visual.TextureVisuals(uv=mesh.uv, material=material)
     return trimesh.Trimesh(
         turned(mesh.vertices), mesh.faces, vertex_normals=turned(mesh.normals), visual=visual, process=False
@@ -108,11 +114,7 @@ def obj(mesh: Mesh, facts: Mapping[str, str], name: str) -> dict[str, bytes]:
     """
     from trimesh.exchange.obj import export_obj
 
-    solid = of_trimesh(mesh)
-    if mesh.texture is None:
-        solid.visual.vertex_colors = mesh.colors
-    else:
-        solid.visual.material.name = name
+    solid = of_trimesh(mesh, name)
     text, others = export_obj(
         solid, include_normals=True, return_texture=True, mtl_name=f"{name}.mtl", header="\n# ".join(about(facts))
     )

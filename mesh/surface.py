@@ -27,6 +27,8 @@ FOG = 0.5  # a field whose box has more than this share of its walls inside the 
 NEAREST = 4  # vertices of a fine mesh that give a vertex of a coarse one its normal
 OPAQUE = 0.5  # a pixel of more opacity belongs to the silhouette
 N_VIEWS, VIEW_HW = 12, 64  # pictures by which a level is found, and their edge in pixels
+GAP = 100.0  # most by which a density may lie below the next, for a level to be half way between both
+SAME = 1 + 1e-5  # densities whose ratio is less are the same but for rounding
 TINY = 1e-30  # density, per world unit, that stands for none
 
 
@@ -196,9 +198,10 @@ def best_level(asset: Asset) -> float:
         raise UserError("this field is empty: no view has a pixel that is more than half opaque; train it longer")
     peak, order = peak.sort(descending=True)
     n, hits = torch.arange(1, len(peak) + 1, device=peak.device), is_opaque[order].cumsum(0)
-    iou = hits / (n + hits[-1] - hits)  # of the level that the n densest rays reach
-    best = int(iou.argmax())
-    return float((peak[best] * peak[min(best + 1, len(peak) - 1)]).sqrt())
+    iou = hits / (n + hits[-1] - hits)  # of a level that the n densest rays reach, and no other
+    below = torch.cat([peak[1:], peak.new_zeros(1)])  # the next density: the level lies between the two
+    best = int(torch.where(peak > SAME * below, iou, -1).argmax())
+    return float((peak[best] * torch.maximum(below[best], peak[best] / GAP)).sqrt())
 
 
 def densest(field: VoxRF, camera: pose.Camera) -> torch.Tensor:

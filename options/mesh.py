@@ -37,7 +37,7 @@ class MeshConfig(TrainedConfig):
     first: ClassVar[tuple[str, ...]] = ("format", "n_faces", "texture", "texture_size", "resolution", "level", "run")
 
 
-READ_BY = {
+READ_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "resolution": {"format": ("glb", "obj", "ply")},
     "level": {"format": ("glb", "obj", "ply")},
     "n_faces": {"format": ("glb", "obj", "ply")},

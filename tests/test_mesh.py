@@ -130,6 +130,19 @@ def test_the_level_is_that_of_the_silhouettes():
     assert np.linalg.norm(low.vertices, axis=1).min() > 0.7
 
 
+def test_a_level_of_a_field_of_two_densities_lies_between_them():
+    field = ball(R, grid=16)
+    with torch.no_grad():
+        field.density.copy_(torch.where(field.density > 0, 20.0, -20.0))
+    assert 1e-8 < surface.best_level(asset_of(field)) < 19
+    with torch.no_grad():
+        field.density.clamp_(max=2.0)  # softplus(1) = 1.31: of rays that meet just that, long ones alone are opaque
+    assert surface.best_level(asset_of(field)) < 1.313
+    with torch.no_grad():
+        field.density.fill_(20)  # the same density everywhere
+    assert surface.best_level(asset_of(field)) == pytest.approx(1.9)  # half way to a hundredth of 19
+
+
 def test_nothing_to_see():
     field = ball(R)
     with pytest.raises(

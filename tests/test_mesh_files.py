@@ -115,7 +115,7 @@ def test_the_validator_of_khronos_finds_nothing(mesh, tmp_path):
     )
     ran = subprocess.run(["node", "-e", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     issues = json.loads(ran.stdout)
-    assert issues["numErrors"] == issues["numWarnings"] == issues["numInfos"] == 0, issues["messages"]
+    assert issues["messages"] == []
 
 
 # ---------------------------------------------------------------- OBJ

@@ -28,6 +28,16 @@ def test_write_atomic_replaces_whole_files_and_leaves_nothing_else(tmp_path, mon
     assert path.read_bytes() == b"two" and os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_files_that_belong_together_are_all_written_or_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_dir.write_together({"a.png": b"1", "b.obj": "é"})
+    assert (tmp_path / "a.png").read_bytes() == b"1" and (tmp_path / "b.obj").read_text("utf-8") == "é"
+    with pytest.raises(OSError) as caught:
+        run_dir.write_together({"a.png": b"2", "nowhere/b.obj": b"2", "c": b"2"})
+    assert caught.value.filename == "nowhere/b.obj"
+    assert (tmp_path / "a.png").read_bytes() == b"1" and sorted(os.listdir()) == ["a.png", "b.obj"]
+
+
 def test_the_project_folder_is_refused_and_a_neighbour_is_not(tmp_path, monkeypatch):
     for name in ("project", "project/sub", "project_exp"):
         (tmp_path / name).mkdir()
