@@ -126,6 +126,11 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return markdown(["run", *(head for head, _ in COLUMNS.values())], lines)
 
 
+def document(tables: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return the file: a table of {run: measures} for each folder that holds runs."""
+    return "\n\n".join(["# Meshes", *(f"## {name}\n\n{table(rows)}" for name, rows in tables.items())]) + "\n"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure the meshes of all runs and write the tables, one per folder that holds runs."""
     cfg = config.load(
@@ -148,11 +153,10 @@ def main(argv: list[str] | None = None) -> None:
     for folder in tqdm(runs, desc="meshes", unit="run"):
         tables[folder.resolve().parent.name][folder.name], pictures = measure(folder, cfg)
         strips.append(pictures)
-    text = "\n\n".join(["# Meshes", *(f"## {name}\n\n{table(rows)}" for name, rows in tables.items())]) + "\n"
-    write_atomic(cfg.out, text)
-    if cfg.figure:
-        write_png(cfg.figure, to_uint8(np.concatenate(strips)))
-    print(text)
+        write_atomic(cfg.out, document(tables))  # after each: a run takes a minute
+        if cfg.figure:
+            write_png(cfg.figure, to_uint8(np.concatenate(strips)))
+    print(document(tables))
 
 
 if __name__ == "__main__":
