@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from asset import Asset
 
 N_VIEWS = 32
-SUBPIXELS, DOWNSCALE = 4, 2  # of latent fields: twice the training's resolution is decoded
 PIXELS_PER_VOXEL = 3  # of fields of pixels
 FAR = 100.0  # distance of what is not there, world units
 GRAZING = 0.2  # cosine below which a view does not count
@@ -39,7 +38,7 @@ STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths 
 BLEED = 1.0  # pixels of the model's space, or voxels, over which colours bleed at an edge
 USUAL = 0.2  # distance from the mean, in RGB, up to which a view's colour counts in full
 ITERATIONS = 2  # of the weights of outliers
-CHUNK = 2**15  # points at a time
+CHUNK = 2**13  # points at a time
 TEXELS = 2**19  # at a time
 GUTTER = 4  # texels between charts: the second smaller copy of a texture still has one between them
 
@@ -61,9 +60,12 @@ def cameras(asset: Asset, n: int) -> list[pose.Camera]:
 
 
 def picture(asset: Asset, camera: pose.Camera) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a test view of a field: its picture (3, H, H) in [0, 1], and its opacity (h, h), both on the host."""
+    """Return a test view of a field: its picture (3, H, H) in [0, 1], and its opacity (h, h), both on the host.
+
+    A decoder gets latents of the size that the training rendered: twice that size was farther from the truth.
+    """
     if asset.latent:
-        image, _, opacity = asset.view(camera, None, SUBPIXELS, DOWNSCALE)
+        image, _, opacity = asset.view(camera)
     else:
         width = 2 * asset.cfg.pose.R * np.tan(np.deg2rad(camera.fov) / 2)  # of the picture at the origin, world units
         hw = max(asset.cfg.pose.rend_hw, round(PIXELS_PER_VOXEL * width / asset.field.voxel_edge))
@@ -123,33 +125,33 @@ def fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[torc
 
 
 def _fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    hw = seen.maps.shape[-1]
-    x = torch.einsum("vij,nj->vni", seen.to_pixels[:, :, :3], points) + seen.to_pixels[:, None, :, 3]
-    at = (2 * x[..., :2] / x[..., 2:] + 1) / hw - 1  # (V, n, 2)
-    got = F.grid_sample(seen.maps, at[:, None], padding_mode="border", align_corners=False)[:, :, 0]  # (V, 5, n)
-    away = seen.eyes[:, None] - points
-    distance = away.norm(dim=-1)
-    cosine = (away * normals).sum(-1) / distance
-    weight = got[:, 3] * cosine.clamp(min=0) ** COSINE_POWER
-    weight = weight * (cosine > GRAZING) * (distance < got[:, 4] + seen.slack) * (at.abs().amax(-1) < 1)
-    return robust_mean(got[:, :3].transpose(1, 2), weight), weight.sum(0)
+    hw, p, n = seen.maps.shape[-1], points.T, normals.T  # (3, n): sums over a short last axis are slow
+    x = seen.to_pixels[:, :, :3] @ p + seen.to_pixels[:, :, 3:]
+    at = (2 * x[:, :2] / x[:, 2:] + 1) / hw - 1  # (V, 2, n)
+    got = F.grid_sample(seen.maps, at.transpose(1, 2)[:, None], padding_mode="border", align_corners=False)[:, :, 0]
+    away = seen.eyes[:, :, None] - p  # (V, 3, n)
+    distance = away.square().sum(1).sqrt()
+    cosine = (away * n).sum(1) / distance
+    sees = (cosine > GRAZING) & (distance < got[:, 4] + seen.slack) & (at.abs().amax(1) < 1)
+    weight = got[:, 3] * cosine**COSINE_POWER * sees
+    return robust_mean(got[:, :3], weight).T, weight.sum(0)
 
 
 def robust_mean(colors: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the weighted mean (n, 3) of colours (V, n, 3) of weights (V, n), in which outliers count less.
+    """Return the weighted mean (3, n) of colours (V, 3, n) of weights (V, n), in which outliers count less.
 
     One that is farther than USUAL from the mean counts by USUAL / its distance, `ITERATIONS` times: the M-estimate of
     Huber (1964) by weights.
     """
     w = weight
     for _ in range(ITERATIONS):
-        off = (colors - _mean(colors, w)).norm(dim=-1)
-        w = weight * (USUAL / off.clamp(min=USUAL))
+        off = (colors - _mean(colors, w)).square().sum(1)
+        w = weight * (USUAL / off.clamp(min=USUAL**2).sqrt())
     return _mean(colors, w)
 
 
 def _mean(colors: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("vnc,vn->nc", colors, w) / w.sum(0).clamp(min=1e-20)[:, None]
+    return (colors * w[:, None]).sum(0) / w.sum(0).clamp(min=1e-20)
 
 
 class Paint:

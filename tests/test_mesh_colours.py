@@ -40,7 +40,7 @@ class Decoder(Affine):
 def asset_of(distance, color_of, adapter=None):
     """The asset of a field that is solid where `distance` of points (n, 3) is negative, in colours (n, 3) in [0, 1]."""
     cfg = tiny_config(
-        vox={"grid_size": GRID, "bbox_len": 0.7, "step_ratio": 0.5}, pose={"rend_hw": 32, "FoV": 55}, plain_bg=True
+        vox={"grid_size": GRID, "bbox_len": 0.7, "step_ratio": 0.5}, pose={"rend_hw": 64, "FoV": 55}, plain_bg=True
     )
     field = make_field("V_SJC", [[-0.7] * 3, [0.7] * 3], GRID, density_shift=-10.0, step_ratio=0.5)
     at = (torch.arange(GRID) + 0.5) * EDGE - 0.7
@@ -89,53 +89,53 @@ def test_two_colours(shape, distance, latent):
     got = colours.with_vertex_colors(asset, shape, N_VIEWS).colors
     clear = np.abs(shape.vertices[:, 1]) > 2 * EDGE  # elsewhere the field itself blends its colours
     clear &= shape.vertices[:, 1] > -0.35  # few views see lower ones
+    clear &= (np.abs(shape.vertices) > 0.4199).sum(axis=1) < 2  # the edges of a box of voxels are round
     error = np.abs(got / 255.0 - two_colors(shape.vertices))[clear]
-    assert clear.mean() > 0.6 and error.max() * 255 <= 2
+    assert clear.mean() > 0.55 and error.max() * 255 <= 2
 
 
 def test_the_mean_by_hand():
-    colors = torch.tensor([0.4, 0.5, 0.6])[:, None, None].expand(3, 1, 3)
+    colors = torch.tensor([0.45, 0.5, 0.55])[:, None, None].expand(3, 3, 1)
     weight = torch.tensor([1.0, 2.0, 5.0])[:, None]
-    np.testing.assert_allclose(colours.robust_mean(colors, weight)[0], [0.55] * 3, atol=1e-6)
+    np.testing.assert_allclose(colours.robust_mean(colors, weight)[:, 0], [0.525] * 3, atol=1e-6)
     assert colours.robust_mean(colors, torch.zeros(3, 1)).isfinite().all()  # of a point that no view sees
 
 
 def test_outliers_among_the_views_count_less():
-    """Four of five agree. The mean is 0.8 / 5 off; 0.2 sqrt(3) / |d| is the weight of one at the distance d."""
-    colors = torch.tensor([0.1] * 4 + [0.9])[:, None, None].expand(5, 1, 3)
+    """Four of five agree: the mean is 0.16 off. In grey, a distance in RGB is sqrt(3) times that of one channel."""
+    colors = torch.tensor([0.1] * 4 + [0.9])[:, None, None].expand(5, 3, 1)
     got = colours.robust_mean(colors, torch.ones(5, 1))[0, 0].item()
-    share, by_hand = 1.0, 0.26
+    by_hand = 0.26
     for _ in range(colours.ITERATIONS):
-        share = min(1, colours.USUAL / (math.sqrt(3) * (0.9 - by_hand)))
-        by_hand = (4 * 0.1 + share * 0.9) / (4 + share)
-    assert got == pytest.approx(by_hand, abs=1e-6) and got < 0.18
+        many, one = (min(1, colours.USUAL / (math.sqrt(3) * abs(c - by_hand))) for c in (0.1, 0.9))
+        by_hand = (4 * many * 0.1 + one * 0.9) / (4 * many + one)
+    assert got == pytest.approx(by_hand, abs=1e-6) and got < 0.15
 
 
 def test_a_decoder_that_errs_in_some_views():
     asset = asset_of(ball, two_colors, Decoder(0.3))
     got = colours.with_vertex_colors(asset, SPHERE, N_VIEWS).colors / 255.0
     clear = (np.abs(SPHERE.vertices[:, 1]) > 2 * EDGE) & (SPHERE.vertices[:, 1] > 0)
-    assert np.abs(got - two_colors(SPHERE.vertices))[clear].mean() < 0.02
+    assert np.abs(got - two_colors(SPHERE.vertices))[clear].mean() < 0.04
 
 
-def test_what_hides_a_point_does_not_colour_it():
-    """Two boxes on the x axis, a gap of five voxels between them: the far one has the colour that is behind."""
-    near, far = (-0.3, 0.0, 0.0), (0.25, 0.0, 0.0)
-    half = (0.16, 0.3, 0.3)
+def test_what_hides_a_point_does_not_colour_it(monkeypatch):
+    """Two boxes, one behind the other as the only camera sees them. The far one faces it, but in no pixel."""
+    near, far, half = (-0.3, 0.0, 0.0), (0.25, 0.0, 0.0), (0.16, 0.25, 0.25)
 
     def distance(p):
         return torch.minimum(sdf.box(p, near, half), sdf.box(p, far, half))
 
     asset = asset_of(distance, lambda p: np.where(np.asarray(p)[:, :1] < 0, ORANGE, BLUE))
+    monkeypatch.setattr(colours, "cameras", lambda asset, n: [pose.camera_at(0.0, np.pi / 2, 1.5, 55)])
     mesh = mesh_of(trimesh.util.concatenate([fine_box(half, near), fine_box(half, far)]))
-    got = colours.with_vertex_colors(asset, mesh, N_VIEWS).colors / 255.0
-    truth = np.where(mesh.vertices[:, :1] < 0, ORANGE, BLUE)
-    other = ORANGE + BLUE - truth
-    share = ((got - truth) * (other - truth)).sum(1) / np.square(ORANGE - BLUE).sum()  # of the other box's colour
-    assert share.max() < 0.15 and np.mean(share > 0.05) < 0.01  # some white of the background, low in the gap
-    seen = colours.views(asset, Caster(mesh.vertices, mesh.faces), N_VIEWS)
-    hidden = torch.tensor([[0.09, -0.2, 0.0]]), torch.tensor([[-1.0, 0.0, 0.0]])  # low in the gap
-    assert colours.fuse(seen, *hidden)[1] < colours.TRUSTED
+    points, normals = torch.tensor([[-0.46, 0.1, 0.1], [0.09, 0.1, 0.1]]), torch.tensor([[-1.0, 0, 0]] * 2)
+    color, weight = colours.fuse(colours.views(asset, Caster(mesh.vertices, mesh.faces), 1), points, normals)
+    assert weight[0] > 0.5 and np.abs(color[0].numpy() - ORANGE).max() * 255 < 2
+    assert weight[1] == 0
+    alone = mesh_of(fine_box(half, far))  # the same pictures, and nothing in front of it in the mesh
+    color, weight = colours.fuse(colours.views(asset, Caster(alone.vertices, alone.faces), 1), points, normals)
+    assert weight[1] > 0.5 and np.abs(color[1].numpy() - ORANGE).max() * 255 < 2
 
 
 def test_a_point_that_no_view_sees_has_its_neighbours_colour():
