@@ -13,33 +13,29 @@ refuse_missing()  # in one line, before the imports below would fail in a traceb
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from my import config
-from my.config import Config
-from my.errors import UserError, run_main, some
+from my.errors import run_main
+from options.trained import OF_RUNS, OfRun
 
 
-class ReportConfig(Config):
+class ReportConfig(OfRun):
     """Every option of report.py."""
-
-    run: list[str] = Field(["."], min_length=1, description="the run of run_sjc.py: its folder, finished or not")
 
     first: ClassVar[tuple[str, ...]] = ("run",)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the page of the run that the options choose."""
-    cfg = config.load(ReportConfig, argv, prog="report.py", doc=__doc__, positional="run", config_file=None)
-    if len(cfg.run) > 1:
-        raise UserError(f"report.py takes one run, got {len(cfg.run)}: {some(cfg.run)}; start it once for each")
-    from asset import find
+    cfg = config.load(
+        ReportConfig, argv, prog="report.py", doc=__doc__, positional="run", config_file=None, apart=OF_RUNS
+    )
+    from options.found import find
     from pages.live import PAGE
     from pages.markup import spell_bytes
     from pages.run import write
 
-    found = find(cfg.run[0])
-    size = write(found.folder, found.cfg)
+    found = find(cfg.run[0], config.given_apart(cfg))
+    size = write(found.folder, found.cfg, found.step, logged=found.published is None)
     print(f"done: {(found.folder / PAGE).resolve()}, {spell_bytes(size)}")
 
 

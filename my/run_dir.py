@@ -17,6 +17,7 @@ from typing import Any
 
 from my import plain_files
 from my.errors import UserError
+from my.signals import who_stopped
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
@@ -193,7 +194,7 @@ class Heartbeat:
 
     path: the file; it holds step, n_steps, progress in [0, 1], eta_s, elapsed_s, updated (ISO, UTC),
     done, saved (steps after which the newest checkpoint was written), pid, and `failed` ("Type: message") after an
-    exception inside the `with` block, or `stopped` after a signal.
+    exception inside the `with` block, or `stopped` (its name) after a signal.
     every_s: least number of seconds between writes of `beat`.  start_step: where a resumed run begins.
     clock: returns monotonic seconds.  put: calls its first argument with the others, now or later; `beat` writes by it.
     """
@@ -255,5 +256,5 @@ class Heartbeat:
             self.finish()
             return
         with contextlib.suppress(OSError):  # a full disk must not hide the first error
-            how = "failed" if issubclass(kind, Exception) else "stopped"
-            self._write(done=False, **{how: f"{kind.__name__}: {error}".rstrip(": ")})
+            by = who_stopped(error) if error else ""
+            self._write(done=False, **{"stopped": by} if by else {"failed": f"{kind.__name__}: {error}".rstrip(": ")})

@@ -18,7 +18,7 @@ class Stopped(BaseException):
     """Ends a command that a signal asked to end; `saved` says what is saved. No handler of errors takes it for one."""
 
     def __init__(self, number: int, saved: str = "") -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(name_of(number))
         self.number, self.saved = number, saved
 
     @property
@@ -94,4 +94,16 @@ def is_importing(frame: FrameType | None) -> bool:
 
 def named(number: int) -> str:
     """Return in words that a signal stopped a command."""
-    return "stopped" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    return "stopped" if number == signal.SIGINT else f"stopped by {name_of(number)}"
+
+
+def name_of(number: int) -> str:
+    """Return the name of a signal, as people know it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def who_stopped(error: BaseException) -> str:
+    """Return the name of the signal that an exception stands for, "" where it stands for none."""
+    if isinstance(error, KeyboardInterrupt):
+        return name_of(signal.SIGINT)
+    return str(error) if isinstance(error, Stopped) else ""

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple, TextIO
 from my import errors, plain_files
 from my.errors import UserError
 from my.machine import peak_memory
+from my.signals import who_stopped
 
 FILE = "starts.json"
 MOST_NOTES = 100  # of one command, that the file takes
 KINDS = ("start", "note", "use", "end")
-DONE, STOPPED = "done", "stopped"  # how a command ended; other words say what went wrong
+DONE = "done"  # how a command ended; other words say what stopped it, or what went wrong
 
 
 class Start(NamedTuple):
@@ -37,7 +38,7 @@ class Start(NamedTuple):
 
     @property
     def ended(self) -> str:
-        """How it ended: DONE, STOPPED or what went wrong; "" where the file does not say, as after a kill."""
+        """How it ended: DONE, or what stopped it or went wrong; "" where the file does not say, as after a kill."""
         return str(self.last.get("how", ""))
 
     @property
@@ -85,8 +86,8 @@ def use() -> None:
 
 def how(error: BaseException) -> str:
     """Return how a command ended that ends with an exception."""
-    if isinstance(error, KeyboardInterrupt):
-        return STOPPED
+    if by := who_stopped(error):
+        return f"stopped by {by}"
     kind = "" if isinstance(error, errors.Stop) else f"{type(error).__name__}: "
     return without_home(errors.as_message(f"{kind}{error}").rstrip(": "))
 

@@ -12,7 +12,7 @@ from my import config, run_dir
 from my.script import OnDevice
 from options.sjc import SJCConfig
 
-Options = TypeVar("Options", bound="TrainedConfig")
+Options = TypeVar("Options", bound="OfRun")
 STATED = ("preset", "family", *families.NAMES, "vox", "pose", "low_vram")  # options and groups that show a field
 OF_RUNS = config.Apart(
     {name: option for name, option in config.options_of(SJCConfig).items() if name.partition(".")[0] in STATED},
@@ -22,8 +22,8 @@ OF_RUNS = config.Apart(
 )
 
 
-class TrainedConfig(OnDevice):
-    """Where the field is, and where it is worked on."""
+class OfRun(config.Config):
+    """Where the field is."""
 
     run: list[str] = Field(
         ["."],
@@ -32,6 +32,10 @@ class TrainedConfig(OnDevice):
         description="the run: its folder, finished or not, or a checkpoint in it, such as ckpt/step_0001500; or a "
         "checkpoint of the published code, step_*.pt, with the options of run_sjc.py that its folder does not state",
     )
+
+
+class TrainedConfig(OfRun, OnDevice):
+    """Where the field is, and where it is worked on."""
 
 
 def read(cls: type[Options], argv: list[str] | None, *, root: Path, prog: str, doc: str | None) -> Options:

@@ -31,12 +31,12 @@ class Facts(NamedTuple):
     n_damaged: int  # lines of starts.json
 
 
-def gather(folder: Path, cfg: SJCConfig, step: int = 0) -> Facts:
+def gather(folder: Path, cfg: SJCConfig, step: int = 0, logged: bool = True) -> Facts:
     """Return what is known of the run in a folder. It has taken at least `step` steps.
 
-    Raises UserError where history.json is missing or damaged.
+    Raises UserError where a run that is `logged` has no history.json, or a damaged one.
     """
-    rows = run_dir.read_history(folder / "history.json")
+    rows = run_dir.read_history(folder / "history.json") if logged else []
     beat = run_dir.read_heartbeat(folder / "heartbeat.json")
     at = min(max([step, whole(beat.get("step")), *(whole(row["step"]) for row in rows[-1:])]), cfg.n_steps)
     begun, n_damaged = starts.read(folder)
@@ -53,13 +53,13 @@ def gather(folder: Path, cfg: SJCConfig, step: int = 0) -> Facts:
 
 def state_of(folder: Path, beat: dict[str, Any], complete: bool) -> tuple[str, str]:
     """Return (state, why it ended early or "") of a run, by its heartbeat and whether all steps are taken."""
-    if beat.get("done") is True and complete:
+    if complete and (beat.get("done") is True or not beat):
         return FINISHED, ""
-    failed = beat.get("failed")
+    stopped, failed = beat.get("stopped"), beat.get("failed")
+    if isinstance(stopped, str) and stopped:
+        return STOPPED, f"stopped by {shown(stopped)}"
     if isinstance(failed, str) and failed:
         kind, _, words = failed.partition(": ")
-        if kind == "KeyboardInterrupt":
-            return STOPPED, "stopped by Ctrl-C"
         return FAILED, shown(starts.without_home(words or kind), 1000)
     held = run_dir.is_held(folder)
     if held is None:

@@ -10,7 +10,7 @@ from typing import Any
 from my import config
 from my.errors import cut
 from my.run_dir import write_atomic
-from my.starts import DONE, STOPPED, Start, without_home
+from my.starts import DONE, Start, without_home
 from my.version import made_by
 from options.sjc import SJCConfig
 from pages import facts, shows
@@ -35,12 +35,12 @@ MOST_STARTS, MOST_NOTES, MOST_WORDS = 20, 50, 20_000  # commands; notes of each;
 WORDS = {facts.RUNNING: "Running", facts.FINISHED: "Finished", facts.FAILED: "Failed", facts.STOPPED: "Stopped"}
 
 
-def write(folder: Path, cfg: SJCConfig, step: int = 0) -> int:
+def write(folder: Path, cfg: SJCConfig, step: int = 0, logged: bool = True) -> int:
     """Write the page of the run in a folder, which has taken at least `step` steps; return its bytes.
 
-    Raises UserError where history.json is missing or damaged, OSError where the page cannot be written.
+    A run of the published code is not `logged`: it has no history. Raises UserError where history.json is missing or damaged, OSError where the page cannot be written.
     """
-    text = page(facts.gather(folder, cfg, step)).encode()
+    text = page(facts.gather(folder, cfg, step, logged)).encode()
     write_atomic(folder / PAGE, text)
     return len(text)
 
@@ -160,7 +160,7 @@ def command(start: Start, i: int, run: Facts) -> str:
     without_end = run.why or {facts.RUNNING: "on its way"}.get(
         run.state, "done"
     )  # of the command that writes this page
-    ended = {DONE: "done", STOPPED: "stopped by Ctrl-C", "": without_end if i == len(run.starts) else "killed"}
+    ended = {DONE: "done", "": without_end if i == len(run.starts) else "killed"}
     versions = start.facts.get("versions")
     rows = {
         "begun": stamp(start.facts.get("at")),

@@ -1,6 +1,7 @@
 """What a run records of its commands: whole lines, also after a kill; a damaged line costs itself only."""
 
 import json
+import signal
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 
 from my import errors, machine, starts
 from my.errors import RunError, UserError, note
+from my.signals import Stopped
 from my.starts import FILE, Start, read, recorded
 
 
@@ -48,7 +50,8 @@ def test_a_command_from_its_start_to_its_end(here, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "error, how",
     [
-        (KeyboardInterrupt(), "stopped"),
+        (KeyboardInterrupt(), "stopped by Ctrl-C"),
+        (Stopped(signal.SIGTERM), "stopped by SIGTERM"),
         (UserError("--lr: too large"), "--lr: too large"),
         (RunError("two\nlines"), "two lines"),
         (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),

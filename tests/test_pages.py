@@ -192,7 +192,7 @@ def test_a_run_that_goes_on(folder):
         ({"step": 100, "done": True}, "finished", ""),
         ({"step": 40, "done": True}, "stopped", "its process was killed"),  # which only a damaged one says
         ({"step": 40}, "stopped", "its process was killed"),
-        ({"step": 40, "failed": "KeyboardInterrupt"}, "stopped", "stopped by Ctrl-C"),
+        ({"step": 40, "stopped": "Ctrl-C"}, "stopped", "stopped by Ctrl-C"),
         ({"step": 40, "failed": "RunError: step 40: no"}, "failed", "step 40: no"),
         ({"step": 40, "failed": "MemoryError"}, "failed", "MemoryError"),
         ({"step": "x", "eta_s": "y", "elapsed_s": [1], "failed": 3}, "stopped", "its process was killed"),

@@ -49,7 +49,7 @@ def test_what_is_no_run(tmp_path):
         report.main([str(tmp_path)])
     with pytest.raises(UserError, match="has no full_config.yml"):
         report.main([str(tmp_path / "nowhere")])
-    with pytest.raises(UserError, match="takes one run, got 2: a, b; start it once for each"):
+    with pytest.raises(UserError, match="RUN: takes 1 value, got 2: 'a,b'; give 1"):
         report.main(["a", "b"])
     config.write(CanvasConfig(), tmp_path / "full_config.yml")
     with pytest.raises(UserError, match="holds a run of run_2d_sjc.py"):
