@@ -126,7 +126,7 @@ class Published:
             part = MASK_PARTS.get(last)
             if part is None or part in parts:
                 raise UserError(
-                    f"{self.path}: {shown(name)} is no known part of a mask, or one that is there twice; leave the mask out"
+                    f"{self.path}: {shown(name)} is no known part of a mask, or is there twice; leave the mask out"
                 )
             parts[part] = name
         if parts and BITS not in parts:
