@@ -325,8 +325,8 @@ def an_array_of_many_dimensions(n):
 def states_of_arrays_over_and_over(n):
     shape = many([integer(1)] * 60) + put(1) + b"0"
     state = many([integer(1), get(1), U1, b"\x89", BYTE]) + put(2) + b"0"
-    made = shape + state + ARRAY
-    return beside(over_and_over(made, get(2) + b"b", n))
+    made = shape + state + ARRAY + put(3)
+    return beside(over_and_over(made, get(3) + get(2) + b"b", n))
 
 
 @kind("archive", reads=True)
