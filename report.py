@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from pages.run import write
 
     found = find(cfg.run[0], config.given_apart(cfg))
-    size = write(found.folder, found.cfg, found.step, logged=found.published is None)
+    size = write(found.folder, found.cfg, *(() if found.published is None else (found.step, False)))
     print(f"done: {(found.folder / PAGE).resolve()}, {spell_bytes(size)}")
 
 

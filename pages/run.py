@@ -38,7 +38,8 @@ WORDS = {facts.RUNNING: "Running", facts.FINISHED: "Finished", facts.FAILED: "Fa
 def write(folder: Path, cfg: SJCConfig, step: int = 0, logged: bool = True) -> int:
     """Write the page of the run in a folder, which has taken at least `step` steps; return its bytes.
 
-    A run of the published code is not `logged`: it has no history. Raises UserError where history.json is missing or damaged, OSError where the page cannot be written.
+    A run of the published code is not `logged`: it has no history. Raises UserError where the history of another is
+    missing or damaged, OSError where the page cannot be written.
     """
     text = page(facts.gather(folder, cfg, step, logged)).encode()
     write_atomic(folder / PAGE, text)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 from trimesh.visual.material import PBRMaterial
@@ -322,3 +323,14 @@ def test_the_reader_can_stop_the_reloading(driver, folder, monkeypatch):
     wait(driver, "document.getElementById('news').textContent.includes('the run may have ended')")
     driver.refresh()
     assert not driver.find_element("id", "reload").is_selected()
+
+
+def test_the_page_of_a_published_checkpoint(tmp_path):
+    """It has no history and no options of its own: these are flags."""
+    (tmp_path / "ckpt").mkdir()
+    n = 4
+    state = {"density": torch.zeros(1, 1, n, n, n), "color": torch.zeros(1, 3, n, n, n), "d_scale": torch.zeros(())}
+    torch.save({**state, "bg": torch.zeros(1, 3, 4, 4)}, tmp_path / "ckpt" / "step_900.pt")
+    report.main([str(tmp_path), "--family", "ideal", "--sd.prompt", "a <blue> duck"])
+    text = (tmp_path / "report.html").read_text()
+    assert "Finished: step 900 of 900" in text and "No step is logged yet" in text and "<blue>" not in text
