@@ -189,7 +189,7 @@ def test_fog_and_floaters_are_no_part_of_the_object():
         shown.field.density[shown.field.density < 0] = 0.0  # softplus(-1) = 0.31 per unit: fog
         shown.field.density[0, 0, 1, 1, 1] = 60
     (picture, _) = pictures(Frames(shown, 32, 2, alpha=True))
-    assert (picture[:6, :6, 3] == 0).all() and (picture[-6:, -6:, 3] == 0).all() and picture[16, 16, 3] == 255
+    assert (picture[:4, :4, 3] == 0).all() and (picture[-4:, -4:, 3] == 0).all() and picture[16, 16, 3] == 255
     mask = torch.zeros_like(shown.field.density)
     shown.field.alpha_mask = mask
     frames.clear_fog(shown.field)
@@ -261,7 +261,7 @@ def test_animations_are_transparent(tmp_path, kind):
     with replacing(out) as scratch, Film(scratch, 0, 25, kind, False, (0.0, 2.0)) as film:
         for i in range(3):
             picture = np.zeros((256, 256, 4), np.uint8)
-            picture[50:100, 50 : 100 + 20 * i] = (200, 30, 60, 255)
+            picture[50:100, 50 : 100 + 20 * i] = picture[150:160, 20:30] = (200, 30, 60, 255)
             film.add(HostCopy(picture, np.ones((8, 8), np.float32)))
     with Image.open(out / f"img.{kind}") as file:
         video = np.stack([np.asarray(part.convert("RGBA")) for part in ImageSequence.Iterator(file)])
