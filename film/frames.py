@@ -136,7 +136,8 @@ def edges_from_inside(rgb: torch.Tensor, o: torch.Tensor, scale: int) -> torch.T
     scale: pixels per pixel of the rendering.
     """
     solid = (o - SOLID).clamp(min=0) / (1 - SOLID)
-    near = F.avg_pool2d(torch.cat([rgb * solid, solid], dim=1), 4 * scale + 1, 1, 2 * scale, count_include_pad=False)
+    solid = -F.max_pool2d(-solid, 2 * scale + 1, 1, scale)  # not next to an edge
+    near = F.avg_pool2d(torch.cat([rgb * solid, solid], dim=1), 6 * scale + 1, 1, 3 * scale, count_include_pad=False)
     weight = near[:, 3:]
     inside = torch.where(weight > EMPTY, near[:, :3] / weight.clamp(min=EMPTY), rgb)
     return torch.lerp(inside, rgb, solid)

@@ -107,11 +107,24 @@ def test_a_failed_video_leaves_the_old_one(tmp_path):
 
 def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path):
     path = tmp_path / "v.mp4"
-    with pytest.raises(RunError, match="0 of 1 frames"), media.VideoWriter(path) as video:
+    with pytest.raises(RunError, match="not all of 1 frames"), media.VideoWriter(path) as video:
         video.append(np.zeros((4, 4, 3)))
-        close = video.writer.close
-        video.writer.close = lambda: (close(), video.scratch.write_bytes(b"cut"))
+        video.writer.close()
+        video.scratch.write_bytes(b"cut")
     assert os.listdir(tmp_path) == []
+
+
+def test_pictures_with_straight_alpha(tmp_path):
+    image = np.zeros((2, 2, 4), np.uint8)
+    image[0] = (100, 0, 50, 255), (100, 0, 50, 51)
+    media.write_png(tmp_path / "a.png", image)
+    assert np.array_equal(iio.imread(tmp_path / "a.png"), image)
+    assert media.on_white(image).tolist() == [[[100, 0, 50], [224, 204, 214]], [[255] * 3] * 2]
+    assert media.on_white(image[..., :3]) is not None and media.on_white(image[..., :3]).shape == (2, 2, 3)
+    with pytest.raises(ValueError, match="expected an image"):
+        media.to_uint8(image)
+    with pytest.raises(ValueError, match=r"expected an image \(H, W, 3 or 4\)"):
+        media.write_png(tmp_path / "b.png", image[..., :2])
 
 
 def test_labelled_grid():
