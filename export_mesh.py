@@ -21,26 +21,18 @@ from options.mesh import READ_BY, MeshConfig
 
 if TYPE_CHECKING:
     from asset import Asset
-    from mesh import Mesh
 
 ROOT = Path(__file__).resolve().parent
 COMMAND = "export_mesh.py"
-SPLAT_RESOLUTION, SPLAT_FACES = 128, 50000  # of the mesh that splats have their colours of
-
-
-def shape(asset: Asset, level: float | str, resolution: int, n_faces: int) -> Mesh:
-    """Return the surface of an asset without colours."""
-    from mesh import surface
-
-    level = surface.best_level(asset) if isinstance(level, str) else level
-    return surface.decimated(surface.extract(asset.field, resolution, level), n_faces)
+SPLAT_RESOLUTION = 128  # of the mesh that splats have their colours of
 
 
 def mesh_files(asset: Asset, cfg: MeshConfig, name: str, facts: dict[str, str]) -> tuple[dict[str, bytes], str]:
     """Return {file name: bytes} of the mesh that the options choose, the main file last, and what to say of it."""
-    from mesh import colours, compare, files
+    from mesh import colours, compare, files, surface
 
-    mesh = shape(asset, cfg.level, cfg.resolution, cfg.n_faces)
+    level = surface.best_level(asset) if isinstance(cfg.level, str) else cfg.level
+    mesh = surface.decimated(surface.extract(asset.field, cfg.resolution, level), cfg.n_faces)
     if cfg.format in ("glb", "obj") and cfg.texture == "atlas":
         mesh = colours.with_atlas(asset, mesh, cfg.texture_size)
     else:
@@ -55,9 +47,10 @@ def mesh_files(asset: Asset, cfg: MeshConfig, name: str, facts: dict[str, str]) 
 
 def splat_files(asset: Asset, name: str, facts: dict[str, str]) -> tuple[dict[str, bytes], str]:
     """Return {file name: bytes} of an asset as splats, and what to say of it."""
-    from mesh import colours, files, splat
+    from mesh import colours, files, splat, surface
 
-    coloured = colours.with_vertex_colors(asset, shape(asset, "auto", SPLAT_RESOLUTION, SPLAT_FACES))
+    fine = surface.extract(asset.field, SPLAT_RESOLUTION, surface.best_level(asset))  # it has vertices everywhere
+    coloured = colours.with_vertex_colors(asset, fine)
     gaussians = splat.gaussians(asset.field, coloured)
     return {f"{name}.ply": files.ply_of(gaussians, facts)}, f"{len(gaussians['x'])} Gaussians"
 

@@ -13,7 +13,7 @@ import trimesh
 from PIL import Image
 
 import export_mesh
-from mesh import colours
+from mesh import colours, files
 from my import checkpoint, config, run_dir
 from my.errors import UserError, run_main
 from sjc import SJC
@@ -61,9 +61,16 @@ def refused(capsys, *argv):
 
 
 def colour_of(points):
-    """The true colours (n, 3) at points (n, 3) of the file's frame, and which of them are plain."""
-    clear = np.abs(points[:, 1]) > 0.2  # farther from where the two colours meet than they are blended
-    return np.where((points[:, 1] > 0)[:, None], HIGH, LOW), clear
+    """The true colours (n, 3) at points (n, 3) of the file's frame, and which of them are far from other colours.
+
+    Those are not near the line between the two colours, nor near an edge of the box, where pictures blend them, nor
+    below, where no view looks.
+    """
+    own = points @ files.TO_FILE  # in the world: the matrix turns back, being orthogonal
+    from_walls = np.abs(np.abs(own - BOX[0]) - BOX[1])
+    at_one_wall = ((from_walls < 0.2).sum(axis=1) == 1) & (from_walls.min(axis=1) < 0.1)
+    clear = at_one_wall & (np.abs(own[:, 1]) > 0.2) & (own[:, 1] > -0.25)
+    return np.where((own[:, 1] > 0)[:, None], HIGH, LOW), clear
 
 
 def test_glb_with_a_texture_shows_the_colours_of_the_field(run, capsys):
@@ -78,6 +85,7 @@ def test_glb_with_a_texture_shows_the_colours_of_the_field(run, capsys):
     picture = np.asarray(back.visual.material.baseColorTexture)[..., :3]
     x, y = (uv * [256, -256] + [0, 256]).astype(int).T
     expected, clear = colour_of(at)
+    assert clear.sum() > 100
     assert np.abs(picture[y, x] - 255 * expected)[clear].max() <= 2
     extras = pygltflib.GLTF2().load(run / "mesh_1.glb").asset.extras
     assert extras["prompt"] == "a blue duck" and extras["command"] == "export_mesh.py" and extras["version"]
@@ -109,6 +117,7 @@ def test_splats(run, capsys):
     rows = np.frombuffer(body, "<f4").reshape(-1, 17)
     assert f"element vertex {len(rows)}".encode() in head and b"comment prompt: a blue duck" in head
     expected, clear = colour_of(rows[:, :3])
+    assert clear.sum() > 10
     assert np.abs(0.5 + 0.28209479 * rows[:, 6:9] - expected)[clear].max() < 2.5 / 255
 
 
