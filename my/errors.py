@@ -24,6 +24,9 @@ STORAGE_HINTS = {
     errno.EROFS: "this file system is read-only; work in a folder that you may write",
     errno.EEXIST: "a file has the name of a folder that is to be written; move it away",
     errno.ENOTDIR: "a file has the name of a folder that is to be written; move it away",
+    errno.ENAMETOOLONG: "this name is longer than the system allows; give a shorter one",
+    errno.EFBIG: "this file is larger than the system allows; raise the limit, ulimit -f",
+    errno.EMFILE: "too many files are open; raise the limit, ulimit -n",
     errno.EISDIR: "a folder has the name of a file that is to be written; move it away",
 }
 
@@ -76,7 +79,18 @@ def explain(error: BaseException, go_on: str) -> tuple[str, int] | None:
         name = error.filename2 or error.filename  # the second is where it was to be moved to
         where = f"{name}: " if name else ""
         return f"{where}{STORAGE_HINTS[error.errno]}, then {go_on}", 1
+    if isinstance(error, FileNotFoundError) and not here():
+        return "the folder that the command works in was deleted or moved; nothing more can be written to it", 1
     return None
+
+
+def here() -> bool:
+    """Whether the current folder is still there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def is_out_of_memory(error: BaseException) -> bool:

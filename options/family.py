@@ -29,7 +29,7 @@ class PoseConfig(Config):
     fov_range: tuple[Degrees, Degrees] = Field(
         (40.0, 70.0), description="horizontal field of view in training, degrees: drawn uniformly between these two"
     )
-    R: float = Field(1.5, gt=0, description="distance of the cameras from the origin, world units")
+    R: float = Field(1.5, ge=1e-3, le=1e4, description="distance of the cameras from the origin, world units")
     view_words: Literal["sjc", "sides", "octants"] = Field(
         "sjc",
         description="how views are named: sjc has front, side, backside and overhead, as published; sides tells left "

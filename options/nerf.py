@@ -14,7 +14,9 @@ class ModelConfig(Config):
     """The voxel radiance field."""
 
     model_type: Literal["VoxRF"] = Field("VoxRF", description="kind of field: colours in [0, 1] before white")
-    bbox_len: float = Field(1.5, gt=0, description="half edge of the field's cube round the origin, world units")
+    bbox_len: float = Field(
+        1.5, ge=1e-3, le=1e3, description="half edge of the field's cube round the origin, world units"
+    )
     grid_size: int = Field(
         128,
         gt=1,
@@ -22,7 +24,9 @@ class ModelConfig(Config):
         "to the object, so that its own edges differ",
     )
     step_ratio: float = Field(0.5, ge=0.01, le=10, description="distance of the samples along a ray, in voxel edges")
-    density_shift: float = Field(-10.0, description="number that is added to the density before its softplus")
+    density_shift: float = Field(
+        -10.0, ge=-1e3, le=1e3, description="number that is added to the density before its softplus"
+    )
     ray_march_weight_thres: float = Field(1e-4, ge=0, lt=1, description="samples up to this weight have no colour")
     c: Literal[3] = Field(3, description="colour channels")
 
@@ -63,7 +67,9 @@ class NeRFConfig(Checkpointed):
         description="rays per pixel edge. The colour of a pixel is the mean over its rays. More than one ray smooths "
         "jagged edges, in training and in the results",
     )
-    lr: float = Field(0.02, gt=0, description="learning rate at the start (Adam); it falls to a tenth at the end")
+    lr: float = Field(
+        0.02, gt=0, le=100, description="learning rate at the start (Adam); it falls to a tenth at the end"
+    )
     max_minutes: float | None = Field(
         None,
         ge=0.001,

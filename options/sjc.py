@@ -28,10 +28,12 @@ class VoxConfig(Config):
         description="kind of field: V_SD holds latents, V_SJC colours in [-1, 1], VoxRF colours in [0, 1]; default "
         "V_SD for sd, else V_SJC",
     )
-    bbox_len: float = Field(1.0, gt=0, description="half the edge of the field's cube, world units")
+    bbox_len: float = Field(1.0, ge=1e-3, le=1e3, description="half the edge of the field's cube, world units")
     grid_size: int = Field(100, gt=1, description="voxels per edge of the cube")
     step_ratio: float = Field(0.5, ge=0.01, le=10, description="distance between samples on a ray, in edges of a voxel")
-    density_shift: float = Field(-1.0, description="number that is added to the density before its softplus")
+    density_shift: float = Field(
+        -1.0, ge=-1e3, le=1e3, description="number that is added to the density before its softplus"
+    )
     ray_march_weight_thres: float = Field(
         1e-4, ge=0, lt=1, description="samples with this weight or less get no colour"
     )
@@ -43,8 +45,8 @@ class VoxConfig(Config):
 class SJCConfig(Checkpointed, FamilyConfig):
     """Every option of run_sjc.py."""
 
-    lr: float = Field(0.05, gt=0, description="learning rate of the field (optimizer: Adamax)")
-    bg_lr: float = Field(1e-4, ge=0, description="learning rate of the background texture")
+    lr: float = Field(0.05, gt=0, le=100, description="learning rate of the field (optimizer: Adamax)")
+    bg_lr: float = Field(1e-4, ge=0, le=100, description="learning rate of the background texture")
     n_steps: int = Field(10000, gt=0, description="number of optimisation steps")
     batch_views: int = Field(1, gt=0, description="cameras per step; their gradients are averaged")
     vox: VoxConfig = VoxConfig()
@@ -66,15 +68,19 @@ class SJCConfig(Checkpointed, FamilyConfig):
         description="move the upper end of sigma_range linearly to this entry until the last step; by default it stays",
     )
     emptiness_scale: float = Field(
-        10.0, ge=0, description="s of the emptiness loss, the mean of log(1 + s w) over samples of weight w"
+        10.0, ge=0, le=1e6, description="s of the emptiness loss, the mean of log(1 + s w) over samples of weight w"
     )
-    emptiness_weight: float = Field(1e4, ge=0, description="weight of the emptiness loss, which removes thin fog")
+    emptiness_weight: float = Field(
+        1e4, ge=0, le=1e12, description="weight of the emptiness loss, which removes thin fog"
+    )
     emptiness_step: float = Field(
         0.5, ge=0, description="fraction of the run after which emptiness_multiplier applies; 1 and more is never"
     )
-    emptiness_multiplier: float = Field(20.0, ge=0, description="factor of the emptiness loss after emptiness_step")
+    emptiness_multiplier: float = Field(
+        20.0, ge=0, le=1e6, description="factor of the emptiness loss after emptiness_step"
+    )
     depth_weight: float = Field(
-        0.0, ge=0, description="weight of the centre-depth loss, which pulls the centre nearer than the border"
+        0.0, ge=0, le=1e12, description="weight of the centre-depth loss, which pulls the centre nearer than the border"
     )
     snapshots: bool = Field(
         True,

@@ -47,6 +47,9 @@ class OutOfMemoryError(RuntimeError):
         (OSError(28, "No space", "a.png"), 1, "a.png: the disk is full"),
         (PermissionError(13, "Permission", "/x"), 1, "/x: permission denied"),
         (OSError(30, "Read-only"), 1, "read-only"),
+        (OSError(36, "Too long", "x" * 300), 1, "longer than the system allows"),
+        (OSError(27, "Too large", "a.mp4"), 1, "a.mp4: this file is larger than the system allows"),
+        (OSError(24, "Too many"), 1, "ulimit -n"),
         (OutOfMemoryError("CUDA"), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4e12"), 1, "out of memory"),
         (OSError(28, "No space"), 1, "free some space, then start it once more"),
@@ -85,6 +88,19 @@ def test_ctrl_c_inside_an_import_ends_the_command(tmp_path, swallow):
     )
     assert (done.returncode, done.stderr) == (130, "toy.py: stopped; start it again\n")
     assert "went on" not in done.stdout
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+
+    def main(argv):
+        (tmp_path / "run").rmdir()
+        open("history.json", "w")
+
+    with pytest.raises(SystemExit) as caught:
+        run_main(main, [])
+    assert caught.value.code == 1 and "works in was deleted" in capsys.readouterr().err
 
 
 def test_ctrl_c_elsewhere_is_pythons_own():

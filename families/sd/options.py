@@ -45,7 +45,7 @@ class Options(Family):
         "A high quality photo of a delicious burger", description="what to show, in words (families sd and ideal)"
     )
     negative_prompt: str = Field("", description="what not to show: its condition takes the unconditional one's place")
-    scale: float = Field(100.0, ge=0, description="guidance scale s: D_u + s (D_c - D_u)")
+    scale: float = Field(100.0, ge=0, le=1e6, description="guidance scale s: D_u + s (D_c - D_u)")
     precision: Literal["auto", "autocast", "full", "fp32", "fp16", "bf16"] = Field(
         "auto",
         json_schema_extra=FREE,
