@@ -51,6 +51,7 @@ BACK_DEG = 45.0  # views this near to the back count for the Janus score
 N_BOOTSTRAP, CONFIDENCE = 10000, 0.95
 FIGURE_VIEWS = {"front": (0, 82), "left side": (90, 82), "back": (180, 82), "overhead": (0, 20)}  # azimuth, v
 ZOOM = 2  # magnification of the figure
+MESH_SUBPIXELS = 4  # rays per pixel edge of the mesh's pictures
 REPORT = ("n_views", "judge", "summary", "runs")  # keys of a results file
 METRICS = {
     "iou": "IoU",
@@ -72,6 +73,9 @@ class EvaluateConfig(script.OnDevice):
     n_views: int = Field(24, ge=24, multiple_of=3, description="test views, in three rings")
     out: str = Field("results.json", description="JSON file of everything that was measured")
     figure: str | None = Field(None, description="PNG file of every run's views, each beside the truth")
+    mesh: bool = Field(
+        False, description="show in the figure also the mesh that export_mesh.py makes; this takes up to a minute a run"
+    )
 
 
 # ---------------------------------------------------------------- metrics
@@ -238,26 +242,41 @@ def measure(folder: str, found: Source, cfg: EvaluateConfig, judge: Judge) -> tu
         "view_words": asset.cfg.pose.view_words,
         "n_steps": asset.cfg.n_steps,
     }
-    return run_dir.plain(run | measures), strip(asset, color, obj) if cfg.figure else None
+    return run_dir.plain(run | measures), strip(asset, color, obj, cfg.mesh) if cfg.figure else None
 
 
 # ---------------------------------------------------------------- what people read
 
 
-def strip(asset: Asset, color: str, obj: str) -> np.ndarray:
-    """Return one row of the figure (H, W, 3) uint8: every view of FIGURE_VIEWS, each result beside its truth."""
+def strip(asset: Asset, color: str, obj: str, with_mesh: bool) -> np.ndarray:
+    """Return one row of the figure (H, W, 3) uint8: every view of FIGURE_VIEWS, each result beside its truth.
+
+    The mesh stands between both, where it is asked for.
+    """
     from my.media import label, side_by_side, to_uint8
 
     cameras = cameras_at(np.deg2rad(list(FIGURE_VIEWS.values())), asset.cfg.pose)
-    pairs = zip(result_views(asset, cameras)[0], true_views(color, obj, cameras)[0])
-    row = side_by_side(*(to_uint8(picture) for pair in pairs for picture in pair))
+    shown = {"": result_views(asset, cameras)[0]}
+    if with_mesh:
+        shown["mesh"] = mesh_views(asset, cameras)
+    shown["truth"] = true_views(color, obj, cameras)[0]
+    row = side_by_side(*(to_uint8(picture) for same_view in zip(*shown.values()) for picture in same_view))
     row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
     cfg = asset.cfg
     texts = [f"{cfg.preset or cfg.family}: {cfg.texts.prompt}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
-    edge = ZOOM * SIZE
-    names = [(2 * i * edge + 4, text, "black") for i, text in enumerate(texts)]
-    truths = [((2 * i + 1) * edge + 80, "truth", "gray") for i in range(len(texts))]
-    return np.concatenate([label(row.shape[1], *names, *truths), row])
+    edge, n = ZOOM * SIZE, len(shown)
+    names = [(n * i * edge + 4, text, "black") for i, text in enumerate(texts)]
+    kinds = [((n * i + k) * edge + 90, kind, "gray") for i in range(len(texts)) for k, kind in enumerate(shown)]
+    return np.concatenate([label(row.shape[1], *names, *kinds), row])
+
+
+def mesh_views(asset: Asset, cameras: Sequence[pose.Camera]) -> np.ndarray:
+    """Return pictures (n, SIZE, SIZE, 3) in [0, 1] of an asset's mesh before white."""
+    from mesh import cast, make
+
+    mesh = make.textured(asset)
+    caster = cast.Caster(mesh.vertices, mesh.faces, asset.adapter.device)
+    return np.stack([cast.render(mesh, camera, SIZE, MESH_SUBPIXELS, caster=caster) for camera in cameras])
 
 
 def judge_lines(accuracy: dict[str, dict[str, float]], rows: Sequence[dict[str, Any]]) -> str:
@@ -308,6 +327,8 @@ def check_outputs(cfg: EvaluateConfig) -> None:
             raise UserError(f"--{name} {path}: no such folder as {Path(path).parent}; make it first")
         if path and Path(path).is_dir():
             raise UserError(f"--{name} {path}: that is a folder; give the name of a file")
+    if cfg.mesh and not cfg.figure:
+        raise UserError("--mesh True: the mesh is shown in the figure; give --figure FILE.png too")
     if cfg.figure and Path(cfg.figure).suffix.lower() != ".png":
         raise UserError(f"--figure {cfg.figure}: a PNG is written; give a name that ends in .png")
     if Path(cfg.out).exists():

@@ -29,10 +29,9 @@ SPLAT_RESOLUTION = 128  # of the mesh that splats have their colours of
 
 def mesh_files(asset: Asset, cfg: MeshConfig, name: str, facts: dict[str, str]) -> tuple[dict[str, bytes], str]:
     """Return {file name: bytes} of the mesh that the options choose, the main file last, and what to say of it."""
-    from mesh import colours, compare, files, surface
+    from mesh import colours, compare, files, make
 
-    level = surface.best_level(asset) if isinstance(cfg.level, str) else cfg.level
-    mesh = surface.decimated(surface.extract(asset.field, cfg.resolution, level), cfg.n_faces)
+    mesh = make.bare(asset, cfg.resolution, None if isinstance(cfg.level, str) else cfg.level, cfg.n_faces)
     if cfg.format in ("glb", "obj") and cfg.texture == "atlas":
         mesh = colours.with_atlas(asset, mesh, cfg.texture_size)
     else:

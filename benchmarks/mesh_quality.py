@@ -23,7 +23,6 @@ from my import config
 from my.errors import UserError, run_main
 from my.run_dir import write_atomic
 from my.script import FULL_CONFIG, OnDevice
-from options.mesh import MeshConfig
 
 if TYPE_CHECKING:
     from asset import Asset
@@ -67,11 +66,10 @@ def found(where: Sequence[str]) -> list[Path]:
 
 def make_mesh(asset: Asset, size: int) -> tuple[Mesh, Mesh, float]:
     """Return an asset's mesh with a texture, the same with colours at its vertices, and its level."""
-    from mesh import colours, surface
+    from mesh import colours, make, surface
 
-    defaults = {name: field.default for name, field in MeshConfig.model_fields.items()}
     level = surface.best_level(asset)
-    bare = surface.decimated(surface.extract(asset.field, defaults["resolution"], level), defaults["n_faces"])
+    bare = make.bare(asset, level=level)
     return colours.with_atlas(asset, bare, size), colours.with_vertex_colors(asset, bare), level
 
 

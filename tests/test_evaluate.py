@@ -279,6 +279,7 @@ def test_outputs_are_checked_before_anything_is_measured(tmp_path, monkeypatch):
     for argv, words in (
         (["--out", str(tmp_path)], "that is a folder; give the name of a file"),
         (["--figure", str(tmp_path / "a.txt")], "give a name that ends in .png"),
+        (["--mesh", "True"], "--mesh True: the mesh is shown in the figure"),
     ):
         with pytest.raises(UserError, match=words):
             evaluate.main(["run", *argv])
