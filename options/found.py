@@ -5,6 +5,7 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -125,7 +126,9 @@ def of_published(folder: Path, path: Path, given: Layer) -> Source:
 def refuse_contradictions(published: Published, given: Layer) -> None:
     """Raise UserError for an option that is not what the checkpoint holds."""
     for name, fact in published.facts.items():
-        if name in given and given[name].value not in (None, fact):
+        value = given[name].value if name in given else None
+        same = math.isclose(value, fact, rel_tol=1e-5) if isinstance(value, float) else value in (None, fact)
+        if not same:
             raise UserError(
                 f"{given[name].where} {given[name].value}: {published.path} has {fact}; leave it out, or give the "
                 "checkpoint that was made with it"

@@ -137,7 +137,7 @@ def test_highres_makes_its_videos(run, monkeypatch, capsys):
     "argv, message",
     [
         (["--skip", "9", "--n_frames", "9"], "--skip 9: must be less"),
-        (["--frames", "9"], "perhaps you meant --n_frames"),
+        (["--frame", "9"], "perhaps you meant --frames|perhaps you meant --n_frames"),
     ],
 )
 def test_highres_mistakes(run, monkeypatch, argv, message):

@@ -6,12 +6,13 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 import evaluate
 import pose
 import run_sjc
 from benchmarks import quality
-from my import config
+from my import checkpoint, config
 from my.errors import UserError, run_main
 from options.sjc import SJCConfig
 from toyworld import UNSEEN_PAIRS, parse_prompt
@@ -195,6 +196,30 @@ def test_results_need_a_folder(run, tmp_path, monkeypatch, capsys):
         assert f"{flag} nosuch/a: no such folder as nosuch" in one_line(capsys, [str(run), flag, "nosuch/a"])
     monkeypatch.chdir(evaluate.ROOT)
     assert "go to an experiment directory" in one_line(capsys, [str(run)])
+
+
+def test_a_published_checkpoint_is_measured_as_its_run_is(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tensors, _ = checkpoint.load(checkpoint.latest(run / "ckpt"))
+    field = {name.removeprefix("field/"): value for name, value in tensors.items() if name.startswith("field/")}
+    (tmp_path / "ckpt").mkdir()
+    torch.save(field, tmp_path / "ckpt" / "step_40.pt")
+    cfg = config.flat(config.read(SJCConfig, run / "full_config.yml"))
+    stated = [
+        "family",
+        "sd.prompt",
+        "preset",
+        "pose.rend_hw",
+        "vox.density_shift",
+        "vox.bbox_len",
+        "pose.R",
+        "pose.FoV",
+    ]
+    flags = [word for name in stated if cfg[name] is not None for word in (f"--{name}", str(cfg[name]))]
+    for where, given in ((str(run), []), (str(tmp_path), flags)):
+        evaluate.main([where, *given, "--out", f"{len(given)}.json"])
+    a, b = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (0, len(flags)))
+    assert a["summary"] == b["summary"] and b["runs"][0]["prompt"] == cfg["sd.prompt"]
 
 
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys):

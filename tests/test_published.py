@@ -81,13 +81,13 @@ def test_latents_need_their_family(here):
         ("vox.c", "4", "^--vox.c 4: .*a.pt has 3"),
         ("vox.bg_texture_hw", "8", "^--vox.bg_texture_hw 8: .*a.pt has 4"),
         ("vox.blend_bg_texture", "False", "^--vox.blend_bg_texture False: .*a.pt has True"),
-        ("vox.bbox_len", "2", "^--vox.bbox_len 2.0: .*a.pt has 1.5"),
+        ("vox.bbox_len", "2", "^--vox.bbox_len 2.0: .*a.pt has 1.1"),
         ("gddpm.model", "m_lsun_256", "^--gddpm.model: not read with --family ideal"),
         ("lr", "1", "^--lr: no such option"),
     ],
 )
 def test_options_that_do_not_fit(here, flag, value, words):
-    box = torch.tensor([[-1.5] * 3, [1.5] * 3])
+    box = torch.tensor([[-1.1] * 3, [1.1] * 3])
     refused(save(here / "a.pt", {**tensors_of(a_field()), "aabb": box}), words, f"--{flag}", value)
 
 

@@ -79,7 +79,7 @@ class Published:
         if TEXTURE in shapes:
             self.facts |= {"vox.bg_texture_hw": shapes[TEXTURE][-1], "plain_bg": False}
         if self.box is not None:
-            self.facts["vox.bbox_len"] = float(self.box.abs().max())
+            self.facts["vox.bbox_len"] = round(float(self.box.abs().max()), 6)  # it is of float32
 
     def _refuse_shapes(self) -> None:
         """Raise UserError where the tensors of the field do not fit one another."""
