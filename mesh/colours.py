@@ -4,7 +4,7 @@ A point of the surface takes its colour from the views that see it. Each counts 
 
 - the cosine of the angle between the surface's normal and the way to the camera, none below `GRAZING`;
 - next to nothing at an edge of depth, where a pixel mixes what is in front with what is behind;
-- the square of how opaque the field is there, since the background shines through what is not.
+- a power of how opaque the field is there, since the background shines through what is not.
 
 A point that the mesh itself hides from a view has no weight there. The colour is the mean of those of the views. The
 decoder of a latent field gives a point another colour in each view: outliers count less. Where no view sees the surface
@@ -33,6 +33,7 @@ FAR = 100.0  # distance of what is not there, world units
 GRAZING = 0.2  # cosine below which a view does not count
 FAINT = 1e-3  # weight of the worst pixels: they count only where a part of a mesh has no others
 TRUSTED = 0.05  # weight of a point, over all views, from which on its colour is its own alone
+OPACITY_POWER = 4
 STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths between two pixels
 USUAL = 0.4  # distance from the mean, in RGB, up to which a view's colour counts in full
 ITERATIONS = 2  # of the weights of outliers
@@ -105,7 +106,7 @@ def at_edges(distance: torch.Tensor, steep: float) -> torch.Tensor:
 
 def solid(opacity: torch.Tensor) -> torch.Tensor:
     """Return weights of pixels of these opacities: 1 where the field is opaque, less where the background shows."""
-    return opacity**2 + FAINT
+    return opacity**OPACITY_POWER + FAINT
 
 
 @torch.no_grad()
