@@ -2,9 +2,9 @@
 
 A point of the surface takes its colour from the views that see it. Each counts by a weight, the product of
 
-- cos^2 of the angle between the surface's normal and the way to the camera, none below `GRAZING`;
-- how far the pixel is from an edge of depth, where a picture mixes what is in front with what is behind;
-- how opaque the field is there, since the background shines through what is not.
+- the cosine of the angle between the surface's normal and the way to the camera, none below `GRAZING`;
+- next to nothing at an edge of depth, where a pixel mixes what is in front with what is behind;
+- a power of how opaque the field is there, since the background shines through what is not.
 
 A point that the mesh itself hides from a view has no weight there. The colour is the mean of those of the views. The
 decoder of a latent field gives a point another colour in each view: outliers count less. Where no view sees the surface
@@ -31,12 +31,11 @@ N_VIEWS = 32
 PIXELS_PER_VOXEL = 3  # of fields of pixels
 FAR = 100.0  # distance of what is not there, world units
 GRAZING = 0.2  # cosine below which a view does not count
-COSINE_POWER = 2
 FAINT = 1e-3  # weight of the worst pixels: they count only where a part of a mesh has no others
-TRUSTED = 0.1  # weight of a point, over all views, from which on its colour is its own alone
+TRUSTED = 0.05  # weight of a point, over all views, from which on its colour is its own alone
+OPACITY_POWER = 4
 STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths between two pixels
-BLEED = 1.0  # pixels of the model's space, or voxels, over which colours bleed at an edge
-USUAL = 0.2  # distance from the mean, in RGB, up to which a view's colour counts in full
+USUAL = 0.4  # distance from the mean, in RGB, up to which a view's colour counts in full
 ITERATIONS = 2  # of the weights of outliers
 CHUNK = 2**13  # points at a time
 TEXELS = 2**19  # at a time
@@ -81,13 +80,13 @@ def views(asset: Asset, caster: Caster, n: int = N_VIEWS) -> Views:
     hw = shot[0][1].shape[-1]
     pixel = 2 * asset.cfg.pose.R * np.tan(np.deg2rad(asset.cfg.pose.FoV) / 2) / hw
     steep = max(STEEP * pixel, asset.field.voxel_edge)
-    bleed = BLEED * max(asset.field.voxel_edge / pixel, hw / shot[0][2].shape[-1])
     maps, matrices, eyes = [], [], []
     for camera, image, opacity in shot:
         hits = caster.view(camera, hw)
         distance = torch.where(hits.hit, hits.distance, FAR).view(hw, hw).cpu()
         opacity = F.interpolate(opacity[None, None], (hw, hw), mode="bilinear")[0, 0]
-        maps.append(torch.cat([image, (inner(distance, steep, bleed) * solid(opacity))[None], distance[None]]))
+        weight = torch.where(at_edges(distance, steep), FAINT, solid(opacity))
+        maps.append(torch.cat([image, weight[None], distance[None]]))
         w2c = np.linalg.inv(camera.c2w)
         matrices.append(camera.K(hw, hw) @ w2c[:3])
         eyes.append(camera.c2w[:3, 3])
@@ -95,25 +94,19 @@ def views(asset: Asset, caster: Caster, n: int = N_VIEWS) -> Views:
     return Views(matrices, eyes, torch.stack(maps).to(caster.device), 0.5 * steep)
 
 
-def inner(distance: torch.Tensor, steep: float, bleed: float) -> torch.Tensor:
-    """Return weights (H, W): 1 at `bleed` pixels from an edge of depth and farther, FAINT at the edge."""
-    from scipy.ndimage import distance_transform_edt
-
+def at_edges(distance: torch.Tensor, steep: float) -> torch.Tensor:
+    """Return which pixels (H, W) bool are on either side of a step of more than `steep` in distances (H, W)."""
     edge = torch.zeros_like(distance, dtype=torch.bool)
     for axis in (0, 1):
-        step = distance.diff(dim=axis).abs() > steep
-        n = distance.shape[axis]
-        edge.narrow(axis, 0, n - 1).logical_or_(step)
-        edge.narrow(axis, 1, n - 1).logical_or_(step)
-    if not edge.any():
-        return torch.ones_like(distance)
-    away = torch.from_numpy(distance_transform_edt(~edge.numpy())).float()
-    return (away / bleed).clamp(max=1) ** 2 + FAINT
+        step, n = distance.diff(dim=axis).abs() > steep, distance.shape[axis]
+        for first in (0, 1):
+            edge.narrow(axis, first, n - 1).logical_or_(step)
+    return edge
 
 
 def solid(opacity: torch.Tensor) -> torch.Tensor:
     """Return weights of pixels of these opacities: 1 where the field is opaque, less where the background shows."""
-    return opacity**2 + FAINT
+    return opacity**OPACITY_POWER + FAINT
 
 
 @torch.no_grad()
@@ -133,7 +126,7 @@ def _fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[tor
     distance = away.square().sum(1).sqrt()
     cosine = (away * n).sum(1) / distance
     sees = (cosine > GRAZING) & (distance < got[:, 4] + seen.slack) & (at.abs().amax(1) < 1)
-    weight = got[:, 3] * cosine**COSINE_POWER * sees
+    weight = got[:, 3] * cosine * sees
     return robust_mean(got[:, :3], weight).T, weight.sum(0)
 
 
