@@ -28,5 +28,5 @@ def bare(
 
 
 def textured(asset: Asset, texture_size: int = DEFAULTS["texture_size"]) -> Mesh:
-    """Return the mesh of an asset with a texture, otherwise as export_mesh.py makes it by default; raises UserError as `bare` does."""
+    """Return the mesh of an asset with a texture, as export_mesh.py makes it by default; raises what `bare` does."""
     return colours.with_atlas(asset, bare(asset), texture_size)
