@@ -39,6 +39,7 @@ USUAL = 0.4  # distance from the mean, in RGB, up to which a view's colour count
 ITERATIONS = 2  # of the weights of outliers
 CHUNK = 2**13  # points at a time
 TEXELS = 2**19  # at a time
+FINE = 3.0  # texels per pixel's edge from which on one texel in four is fused
 GUTTER = 4  # texels between charts: the second smaller copy of a texture still has one between them
 
 
@@ -48,6 +49,7 @@ class Views(NamedTuple):
     to_pixels: torch.Tensor  # (n, 3, 4): world to homogeneous pixels
     eyes: torch.Tensor  # (n, 3)
     maps: torch.Tensor  # (n, 5, H, H): RGB in [0, 1], weight of the pixel, distance of the mesh
+    pixel: float  # edge of a pixel at the origin, world units
     slack: float  # world units by which a point may lie behind the mesh's distance
 
 
@@ -91,7 +93,7 @@ def views(asset: Asset, caster: Caster, n: int = N_VIEWS) -> Views:
         matrices.append(camera.K(hw, hw) @ w2c[:3])
         eyes.append(camera.c2w[:3, 3])
     matrices, eyes = (torch.from_numpy(np.stack(x)).to(caster.device, torch.float32) for x in (matrices, eyes))
-    return Views(matrices, eyes, torch.stack(maps).to(caster.device), 0.5 * steep)
+    return Views(matrices, eyes, torch.stack(maps).to(caster.device), pixel, 0.5 * steep)
 
 
 def at_edges(distance: torch.Tensor, steep: float) -> torch.Tensor:
@@ -213,13 +215,29 @@ def with_atlas(asset: Asset, mesh: Mesh, size: int, n_views: int = N_VIEWS) -> M
     """Return a mesh with the colours of an asset in a texture of `size` x `size`; vertices are doubled along its seams.
 
     Texels beside a chart repeat the nearest one in it, so that no seam shows under bilinear filtering and in small
-    copies of the texture.
+    copies of the texture. Where texels are much finer than the pixels of the views, only one in four is fused, and the
+    others lie between these.
     """
     paint = Paint(asset, mesh, n_views)
     origin, faces, uv = unwrap(mesh, size)
-    return Mesh(
-        mesh.vertices[origin], faces, mesh.normals[origin], uv=uv, texture=bake(paint, mesh.faces, faces, uv, size)
-    )
+    vertices = mesh.vertices[origin]
+    texel = texel_edge(vertices, faces, uv, size)
+    if size % 2 == 0 and FINE * texel < paint.views.pixel:
+        half = torch.from_numpy(bake(paint, mesh.faces, faces, uv, size // 2)).permute(2, 0, 1)[None].float()
+        fine = F.interpolate(half, (size, size), mode="bilinear", align_corners=False)[0]
+        texture = _to_uint8(fine.permute(1, 2, 0) / 255)
+    else:
+        texture = bake(paint, mesh.faces, faces, uv, size)
+    return Mesh(vertices, faces, mesh.normals[origin], uv=uv, texture=texture)
+
+
+def texel_edge(vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray, size: int) -> float:
+    """Return the edge of a texel of an atlas on the surface, world units: the root of the mean area."""
+    a, b, c = vertices.astype(np.float64)[faces.T]
+    surface = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum()
+    (ax, ay), (bx, by), (cx, cy) = (corner.T for corner in uv.astype(np.float64)[faces.T])
+    covered = np.abs((bx - ax) * (cy - ay) - (by - ay) * (cx - ax)).sum() * size**2
+    return float(np.sqrt(surface / covered))
 
 
 def unwrap(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
