@@ -16,6 +16,8 @@ from options import begin
 from options.family import FIRST, FamilyConfig
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from options.found import Source
 
 
@@ -101,7 +103,7 @@ class SJCConfig(FamilyConfig):
 
     _source: Source | None = PrivateAttr(None)  # of --init, set by `check_files`
 
-    def absolute(self) -> SJCConfig:
+    def absolute(self) -> Self:
         if self.init is not None:
             self.init = os.path.abspath(os.path.expanduser(self.init))
         return super().absolute()
