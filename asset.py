@@ -155,8 +155,8 @@ def load_field(found: Source, adapter: ScoreAdapter) -> VoxRF:
     """Return the field of a source, on the adapter's device."""
     cfg = found.cfg
     if found.published:
-        field = found.published.field(cfg.vox.model_type, cfg.vox)
-        return field.to(adapter.device)
+        assert cfg.vox.model_type  # SJCConfig fills it in
+        return found.published.field(cfg.vox.model_type, cfg.vox).to(adapter.device)
     field = new_field(cfg, adapter)
     tensors, _ = checkpoint.load(found.path)
     state.restore_field(field, tensors)

@@ -17,6 +17,8 @@ from options import begin
 from options.family import FIRST, FamilyConfig
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from options.found import Source
 
 
@@ -118,7 +120,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
 
     _source: Source | None = PrivateAttr(None)  # of --init, set by `check_files`
 
-    def absolute(self) -> SJCConfig:
+    def absolute(self) -> Self:
         if self.init is not None:
             self.init = os.path.abspath(os.path.expanduser(self.init))
         return super().absolute()

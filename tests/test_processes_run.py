@@ -79,6 +79,19 @@ def test_a_run_goes_on_with_another_number_of_processes(folders):
         torch.testing.assert_close(value, want[name], rtol=1e-4, atol=1e-5)
 
 
+def test_two_processes_begin_from_another_field_as_one_does(folders):
+    begun = {}
+    for name, n in (("from_one", 1), ("from_two", 2)):
+        argv = [{"8": "10", "6": "1"}.get(word, word) for word in RUN]  # another grid, one step
+        done = sjc(folders / name, n, *argv, "--init", str(folders / "one"))
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stderr.count("the grid is resampled from 8 x 8 x 8 voxels to 10 x 10 x 10") == 1
+        begun[name] = last(folders / name), checkpoint.load(folders / name / "ckpt" / "step_0000000")[0]
+    for one, two in zip(*begun.values()):
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+
+
 def test_more_processes_than_views_are_refused(folders):
     done = sjc(folders / "few", 2, *("1" if word == "3" else word for word in RUN))
     assert done.returncode != 0 and "--batch_views 1 with 2 processes: each needs one at least" in done.stderr

@@ -211,10 +211,14 @@ class Published:
 
     def field(self, kind: str, march: March) -> VoxRF:
         """Return the field, of a kind of `voxnerf.field.FIELDS`; raises UserError for numbers that are not finite."""
+        import torch
+
         from voxnerf.field import make_field
 
         b = march.bbox_len
-        box = [[-b] * 3, [b] * 3] if self.box is None else self.box.tolist()
+        box = [[-b] * 3, [b] * 3]
+        if self.box is not None and not torch.allclose(self.box, torch.tensor(box, dtype=torch.float64), rtol=1e-5):
+            box = self.box.tolist()  # else it is the cube, which the file has in float32
         texture = self.file.shapes.get(TEXTURE)
         field = make_field(
             kind,
