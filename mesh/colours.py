@@ -127,7 +127,8 @@ def _fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[tor
     away = seen.eyes[:, :, None] - p  # (V, 3, n)
     distance = away.square().sum(1).sqrt()
     cosine = (away * n).sum(1) / distance
-    sees = (cosine > GRAZING) & (distance < got[:, 4] + seen.slack) & (at.abs().amax(1) < 1)
+    sees = (cosine > GRAZING) & (distance < got[:, 4] + seen.slack)
+    sees &= (at.abs().amax(1) < 1) & (x[:, 2] > 0)  # in the picture, and in front of the camera
     weight = got[:, 3] * cosine * sees
     return robust_mean(got[:, :3], weight).T, weight.sum(0)
 

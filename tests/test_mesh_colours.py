@@ -16,6 +16,7 @@ from tiny import Affine
 from tiny import config as tiny_config
 from toyworld import sdf
 from voxnerf.field import make_field
+from voxnerf.rays import pixel_rays
 
 ORANGE, BLUE = np.array([230, 128, 26]) / 255, np.array([26, 51, 204]) / 255
 GRID, EDGE = 40, 1.4 / 40
@@ -92,6 +93,25 @@ def test_two_colours(shape, distance, latent):
     clear &= (np.abs(shape.vertices) > 0.4199).sum(axis=1) < 2  # the edges of a box of voxels are round
     error = np.abs(got / 255.0 - two_colors(shape.vertices))[clear]
     assert clear.mean() > 0.4 and error.max() * 255 <= 2
+
+
+def test_a_point_has_the_colour_of_its_pixel(monkeypatch):
+    """Points on the rays of the pixels of one camera, in a picture whose pixels all differ."""
+    hw, camera = 12, pose.camera_at(0.7, 1.2, 1.5, 55)
+    image = torch.rand(3, hw, hw, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(colours, "cameras", lambda asset, n: [camera])
+    monkeypatch.setattr(colours, "picture", lambda asset, camera: (image, torch.ones(hw, hw)))
+    rays_o, rays_d = pixel_rays(hw, hw, camera.K(hw, hw), camera.c2w)
+    seen = colours.views(asset_of(ball, two_colors), Caster(10 + SPHERE.vertices, SPHERE.faces), 1)
+    color, weight = colours.fuse(seen, rays_o + 1.3 * rays_d, -rays_d)
+    assert (weight - 1 - colours.FAINT).abs().max() < 1e-5  # full weight: nothing hides, and it looks straight
+    assert (color - image.flatten(1).T).abs().max() < 1e-4
+    tilted = rays_d + 2 * torch.linalg.cross(rays_d, torch.tensor([[0.0, 1.0, 0.0]]), dim=1)
+    cosine = -(tilted * -rays_d).sum(1) / tilted.norm(dim=1)
+    _, weight = colours.fuse(seen, rays_o + 1.3 * rays_d, -tilted / tilted.norm(dim=1, keepdim=True))
+    assert (weight / (1 + colours.FAINT) - cosine).abs().max() < 1e-4
+    assert (colours.fuse(seen, rays_o + 1.3 * rays_d, rays_d)[1] == 0).all()  # seen from behind
+    assert (colours.fuse(seen, rays_o - 1.3 * rays_d, rays_d)[1] == 0).all()  # behind the camera
 
 
 def test_the_mean_by_hand():

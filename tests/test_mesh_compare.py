@@ -7,7 +7,9 @@ import trimesh
 
 import pose
 from asset import Asset
+from benchmarks import mesh_quality
 from mesh import Mesh, colours, compare
+from my.errors import UserError
 from tiny import Affine
 from tiny import config as tiny_config
 from voxnerf.field import make_field
@@ -74,3 +76,15 @@ def test_views_gave_no_colours(asset):
     nearest = np.rad2deg(np.arccos((held_out @ used.T).max(axis=1).clip(-1, 1)))
     assert len(held_out) == 12 and nearest.min() > 2
     assert held_out[:, 1].min() > 1 - 2 * pose.ELEVATION_SPAN_DEG / 180
+
+
+def test_the_table_of_the_benchmark(tmp_path):
+    rows = {name: dict.fromkeys(mesh_quality.COLUMNS, value) for name, value in (("a", 1.0), ("b", 2.5))}
+    lines = mesh_quality.document({"mini": rows}).splitlines()
+    assert lines[2] == "## mini" and lines[-1].startswith("| mean | 1.750 | 1.750 | 1.75 |")
+    with pytest.raises(UserError, match="no run of run_sjc.py in it"):
+        mesh_quality.found([str(tmp_path)])
+    for name in ("x/one", "two"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "full_config.yml").touch()
+    assert mesh_quality.found([str(tmp_path)]) == [tmp_path / "two", tmp_path / "x" / "one"]
