@@ -130,6 +130,7 @@ def test_names_do_not_change_with_a_longer_axis_and_tell_long_values_apart(here)
     prompts = [long, f"{long}.", "a blue duck", "a blue duck."]
     names = [run.name for run in plan(axes={"sd.prompt": prompts}).runs]
     assert len(set(names)) == 4 and all(len(name) < 60 for name in names)
+    assert plan(axes={"sd.prompt": [long]}).runs[0].name == names[0]  # a second long value does not change the first
     assert not any(set("/\\ ,") & set(name) for name in names)
 
 
