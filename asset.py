@@ -12,7 +12,7 @@ from my.errors import note
 from my.host_copy import HostCopy
 from my.script import free_on_resume, pick_device
 from my.seeds import torch_rng
-from options.found import Source, find, find_finished
+from options.found import CKPT, Source, find, find_finished
 from options.sjc import SJCConfig
 from voxnerf import state
 from voxnerf.field import VoxRF, make_field
@@ -148,19 +148,23 @@ def load(found: Source, device: str = "auto") -> Asset:
     config.reset(cfg, free_on_resume(SJCConfig) - {"low_vram"})
     adapter = make_adapter(cfg, "cpu")
     adapter.keep_pictures(pick_device(device))
-    return Asset(cfg, adapter, load_field(found, adapter), found.step)
+    return Asset(cfg, adapter, *load_field(found, adapter))
 
 
-def load_field(found: Source, adapter: ScoreAdapter) -> VoxRF:
-    """Return the field of a source, on the adapter's device."""
-    cfg = found.cfg
+def load_field(found: Source, adapter: ScoreAdapter) -> tuple[VoxRF, int]:
+    """Return the field of a source, on the adapter's device, and its number of steps.
+
+    Where the newest checkpoint of a run is damaged, the one before it is taken, and a note says so.
+    """
+    cfg, root = found.cfg, found.folder / CKPT
     if found.published:
         assert cfg.vox.model_type  # SJCConfig fills it in
-        return found.published.field(cfg.vox.model_type, cfg.vox).to(adapter.device)
+        return found.published.field(cfg.vox.model_type, cfg.vox).to(adapter.device), found.step
     field = new_field(cfg, adapter)
-    tensors, _ = checkpoint.load(found.path)
+    loaded = checkpoint.load_newest(root) if found.path == checkpoint.latest(root) else None
+    tensors, meta = loaded or checkpoint.load(found.path)
     state.restore_field(field, tensors)
-    return field
+    return field, meta["step"]
 
 
 def open_asset(cfg: TrainedConfig) -> Asset:

@@ -272,7 +272,7 @@ class SJC(Asset):
         """Take the field of another run as the beginning of this one; notes say what differs."""
         if self.adapter.device.type == "meta":  # nothing is loaded there
             return
-        for text in begin_from(self.field, load_field(found, self.adapter)):
+        for text in begin_from(self.field, load_field(found, self.adapter)[0]):
             note(f"--init {self.cfg.init}: {text}")
 
     def load(self, path: str | Path) -> int:

@@ -7,7 +7,7 @@ triangle.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,9 +47,8 @@ class Caster:
         self.device = torch.device(device)
         self.vertices = torch.as_tensor(np.ascontiguousarray(vertices), dtype=torch.float32, device=self.device)
         self.faces = torch.as_tensor(np.ascontiguousarray(faces), dtype=torch.int32, device=self.device)
-        self._mesh = wp.Mesh(  # it keeps views of the tensors above
-            wp.from_torch(self.vertices, dtype=wp.vec3), wp.from_torch(self.faces.flatten())
-        )
+        views: list[Any] = [wp.from_torch(self.vertices, dtype=wp.vec3), wp.from_torch(self.faces.flatten())]
+        self._mesh = wp.Mesh(*views)
 
     def cast(self, rays_o: torch.Tensor, rays_d: torch.Tensor) -> Hits:
         """Return what rays of origins and directions (n, 3) meet first; they may start anywhere."""

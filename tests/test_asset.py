@@ -7,7 +7,7 @@ import torch
 import asset
 import pose
 from my import checkpoint, config
-from my.errors import UserError
+from my.errors import RunError, UserError
 from options.sjc import SJCConfig
 from options.trained import TrainedConfig
 from sjc import SJC
@@ -67,10 +67,13 @@ def test_an_asset_shows_what_the_optimisation_shows(run):
         assert np.array_equal(a, b)
 
 
-def test_damaged_checkpoints_are_refused(run):
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_it_is_shown(run, capsys):
     (run / "ckpt" / "step_0000004" / checkpoint.TENSORS).write_bytes(b"no tensors")
-    with pytest.raises(Exception, match="is damaged"):
-        asset.load(asset.find(run), "cpu")
+    opened = asset.load(asset.find(run), "cpu")
+    assert opened.n_steps_taken == 2 and (opened.field.density == 2).all()
+    assert "is damaged" in capsys.readouterr().err
+    with pytest.raises(RunError, match="is damaged"):
+        asset.load(asset.find(run / "ckpt" / "step_0000004"), "cpu")
 
 
 def test_only_what_makes_pictures_is_kept(tmp_path, tiny_sd):

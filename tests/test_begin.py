@@ -157,7 +157,7 @@ def test_a_run_begins_from_another(finished, tmp_path, monkeypatch, capsys):
     kept = config.read(SJCConfig, "full_config.yml")
     sha256 = checkpoint.sha256_of(finished / "ckpt" / "step_0000003" / checkpoint.TENSORS)
     assert (kept.init, kept.init_sha256) == (str(finished), sha256)
-    old, new = load_field(find(finished), Affine()), SJC(kept, Affine())
+    old, new = load_field(find(finished), Affine())[0], SJC(kept, Affine())
     begin_from(new.field, old)
     whole = tensors(2)
     shutil.rmtree("ckpt/step_0000001", ignore_errors=True)
@@ -179,7 +179,7 @@ def test_a_killed_run_has_what_it_began_from(finished, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_sjc.main([*FLAGS, "--init", str(finished)])
     new = SJC(config.read(SJCConfig, "full_config.yml"), Affine())
-    begin_from(new.field, load_field(find(finished), Affine()))
+    begin_from(new.field, load_field(find(finished), Affine())[0])
     for name, value in tensors(0).items():
         assert torch.equal(value, new.field.state_dict()[name.removeprefix("field/")])
 
