@@ -6,6 +6,7 @@ triangle.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,8 +48,10 @@ class Caster:
         self.device = torch.device(device)
         self.vertices = torch.as_tensor(np.ascontiguousarray(vertices), dtype=torch.float32, device=self.device)
         self.faces = torch.as_tensor(np.ascontiguousarray(faces), dtype=torch.int32, device=self.device)
-        views: list[Any] = [wp.from_torch(self.vertices, dtype=wp.vec3), wp.from_torch(self.faces.flatten())]
-        self._mesh = wp.Mesh(*views)
+        arrays: list[Any] = [wp.from_torch(self.vertices, dtype=wp.vec3), wp.from_torch(self.faces.flatten())]
+        cuda = self.device.type == "cuda"  # there, the tree is built in the order of PyTorch's own work
+        with wp.ScopedStream(wp.stream_from_torch(self.device)) if cuda else contextlib.nullcontext():
+            self._mesh = wp.Mesh(*arrays)  # it keeps views of the tensors above
 
     def cast(self, rays_o: torch.Tensor, rays_d: torch.Tensor) -> Hits:
         """Return what rays of origins and directions (n, 3) meet first; they may start anywhere."""

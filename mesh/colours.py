@@ -32,7 +32,8 @@ PIXELS_PER_VOXEL = 3  # of fields of pixels
 FAR = 100.0  # distance of what is not there, world units
 GRAZING = 0.2  # cosine below which a view does not count
 FAINT = 1e-3  # weight of the worst pixels: they count only where a part of a mesh has no others
-TRUSTED = 0.05  # weight of a point, over all views, from which on its colour is its own alone
+TRUSTED = 0.5  # weight of a point, over all views, from which on its colour is its own alone
+SURE = 1.0  # weight of a point, over all views, from which on its colour spreads to points that are not seen
 OPACITY_POWER = 4
 STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths between two pixels
 USUAL = 0.4  # distance from the mean, in RGB, up to which a view's colour counts in full
@@ -161,8 +162,10 @@ class Paint:
         self.caster = Caster(mesh.vertices, mesh.faces, device)
         self.views = views(asset, self.caster, n_views)
         self.normals = torch.as_tensor(mesh.normals, dtype=torch.float32, device=device)
-        colors, weight = (x.cpu().numpy() for x in fuse(self.views, self.caster.vertices, self.normals))
-        self.vertices = torch.from_numpy(spread(mesh, colors, weight)).to(device, torch.float32)
+        colors, weight = fuse(self.views, self.caster.vertices, self.normals)
+        fill = spread(mesh, colors.cpu().numpy(), weight.cpu().numpy())
+        self.fill = torch.from_numpy(fill).to(device, torch.float32)
+        self.vertices = blended(colors, weight, self.fill)
 
     def at(self, hits: Hits) -> torch.Tensor:
         """Return the colours (m, 3) in [0, 1] of the m points of the surface that `hits` of `self.caster` found."""
@@ -172,17 +175,22 @@ class Paint:
     def _at(self, hits: Hits) -> torch.Tensor:
         points = self.caster.interpolate(self.caster.vertices, hits)
         normals = F.normalize(self.caster.interpolate(self.normals, hits), dim=1)
-        own, weight = fuse(self.views, points, normals)
-        share = (weight / TRUSTED).clamp(max=1)[:, None]
-        return share * own + (1 - share) * self.caster.interpolate(self.vertices, hits)
+        return blended(*fuse(self.views, points, normals), self.caster.interpolate(self.fill, hits))
+
+
+def blended(own: torch.Tensor, weight: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+    """Return the colours (n, 3) of points: their own, as far as their weights (n,) are trusted, and `fill`."""
+    share = (weight / TRUSTED).clamp(max=1)[:, None]
+    return share * own + (1 - share) * fill
 
 
 def spread(mesh: Mesh, colors: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return colours (V, 3) of all vertices, of those that views show (V, 3) and their weights (V,).
 
-    A vertex of weight TRUSTED keeps its colour. Others are harmonic between these: each is the mean of its neighbours,
-    which count by 1 / distance. In a part of the mesh where none has that weight, all with any weight keep theirs. A
-    part without any has the mean colour of all that are trusted.
+    A vertex of weight SURE keeps its colour. Others are harmonic between these: each is the mean of its neighbours,
+    which count by 1 / distance. What is seen badly is left out here, since the background bleeds into it: it borders on
+    all that is not seen. In a part of the mesh where none is sure, all with any weight keep theirs. A part without any
+    has the mean colour of all that keep theirs.
     """
     from scipy.sparse import coo_matrix, diags
     from scipy.sparse.csgraph import connected_components
@@ -194,7 +202,7 @@ def spread(mesh: Mesh, colors: np.ndarray, weight: np.ndarray) -> np.ndarray:
     graph = coo_matrix((1 / length, ends.T), (n, n)).tocsr()
     graph = graph + graph.T
     part = connected_components(graph, directed=False)[1]
-    known = weight >= TRUSTED
+    known = weight >= SURE
     known |= (weight > 0) & ~np.isin(part, part[known])
     free = ~known & np.isin(part, part[known])
     out = np.where(known[:, None], colors, colors[known].mean(0) if known.any() else GREY).astype(np.float64)

@@ -163,20 +163,23 @@ def test_a_point_that_no_view_sees_has_its_neighbours_colour():
     faces = np.array([(0, 1, 2), (0, 2, 3), (0, 3, 4), (0, 4, 1)], np.int32)
     mesh = Mesh(np.array([(0, 0, 0), *around], np.float32), faces, np.tile(np.float32([0, 0, 1]), (5, 1)))
     shown = np.array([(0.9, 0.9, 0.9), (1, 0, 0), (0, 1, 0), (0.5, 0, 0), (0, 0, 1)])
-    weight = np.array([0, 1, 1, 1, 1]) * colours.TRUSTED
+    weight = np.array([0, 1, 1, 1, 1]) * colours.SURE
     got = colours.spread(mesh, shown, weight)
     np.testing.assert_allclose(got[0], (0.5, 1 / 6, 1 / 6))  # (1 a + 1/2 b + 1 c + 1/2 d) / 3
     np.testing.assert_array_equal(got[1:], shown[1:])
-    weight[0] = 0.9 * colours.TRUSTED  # seen, but badly
+    weight[0] = 0.9 * colours.SURE  # seen, but badly
     np.testing.assert_allclose(colours.spread(mesh, shown, weight)[0], (0.5, 1 / 6, 1 / 6))
     np.testing.assert_allclose(colours.spread(mesh, shown, np.ones(5)), shown)
+    own, fill = torch.ones(3, 3), torch.zeros(3, 3)
+    share = colours.blended(own, torch.tensor([0, 0.25, 2]) * colours.TRUSTED, fill)
+    np.testing.assert_allclose(share, [[0] * 3, [0.25] * 3, [1] * 3])
 
 
 def test_parts_of_a_mesh_that_are_seen_badly_or_not_at_all():
     triangle = np.eye(3, dtype=np.float32)
     mesh = Mesh(np.concatenate([triangle] * 3), np.arange(9, dtype=np.int32).reshape(3, 3), np.zeros((9, 3), "f4"))
     shown = np.repeat([ORANGE, BLUE, (0.1, 0.2, 0.3)], 3, axis=0)
-    badly = colours.TRUSTED / 10
+    badly = colours.SURE / 10
     got = colours.spread(mesh, shown, np.array([1, 1, 1, badly, badly, badly, 0, 0, 0]))
     np.testing.assert_allclose(got[:6], shown[:6])  # the second part has its own colours, bad as they are
     np.testing.assert_allclose(got[6:], [(ORANGE + BLUE) / 2] * 3)
