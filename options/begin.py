@@ -27,12 +27,9 @@ def source_of(cfg: SJCConfig) -> Source:
     from options.found import find
 
     flag, kind = f"--init {cfg.init}", cfg.vox.model_type
+    own = {"family": cfg.family, "vox.model_type": kind}
     try:
-        try:
-            found = find(str(cfg.init))
-        except UserError:
-            given = {"family": Given(cfg.family, "--family"), "vox.model_type": Given(kind, "--vox.model_type")}
-            found = find(str(cfg.init), given)
+        found = find(str(cfg.init), otherwise={name: Given(value, f"--{name}") for name, value in own.items()})
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
     refuse_other_colors(flag, found, cfg)

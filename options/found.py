@@ -37,23 +37,25 @@ class Source(NamedTuple):
         return self.step >= self.cfg.n_steps or (self.published is not None and self.step == 0)
 
 
-def find(where: str | Path, given: Layer | None = None) -> Source:
+def find(where: str | Path, given: Layer | None = None, otherwise: Layer | None = None) -> Source:
     """Return the newest field of a run's folder, finished or not, or the field of a checkpoint in it.
 
-    `given` are options of run_sjc.py, for a checkpoint of the published code whose folder states none. Raises
-    UserError where there is no field, for options that the folder states itself, and for those that the checkpoint
-    contradicts.
+    `given` are options of run_sjc.py, for a checkpoint of the published code whose folder states none, and `otherwise`
+    what they are there where they are not given. Raises UserError where there is no field, for options that the folder
+    states itself, and for those that the checkpoint contradicts.
     """
-    path, given = Path(where), given or {}
+    path, given, otherwise = Path(where), given or {}, otherwise or {}
+    if path.suffix == ".pt" and not path.exists():
+        raise UserError(f"{path}: no such file; give a checkpoint or the folder of a run")
     if path.is_file():
         folder = path.resolve().parent.parent if path.resolve().parent.name == CKPT else path.resolve().parent
-        return of_published(folder, path, given)
+        return of_published(folder, path, given, otherwise)
     one = path.resolve() if (path / checkpoint.META).exists() else None  # the folder of a checkpoint
     folder = one.parent.parent if one else path
     newest = one or checkpoint.latest(folder / CKPT)
     published = None if newest else newest_published(folder)
     if published:
-        return of_published(folder, published, given)
+        return of_published(folder, published, given, otherwise)
     if not (folder / FULL_CONFIG).exists():
         raise UserError(
             f"{folder.resolve()} has no {FULL_CONFIG}: it is not the folder of a run of run_sjc.py; nor has it a "
@@ -101,8 +103,8 @@ def newest_published(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def of_published(folder: Path, path: Path, given: Layer) -> Source:
-    """Return the field of a checkpoint of the published code; its folder states the options, or `given` are they."""
+def of_published(folder: Path, path: Path, given: Layer, otherwise: Layer) -> Source:
+    """Return the field of a checkpoint of the published code; its folder states the options, or they are given."""
     match, published = PUBLISHED_NAME.fullmatch(path.name), Published(path)
     step = int(match[1]) if match else 0
     if (folder / FULL_CONFIG).exists():
@@ -112,8 +114,10 @@ def of_published(folder: Path, path: Path, given: Layer) -> Source:
         )
     else:
         refuse_contradictions(published, given)
-        facts = {**published.facts, "n_steps": max(step, 1)}
-        cfg = config.of_layer(SJCConfig, given, PRESETS, {name: Given(v, str(path)) for name, v in facts.items()})
+        stands = {**published.facts, "n_steps": max(step, 1)}
+        facts = {name: Given(value, str(path)) for name, value in stands.items()}
+        facts |= {name: value for name, value in otherwise.items() if name not in given}
+        cfg = config.of_layer(SJCConfig, given, PRESETS, facts)
         config.refuse_unread(cfg, cfg.read_by())
     if cfg.chosen.channels != cfg.vox.c:
         raise UserError(

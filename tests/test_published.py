@@ -225,4 +225,5 @@ def test_files_that_do_not_fit(here, change, words):
 def test_files_that_are_none(here):
     (here / "a.pt").write_bytes(b"PK\x03\x04 damaged")
     refused("a.pt", "a.pt: not a whole PyTorch archive")
-    refused("b.pt", "has no full_config.yml: .*; nor has it a ckpt/step_")
+    refused("b.pt", "b.pt: no such file")
+    refused(".", "has no full_config.yml: .*; nor has it a ckpt/step_")
