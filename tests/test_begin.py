@@ -62,6 +62,16 @@ def test_a_linear_field_stays_linear(grid, half):
 
 
 @torch.no_grad()
+def test_the_border_does_not_fade():
+    """Voxels that are nearer to the border than any old voxel's centre have the value of the nearest."""
+    old, new = make_field("V_SD", CUBE, 4, 2), make_field("V_SD", CUBE, 11, 2)
+    old.density.fill_(2.0)
+    old.color.fill_(-3.0)
+    begin_from(new, old)
+    assert torch.allclose(new.density, torch.tensor(2.0)) and torch.allclose(new.color, torch.tensor(-3.0))
+
+
+@torch.no_grad()
 def test_a_larger_box_is_empty_outside():
     old = a_field(grid=10)
     old.density.fill_(-8)[..., 3:7, 2:8, 3:7] = 30
