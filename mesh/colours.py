@@ -93,8 +93,8 @@ def views(asset: Asset, caster: Caster, n: int = N_VIEWS) -> Views:
         w2c = np.linalg.inv(camera.c2w)
         matrices.append(camera.K(hw, hw) @ w2c[:3])
         eyes.append(camera.c2w[:3, 3])
-    matrices, eyes = (torch.from_numpy(np.stack(x)).to(caster.device, torch.float32) for x in (matrices, eyes))
-    return Views(matrices, eyes, torch.stack(maps).to(caster.device), pixel, 0.5 * steep)
+    to_pixels, at = (torch.from_numpy(np.stack(x)).to(caster.device, torch.float32) for x in (matrices, eyes))
+    return Views(to_pixels, at, torch.stack(maps).to(caster.device), pixel, 0.5 * steep)
 
 
 def at_edges(distance: torch.Tensor, steep: float) -> torch.Tensor:
@@ -286,9 +286,9 @@ def bake(paint: Paint, faces: np.ndarray, split: np.ndarray, uv: np.ndarray, siz
         hit = hits.hit.cpu().numpy()
         texture[texels.numpy()[hit]] = _to_uint8(paint.at(hits))
         covered[texels.numpy()] = hit
-    texture, covered = texture.reshape(size, size, 3), covered.reshape(size, size)
-    nearest = distance_transform_edt(~covered, return_distances=False, return_indices=True)
-    return texture[tuple(nearest)]
+    outside = ~covered.reshape(size, size)
+    nearest = distance_transform_edt(outside, return_distances=False, return_indices=True)
+    return texture.reshape(size, size, 3)[tuple(nearest)]
 
 
 def _to_uint8(colors: torch.Tensor) -> np.ndarray:

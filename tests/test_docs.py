@@ -137,7 +137,7 @@ def test_quickstart_runs_the_tests_as_ci_does(quickstart):
         "python -m ruff check",
         "python -m ruff format --check",
         "python -m mypy",
-        "python -m pytest",
+        "python -m pytest -n auto --dist loadfile",
     ]
     assert (
         "bash quickstart.sh --tests\n" in README and "bash quickstart.sh --tests" in (ROOT / ".ci" / "run").read_text()

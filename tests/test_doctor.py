@@ -369,7 +369,7 @@ def test_the_folder_counts_and_a_resumed_run_is_the_one_it_holds(capsys, home):
     sjc.save("ckpt", 0)
     assert run(capsys, "--resume", "True", "--sha256", "True")[0] == 0
     status, states, text = run(capsys, "--preset", "ideal")
-    assert status == 2 and states["folder"] == [doctor.BAD] and "already holds a run" in text
+    assert status == 2 and states["folder"] == [doctor.BAD] and "and its options are others: " in text
     status, states, text = run(capsys, "--resume", "True", "--lr", "0.5")
     assert status == 2 and "lr 0.5 (was 0.05)" in text and "model" not in states  # not that of the defaults
     assert "model" not in run(capsys)[1]

@@ -426,6 +426,7 @@ def test_what_a_run_leaves(here, folder, capsys):
         "full_config.yml",
         "history.json",
         "heartbeat.json",
+        "starts.json",
         "ckpt",
         "pane",
         "test_42",
@@ -511,7 +512,7 @@ def test_resume_keeps_the_options_and_the_scene(here, folder, monkeypatch):
     monkeypatch.chdir(here)
     config.write(cfg, "full_config.yml")
     assert run_nerf.read_config(["--resume", "True"]).model_dump() == {**cfg.model_dump(), "resume": True}
-    with pytest.raises(UserError, match="--resume True with --lr 0.1 .was 0.5.: .* only deterministic, device"):
+    with pytest.raises(UserError, match="--resume True: --lr 0.1 .was 0.5.; .* ckpt_minutes, deterministic, device"):
         run_nerf.read_config(["--resume", "True", "--lr", "0.1"])
 
 
