@@ -23,6 +23,7 @@ from my import config
 from my.errors import UserError, run_main
 from my.run_dir import write_atomic
 from my.script import FULL_CONFIG, OnDevice
+from options.found import find_finished
 
 if TYPE_CHECKING:
     from asset import Asset
@@ -75,12 +76,13 @@ def make_mesh(asset: Asset, size: int) -> tuple[Mesh, Mesh, float]:
 
 def measure(folder: Path, cfg: MeshQualityConfig) -> tuple[dict[str, float], np.ndarray]:
     """Return the measures of a run's mesh, by the keys of COLUMNS, and its strip of pictures (H, W, 3) in [0, 1]."""
-    from asset import find_finished, load
+    from asset import load
     from mesh import cast, compare
     from voxnerf.likeness import iou, picture_psnr
 
-    color, obj = evaluate.read_prompt(folder)
-    asset = load(find_finished(folder), cfg.device)
+    source = find_finished(folder)
+    color, obj = evaluate.read_prompt(source)
+    asset = load(source, cfg.device)
     start = time.process_time()
     mesh, at_vertices, level = make_mesh(asset, cfg.texture_size)
     seconds = time.process_time() - start
@@ -145,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
 
     runs = found(cfg.runs)
     for folder in runs:
-        evaluate.read_prompt(folder)
+        evaluate.read_prompt(find_finished(folder))
     tables: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     strips = []
     for folder in tqdm(runs, desc="meshes", unit="run"):

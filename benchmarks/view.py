@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -66,7 +67,12 @@ def answers(frames: Frames, cfg: ViewBenchmark) -> list[str]:
     lines = ["| asked for | drag shows | drag, ms (CPU) | at rest, ms (CPU) |", "|---|---|---|---|"]
 
     def make(view: View) -> None:
-        iio.imwrite("<bytes>", frames.picture(view), extension=".jpeg", quality=QUALITY)
+        picture = frames.picture(view)
+        assert picture is not None  # nobody drops the work
+        iio.imwrite("<bytes>", picture, extension=".jpeg", quality=QUALITY)
+
+    def make_one(views: list[View], i: int) -> None:
+        make(views[i])
 
     for rows in cfg.rows:
         for mode in frames.modes:
@@ -81,7 +87,7 @@ def answers(frames: Frames, cfg: ViewBenchmark) -> list[str]:
                 make(shown[-1])
 
             quick = timed(cfg.repeats, drag)
-            fine = timed(cfg.repeats, lambda i, views=views: make(views[i]))
+            fine = timed(cfg.repeats, partial(make_one, views))
             seen = shown[len(shown) // 2]
             lines.append(
                 f"| {mode}, {rows}x{rows} | {seen.mode}, {seen.height}x{seen.width} | "
@@ -106,7 +112,7 @@ def sizes(asset: Asset) -> list[str]:
     field.d_scale.data.copy_(asset.field.d_scale.data)
     lines = ["| field | snapshot, MB | voxels kept | copy, ms | write, ms | read, ms |", "|---|---|---|---|---|---|"]
     for name, one, run in (("of the run", asset.field, asset.cfg), ("interpolated", field, large)):
-        lines.append(size(name, one, lambda run=run: new_field(run, asset.adapter)))
+        lines.append(size(name, one, partial(new_field, run, asset.adapter)))
     return [*lines, "", f"{snapshot.HIDDEN=:.2g}"]
 
 

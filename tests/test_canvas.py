@@ -180,7 +180,7 @@ def test_resume_computes_what_is_missing(here, flags, monkeypatch):
     monkeypatch.setattr(canvas, "optimise", lambda *args: (computed.append(args[2]), original(*args))[1])
     run_2d_sjc.main(["--resume", "True"])
     assert len(computed) == len(set(computed)) == 8 and (here / "grid.png").exists()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a finished run"):
         run_2d_sjc.main(flags)
 
 

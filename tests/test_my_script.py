@@ -95,8 +95,10 @@ def test_resume_takes_what_was_saved(read):
     assert read("--resume", "True", "--device", "cpu").lr == 0.5
     with pytest.raises(UserError, match=r"--lr 0.25 \(was 0.5\).*device, dry_run, resume"):
         read("--resume", "True", "--lr", "0.25")
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match=r"not finished, and its options are others: --lr .* \(was 0.5\)"):
         read()
+    with pytest.raises(UserError, match="already holds a run"):
+        read("--resume", "False")
 
 
 def test_a_run_that_left_nothing_whole_can_be_started_again(read):
@@ -108,11 +110,12 @@ def test_a_run_that_left_nothing_whole_can_be_started_again(read):
 def test_precision_is_of_the_machine_and_may_change():
     then = {"sd.precision": "fp16", "device": "cuda", "lr": 1}
     free = script.free_on_resume(SJCConfig)
-    of_models = {"sd.precision", "sd.offload_text", "gddpm.precision", "low_vram", "compile", "report"}
-    assert free == of_models | {"device", "deterministic", "resume", "dry_run"}
-    script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then, free)
-    with pytest.raises(UserError, match=r"with --lr 2 \(was 1\): .* can change only device, sd.precision; for"):
-        script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then, free)
+    of_models = {"sd.precision", "sd.offload_text", "gddpm.precision", "low_vram", "compile"}
+    of_writing = {"report", "snapshots", "alpha", "ckpt_every", "ckpt_minutes", "ckpt_keep"}
+    assert free == of_models | of_writing | {"device", "deterministic", "resume", "dry_run"}
+    script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then, free, "given", "do")
+    with pytest.raises(UserError, match=r"^given: --lr 2 \(was 1\); do$"):
+        script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then, free, "given", "do")
 
 
 def test_deterministic_reaches_pytorch_before_the_run_is_prepared(read):

@@ -77,14 +77,14 @@ class Visitor:
         at_end, self.steps = self.time.value >= self.time.max, steps
         self.time.min, self.time.max = self.percents()
         if at_end:
-            self.time.value = self.time.max
+            self.time.value = self.time.max  # type: ignore[misc]  # its setter is in a part that types do not see
         self.touched(self)  # the nearest step may be another
 
     def view(self) -> View:
         """Return what the visitor wants to see, at full resolution."""
         camera, height = self.client.camera, int(self.size.value)
         width = max(1, round(height * camera.image_width / max(1, camera.image_height)))
-        at = camera_of(camera.wxyz, camera.position, camera.fov, height, width)
+        at = camera_of(camera.wxyz.tolist(), camera.position.tolist(), camera.fov, height, width)
         return View(at, height, width, self.mode.value, self.step)
 
     def show(self, image: np.ndarray, view: View) -> None:
@@ -261,7 +261,7 @@ def open_server(host: str, port: int, label: str) -> viser.ViserServer:
         with quiet_viser():
             server.stop()
         raise in_use(host, port)
-    server.request_share_url = refuse_sharing  # type: ignore[method-assign,assignment]  # a page could ask for it
+    server.request_share_url = refuse_sharing  # type: ignore[method-assign]  # a page could ask for it
     return server
 
 

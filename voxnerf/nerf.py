@@ -72,6 +72,9 @@ class NeRFOptions(Protocol):
     lr: float
     max_minutes: float | None
     test_every: int | None
+    ckpt_every: float
+    ckpt_minutes: float | None
+    ckpt_keep: int
     seed: int
 
 
