@@ -356,12 +356,12 @@ def main(argv: list[str] | None = None) -> None:
     from my.media import write_png
     from toyworld.judge import load
 
-    runs = {folder: find_finished(folder, config.given_apart(cfg)) for folder in cfg.runs}
-    for found in runs.values():  # all of them are checked before the first is measured, which takes time
+    runs = [(folder, find_finished(folder, config.given_apart(cfg))) for folder in cfg.runs]
+    for _, found in runs:  # all of them are checked before the first is measured, which takes time
         read_prompt(found)
     check_outputs(cfg)
     judge, accuracy = load()
-    with tqdm(runs.items(), desc="evaluate", unit="run") as bar:
+    with tqdm(runs, desc="evaluate", unit="run") as bar:
         rows, strips = zip(*(measure(folder, found, cfg, judge) for folder, found in bar))
     summary = run_dir.plain({k: bootstrap([row[k] for row in rows]) for k in (*METRICS, "recognised")})
     print(table(rows, summary), judge_lines(accuracy, rows), sep="\n\n")

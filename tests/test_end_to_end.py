@@ -112,10 +112,13 @@ def test_nothing_else_is_left(run):
     assert names == {
         "ckpt",
         "depth",
+        "fields",
         "full_config.yml",
         "heartbeat.json",
         "history.json",
         "img",
+        "report.html",
+        "starts.json",
         f"test_{N_STEPS}",
         "view",
     }
