@@ -146,7 +146,7 @@ OWN_PALETTE = (  # each frame of a GIF has its own 256 colours, one of them for 
     "split[a][b];[a]palettegen=stats_mode=single:reserve_transparent=1[p];[b][p]paletteuse=new=1"
 )
 ENCODINGS = {
-    ".mp4": Encoding("libx264", "yuv420p", (), 8, (3,)),
+    ".mp4": Encoding("libx264", "yuv420p", ("-preset", "veryfast"), 8, (3,)),  # half the time, and as small
     ".gif": Encoding("gif", "pal8", ("-filter_complex", OWN_PALETTE, "-loop", "0"), None, RGB_OR_RGBA),
     ".webp": Encoding("libwebp_anim", "bgra", ("-lossless", "1", "-loop", "0"), None, RGB_OR_RGBA),
 }  # by the ending of a file's name
