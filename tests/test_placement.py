@@ -4,6 +4,7 @@ The CUDA device is pretended: its tensors have shapes and dtypes, and no values.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -209,13 +210,17 @@ def test_no_denoiser_waits_for_its_device(parts, machine, family):
     adapter = family(parts)
     cond, uncond = adapter.embed(["front view of a red duck"]), adapter.embed([""])
     x = torch.zeros(1, *adapter.data_shape, device=CUDA)
-    results = []
+    results, laid_out = [], []
+    if family is not ideal:
+        in_layout = partial(torch.Tensor.is_contiguous, memory_format=torch.channels_last)
+        adapter.unet.register_forward_pre_hook(lambda _net, args: laid_out.append(in_layout(args[0])))
 
     def denoise():
         results.extend(adapter.denoise(x, adapter.round_sigma(sigma), cond, uncond, 10.0) for sigma in (0.4, 7.0))
 
     assert not waits(machine, denoise)
     assert all((D.shape, D.device.type, D.dtype) == (x.shape, "cuda", torch.float32) for D in results)
+    assert laid_out == [True] * (0 if family is ideal else 2)  # as its convolutions take it
 
 
 @pytest.mark.parametrize("family", [sd, gddpm, ddpm])

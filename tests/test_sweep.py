@@ -269,6 +269,9 @@ def test_a_folder_of_other_options_is_refused(here, no_cluster):
         run_sweep.main(["s.yml"])
     config.write(run.cfg.model_copy(update={"device": "cpu"}), "seed0/full_config.yml")  # of the machine
     folder.refuse_others([run])
+    config.write(run.cfg.model_copy(update={"lr": 0.3}), "seed0/full_config.yml")
+    Path("seed0/ckpt/step_0000010").rmdir()  # nothing is lost
+    folder.refuse_others([run])
 
 
 # ---------------------------------------------------------------- what a folder says
