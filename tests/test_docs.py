@@ -74,7 +74,7 @@ def test_flags_that_pages_name_are_there(page):
         "seeds",
         "preset",
     }  # of doctor.py, benchmarks
-    known |= {"check", "nproc_per_node"}  # of ruff, of torchrun
+    known |= {"check", "nproc_per_node", "dist"}  # of ruff, torchrun, pytest-xdist
     named = {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--([A-Za-z][\w.]*)", text_of(page))}
     groups = {name.partition(".")[0] for name in known}
     assert not {flag for flag in named if flag not in known and flag not in groups and not flag.endswith("_")}
