@@ -84,7 +84,7 @@ class Visitor:
         """Return what the visitor wants to see, at full resolution."""
         camera, height = self.client.camera, int(self.size.value)
         width = max(1, round(height * camera.image_width / max(1, camera.image_height)))
-        at = camera_of(camera.wxyz.tolist(), camera.position.tolist(), camera.fov, height, width)
+        at = camera_of([*camera.wxyz], [*camera.position], camera.fov, height, width)
         return View(at, height, width, self.mode.value, self.step)
 
     def show(self, image: np.ndarray, view: View) -> None:
