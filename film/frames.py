@@ -16,7 +16,8 @@ from voxnerf.field import VoxRF
 from voxnerf.render import CHUNK, averaged
 
 MOST = 4  # frames that are decoded at a time
-SOLID = 0.9  # opacity above which a decoder shows the object's own colour
+HALF, SOLID = 0.5, 0.8  # opacity from which a decoder shows some, and all, of the own colour of an object
+THIN = 0.01  # weight of what is solid only next to an edge: of thin parts there is nothing else
 FLOATER = 0.05  # share of all occupied voxels below which a detached part is no part of the object
 FOG, PART = 0.2, 1 / 32  # fog is what hides less than this share behind this part of the box's edge
 EMPTY = 1 / 255  # opacity below which nothing is there
@@ -135,9 +136,10 @@ def edges_from_inside(rgb: torch.Tensor, o: torch.Tensor, scale: int) -> torch.T
 
     scale: pixels per pixel of the rendering.
     """
-    solid = (o - SOLID).clamp(min=0) / (1 - SOLID)
-    solid = -F.max_pool2d(-solid, 2 * scale + 1, 1, scale)  # not next to an edge
-    near = F.avg_pool2d(torch.cat([rgb * solid, solid], dim=1), 6 * scale + 1, 1, 3 * scale, count_include_pad=False)
+    solid = ((o - HALF) / (SOLID - HALF)).clamp(0, 1)
+    within = -F.max_pool2d(-solid, 2 * scale + 1, 1, scale)  # not next to an edge
+    weighed = within + THIN * solid
+    near = F.avg_pool2d(torch.cat([rgb * weighed, weighed], dim=1), 6 * scale + 1, 1, 3 * scale)
     weight = near[:, 3:]
-    inside = torch.where(weight > EMPTY, near[:, :3] / weight.clamp(min=EMPTY), rgb)
-    return torch.lerp(inside, rgb, solid)
+    inside = torch.where(weight > 0, near[:, :3] / weight.clamp(min=torch.finfo(weight.dtype).tiny), rgb)
+    return torch.lerp(inside, rgb, within)
