@@ -11,6 +11,7 @@ from typing import Any
 
 from my import media
 from my.host_copy import HostCopy
+from my.run_dir import is_alive
 
 PICTURES, VIDEO, WITH_DEPTH = "img", "img", "img_depth"
 OURS = (PICTURES, *(f"{name}{ending}" for name in (VIDEO, WITH_DEPTH) for ending in media.ENCODINGS))
@@ -84,14 +85,3 @@ def give_back(old: Path, folder: Path) -> None:
         if entry.name not in OURS and not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
     shutil.rmtree(old)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine has the number `pid`."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -108,6 +108,17 @@ def is_held(folder: str | Path) -> bool | None:
     return False
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this id on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 class History:
     """Appends one JSON object per line, floats in full precision; a non-finite float becomes null.
 

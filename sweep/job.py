@@ -14,6 +14,7 @@ from pathlib import Path
 from submitit.helpers import Checkpointable, DelayedSubmission
 
 from my import checkpoint
+from my.run_dir import is_alive
 from sweep import folder
 
 POLL_S = 0.5  # between looks at whether to stop
@@ -95,14 +96,3 @@ def end(child: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         child.kill()
         return child.wait()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is a process of this id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
