@@ -108,33 +108,25 @@ def read_config(
     if Path(leaves).is_file():
         raise UserError(f"{leaves}: this run would write a folder of that name, and a file has it; move it away")
     holds = any(not name.startswith(".") for name in run_dir.names_in(leaves))  # else it was not finished
-    if cfg.resume is not True and not holds:
+    if not holds:
         refuse_lost(leaves)
-        return cfg
-    if cfg.resume is False or (cfg.resume == "auto" and (finished() or not Path(FULL_CONFIG).exists())):
+        if cfg.resume is not True:
+            return cfg
+    if not Path(FULL_CONFIG).exists():
+        told = "--resume True" if cfg.resume is True else f"this folder already holds a run, in {leaves}"
+        raise UserError(f"{told}: no {FULL_CONFIG} here; go to the folder of the run, or start in an empty folder")
+    if cfg.resume is False or (cfg.resume == "auto" and finished()):
         how = "a finished run: " if cfg.resume == "auto" else "a run: continue it with --resume True, or "
         raise UserError(f"this folder already holds {how}start in an empty folder")
-    if not Path(FULL_CONFIG).exists():
-        raise UserError(f"--resume True: no {FULL_CONFIG} here; go to the folder of the run")
-    return continued(cls, argv, cfg, settle, leaves if not holds else None, **spec)
+    return continued(cls, argv, cfg, settle, **spec)
 
 
 def continued(
-    cls: type[Options],
-    argv: list[str] | None,
-    cfg: Options,
-    settle: Callable[[Options], Options],
-    lost: str | Path | None,
-    **spec: Any,
+    cls: type[Options], argv: list[str] | None, cfg: Options, settle: Callable[[Options], Options], **spec: Any
 ) -> Options:
-    """Return the configuration of the run in this folder, which goes on, for a command's `cfg`.
-
-    `lost` is where its results should be, None where there are some.
-    """
+    """Return the configuration of the run in this folder, which goes on, for a command's `cfg`."""
     saved, free = config.read(cls, FULL_CONFIG), free_on_resume(cls)
     config.refuse_cut_off(cls, FULL_CONFIG, free)
-    if lost is not None:
-        refuse_lost(lost)
     if cfg.resume == "auto":
         refuse_changes(
             config.flat(cfg),
