@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import reprlib
@@ -116,6 +117,7 @@ def run_main(
     first on each machine says, and the others wait HEARD_S for it before they end.
     An exception that is a bug passes through.
     """
+    gc.set_threshold(10_000)  # objects; else a fifth of the seconds of the imports goes into looking for garbage
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
