@@ -6,8 +6,9 @@ snapping and guidance live here.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -120,6 +121,16 @@ class ScoreAdapter(ABC):
 
     def text_done(self) -> None:  # noqa: B027 (a family may have nothing to free)
         """Free what only `embed` needs. This is called once the conditions of a run are known."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all networks that `denoise` calls compute in float32."""
+        return True
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Have the networks that `denoise` calls compute in float32 while the block runs, which takes more memory."""
+        yield
 
     def keep_pictures(self, device: torch.device) -> None:
         """Keep what `encode` and `decode` need, on `device`, and free the rest: nothing can be denoised any more."""

@@ -12,14 +12,14 @@ refuse_missing()  # in one line, before the imports below would fail in a traceb
 
 
 import math
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from my import script
-from my.errors import run_main
-from my.left_out import LeftOut
+from my.errors import RunError, is_out_of_memory, run_main
 from my.processes import Lost, Processes, of_torchrun
 from my.watch import LOG_EVERY, Watch, watched
 from my.worker import Worker
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 N_VISUALS, N_PARTS = 100, 20  # visualise every 1%; every 5%, keep the field as it is, and refresh the page
 N_TEST_VIEWS = 100
-BEFORE = "a checkpoint, if there is one, is from an earlier step"
 
 
 def read_config(argv: list[str] | None) -> SJCConfig:
@@ -73,14 +72,60 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
         try:
             processes.heed = watch.heed
             follow(watch, optimisation, optimise(optimisation, first_step), report)
-        except Lost as lost:
-            step, saved = watch.heartbeat.step, ""
+        except Exception as error:
+            ended = as_end(error, optimisation)
+            if ended is None:
+                raise
+            free_memory(error)
+            step, saved = optimisation.n_steps_taken, ""
             if step > first_step:
                 watch.checkpoint(step)
-                saved = f"the state after step {step} is saved; "
-            raise Lost(f"{lost}; {saved}{script.go_on()}") from None
+                saved = f"; the state after step {step} is saved"
+            raise type(ended)(f"{ended}{saved}; {advice(error, optimisation)}") from None
         processes.leave()
         save_test_views(optimisation)
+
+
+def as_end(error: Exception, optimisation: SJC) -> RunError | None:
+    """Return in words what ends a training whose state is whole, such as a lost process; None for any other error.
+
+    The record of a step that is not finite is written.
+    """
+    from sjc import NotFinite
+
+    if isinstance(error, Lost):
+        return error
+    if isinstance(error, NotFinite):
+        from rerun import flight
+
+        record = flight.write(".", optimisation, error)
+        return RunError(
+            f"{error}; {record} has what led there: python {ROOT / 'replay.py'} {record} looks for its begin"
+        )
+    if is_out_of_memory(error) and optimisation.optimizer.whole:
+        return RunError(f"step {optimisation.n_steps_taken + 1}: out of memory on {optimisation.adapter.device}")
+    return None
+
+
+def free_memory(error: Exception) -> None:
+    """Let go what the functions hold that an error has ended: a GPU whose memory is full has none for a checkpoint."""
+    import torch
+
+    traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def advice(error: Exception, optimisation: SJC) -> str:
+    """Return what to do after an error of `as_end`."""
+    cfg, go_on = optimisation.cfg, script.go_on()
+    if isinstance(error, Lost):
+        return go_on
+    if isinstance(error, RunError):
+        return f"try a smaller --lr; {cfg.remedy(optimisation.adapter.device.type)}"
+    less = " --low_vram True" * (optimisation.latent and not cfg.low_vram)
+    smaller = ", ".join(f"--{name}" for name in ("vox.grid_size", "pose.rend_hw", "batch_views"))
+    return f"end other programs on the device and {go_on}{less}, or start in an empty folder with a smaller {smaller}"
 
 
 def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str, Any]]], report: Live) -> None:
@@ -90,14 +135,11 @@ def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str,
     n = optimisation.cfg.n_steps
     visual_every, part_every = (max(1, n // parts) for parts in (N_VISUALS, N_PARTS))
     save_every = max(1, math.floor(n * optimisation.cfg.ckpt_every))
-    remedy = optimisation.cfg.remedy(optimisation.adapter.device.type)
-    left_out = LeftOut(BEFORE, f"try a smaller --lr; {remedy}")
     for step, stats in watch.over(steps):
         log, show, part, save = (watch.due(step, every) for every in (LOG_EVERY, visual_every, part_every, save_every))
         save = save or watch.late
-        left_out.add(stats)
-        if log or save:
-            watch.log(step, left_out.reading(stats), partial(left_out.judged, step, log))
+        if log or "retried" in stats:
+            watch.log(step, stats, as_row)
         if show:
             visualise(optimisation, step, watch.worker)
         if part and optimisation.cfg.snapshots:  # before the checkpoint: a run that goes on from that has it
@@ -106,6 +148,12 @@ def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str,
             watch.checkpoint(step)
         if part:
             watch.worker.put(report.refresh, step)
+
+
+def as_row(stats: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the statistics of a step as a row of history.json, and as the bar shows it."""
+    row = {name: value for name, value in stats.items() if name != "masked"}
+    return row, {name: f"{float(value):.3g}" for name, value in row.items() if name != "retried"}
 
 
 def visualise(optimisation: SJC, step: int, worker: Worker) -> None:

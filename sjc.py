@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from adapt import ScoreAdapter, make_adapter
 from asset import Asset, Source, load_field, new_field
 from my import checkpoint
 from my.ahead import Ahead, to_device
-from my.errors import UserError, note
+from my.errors import RunError, UserError, note
+from my.left_out import LeftOut
 from my.processes import Processes
 from my.seeds import normal, numpy_rng
 from options.sjc import SJCConfig
@@ -42,7 +43,9 @@ MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # width of the border in the centre-depth loss, as a share of the image's edge
 NEAR = 0.1  # world units: where the centre is nearer than the border by at least this, that loss is the published one
 
-Stats = dict[str, float | torch.Tensor]  # numbers that describe one step
+LEFT_OUT = "left_out"  # what a checkpoint calls the steps that are to be tried again
+
+Stats = dict[str, Any]  # numbers that describe one step
 
 
 def chained_gradient(
@@ -115,8 +118,38 @@ def resizing(n: int, to: int, device: torch.device, dtype: torch.dtype) -> torch
     return to_device(matrix.numpy(), device).to(dtype)
 
 
+class Attempt(NamedTuple):
+    """What a step computes before it changes anything, for b own views. The field has its gradient besides."""
+
+    i: int  # the step
+    draw: int  # of its noise: counts the attempts
+    cameras: list[pose.Camera]
+    sigma: float
+    rendering: Rendering  # detached
+    x: torch.Tensor  # (b, C, H, W) rendering in the model's size, detached
+    g: torch.Tensor  # (b, C, H, W) what is chained at x
+    loss: torch.Tensor  # () the regulariser
+
+
+class NotFinite(RunError):
+    """Ends a run in which a step gave numbers that are not finite, however often it was tried.
+
+    attempt: the last.  exact: whether its networks computed in float32.
+    """
+
+    alike = True
+
+    def __init__(self, attempt: Attempt, exact: bool) -> None:
+        how = "with fresh noise" + " and in float32" * exact
+        super().__init__(f"step {attempt.i + 1}: its update is not finite, nor is it {how}")
+        self.attempt, self.exact = attempt, exact
+
+
 class SJC(Asset):
-    """One optimisation: an asset, the score that shapes its field, its cameras and its optimizer."""
+    """One optimisation: an asset, the score that shapes its field, its cameras and its optimizer.
+
+    `n_steps_taken` counts its steps. `left_out` knows those whose update was left out.
+    """
 
     def __init__(self, cfg: SJCConfig, adapter: ScoreAdapter, processes: Processes | None = None) -> None:
         self.processes = processes or Processes()
@@ -130,6 +163,7 @@ class SJC(Asset):
         self.noise: Ahead[torch.Tensor] = Ahead(
             self._make_noise, cfg.batch_views * math.prod(adapter.data_shape), adapter.device
         )
+        self.left_out = LeftOut()
         self._train_backgrounds: list[torch.Tensor] = []
 
     @torch.no_grad()
@@ -173,10 +207,10 @@ class SJC(Asset):
             self._train_backgrounds = [x.repeat(len(self.own), 1) for x in pixels if x is not None]
         return self._train_backgrounds[index]
 
-    def _make_noise(self, first: int, n: int) -> torch.Tensor:
-        """Return the noise (n, b, C, H, W) of n steps for the b own views."""
+    def _make_noise(self, first: int, n: int, draw: int = 0) -> torch.Tensor:
+        """Return the noise (n, b, C, H, W) of n steps for the b own views; `draw` counts the attempts at a step."""
         steps = torch.arange(first, first + n, device=self.adapter.device)
-        noise = normal((self.cfg.batch_views, *self.adapter.data_shape), self.cfg.seed, steps, "noise")
+        noise = normal((self.cfg.batch_views, *self.adapter.data_shape), self.cfg.seed, steps, "noise", draw)
         return noise[:, self.own.start : self.own.stop]
 
     def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
@@ -198,9 +232,12 @@ class SJC(Asset):
         return torch.cat(cond), (torch.stack(away), to_device(np.array(weights, np.float32), self.adapter.device))
 
     @torch.no_grad()
-    def gradient(self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int) -> torch.Tensor:
+    def gradient(
+        self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int, draw: int = 0
+    ) -> torch.Tensor:
         """Return the score that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views."""
-        x_perturbed = torch.add(x, self.noise.of_step(i), alpha=sigma)
+        noise = self._make_noise(i, 1, draw)[0] if draw else self.noise.of_step(i)
+        x_perturbed = torch.add(x, noise, alpha=sigma)
         cond, negatives = self.conditions(cameras)
         D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.texts.scale, negatives)
         return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / self.cfg.batch_views
@@ -227,30 +264,58 @@ class SJC(Asset):
     def step(self, i: int) -> Stats:
         """Take step `i`; return {sigma, score (RMS of the chained gradient), regulariser, opacity, masked}.
 
-        Where the score or the regulariser is not finite, nothing changes, and `masked` is True. Nothing waits for the
-        device, unless several processes share out the views: these wait for one another.
+        Where the score, the regulariser or the field's gradient is not finite, nothing changes, and `masked` is True.
+        Nothing waits for the device, unless several processes share out the views: these wait for one another.
         """
+        stats = self.apply(self.attempt(i))
+        self.n_steps_taken = i + 1
+        return stats
+
+    def attempt(self, i: int, draw: int = 0) -> Attempt:
+        """Compute the update of step `i`: the field gets its gradient. `draw` counts the attempts at the step."""
         (cameras, rays), sigma = self.views.of_step(i), self.draw_sigma(i)
         r = self.render_views(rays, self.draw_background(i))
         x = resize(r.color, self.adapter.data_shape[1:])
-        g = self.gradient(x.detach(), cameras, sigma, i)
+        g = self.gradient(x.detach(), cameras, sigma, i, draw)
         loss = self.regulariser(r, i)
         self.field.zero_grad(set_to_none=True)
         # Here is the Jacobian: back-propagating g (Eq. 15 or 16) from the rendering x(theta) gives g . J,
         # J = dx / dtheta, without ever forming J. Minus, since the optimizer descends.
         torch.autograd.backward([x, loss], [-g, None])
-        square, loss, opacity = self._over_processes([g.square().sum(), loss.detach(), r.opacity.detach().sum()])
+        r = Rendering(*(each.detach() for each in r))
+        return Attempt(i, draw, cameras, sigma, r, x.detach(), g, loss.detach())
+
+    def apply(self, attempt: Attempt) -> Stats:
+        """Update the field by an attempt, of which it has the gradient, where all of it is finite; as in `step`."""
+        g, opacity = attempt.g, attempt.rendering.opacity
+        square, loss, opaque = self._over_processes([g.square().sum(), attempt.loss, opacity.sum()])
         n_views = self.cfg.batch_views
         score = (square / (n_views * math.prod(g.shape[1:]))).sqrt()
-        finite = torch.isfinite(score + loss)
+        largest = [torch.linalg.vector_norm(p.grad, math.inf) for p in self.field.parameters() if p.grad is not None]
+        finite = torch.isfinite(reduce(add, largest, score + loss))
         self.optimizer.step_where(finite)
         return {
-            "sigma": sigma,
+            "sigma": attempt.sigma,
             "score": score,
             "regulariser": loss,
-            "opacity": opacity / (n_views * math.prod(r.opacity.shape[1:])),
+            "opacity": opaque / (n_views * math.prod(opacity.shape[1:])),
             "masked": ~finite,
         }
+
+    def retry(self, i: int) -> None:
+        """Take step `i`, which was left out, again: with fresh noise, and then in float32 where that is more exact.
+
+        Raises NotFinite where its update is not finite then.
+        """
+        attempt, exact = self.attempt(i, draw=1), self.adapter.is_exact
+        left_out = self.apply(attempt)["masked"]
+        if left_out and not exact:
+            note(f"step {i + 1}: its update is not finite with fresh noise either; it is tried in float32")
+            with self.adapter.in_float32():
+                attempt, exact = self.attempt(i, draw=2), True
+            left_out = self.apply(attempt)["masked"]
+        if left_out:
+            raise NotFinite(attempt, exact)
 
     def _over_processes(self, statistics: list[torch.Tensor]) -> list[torch.Tensor]:
         """Sum the gradients of the field over all processes, and return such sums of statistics."""
@@ -266,7 +331,8 @@ class SJC(Asset):
 
     def save(self, root: str | Path, step: int) -> None:
         """Write the state after `step` steps below `root`."""
-        state.save(root, step, self.field, self.optimizer, keep=self.cfg.ckpt_keep)
+        meta = {LEFT_OUT: self.left_out.all()}
+        state.save(root, step, self.field, self.optimizer, meta, self.cfg.ckpt_keep)
 
     def begin(self, found: Source) -> None:
         """Take the field of another run as the beginning of this one; notes say what differs."""
@@ -282,7 +348,8 @@ class SJC(Asset):
     def restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> int:
         """Restore the state of a checkpoint; return the number of steps taken."""
         state.restore(self.field, self.optimizer, tensors, meta["step"])
-        return meta["step"]
+        self.left_out, self.n_steps_taken = LeftOut(meta.get(LEFT_OUT, ())), meta["step"]
+        return self.n_steps_taken
 
 
 def refuse_unfit_options(cfg: SJCConfig, adapter: ScoreAdapter) -> None:
@@ -329,7 +396,18 @@ def ready(
 
 
 def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stats]]:
-    """Yield (steps taken, statistics) after each step up to the run's last. The caller checks that they are finite."""
-    for i in range(first_step, optimisation.cfg.n_steps):
+    """Yield (steps taken, statistics) after each step up to the run's last.
+
+    Steps that were left out are tried again some steps later. The statistics then say which, as `retried`; the first
+    step is 1.
+    Raises NotFinite where that does not help.
+    """
+    left_out, n = optimisation.left_out, optimisation.cfg.n_steps
+    for i in range(first_step, n):
         stats = optimisation.step(i)
-        yield i + 1, stats
+        left_out.add(i, stats["masked"])
+        due = left_out.due(i + 1, last=i + 1 == n)
+        for late in due:
+            optimisation.retry(late)
+            left_out.done(late)
+        yield i + 1, {**stats, **({"retried": [late + 1 for late in due]} if due else {})}

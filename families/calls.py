@@ -6,10 +6,11 @@ So the operations of a call are recorded once, as one flat function, or compiled
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,9 +46,19 @@ class NetworkCall:
         self.records, self.told = not compiled, False
         self.calls: Counter[tuple[Any, ...]] = Counter()
         self.recordings: dict[tuple[Any, ...], Call] = {}
+        self.is_plain = False
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """While the block runs, call `call` as it is: other tensors may be in the place of those of `net`."""
+        self.is_plain = True
+        try:
+            yield
+        finally:
+            self.is_plain = False
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        if self.is_plain or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             return self.call(*tensors)
         with torch.inference_mode():
             out = self._without_gradient(*tensors)

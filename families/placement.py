@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -38,26 +39,35 @@ def place(net: torch.nn.Module, device: torch.device, dtype: torch.dtype | None 
     to(net, there, dtype, memory_format=layout)
 
 
-@contextlib.contextmanager
-def visiting(device: torch.device, *nets: torch.nn.Module) -> Iterator[None]:
+def visiting(device: torch.device, *nets: torch.nn.Module) -> AbstractContextManager[None]:
     """Have networks on a device while the block runs: copies of their tensors, which are then dropped.
 
     Nothing is copied back, and nothing waits for the device. A tensor that is there already is not copied.
     """
-    away = [
+    return replaced(nets, lambda x: x if x.device == device else x.detach().to(device, non_blocking=True))
+
+
+def widened(*nets: torch.nn.Module) -> AbstractContextManager[None]:
+    """Have networks in float32 while the block runs: copies of their tensors, which are then dropped."""
+    return replaced(nets, lambda x: x.detach().float() if x.is_floating_point() and x.dtype != torch.float32 else x)
+
+
+@contextlib.contextmanager
+def replaced(nets: Sequence[torch.nn.Module], other: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Have `other(x)` in the place of each parameter and buffer x of networks while the block runs."""
+    own = [
         (module, name, x)
         for net in nets
         for module in net.modules()
         for name, x in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        if x.device != device
     ]
-    for module, name, x in away:
-        there = x.detach().to(device, non_blocking=True)
-        setattr(
-            module, name, torch.nn.Parameter(there, requires_grad=False) if isinstance(x, torch.nn.Parameter) else there
-        )
     try:
+        for module, name, x in own:
+            there = other(x)
+            if there is not x and isinstance(x, torch.nn.Parameter):
+                there = torch.nn.Parameter(there, requires_grad=False)
+            setattr(module, name, there)
         yield
     finally:
-        for module, name, x in away:
+        for module, name, x in own:
             setattr(module, name, x)

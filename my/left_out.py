@@ -1,69 +1,66 @@
-"""The steps of a run that were left out, since their numbers were not finite: they are counted and told."""
+"""The steps of a run whose update was left out, since its numbers were not finite, until they are tried again."""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from my.errors import RunError, note
-from my.script import check_finite
+from my.host_copy import HostCopy
 
 if TYPE_CHECKING:
     import torch
 
-MASKED = "masked"  # the statistic that is 1 for a step that was left out, else 0; where it is missing none was
+BLOCK = 10  # steps whose flags are read together
 
 
 class LeftOut:
-    """Counts the steps that were left out between two readings of the statistics.
+    """Knows of each step whether its update was left out, and when it is due to be tried again.
 
-    The first reading in which some were, but not all, is told in a note. A reading in which all were stops the run.
-    before: what a message says of checkpoints.  remedy: what to do.
+    The flags of a block of steps are copied from the device when the block ends, and read when the next one has ended:
+    by then they are there. So step i is due after (i // BLOCK + 2) * BLOCK steps, or at the end of the run. That
+    depends on nothing else: a run that was stopped in between tries it at the same moment.
     """
 
-    def __init__(self, before: str, remedy: str) -> None:
-        self.before, self.remedy = before, remedy
-        self.flags: list[torch.Tensor | float] = []
-        self.told = False
+    def __init__(self, known: Iterable[int] = ()) -> None:
+        self.known = sorted(known)  # steps that were left out
+        self.running: list[tuple[int, torch.Tensor]] = []  # steps of the running block, and their flags on the device
+        self.coming: list[tuple[tuple[int, ...], HostCopy]] = []  # steps of the blocks before, and their flags
 
-    def add(self, stats: dict[str, Any]) -> None:
-        """Take in the statistics of a step."""
-        self.flags.append(stats.get(MASKED, 0.0))
+    def add(self, i: int, flag: torch.Tensor) -> None:
+        """Take in the flag () of step `i`: whether it was left out."""
+        self.running.append((i, flag))
 
-    def reading(self, stats: dict[str, Any]) -> dict[str, Any]:
-        """Return the last step's statistics, with the flags (n,) of the n steps since the last reading."""
-        import torch
+    def due(self, n_taken: int, last: bool) -> list[int]:
+        """Return the steps to try again after `n_taken` steps; `last` is whether no other step is to come."""
+        if n_taken % BLOCK and not last:
+            return []
+        block = n_taken // BLOCK - 2
+        self._copy()
+        while self.coming and (last or self.coming[0][0][-1] // BLOCK <= block):
+            self._read()
+        return [i for i in self.known if last or i // BLOCK <= block]
 
-        flags, self.flags = torch.stack([torch.as_tensor(flag) for flag in self.flags]), []
-        return {**stats, MASKED: flags}
+    def done(self, i: int) -> None:
+        """Forget step `i`, which was tried again."""
+        self.known.remove(i)
 
-    def judged(self, step: int, logged: bool, reading: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return a reading at `step` as a row of history.json, and as the bar shows it.
+    def all(self) -> list[int]:
+        """Return all steps that were left out so far; waits for the device."""
+        self._copy()
+        while self.coming:
+            self._read()
+        return list(self.known)
 
-        It has no row where it is not to be `logged`, unless steps were left out: the row then has their number.
-        Raises RunError where all steps were, and where none was but a number is not finite.
-        """
-        row = {name: value for name, value in reading.items() if name != MASKED}
-        n, n_left_out = len(reading[MASKED]), int(reading[MASKED].sum())
-        if n_left_out in (0, n):
-            check_finite(row, f"step {step}", f"{self.before}; {self.remedy}")
-        if n_left_out == n:
-            raise RunError(f"step {step}: its update is not finite; {self.before}; {self.remedy}")
-        shown = {name: f"{float(value):.3g}" for name, value in row.items()}
-        if n_left_out:
-            self._tell(step, n_left_out, n)
-            row[MASKED] = n_left_out
-        return (row if logged or n_left_out else {}), shown
+    def _copy(self) -> None:
+        """Begin to copy the flags of the running block, which ends."""
+        if self.running:
+            import torch
 
-    def _tell(self, step: int, n_left_out: int, n: int) -> None:
-        """Say that steps were left out, once per run."""
-        if self.told:
-            return
-        from tqdm import tqdm
+            steps, flags = zip(*self.running)
+            self.coming.append((steps, HostCopy(torch.stack(flags))))
+            self.running = []
 
-        self.told = True
-        with tqdm.external_write_mode(sys.stderr):
-            note(
-                f"{n_left_out} of {n} steps up to step {step} gave numbers that are not finite, and were left out; "
-                f'history.json counts them as "{MASKED}"; if it goes on, {self.remedy}'
-            )
+    def _read(self) -> None:
+        """Read the flags of the oldest block."""
+        steps, flags = self.coming.pop(0)
+        self.known = sorted({*self.known, *(i for i, flag in zip(steps, flags[0]) if flag)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from my.errors import RunError, first_line
+from my.errors import RunError, first_line, note
 from my.run_dir import write_atomic
 
 LABEL = 14  # height of a line of text, pixels
@@ -34,8 +35,19 @@ def to_uint8(image: Any, channels: tuple[int, ...] = (3,)) -> np.ndarray:
         raise ValueError(f"expected an image (H, W, {' or '.join(map(str, channels))}), got {image.shape}")
     if image.dtype == np.uint8:
         return image
+    if not np.isfinite(image).all():
+        tell_not_finite()
     image = np.nan_to_num(image.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
     return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+
+
+@functools.cache
+def tell_not_finite() -> None:
+    """Say, once per process, that a picture has numbers which are not finite."""
+    note(
+        "a picture has numbers that are not finite: NaN is black in it; the weights that made it may be damaged, such as "
+        "those of a decoder"
+    )
 
 
 def write_png(path: str | Path, image: Any) -> None:

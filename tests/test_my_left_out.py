@@ -1,60 +1,51 @@
-"""Steps that were left out, as their numbers were not finite: counted, told once, and the end of a run at worst."""
-
-import math
+"""Steps that were left out: when each is due again, also in a run that was stopped in between."""
 
 import pytest
 import torch
 
-from my.errors import RunError
-from my.left_out import LeftOut
+from my.left_out import BLOCK, LeftOut
+
+N = 47
+BAD = {3, 9, 10, 28, 30, 44, 46}
 
 
-def read(left_out, step, flags, logged=True, **stats):
-    """Take in a step per flag, and judge the reading after the last."""
-    for flag in flags:
-        left_out.add({"masked": torch.tensor(flag)})
-    reading = {name: value.numpy() for name, value in left_out.reading({"score": torch.tensor(2.0), **stats}).items()}
-    return left_out.judged(step, logged, reading)
+def followed(left_out, first, last, fails=()):
+    """{steps taken: steps that are due} of a run from `first` to `last` of its N steps, in which BAD are left out."""
+    due = {}
+    for i in range(first, last):
+        left_out.add(i, torch.tensor(i in BAD))
+        for late in left_out.due(i + 1, last=i + 1 == N):
+            due.setdefault(i + 1, []).append(late)
+            if late not in fails:
+                left_out.done(late)
+    return due
 
 
-def new():
-    return LeftOut("an earlier checkpoint stays", "try a smaller --lr")
+WHOLE = {20: [3, 9], 30: [10], 40: [28], 47: [30, 44, 46]}
 
 
-def test_a_run_without_such_steps(capsys):
-    left_out = new()
-    assert read(left_out, 10, [0.0] * 10) == ({"score": 2.0}, {"score": "2"})
-    assert read(left_out, 15, [False] * 5, logged=False) == ({}, {"score": "2"})
-    assert capsys.readouterr().err == ""
+def test_steps_are_due_a_block_after_their_own():
+    assert followed(LeftOut(), 0, N) == WHOLE
+    assert all(n % BLOCK == 0 for n in WHOLE if n != N)
 
 
-def test_steps_without_the_statistic_were_not_left_out():
-    left_out = new()
-    left_out.add({"score": 1.0})
-    assert left_out.reading({"score": 1.0})["masked"].tolist() == [0]
+@pytest.mark.parametrize("stop", range(1, N))
+def test_a_run_that_was_stopped_tries_them_at_the_same_moments(stop):
+    first = LeftOut()
+    due = followed(first, 0, stop)
+    known = first.all()
+    assert known == sorted(i for i in BAD if i < stop and not any(i in steps for steps in due.values()))
+    assert due | followed(LeftOut(known), stop, N) == WHOLE
+    assert due | followed(first, stop, N) == WHOLE  # to ask for all changes nothing
 
 
-def test_some_are_counted_and_told_once(capsys):
-    left_out = new()
-    row, shown = read(left_out, 10, [0, 1, 0, 1], score=torch.tensor(math.nan))
-    assert row["masked"] == 2 and math.isnan(row["score"]) and shown == {"score": "nan"}
-    assert read(left_out, 15, [1, 0], logged=False)[0] == {"score": 2.0, "masked": 1}  # counted where not logged too
-    assert read(left_out, 20, [0, 0])[0] == {"score": 2.0}
-    err = capsys.readouterr().err
-    assert err.count("note:") == 1 and "2 of 4 steps up to step 10 gave numbers that are not finite" in err
-    assert "if it goes on, try a smaller --lr" in err
+def test_a_step_stays_due_until_it_is_done():
+    assert followed(LeftOut(), 0, N, fails=(9,)) == {20: [3, 9], 30: [9, 10], 40: [9, 28], 47: [9, 30, 44, 46]}
 
 
-def test_all_of_a_reading_stop_the_run():
-    told = "an earlier checkpoint stays; try a smaller --lr"
-    left_out = new()
-    read(left_out, 10, [1, 0])
-    with pytest.raises(RunError, match=f"^step 20: score is not finite; {told}$"):
-        read(left_out, 20, [1, 1], score=torch.tensor(math.inf))
-    with pytest.raises(RunError, match=f"^step 10: its update is not finite; {told}$"):
-        read(new(), 10, [1])
-
-
-def test_a_number_that_is_not_finite_though_nothing_was_left_out():
-    with pytest.raises(RunError, match="^step 10: score is not finite"):
-        read(new(), 10, [0, 0], score=torch.tensor(math.nan))
+def test_without_such_steps_nothing_is_due():
+    left_out = LeftOut()
+    for i in range(30):
+        left_out.add(i, torch.tensor(False))
+        assert not left_out.due(i + 1, last=i == 29)
+    assert left_out.all() == []

@@ -23,6 +23,16 @@ def test_to_uint8_rounds_clips_and_survives_nan():
         media.to_uint8(np.zeros((3, 4)))
 
 
+def test_a_picture_that_is_not_finite_is_told_once(capsys):
+    media.tell_not_finite.cache_clear()
+    media.to_uint8(np.ones((2, 2, 3)))
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        media.to_uint8(np.full((2, 2, 3), np.nan))
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "note: a picture has numbers that are not finite: NaN is black in it" in err
+
+
 def test_a_png_reads_back_exactly(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     media.write_png(tmp_path / "a.png", image)

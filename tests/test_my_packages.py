@@ -10,7 +10,8 @@ from my.packages import NEEDED
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "run_sjc run_sweep run_nerf run_img_sampling run_2d_sjc highres_final_vis export_mesh view report evaluate doctor"
+    "run_sjc run_sweep run_nerf run_img_sampling run_2d_sjc highres_final_vis export_mesh view report replay reproduce "
+    "evaluate doctor"
 ).split()
 
 

@@ -3,6 +3,7 @@
 The CUDA device is pretended: its tensors have shapes and dtypes, and no values.
 """
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -201,8 +202,8 @@ def ddpm(_parts, device=CUDA):
     return DDPMAdapter(pixel_unet(), DDIMScheduler(), device)
 
 
-def ideal(_parts):
-    return IdealAdapter(["front view of"], 8, lambda: {"front view of": torch.zeros(5, 3, 8, 8)}, CUDA)
+def ideal(_parts, device=CUDA):
+    return IdealAdapter(["front view of"], 8, lambda: {"front view of": torch.zeros(5, 3, 8, 8)}, device)
 
 
 @pytest.mark.parametrize("family", [sd, gddpm, ddpm, ideal])
@@ -236,6 +237,32 @@ def test_a_recorded_denoiser_gives_the_same(parts, family):
         assert len(adapter.network.recordings) == 1
         again = [adapter.denoise(x, sigma, cond, uncond, 10.0) for sigma in levels]
     assert all(map(torch.equal, first, again))
+
+
+@pytest.mark.parametrize("family", [sd, gddpm, ddpm, ideal])
+def test_a_denoiser_in_float32_for_a_while(parts, family):
+    """Its weights are those of the half precision then, computed with in float32; afterwards it is as it was."""
+    if family is sd:
+        adapter = StableDiffusionAdapter(copy.deepcopy(parts), "cpu", torch.bfloat16)
+    else:
+        adapter = family(parts, torch.device("cpu"))
+    half = family in (sd, gddpm)
+    assert adapter.is_exact is not half
+    x, sigma = torch.randn(1, *adapter.data_shape, generator=torch.Generator().manual_seed(0)), adapter.round_sigma(1.0)
+    cond = adapter.embed(["front view of a red duck"])
+    own = [] if family is ideal else list(adapter.unet.parameters())
+    kinds = [p.dtype for p in own]
+    with torch.no_grad():
+        before = adapter.denoise(x, sigma, cond)
+        with adapter.in_float32():
+            wide = adapter.denoise(x, sigma, cond)
+        after = adapter.denoise(x, sigma, cond)
+        assert torch.equal(before, after) and torch.equal(before, wide) is not half
+        if half:
+            assert all(p is q and p.dtype is kind for p, q, kind in zip(adapter.unet.parameters(), own, kinds))
+            adapter.unet.float()
+            adapter.dtype = torch.float32
+            assert torch.equal(wide, adapter.denoise(x, sigma, cond))
 
 
 def test_the_halves_of_a_guided_ddpm(machine):

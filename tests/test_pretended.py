@@ -17,7 +17,7 @@ from benchmarks.sd_denoise import write_shapes
 from families.gddpm.unet import NoisyClassifier
 from my.ahead import MOST_STEPS as AHEAD
 from my.host_copy import HostCopy
-from my.left_out import LeftOut
+from my.left_out import BLOCK, LeftOut
 from options.sjc import SJCConfig
 from sjc import SJC
 from test_gddpm_own import LABELS, TINY, fill, save
@@ -227,16 +227,17 @@ def test_no_view_waits_for_its_pictures(models, family):
 
 
 def test_no_reading_of_the_statistics_waits(models):
-    """Those of several steps, with the flags of steps that were left out; whoever reads the copies waits."""
+    """Nor of the flags of steps that were left out; whoever reads the copies waits."""
     with on_device(combined(SMALL, models["ideal"])) as (machine, optimisation):
-        left_out = LeftOut("", "")
+        left_out = LeftOut()
 
         def read():
-            for i in range(3):
+            for i in range(BLOCK):
                 stats = optimisation.step(i)
-                left_out.add(stats)
+                left_out.add(i, stats["masked"])
             with mock.patch("torch.cuda.Event"), mock.patch("torch.cuda.current_stream"):
-                HostCopy(*left_out.reading(stats).values())
+                HostCopy(*stats.values())
+                assert left_out.due(BLOCK, last=False) == []
 
         assert not waits(machine, read)
 

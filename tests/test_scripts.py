@@ -300,12 +300,45 @@ def test_a_model_that_cannot_be_read_leaves_nothing(here, monkeypatch, capsys, t
     assert not list(work.iterdir())
 
 
-def test_broken_down_run_stops_before_it_saves(here):
+def test_a_run_that_has_broken_down_keeps_its_last_good_state(here):
     optimisation = SJC(tiny_config(n_steps=100), NotANumber())
-    with pytest.raises(RunError, match="step 5: score.* not finite"):
+    before = optimisation.field.density.detach().clone()
+    said = (
+        "^step 1: its update is not finite, nor is it with fresh noise and in float32; flight/step_0000001.safetensors "
+        "has what led there: python .*replay.py flight/step_0000001.safetensors .*; the state after step 20 is saved; "
+        "try a smaller --lr; try another checkpoint in an empty folder: this one may be damaged$"
+    )
+    with pytest.raises(RunError, match=said):
         run_sjc.train(optimisation, 0)
-    assert not (here / "ckpt").exists()
-    assert json.loads((here / "heartbeat.json").read_text())["failed"].startswith("RunError: step 5")
+    assert json.loads((here / "heartbeat.json").read_text())["failed"].startswith("RunError: step 1")
+    tensors, meta = checkpoint.load(checkpoint.latest("ckpt"))
+    assert meta["step"] == 20 and meta["left_out"] == list(range(20))
+    assert torch.equal(tensors["field/density"], before)
+    assert [row["score"] for row in read_history("history.json")] == [None]
+
+
+@pytest.mark.parametrize("where, saved", [("denoise", True), ("update", False)])
+def test_a_device_whose_memory_is_full_loses_no_whole_step(here, monkeypatch, where, saved):
+    """The state is not whole where it ends in the midst of an update."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Filling(SJC):
+        def step(self, i):
+            if i == 7:
+                monkeypatch.setattr(
+                    *{"denoise": (self.adapter, "_denoise"), "update": (self.optimizer, "update")}[where], full
+                )
+            return super().step(i)
+
+    said = (
+        "^step 8: out of memory on cpu; the state after step 7 is saved; end other programs on the device and .* with "
+        "a smaller --vox.grid_size, --pose.rend_hw, --batch_views$"
+    )
+    with pytest.raises(RunError if saved else torch.OutOfMemoryError, match=said if saved else "CUDA out of memory"):
+        run_sjc.train(Filling(tiny_config(n_steps=100, ckpt_every=1), Affine()), 0)
+    assert [path.name for path in checkpoint.checkpoints("ckpt")] == ["step_0000007"] * saved
 
 
 def test_a_disk_that_fills_up_under_a_picture(here, monkeypatch, capsys):
@@ -351,12 +384,15 @@ class SometimesMasked(SJC):
         return {**stats, "score": torch.where(bad, torch.nan, stats["score"]), "masked": bad}
 
 
-def test_steps_that_were_left_out_are_told_and_counted(here, monkeypatch, capsys):
-    run_sjc.train(SometimesMasked(tiny_config(n_steps=50, ckpt_every=0.2, pose={"rend_hw": 6}), Affine()), 0)
+def test_history_names_the_steps_that_were_tried_again(here):
+    run_sjc.train(SometimesMasked(tiny_config(n_steps=45, ckpt_every=0.2, pose={"rend_hw": 6}), Affine()), 0)
     rows = read_history("history.json")
-    assert [(row["step"], row.get("masked")) for row in rows] == [(10, 3), (20, 3), (30, 4), (40, 3), (50, 3)]
-    assert [row["score"] is None for row in rows] == [False] * 2 + [True] + [False] * 2
-    assert capsys.readouterr().err.count("note: ") == 1
+    bad = list(range(3, 46, 3))
+    blocks = [[step for step in bad if low < step <= low + 10] for low in (0, 10, 20)]
+    retried = [None, *blocks, bad[10:]]
+    assert [(row["step"], row.get("retried")) for row in rows] == [*zip((10, 20, 30, 40, 45), retried)]
+    assert [row["score"] is None for row in rows] == [False] * 2 + [True] + [False] + [True]
+    assert not any("masked" in row for row in rows)
 
 
 def test_of_several_processes_the_first_writes(here, monkeypatch):

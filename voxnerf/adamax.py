@@ -15,12 +15,12 @@ Update = Callable[[Tensor, Tensors, Tensors, Tensors, Tensors, float, float, lis
 class Adamax(torch.optim.Adamax):
     """Adamax (arXiv 1412.6980, Algorithm 2), with the state of `torch.optim.Adamax`.
 
-    update: `update_where`, or what computes the same faster.
+    update: `update_where`, or what computes the same faster.  `whole` is False once a step has ended half-way.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], update: Update) -> None:
         super().__init__(groups)
-        self.update = update
+        self.update, self.whole = update, True
 
     @torch.no_grad()
     def step_where(self, finite: Tensor) -> None:
@@ -28,6 +28,7 @@ class Adamax(torch.optim.Adamax):
 
         Nothing waits for the device, so the count of steps grows in both cases.
         """
+        self.whole = False
         rows: dict[tuple[float, float, float], list[tuple[Tensor, Tensor, Tensor, Tensor, float]]] = {}
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
@@ -42,6 +43,7 @@ class Adamax(torch.optim.Adamax):
         for (rate, beta2, eps), alike in rows.items():
             p, g, m, u, speeds = map(list, zip(*alike))
             self.update(finite, p, g, m, u, rate, beta2, speeds, eps)
+        self.whole = True
 
 
 def update_where(

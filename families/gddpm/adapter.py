@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from adapt import PixelAdapter, denoised
 from families.calls import NetworkCall
 from families.gddpm.published import N_CLASSES
 from families.gddpm.unet import NoisyClassifier, build_unet, convert, halve, published_shapes
-from families.placement import half_precision, image_layout, place
+from families.placement import half_precision, image_layout, place, widened
 from karras import iddpm_sigmas, linear_betas, sigmas_from_betas
 from my.errors import UserError, note, shown
 
@@ -58,7 +59,7 @@ class GuidedDDPMAdapter(PixelAdapter):
         predicts: str = "epsilon",
         compiled: bool = False,
     ) -> None:
-        self.device, self.unet, self.classifier = torch.device(device), unet, classifier
+        self.device, self.unet, self.classifier, self.dtype = torch.device(device), unet, classifier, dtype
         if dtype != torch.float32:
             halve(unet, dtype)
         for net in filter(None, (unet, classifier)):
@@ -70,6 +71,15 @@ class GuidedDDPMAdapter(PixelAdapter):
         self.n_classes = unet.config["num_class_embeds"] or (classifier.n_labels if classifier else N_CLASSES)
         size = unet.config["sample_size"]
         self.data_shape = (3, size, size)
+
+    @property
+    def is_exact(self) -> bool:
+        return self.dtype == torch.float32
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        with self.network.plain(), widened(self.unet):
+            yield
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
         """Return the class (B,) of each prompt; raises UserError for a number that is no class of the model."""

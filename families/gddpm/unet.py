@@ -77,8 +77,9 @@ def halve(unet: UNet2DModel, dtype: torch.dtype) -> None:
     convolution, the last norm and the last convolution.
     """
 
-    def inner(_block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return cast(args, dtype), cast(kwargs, dtype)
+    def inner(block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        now = next(block.parameters()).dtype  # another than `dtype` while the block is widened
+        return cast(args, now), cast(kwargs, now)
 
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         block.to(dtype).register_forward_pre_hook(inner, with_kwargs=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adapt import ScoreAdapter, denoised, scheduler_sigmas
 from families.calls import NetworkCall
-from families.placement import half_precision, image_layout, place, visiting
+from families.placement import half_precision, image_layout, place, visiting, widened
 from families.sd.diffusers_folder import PARTS
 from families.sd.hub import fetch
 from families.sd.load import load_parts
@@ -64,6 +65,19 @@ class StableDiffusionAdapter(ScoreAdapter):
         self.sigmas = scheduler_sigmas(scheduler)
         self.prediction_type = scheduler.config.prediction_type
         self.scaling = self.vae.config.scaling_factor
+
+    @property
+    def is_exact(self) -> bool:
+        return self.dtype == torch.float32
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        narrow, self.dtype = self.dtype, torch.float32
+        try:
+            with self.network.plain(), widened(self.unet):
+                yield
+        finally:
+            self.dtype = narrow
 
     @property
     def _saves(self) -> bool:

@@ -1,0 +1,1 @@
+"""What was done, done again: a step that failed (`flight`), and a whole run (`whole`)."""

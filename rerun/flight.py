@@ -1,0 +1,238 @@
+"""Flight records: what a step had and computed that gave numbers which are not finite, and that step run again.
+
+A record is flight/step_<step>.safetensors in the folder of the run. It holds the field, the rendering and the score of
+the last attempt at the step, and facts about it: cameras, sigma, seed, the number of the attempt, statistics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from adapt import make_adapter
+from my import config
+from my.errors import RunError, UserError, first_line, shown
+from my.run_dir import write_atomic
+from my.script import FULL_CONFIG, free_on_resume, refuse_other_run
+from my.tensor_file import TensorFile
+from my.version import made_by
+from options.sjc import SJCConfig
+from sjc import SJC, NotFinite
+from voxnerf import state
+
+FOLDER = "flight"
+FORMAT, ABOUT = 1, "flight"  # the name of what a file says of itself
+FIELD = "field/"  # before the names of the field's tensors
+ADVICE = "give a file of flight/ in the folder of a run"
+
+
+# ---------------------------------------------------------------- the record
+
+
+def write(root: str | Path, optimisation: SJC, error: NotFinite) -> Path:
+    """Write the record of a step that failed in the run of the folder `root`, whole or not at all; return its path."""
+    from safetensors.torch import save
+
+    attempt, own = error.attempt, optimisation.field.state_dict()
+    tensors = {
+        **{FIELD + name: tensor for name, tensor in own.items()},
+        **{f"gradient/{name}": p.grad for name, p in optimisation.field.named_parameters() if p.grad is not None},
+        **{name: getattr(attempt.rendering, name) for name in ("color", "depth", "opacity", "emptiness")},
+        "x": attempt.x,
+        "score": attempt.g,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {
+        "format": FORMAT,
+        "step": attempt.i,
+        "attempt": attempt.draw,
+        "float32": error.exact,
+        "sigma": attempt.sigma,
+        "seed": optimisation.cfg.seed,
+        "regulariser": repr(float(attempt.loss)),
+        "cameras": [{"view": c.view, "fov": float(c.fov), "c2w": c.c2w.tolist()} for c in attempt.cameras],
+        "statistics": {name: statistics(tensor) for name, tensor in tensors.items()},
+        "device": str(optimisation.adapter.device),
+        "made_by": made_by(optimisation.cfg.command),
+    }
+    path = Path(root) / FOLDER / f"step_{attempt.i + 1:07d}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, save(tensors, {ABOUT: json.dumps(about)}))
+    return path
+
+
+def statistics(tensor: torch.Tensor) -> dict[str, Any]:
+    """Return {"not finite": how many numbers of a tensor, "least", "most", "rms": of the others}."""
+    finite = tensor[torch.isfinite(tensor)].double()
+    facts: dict[str, Any] = {"not finite": tensor.numel() - finite.numel()}
+    if finite.numel():
+        rms = finite.square().mean().sqrt()
+        facts |= {"least": finite.min().item(), "most": finite.max().item(), "rms": rms.item()}
+    return facts
+
+
+class Record(NamedTuple):
+    """A flight record, and the configuration of its run."""
+
+    cfg: SJCConfig
+    about: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def read(path: str | Path) -> Record:
+    """Return a flight record. Raises UserError for a file that is none, and where the run's folder is not around it."""
+    file = TensorFile(path)
+    try:
+        about = json.loads(file.metadata[ABOUT])
+        step, attempt, sigma = about["step"], about["attempt"], about["sigma"]
+        fits = {type(step), type(attempt)} == {int} and min(step, attempt) >= 0 and math.isfinite(sigma)
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path} is no flight record; {ADVICE}")
+    if about.get("format") != FORMAT:
+        raise UserError(f"{path}: a flight record of format {shown(about.get('format'))}, this code reads {FORMAT}")
+    folder = Path(path).resolve().parent.parent
+    if not (folder / FULL_CONFIG).exists():
+        raise UserError(f"{path}: {folder} has no {FULL_CONFIG}; {ADVICE}")
+    refuse_other_run(SJCConfig, folder)
+    cfg = config.read(SJCConfig, folder / FULL_CONFIG)
+    config.reset(cfg, free_on_resume(SJCConfig))
+    cfg.init = cfg.init_sha256 = None  # the field is in the record
+    return Record(cfg, about, {name: file.tensor(name) for name in file.shapes})
+
+
+# ---------------------------------------------------------------- the step again
+
+
+class Finding(NamedTuple):
+    """What was found of one thing that a step has or computes."""
+
+    what: str
+    tensor: torch.Tensor
+    cause: str = ""  # of numbers that are not finite, as far as it is known
+
+    @property
+    def broken(self) -> bool:
+        """Whether a number of it is not finite."""
+        return not bool(torch.isfinite(self.tensor).all())
+
+    def __str__(self) -> str:
+        if not self.broken:
+            return f"{self.what}: finite, at most {self.tensor.abs().max().item():.3g}" if self.tensor.numel() else ""
+        bad = (~torch.isfinite(self.tensor)).nonzero()
+        first = tuple(bad[0].tolist())
+        where = f" at {first} of {tuple(self.tensor.shape)}" if first else ""
+        return (
+            f"{self.what}: {len(bad)} of {self.tensor.numel()} numbers are not finite, the first is "
+            f"{self.tensor[first].item()}{where}{'; ' * bool(self.cause)}{self.cause}"
+        )
+
+
+def replay(record: Record, attempt: int | None = None) -> list[Finding]:
+    """Run the recorded step again on the CPU, in float32; return what it has and computes, in that order.
+
+    attempt: which of the attempts, by the number of its noise; None is the recorded one. All of them start from the
+    recorded field. Raises UserError where the model cannot be loaded or the field is another one.
+    """
+    draw = record.about["attempt"] if attempt is None else attempt
+    adapter = make_adapter(record.cfg, "cpu", record.cfg.check_files())
+    field = {name.removeprefix(FIELD): x for name, x in record.tensors.items() if name.startswith(FIELD)}
+    findings = [Finding(f"field, {name}", x) for name, x in field.items()]
+    with traced(adapter, findings):
+        optimisation = SJC(record.cfg, adapter)
+        state.restore_field(optimisation.field, {FIELD + name: x for name, x in field.items()})
+        conditions = {"": optimisation.uncond, **optimisation.cond}
+        findings += [Finding(f"condition {name!r}", x) for name, x in conditions.items() if x.is_floating_point()]
+        denoise = adapter.denoise
+
+        def watched(x: torch.Tensor, *args: Any) -> torch.Tensor:
+            findings.append(Finding("noisy rendering", x))
+            D = denoise(x, *args)
+            findings.append(Finding("denoised rendering", D))
+            return D
+
+        adapter.denoise = watched  # type: ignore[method-assign]
+        try:
+            computed = optimisation.attempt(record.about["step"], draw)
+        except RuntimeError as error:
+            raise RunError(f"the step cannot be run again: {first_line(error)}") from None
+        finally:
+            del adapter.denoise  # type: ignore[method-assign]
+    i = next((k for k, finding in enumerate(findings) if finding.what == "noisy rendering"), len(findings))
+    findings[i:i] = [Finding(f"rendering, {name}", x) for name, x in computed.rendering._asdict().items()]
+    findings += [Finding("score", computed.g), Finding("regulariser", computed.loss)]
+    gradients = ((name, p.grad) for name, p in optimisation.field.named_parameters())
+    return findings + [Finding(f"gradient, {name}", grad) for name, grad in gradients if grad is not None]
+
+
+@contextlib.contextmanager
+def traced(adapter: Any, findings: list[Finding]) -> Iterator[None]:
+    """While the block runs, add to `findings` each module of an adapter's networks that gives what is not finite."""
+    handles = []
+    seen: set[int] = set()
+    for attribute, net in vars(adapter).items():
+        if not isinstance(net, torch.nn.Module):
+            continue
+        for name, module in net.named_modules():
+            if id(module) not in seen:
+                seen.add(id(module))
+                handles.append(module.register_forward_hook(hook(f"{attribute}.{name}".rstrip("."), findings)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hook(name: str, findings: list[Finding]) -> Any:
+    """Return a forward hook that adds the output of the module `name` to findings where it is not finite."""
+    from torch.utils._pytree import tree_leaves
+
+    def numbers(value: Any) -> list[torch.Tensor]:
+        return [x for x in tree_leaves(value) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+
+    def look(module: torch.nn.Module, args: Any, output: Any) -> None:
+        values = numbers(output if isinstance(output, (torch.Tensor, tuple, list)) else list(vars(output).values()))
+        for value in values:
+            if not torch.isfinite(value).all():
+                whole = all(bool(torch.isfinite(x).all()) for x in numbers(args))
+                bad = [
+                    f"its {key} has {n} that are not finite"
+                    for key, p in module.named_parameters()
+                    if (n := int((~torch.isfinite(p)).sum()))
+                ]
+                cause = "; ".join([f"its input is {'finite' if whole else 'not finite'}", *bad[:2]])
+                findings.append(Finding(name, value.detach().clone(), cause))
+                return
+
+    return look
+
+
+def report(record: Record, findings: list[Finding]) -> Iterator[str]:
+    """Yield lines for people: what the record says, what was found here, and where the first such number is."""
+    about = record.about
+    views = ", ".join(shown(camera["view"]) for camera in about["cameras"])
+    yield (
+        f"step {about['step'] + 1}, attempt {about['attempt']}, sigma {about['sigma']:.4g}, seed {about['seed']}, "
+        f"view {views}; recorded on {shown(about['device'])}"
+    )
+    recorded = [name for name, facts in about["statistics"].items() if facts["not finite"]]
+    yield f"not finite there: {', '.join(map(shown, recorded)) or 'the regulariser or a sum'}"
+    broken = [finding for finding in findings if finding.broken]
+    first = findings.index(broken[0]) if broken else len(findings)
+    yield from filter(None, map(str, findings[: first + 1]))
+    if broken:
+        others = [finding.what for finding in broken[1:]]
+        yield f"here it begins with {broken[0].what}" + (f"; then {len(others)} others follow" if others else "")
+    else:
+        yield (
+            "every number is finite here, on a CPU and in float32: what failed belongs to the device or to its number "
+            "format"
+        )
