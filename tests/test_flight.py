@@ -166,6 +166,7 @@ def test_what_is_no_record(here, monkeypatch, capsys):
         refused("is no flight record; give a file of flight/", **changes)
     refused("a flight record of format 7, this code reads 1", format=7)
     ckpt = checkpoint.latest("ckpt") / checkpoint.TENSORS
+    capsys.readouterr()
     for path, words in ((ckpt, "is no flight record"), (here / "none", "no such file")):
         with pytest.raises(SystemExit) as ended:
             run_main(replay.main, [str(path)])
