@@ -20,7 +20,9 @@ from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
 from options.sweep import SweepConfig
+from replay import ReplayConfig
 from report import ReportConfig
+from reproduce import ReproduceConfig
 from view import ViewConfig
 
 PAGES: dict[str, type[Config]] = {
@@ -34,6 +36,8 @@ PAGES: dict[str, type[Config]] = {
     "evaluate.py": EvaluateConfig,
     "view.py": ViewConfig,
     "report.py": ReportConfig,
+    "reproduce.py": ReproduceConfig,
+    "replay.py": ReplayConfig,
 }
 TABLE = "| option | type | default | meaning |\n|---|---|---|---|\n"
 HEAD = """# Options

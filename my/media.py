@@ -45,8 +45,8 @@ def to_uint8(image: Any, channels: tuple[int, ...] = (3,)) -> np.ndarray:
 def tell_not_finite() -> None:
     """Say, once per process, that a picture has numbers which are not finite."""
     note(
-        "a picture has numbers that are not finite: NaN is black in it; the weights that made it may be damaged, such as "
-        "those of a decoder"
+        "a picture has numbers that are not finite: NaN is black in it; the weights that made it, such as those of a "
+        "decoder, may be damaged"
     )
 
 

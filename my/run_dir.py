@@ -187,9 +187,9 @@ def read_heartbeat(path: str | Path) -> dict[str, Any]:
         return {}
 
 
-def is_done() -> bool:
-    """Whether the heartbeat in the current folder says that its run is complete."""
-    return read_heartbeat("heartbeat.json").get("done") is True
+def is_done(folder: str | Path = ".") -> bool:
+    """Whether the heartbeat in a folder says that its run is complete."""
+    return read_heartbeat(Path(folder) / "heartbeat.json").get("done") is True
 
 
 def names_in(folder: str | Path) -> list[str]:

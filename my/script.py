@@ -42,6 +42,14 @@ class RunOptions(OnDevice):
         description="on CUDA, give the same bits in every run on the same GPU with the same versions, at a price in "
         "time and memory; a CPU always does, for the same number of threads",
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        json_schema_extra=config.FREE,
+        description="CPU threads, on which the last bits of the numbers depend; default as many as PyTorch takes when "
+        "the run begins, and then always so many",
+    )
     resume: Literal["auto", True, False] = Field(
         "auto",
         json_schema_extra=config.FREE,
@@ -77,7 +85,14 @@ class Checkpointed(RunOptions):
 
 
 OF_ONE_COMMAND = {"resume": "auto", "dry_run": False}  # options that are not kept with the run
-FIRST = ("seed", "device", "deterministic", "resume", "dry_run")  # the order in which help lists these options
+FIRST = (
+    "seed",
+    "device",
+    "deterministic",
+    "threads",
+    "resume",
+    "dry_run",
+)  # the order in which help lists these options
 Options = TypeVar("Options", bound=RunOptions)
 Run = Callable[[], None]
 
@@ -144,6 +159,8 @@ def continued(
         "--resume True",
         f"a resumed run can change only {', '.join(sorted(free))}; for anything else start in an empty folder",
     )
+    if saved.threads is not None and cfg.threads != saved.threads:
+        note(f"--threads {cfg.threads}: the run began with {saved.threads}, so the last bits of its numbers change")
     return cfg
 
 
@@ -207,6 +224,8 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run], argv: Sequence[s
         found = kept.check_files()
         if cfg.deterministic:
             be_deterministic()
+        if not cfg.dry_run:
+            kept.threads = use_threads(cfg.threads)
         run = None if cfg.dry_run else prepare(kept, found)
         if first:
             config.write(kept, FULL_CONFIG)
@@ -230,6 +249,16 @@ def facts_of_start(cfg: RunOptions, argv: Sequence[str] | None) -> dict[str, Any
         "processes": processes.n,
         "versions": {**made_by(), "python": platform.python_version(), "platform": platform.platform()},
     }
+
+
+def use_threads(n: int | None) -> int:
+    """Have PyTorch use `n` threads on the CPU, by default as many as it takes itself; return how many that is."""
+    import torch
+
+    own = torch.get_num_threads()
+    if n not in (None, own):
+        torch.set_num_threads(n)
+    return n or own
 
 
 def be_deterministic() -> None:

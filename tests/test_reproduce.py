@@ -1,0 +1,126 @@
+"""A run done again: the same bits; and what is said of a field that is not the same."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import reproduce
+import run_sjc
+from my.checkpoint import save
+from my.errors import RunError, UserError
+from rerun import whole
+
+TINY = [
+    *("--preset", "ideal", "--sd.prompt", "a blue duck", "--vox.grid_size", "5", "--pose.rend_hw", "4"),
+    *("--ideal.n_cameras", "40", "--pose.view_words", "sjc", "--n_steps", "2", "--report", "False", "--device", "cpu"),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "duck"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_sjc.main([*TINY, "--threads", "1", "--seed", "3"])
+    return folder
+
+
+def in_process(monkeypatch, seed=None):
+    """Have the command run here: its start takes seconds."""
+
+    def start(words, cwd):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(cwd)
+            assert Path(words[1]).name == "run_sjc.py" and len(words) == 2
+            run_sjc.main([] if seed is None else ["--seed", str(seed)])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(whole, "subprocess", SimpleNamespace(run=start))
+
+
+def test_the_same_command_gives_the_same_bits(run, here, monkeypatch, capsys):
+    in_process(monkeypatch)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    reproduce.main([str(run)])
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith(f"done: the field in {here / 'duck_again'} is the same as in {run}, bit for bit: ")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert [line for line in out if "there" in line] == []  # nothing that bits depend on is another
+    monkeypatch.setattr(whole, "subprocess", None)  # it is finished
+    reproduce.main([str(run)])
+
+
+def test_another_seed_gives_another_field(run, here, monkeypatch, capsys):
+    in_process(monkeypatch, seed=4)
+    with pytest.raises(RunError, match=f"^the field in {here / 'x'} is not that of {run}: what differs is above"):
+        reproduce.main([str(run), "--out", "x"])
+    out = capsys.readouterr().out
+    assert "field/density: differs by at most " in out and "field/color: differs by at most " in out
+
+
+def test_a_command_that_fails(run, here, monkeypatch):
+    failed = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=137))
+    monkeypatch.setattr(whole, "subprocess", failed)
+    with pytest.raises(
+        RunError, match="run_sjc.py ended with status 137 in .*duck_again; reproduce.py goes on from there"
+    ):
+        reproduce.main([str(run)])
+
+
+def test_what_cannot_be_done_again(run, here, monkeypatch):
+    def refused(words, *argv):
+        with pytest.raises(UserError, match=words):
+            reproduce.main([*argv])
+
+    empty = here / "empty"
+    empty.mkdir()
+    refused("has no full_config.yml; give the folder of a finished run", str(empty))
+    refused("that is the run itself; give another folder", str(run), "--out", str(run))
+    (empty / "full_config.yml").write_text("made_by: {command: run_2d_sjc.py}\n")
+    refused("made by .*run_2d_sjc.py.*; only runs of run_sjc.py and run_nerf.py can be compared", "empty")
+    (empty / "full_config.yml").write_text("[[[")
+    refused("full_config.yml: .*; give the folder of a finished run", "empty")
+    (empty / "full_config.yml").write_text("made_by: {command: run_sjc.py}\n")
+    (empty / "heartbeat.json").write_text(json.dumps({"done": False}))
+    refused("this run is not finished; finish it there first with run_sjc.py --resume True", "empty")
+    (empty / "heartbeat.json").write_text(json.dumps({"done": True}))
+    monkeypatch.setattr(whole, "do_again", lambda *_: None)
+    refused("has no checkpoint; give the folder of a finished run", "empty")
+
+
+def test_comparing_by_hand():
+    a = {"x": torch.tensor([1.0, 2.0]), "nan": torch.tensor(math.nan), "z": torch.tensor(0.0), "old": torch.ones(2)}
+    b = {"x": torch.tensor([1.0, 2.5]), "nan": torch.tensor(math.nan), "z": torch.tensor(-0.0), "new": torch.ones(2)}
+    same, lines = whole.compare(a, b)
+    assert not same and list(lines) == [
+        "new: only in one of them",
+        "old: only in one of them",
+        "x: differs by at most 0.5, RMS 0.354 of 1.58",
+        "z: differs by at most 0, RMS 0 of 0",
+    ]
+    assert whole.compare(a, dict(a))[0]
+    shaped = whole.compare({"x": torch.ones(2)}, {"x": torch.ones(3)})
+    assert not shaped[0] and list(shaped[1]) == ["x: (2,) and (3,)"]
+
+
+def test_what_bits_depend_on(tmp_path):
+    for name, threads, version in (("a", 1, "1"), ("b", 2, "1")):
+        (tmp_path / name).mkdir()
+        start = {"kind": "start", "at": "", "threads": threads, "device": "cpu: x", "versions": {"torch": version}}
+        (tmp_path / name / "starts.json").write_text(json.dumps(start) + "\n")
+    assert list(whole.unlike_facts(tmp_path / "a", tmp_path / "b")) == ["threads: 1 there, 2 here"]
+    assert not list(whole.unlike_facts(tmp_path / "a", tmp_path / "a"))
+    save(tmp_path / "c" / "ckpt", 3, {"field/x": torch.ones(1), "optim/x/step": torch.ones(())}, {})
+    assert list(whole.last_tensors(tmp_path / "c")) == ["field/x"]
