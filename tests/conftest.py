@@ -1,10 +1,13 @@
 """Keeps every test off the network, and makes a tiny checkpoint and small scenes for tests that ask for them."""
 
 import os
+import signal
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; the commands of tests heed Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

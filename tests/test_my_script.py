@@ -112,10 +112,40 @@ def test_precision_is_of_the_machine_and_may_change():
     free = script.free_on_resume(SJCConfig)
     of_models = {"sd.precision", "sd.offload_text", "gddpm.precision", "low_vram", "compile"}
     of_writing = {"report", "snapshots", "alpha", "ckpt_every", "ckpt_minutes", "ckpt_keep"}
-    assert free == of_models | of_writing | {"device", "deterministic", "resume", "dry_run"}
+    assert free == of_models | of_writing | {"device", "deterministic", "threads", "resume", "dry_run"}
     script.refuse_changes({"sd.precision": "fp32", "device": "cpu", "lr": 1}, then, free, "given", "do")
     with pytest.raises(UserError, match=r"^given: --lr 2 \(was 1\); do$"):
         script.refuse_changes({"sd.precision": "fp16", "device": "cuda", "lr": 2}, then, free, "given", "do")
+
+
+def test_a_run_keeps_its_number_of_threads(read, capsys):
+    import torch
+
+    own, used = torch.get_num_threads(), []
+
+    def prepare(cfg, found):
+        used.append((torch.get_num_threads(), cfg.threads))
+        return lambda: None
+
+    try:
+        script.begin(read("--threads", "3"), prepare)
+        assert "threads: 3" in Path(script.FULL_CONFIG).read_text()
+        torch.set_num_threads(own)  # as another process has it
+        Path("ckpt/step_0000001").mkdir(parents=True)
+        script.begin(read(), prepare)
+        capsys.readouterr()
+        script.begin(read("--resume", "True", "--threads", "2"), prepare)
+        assert (
+            "note: --threads 2: the run began with 3, so the last bits of its numbers change" in capsys.readouterr().err
+        )
+        assert used == [(3, 3), (3, 3), (2, 2)]
+        assert [start.facts["threads"] for start in starts.read(".")[0]] == [3, 3, 2]
+        Path("ckpt/step_0000001").rmdir()
+        Path("ckpt").rmdir()
+        script.begin(read(), prepare)
+        assert used[-1] == (2, 2) and "threads: 2" in Path(script.FULL_CONFIG).read_text()  # what there is, recorded
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_deterministic_reaches_pytorch_before_the_run_is_prepared(read):
