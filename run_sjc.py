@@ -100,7 +100,7 @@ def as_end(error: Exception, optimisation: SJC) -> RunError | None:
 
         record = flight.write(".", optimisation, error)
         return RunError(
-            f"{error}; {record} has what led there: python {ROOT / 'replay.py'} {record} looks for its begin"
+            f"{error}; {record} has what led there: python {ROOT / 'replay.py'} {record} says where it begins"
         )
     if is_out_of_memory(error) and optimisation.optimizer.whole:
         return RunError(f"step {optimisation.n_steps_taken + 1}: out of memory on {optimisation.adapter.device}")

@@ -148,8 +148,7 @@ def replay(record: Record, attempt: int | None = None) -> list[Finding]:
     with traced(adapter, findings):
         optimisation = SJC(record.cfg, adapter)
         state.restore_field(optimisation.field, {FIELD + name: x for name, x in field.items()})
-        conditions = {"": optimisation.uncond, **optimisation.cond}
-        findings += [Finding(f"condition {name!r}", x) for name, x in conditions.items() if x.is_floating_point()]
+        findings += of_conditions({"": optimisation.uncond, **optimisation.cond})
         denoise = adapter.denoise
 
         def watched(x: torch.Tensor, *args: Any) -> torch.Tensor:
@@ -158,18 +157,27 @@ def replay(record: Record, attempt: int | None = None) -> list[Finding]:
             findings.append(Finding("denoised rendering", D))
             return D
 
-        adapter.denoise = watched  # type: ignore[method-assign]
+        adapter.denoise = watched  # type: ignore[method-assign, assignment]
         try:
             computed = optimisation.attempt(record.about["step"], draw)
         except RuntimeError as error:
             raise RunError(f"the step cannot be run again: {first_line(error)}") from None
         finally:
-            del adapter.denoise  # type: ignore[method-assign]
+            del adapter.denoise
     i = next((k for k, finding in enumerate(findings) if finding.what == "noisy rendering"), len(findings))
     findings[i:i] = [Finding(f"rendering, {name}", x) for name, x in computed.rendering._asdict().items()]
     findings += [Finding("score", computed.g), Finding("regulariser", computed.loss)]
     gradients = ((name, p.grad) for name, p in optimisation.field.named_parameters())
     return findings + [Finding(f"gradient, {name}", grad) for name, grad in gradients if grad is not None]
+
+
+def of_conditions(conditions: dict[str, torch.Tensor]) -> list[Finding]:
+    """Return what was found of the conditions of view prompts: one thing of all, or those that are not finite."""
+    findings = [Finding(f"condition {name!r}", x) for name, x in conditions.items() if x.is_floating_point()]
+    broken = [finding for finding in findings if finding.broken]
+    if broken or not findings:
+        return broken
+    return [Finding(f"conditions of {len(findings)} prompts", torch.cat([finding.tensor for finding in findings]))]
 
 
 @contextlib.contextmanager

@@ -142,6 +142,14 @@ def test_what_cannot_be_recorded_goes_on_as_it_is(net, kind, capsys):
     assert capsys.readouterr().err == f"note: the operations of Net could not be recorded ({why}); it is slower\n"
 
 
+def test_a_call_that_is_not_finite_is_not_recorded_but_the_next_is(net, capsys):
+    call = NetworkCall(net, net)
+    called(call, *inputs(RECORD_AFTER))
+    assert str(called(call, torch.tensor([float("nan"), 1.0]))) == "[[nan, 3.5]]" and not call.recordings
+    assert called(call, *inputs(3)) == by_hand(3) and net.ran == RECORD_AFTER + 2
+    assert capsys.readouterr().err == ""
+
+
 def test_a_call_that_does_not_repeat_itself_is_not_recorded(net, capsys):
     """Such as one that draws random numbers."""
     call = NetworkCall(net, lambda x: net(x) * torch.rand(2))

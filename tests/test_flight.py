@@ -120,7 +120,7 @@ def test_the_gradient_alone(here, monkeypatch, capsys):
 def test_the_condition_of_a_text(here, monkeypatch, capsys):
     monkeypatch.setattr(Small, "embed", lambda self, prompts: Affine.embed(self, prompts) * math.nan)
     record = failed()
-    assert replayed(record, capsys)[-1].startswith("here it begins with condition ''")
+    assert replayed(record, capsys)[-1].startswith("here it begins with condition ''; then ")
 
 
 def test_a_record_is_what_the_step_had(here, monkeypatch):
