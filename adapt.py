@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -104,12 +104,16 @@ class ScoreAdapter(ABC):
             return self._denoise(x, sigma, cond)
         others, weights = negatives or (cond[:, None][:, :0], cond.new_zeros(len(cond), 0))
         n = others.shape[1]
-        conds = torch.cat([cond, uncond, *others.unbind(1)])
-        d_cond, d_uncond, *d_others = self._denoise(x.repeat(2 + n, 1, 1, 1), sigma, conds).chunk(2 + n)
+        d_cond, d_uncond, *d_others = self.denoise_each(x, sigma, [cond, uncond, *others.unbind(1)])
         toward = d_cond - d_uncond
         if n:
             toward = perp_neg(toward, torch.stack(d_others, 1) - d_uncond[:, None], weights)
         return d_uncond + scale * toward
+
+    def denoise_each(self, x: torch.Tensor, sigma: float, conds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return D(x, sigma | cond) for each of several conditions (B, ...), in one call of the network."""
+        n = len(conds)
+        return list(self._denoise(x.repeat(n, 1, 1, 1), sigma, torch.cat(list(conds))).chunk(n))
 
     def fitting(self, prompt: str, spoken: Callable[[str], list[str]]) -> str:
         """Return the prompt, cut at its end where the model would not read each text of `spoken(prompt)` to its end.

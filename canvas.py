@@ -14,7 +14,7 @@ import torch
 from karras import karras_sigmas
 from my.seeds import numpy_rng, torch_rng
 from options.canvas import ANNEALED, UNIFORM, CanvasConfig, Setting
-from sjc import chained_gradient
+from rules import chained_gradient
 
 if TYPE_CHECKING:
     from adapt import ScoreAdapter

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 import pose
+import rules
 from adapt import ScoreAdapter, make_adapter
 from asset import Asset, Source, load_field, new_field
 from my import checkpoint
@@ -46,17 +47,6 @@ NEAR = 0.1  # world units: where the centre is nearer than the border by at leas
 LEFT_OUT = "left_out"  # what a checkpoint calls the steps that are to be tried again
 
 Stats = dict[str, Any]  # numbers that describe one step
-
-
-def chained_gradient(
-    D: torch.Tensor, x: torch.Tensor, x_perturbed: torch.Tensor, sigma: float, var_red: bool
-) -> torch.Tensor:
-    """Return the ascent direction dlog p / dx (B, C, H, W) of the rendering x, up to a factor 1 / sigma.
-
-    `D` is the denoised x_perturbed = x + sigma n. Source: arXiv 2212.00774, Eq. 15 (perturb and
-    average: D - x_perturbed) and Eq. 16 (the same in expectation without the noise: D - x).
-    """
-    return (D - (x if var_red else x_perturbed)) / sigma
 
 
 def emptiness_loss(emptiness: torch.Tensor, n_samples: torch.Tensor) -> torch.Tensor:
@@ -157,7 +147,8 @@ class SJC(Asset):
         refuse_unfit_options(cfg, adapter)
         super().__init__(cfg, adapter, new_field(cfg, adapter))
         self.optimizer = new_adamax(self.field, cfg)
-        self.uncond, self.cond = self._embed_prompts()
+        self.rule = rules.make(cfg, adapter)
+        self.uncond, self.cond, self.bad = self._embed_prompts()
         self.levels = adapter.sigmas.tolist()
         self.views = TrainRays(cfg, self.field, self.own)
         self.noise: Ahead[torch.Tensor] = Ahead(
@@ -167,8 +158,12 @@ class SJC(Asset):
         self._train_backgrounds: list[torch.Tensor] = []
 
     @torch.no_grad()
-    def _embed_prompts(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the negative prompt's condition (1, ...), and {view prompt: (1, ...)}: once per run, not per step."""
+    def _embed_prompts(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the conditions of a run's texts: once per run, not per step.
+
+        They are that of the negative prompt (1, ...), and {view prompt: (1, ...)} of the prompt and of bad pictures;
+        the last is empty without --bad_words.
+        """
         p, prompt = self.cfg.pose, self.cfg.texts.prompt
         views, texts = pose.all_view_prompts(p.view_words), pose.read_view_texts(p.view_texts, p.view_words)
         uncond = self.adapter.embed([self.cfg.texts.negative_prompt])
@@ -179,8 +174,13 @@ class SJC(Asset):
         if p.view_style == "suffix":  # a text that is too long loses its end, which would be the view words
             prompt = self.adapter.fitting(prompt, spoken)
         cond = dict(zip(views, self.adapter.embed(spoken(prompt)).split(1)))
+        bad = {}
+        if self.cfg.bad_words:
+            behind = self.cfg.rule == "bridge"  # its bad pictures are of the same object and view
+            texts_of_bad = spoken(f"{prompt}, {self.cfg.bad_words}") if behind else [self.cfg.bad_words] * len(views)
+            bad = dict(zip(views, self.adapter.embed(texts_of_bad).split(1)))
         self.adapter.text_done()
-        return uncond, cond
+        return uncond, cond, bad
 
     # ------------------------------------------------------------------ optimisation
 
@@ -237,10 +237,12 @@ class SJC(Asset):
     ) -> torch.Tensor:
         """Return the score that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views."""
         noise = self._make_noise(i, 1, draw)[0] if draw else self.noise.of_step(i)
-        x_perturbed = torch.add(x, noise, alpha=sigma)
         cond, negatives = self.conditions(cameras)
-        D = self.adapter.denoise(x_perturbed, sigma, cond, self.uncond.expand_as(cond), self.cfg.texts.scale, negatives)
-        return chained_gradient(D, x, x_perturbed, sigma, self.cfg.var_red) / self.cfg.batch_views
+        bad = torch.cat([self.bad[camera.view] for camera in cameras]) if self.bad else None
+        ask = rules.Ask(self.adapter, cond, self.uncond, self.cfg.texts.scale, negatives, bad)
+        chance = numpy_rng(self.cfg.seed, i, "rule").uniform() if self.cfg.rule == "asd" else 0.0
+        g = self.rule(ask, x, noise, rules.Moment(sigma, i / self.cfg.n_steps, chance))
+        return g / self.cfg.batch_views
 
     def render_views(self, rays: Rays, bg_index: int) -> Rendering:
         """Render the own views of a step: a `Rendering` whose images (b, ...) have the edge that is trained on."""

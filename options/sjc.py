@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from families.family import FieldKind
+from families.family import Conditions, FieldKind
 from my import checkpoint
 from my.config import FREE, Config
 from my.errors import UserError
@@ -110,15 +110,35 @@ class SJCConfig(Checkpointed, FamilyConfig):
         description="leave out what is behind the object in the pictures of test_<step>/view: they are PNG with "
         "straight alpha",
     )
+    rule: Literal["sjc", "noiseless", "sds", "csd", "nfsd", "bridge", "asd", "ism", "sdi"] = Field(
+        "sjc",
+        description="rule of score distillation, by which a step moves a rendering; docs/rules.md has equations, "
+        "sources, and calls of the network",
+    )
+    bad_words: str = Field(
+        "",
+        description="words of bad pictures, which rules nfsd and bridge need, and csd may have; they need a model that "
+        "knows them",
+    )
+    bridge_step: float = Field(0.5, ge=0, le=1, description="fraction of the run after which rule bridge has its own")
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"
     )
 
     command: ClassVar[str] = "run_sjc.py"
     asks_views: ClassVar[bool] = True
+    conditions: ClassVar[Conditions] = {
+        "var_red": {"rule": ("sjc",)},
+        "bad_words": {"rule": ("nfsd", "bridge", "csd")},
+        "bridge_step": {"rule": ("bridge",)},
+        "pose.perp_neg": {"rule": ("sjc", "noiseless", "sds", "asd", "ism", "sdi")},
+    }
     first: ClassVar[tuple[str, ...]] = (*FIRST, "n_steps", "lr", *OF_RUNS)
 
     _source: Source | None = PrivateAttr(None)  # of --init, set by `check_files`
+
+    def told(self) -> dict[str, list[str]]:
+        return super().told() | ({"--bad_words": [self.bad_words]} if self.bad_words else {})
 
     def absolute(self) -> Self:
         if self.init is not None:

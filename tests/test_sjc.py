@@ -15,7 +15,8 @@ from my.errors import UserError
 from my.script import check_finite
 from my.seeds import normal
 from options.sjc import SJCConfig
-from sjc import SJC, NotFinite, centre_depth_loss, chained_gradient, emptiness_loss, optimise
+from rules import chained_gradient
+from sjc import SJC, NotFinite, centre_depth_loss, emptiness_loss, optimise
 from tiny import SIZE, Affine, config
 from voxnerf.rays import pixel_rays, through
 

@@ -1,0 +1,279 @@
+"""Rules of score distillation: in which direction a step moves a rendering, given a denoiser.
+
+All rules are written in sigma space. x (b, C, H, W) is the rendering, n ~ N(0, I), x_sigma = x + sigma n, and D the
+denoiser: D_c with the text, D_u without, D_bad with words of bad pictures, and, with the guidance s = --sd.scale,
+
+    D_s = D_u + s (D_c - D_u),    e = (x_sigma - D) / sigma,    w = sigma^2 / (1 + sigma^2).
+
+e is the noise that a network predicts, and w = sigma_t^2 in the terms of papers in which x is scaled by
+1 / sqrt(1 + sigma^2). Each rule returns the ascent direction g at x, which the renderer's Jacobian chains. It is minus
+the gradient of the paper, up to a factor that is the same at all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from my.errors import UserError
+
+if TYPE_CHECKING:
+    from adapt import ScoreAdapter
+    from options.sjc import SJCConfig
+
+NFSD_ENTRY = 200  # of 1000: below this entry of the noise table, the noise is taken from D_u alone
+ASD_SHARE = 0.1  # the second level lies at most this share of the entry above the first
+ISM_GAP, ISM_STRIDE = 50, 200  # entries between both levels; entries per step of the inversion below them
+SDI_STEPS, SDI_SCALE = 10, -7.5  # steps of the inversion from the lowest level to the highest; its guidance
+ENTRIES = 1000  # of the noise tables in which papers count
+
+Denoise = Callable[[torch.Tensor, float], torch.Tensor]
+
+
+class Ask:
+    """The denoiser of a step, for the texts of its views. `n_calls` counts evaluations of the network per view."""
+
+    def __init__(
+        self,
+        adapter: ScoreAdapter,
+        cond: torch.Tensor,
+        uncond: torch.Tensor,
+        scale: float,
+        negatives: tuple[torch.Tensor, torch.Tensor] | None = None,
+        bad: torch.Tensor | None = None,
+    ) -> None:
+        self.adapter, self.cond, self.scale, self.negatives = adapter, cond, scale, negatives
+        self.uncond, self.bad = uncond.expand_as(cond), None if bad is None else bad.expand_as(cond)
+        self.n_calls = 0
+
+    def guided(self, x: torch.Tensor, sigma: float, scale: float | None = None) -> torch.Tensor:
+        """Return D_s(x, sigma), with Perp-Neg where the run has it; `scale` takes the place of the run's guidance."""
+        s = self.scale if scale is None else scale
+        plain = not self.adapter.free_guidance or (s == 1 and self.negatives is None)
+        self.n_calls += 1 if plain else 2 + (0 if self.negatives is None else self.negatives[0].shape[1])
+        return self.adapter.denoise(x, sigma, self.cond, self.uncond, s, self.negatives)
+
+    def parts(self, x: torch.Tensor, sigma: float, *texts: torch.Tensor) -> list[torch.Tensor]:
+        """Return D(x, sigma) for each of several conditions (b, ...), in one call of the network."""
+        self.n_calls += len(texts)
+        return self.adapter.denoise_each(x, sigma, texts)
+
+    def unconditional(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Return D_u(x, sigma)."""
+        return self.parts(x, sigma, self.uncond)[0]
+
+
+class Moment(NamedTuple):
+    """When a rule is asked: its level of noise, and what else may depend on the step."""
+
+    sigma: float
+    progress: float  # share of the run's steps that are taken, in [0, 1)
+    chance: float  # uniform in [0, 1), a function of seed and step
+
+
+Rule = Callable[[Ask, torch.Tensor, torch.Tensor, Moment], torch.Tensor]  # (denoiser, x, n, moment) -> g
+
+
+def weight(sigma: float) -> float:
+    """Return w = sigma^2 / (1 + sigma^2)."""
+    return sigma**2 / (1 + sigma**2)
+
+
+def perturbed(x: torch.Tensor, n: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Return x_sigma = x + sigma n."""
+    return torch.add(x, n, alpha=sigma)
+
+
+def chained_gradient(
+    D: torch.Tensor, x: torch.Tensor, x_perturbed: torch.Tensor, sigma: float, var_red: bool
+) -> torch.Tensor:
+    """Return the ascent direction dlog p / dx (B, C, H, W) of the rendering x, up to a factor 1 / sigma.
+
+    `D` is the denoised x_perturbed = x + sigma n. Source: arXiv 2212.00774, Eq. 15 (perturb and
+    average: D - x_perturbed) and Eq. 16 (the same in expectation without the noise: D - x).
+    """
+    return (D - (x if var_red else x_perturbed)) / sigma
+
+
+# ---------------------------------------------------------------- one level of noise
+
+
+def sjc(var_red: bool) -> Rule:
+    """Return the rule of Score Jacobian Chaining, `chained_gradient`: (D_s - x) / sigma, or (D_s - x_sigma) / sigma."""
+
+    def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+        x_sigma = perturbed(x, n, at.sigma)
+        return chained_gradient(ask.guided(x_sigma, at.sigma), x, x_sigma, at.sigma, var_red)
+
+    return rule
+
+
+def noiseless(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+    """D_s(x) - x: nothing is perturbed. Where the data are a finite set, it is one step of mean shift."""
+    return ask.guided(x, at.sigma) - x
+
+
+def sds(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+    """w (D_s - x) / sigma = w (n - e_s): Score Distillation Sampling.
+
+    Source: DreamFusion, arXiv 2209.14988, with w(t) = sigma_t^2. Its guidance is counted from D_c: its weight 100 is
+    s = 101 here.
+    """
+    return weight(at.sigma) * (ask.guided(perturbed(x, n, at.sigma), at.sigma) - x) / at.sigma
+
+
+def csd(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+    """w s (D_c - D_u) / sigma: Classifier Score Distillation.
+
+    With --bad_words D_u becomes D_bad in the second half of the run. Source: arXiv 2310.19415, whose ramp of weights
+    is a single change here.
+    """
+    other = ask.uncond if ask.bad is None or at.progress < 0.5 else ask.bad
+    d_c, d_other = ask.parts(perturbed(x, n, at.sigma), at.sigma, ask.cond, other)
+    return weight(at.sigma) * ask.scale * (d_c - d_other) / at.sigma
+
+
+def nfsd(entry: Callable[[float], float]) -> Rule:
+    """Return the rule w / sigma [s (D_c - D_u) + delta]: Noise-Free Score Distillation.
+
+    delta is D_u - x_sigma below entry NFSD_ENTRY of the noise table, and D_u - D_bad above. Source: arXiv 2310.17590.
+    entry: gives the entry of a level, of ENTRIES.
+    """
+
+    def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+        assert ask.bad is not None  # `make` refused it
+        x_sigma = perturbed(x, n, at.sigma)
+        if entry(at.sigma) < NFSD_ENTRY:
+            d_c, d_u = ask.parts(x_sigma, at.sigma, ask.cond, ask.uncond)
+            delta = d_u - x_sigma
+        else:
+            d_c, d_u, d_bad = ask.parts(x_sigma, at.sigma, ask.cond, ask.uncond, ask.bad)
+            delta = d_u - d_bad
+        return weight(at.sigma) / at.sigma * (ask.scale * (d_c - d_u) + delta)
+
+    return rule
+
+
+def bridge(from_progress: float) -> Rule:
+    """Return the rule sds up to a share of the run, then w s (D_c - D_bad) / sigma.
+
+    D_bad has the words of bad pictures behind the prompt. Source: arXiv 2406.09417.
+    """
+
+    def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+        assert ask.bad is not None  # `make` refused it
+        if at.progress < from_progress:
+            return sds(ask, x, n, at)
+        d_c, d_bad = ask.parts(perturbed(x, n, at.sigma), at.sigma, ask.cond, ask.bad)
+        return weight(at.sigma) * ask.scale * (d_c - d_bad) / at.sigma
+
+    return rule
+
+
+# ---------------------------------------------------------------- two levels of noise
+
+
+def asd(shifted: Callable[[float, float], float]) -> Rule:
+    """Return the rule w [(D_s(x_sigma) - x) / sigma - (D_c(x_sigma+) - x) / sigma+]: Asynchronous Score Distillation.
+
+    Both have the same noise. sigma+ lies above sigma by at most ASD_SHARE of its entry in the table. Source: arXiv
+    2407.02040. shifted(sigma, chance): gives sigma+.
+    """
+
+    def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+        above = shifted(at.sigma, at.chance)
+        d_s = ask.guided(perturbed(x, n, at.sigma), at.sigma)
+        (d_c,) = ask.parts(perturbed(x, n, above), above, ask.cond)
+        return weight(at.sigma) * ((d_s - x) / at.sigma - (d_c - x) / above)
+
+    return rule
+
+
+def ism(below: Callable[[float], list[float]]) -> Rule:
+    """Return the rule sigma [e_u(x_s, sigma_s) - e_s(x_t, sigma)]: Interval Score Matching.
+
+    x_s is x, inverted without text to a level below sigma, and x_t is x_s after one more step of that inversion. No
+    noise is drawn. Source: LucidDreamer, arXiv 2311.11284. below(sigma): gives the levels of the inversion, the
+    last of which is sigma_s; it has one at least.
+    """
+
+    def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+        levels = below(at.sigma)
+        x_s = inverted(ask.unconditional, x, levels)
+        e_u = (x_s - ask.unconditional(x_s, levels[-1])) / levels[-1]
+        x_t = x_s + (at.sigma - levels[-1]) * e_u
+        return at.sigma * (e_u - (x_t - ask.guided(x_t, at.sigma)) / at.sigma)
+
+    return rule
+
+
+def sdi(below: Callable[[float], list[float]]) -> Rule:
+    """Return the rule D_s(x_hat) - x: Score Distillation via Inversion.
+
+    x_hat is x, inverted with the guidance SDI_SCALE up to sigma. Source: arXiv 2405.15891. There the level falls during
+    the run, as with --sigma_anneal. below(sigma): gives the levels of the inversion, without sigma.
+    """
+
+    def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
+        x_hat = inverted(lambda x, sigma: ask.guided(x, sigma, SDI_SCALE), x, [*below(at.sigma), at.sigma])
+        return ask.guided(x_hat, at.sigma) - x
+
+    return rule
+
+
+def inverted(denoise: Denoise, x: torch.Tensor, levels: list[float]) -> torch.Tensor:
+    """Return x, moved from no noise up to the last of `levels`, which rise, by DDIM backwards.
+
+    In sigma space that is Euler's method for dx / dsigma = (x - D(x, sigma)) / sigma. At no noise D(x) is x: the first
+    step takes the slope at its end. Source: DDIM, arXiv 2010.02502, section 4.3.
+    """
+    slope_at = levels[0]
+    sigma = 0.0
+    for level in levels:
+        x = x + (level - sigma) * (x - denoise(x, slope_at)) / slope_at
+        sigma = slope_at = level
+    return x
+
+
+# ---------------------------------------------------------------- chosen
+
+
+def make(cfg: SJCConfig, adapter: ScoreAdapter) -> Rule:
+    """Return the rule of a run. Raises UserError where the rule needs words, or a text, that the run does not have."""
+    if cfg.rule in ("nfsd", "bridge") and not cfg.bad_words:
+        raise UserError(f"--rule {cfg.rule}: needs words of bad pictures; give --bad_words")
+    if cfg.rule not in ("sjc", "noiseless", "sds") and not adapter.free_guidance:
+        raise UserError(
+            f"--rule {cfg.rule}: needs a model that reads text, for its score without one; give --rule sjc, noiseless "
+            "or sds"
+        )
+    table = adapter.sigmas.tolist()[::-1]
+    per_entry = len(table) / ENTRIES
+
+    def entry(sigma: float) -> float:
+        return adapter.timestep(sigma) / per_entry
+
+    def shifted(sigma: float, chance: float) -> float:
+        t = adapter.timestep(sigma)
+        return table[min(round(t * (1 + ASD_SHARE * chance)), len(table) - 1)]
+
+    def ladder(sigma: float, stride: float, gap: float) -> list[float]:
+        """Return the levels every `stride` entries up to `gap` entries below sigma, the lowest first."""
+        top = max(0, adapter.timestep(sigma) - round(gap * per_entry))
+        step = max(1, round(stride * per_entry))
+        return [table[t] for t in [*range(step, top, step), top]]
+
+    rules: dict[str, Rule] = {
+        "sjc": sjc(cfg.var_red),
+        "noiseless": noiseless,
+        "sds": sds,
+        "csd": csd,
+        "nfsd": nfsd(entry),
+        "bridge": bridge(cfg.bridge_step),
+        "asd": asd(shifted),
+        "ism": ism(lambda sigma: ladder(sigma, ISM_STRIDE, ISM_GAP)),
+        "sdi": sdi(lambda sigma: ladder(sigma, ENTRIES / SDI_STEPS, ENTRIES / SDI_STEPS)),
+    }
+    return rules[cfg.rule]

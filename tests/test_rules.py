@@ -1,0 +1,229 @@
+"""The rules of score distillation on Gaussian data, where the denoiser is linear and all is known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import rules
+from adapt import ScoreAdapter
+from karras import scaled_linear_betas, sigmas_from_betas
+from my.errors import UserError
+from rules import Ask, Moment
+from sjc import SJC
+from tiny import Affine, config
+
+V = 0.3  # variance of the data
+MU_C, MU_U, MU_BAD = 0.7, -0.2, 0.4  # means with the text, without, and with bad words
+SCALE = 5.0
+SIGMA = 1.7
+W = SIGMA**2 / (1 + SIGMA**2)
+SHAPE = (2, 3, 4, 4)
+
+
+class Gaussian(ScoreAdapter):
+    """The denoiser of N(mu, V): D = (V x + sigma^2 mu) / (V + sigma^2). A prompt is its mu. It counts rows."""
+
+    def __init__(self):
+        self.device, self.data_shape, self.rows = torch.device("cpu"), SHAPE[1:], 0
+        self.sigmas = torch.as_tensor(sigmas_from_betas(scaled_linear_betas(0.00085, 0.012, 1000)))
+
+    def _denoise(self, x, sigma, cond):
+        self.rows += len(x)
+        return (V * x + sigma**2 * cond) / (V + sigma**2)
+
+    def embed(self, prompts):
+        return torch.tensor([float(p) for p in prompts], dtype=torch.float64)[:, None, None, None]
+
+    encode = decode = None
+    picture_size = 4
+
+
+def drawn(seed):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=SHAPE))
+
+
+X, N = drawn(0), drawn(1)
+
+
+def k(sigma):
+    """How far D goes from x to mu."""
+    return sigma**2 / (V + sigma**2)
+
+
+def moved(mu, sigma=SIGMA, n=N):
+    """D(x + sigma n) - x of the data N(mu, V)."""
+    return k(sigma) * (mu - X) + (1 - k(sigma)) * sigma * n
+
+
+MU_S = MU_U + SCALE * (MU_C - MU_U)
+TOWARD = k(SIGMA) * (MU_C - MU_U)  # D_c - D_u
+ABOVE, BELOW = 2.0, 0.9
+
+
+def by_hand_ism(levels):
+    x_s, sigma = X, 0.0
+    for level, slope in zip(levels, [levels[0], *levels]):
+        x_s = x_s + (level - sigma) * k(slope) * (x_s - MU_U) / slope
+        sigma = level
+    e_u = k(sigma) * (x_s - MU_U) / sigma
+    x_t = x_s + (SIGMA - sigma) * e_u
+    return SIGMA * e_u - k(SIGMA) * (x_t - MU_S)
+
+
+def by_hand_sdi(levels):
+    x_hat, sigma, mu = X, 0.0, MU_U + rules.SDI_SCALE * (MU_C - MU_U)
+    for level, slope in zip(levels, [levels[0], *levels]):
+        x_hat = x_hat + (level - sigma) * k(slope) * (x_hat - mu) / slope
+        sigma = level
+    return x_hat + k(sigma) * (MU_S - x_hat) - X
+
+
+LOW, HIGH = (lambda sigma: 100.0), (lambda sigma: 300.0)  # entries of the noise table
+CASES = {
+    "Eq. 16": (rules.sjc(True), lambda: moved(MU_S) / SIGMA, 2),
+    "Eq. 15": (rules.sjc(False), lambda: moved(MU_S) / SIGMA - N, 2),
+    "noiseless": (rules.noiseless, lambda: k(SIGMA) * (MU_S - X), 2),
+    "sds": (rules.sds, lambda: W * moved(MU_S) / SIGMA, 2),
+    "csd": (rules.csd, lambda: W * SCALE * TOWARD / SIGMA + 0 * X, 2),
+    "nfsd, little noise": (rules.nfsd(LOW), lambda: W / SIGMA * (SCALE * TOWARD + moved(MU_U) - SIGMA * N), 2),
+    "nfsd": (rules.nfsd(HIGH), lambda: W / SIGMA * (SCALE * TOWARD + k(SIGMA) * (MU_U - MU_BAD)) + 0 * X, 3),
+    "bridge, first": (rules.bridge(0.5), lambda: W * moved(MU_S) / SIGMA, 2),
+    "asd": (rules.asd(lambda sigma, chance: ABOVE), lambda: W * (moved(MU_S) / SIGMA - moved(MU_C, ABOVE) / ABOVE), 3),
+    "ism": (rules.ism(lambda sigma: [0.2, BELOW]), lambda: by_hand_ism([0.2, BELOW]), 2 + 1 + 2),
+    "sdi": (rules.sdi(lambda sigma: [BELOW]), lambda: by_hand_sdi([BELOW, SIGMA]), 2 * 2 + 2),
+}
+
+
+def asked(scale=SCALE, c=MU_C, u=MU_U, bad=MU_BAD):
+    adapter = Gaussian()
+    cond, uncond, bad = (adapter.embed([str(mu)]) for mu in (c, u, bad))
+    return Ask(adapter, cond.expand(2, -1, -1, -1), uncond, scale, None, bad)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule_by_hand_and_its_calls(name):
+    rule, want, n_calls = CASES[name]
+    ask = asked()
+    torch.testing.assert_close(rule(ask, X, N, Moment(SIGMA, 0.2, 0.5)), want(), rtol=1e-9, atol=1e-9)
+    assert ask.n_calls == n_calls and ask.adapter.rows == n_calls * len(X)
+
+
+def test_rules_that_change_on_their_way():
+    late = Moment(SIGMA, 0.6, 0.5)
+    from_bad = W * SCALE * k(SIGMA) * (MU_C - MU_BAD) / SIGMA + 0 * X
+    for rule in (rules.bridge(0.5), rules.csd):
+        torch.testing.assert_close(rule(asked(), X, N, late), from_bad)
+    ask = asked()
+    ask.bad = None
+    torch.testing.assert_close(rules.csd(ask, X, N, late), CASES["csd"][1]())
+
+
+def test_rules_that_reduce_to_one_another():
+    at = Moment(SIGMA, 0.2, 0.0)
+
+    def g(rule, **texts):
+        return rule(asked(**texts), X, N, at)
+
+    torch.testing.assert_close(g(rules.sds), W * g(rules.sjc(True)))
+    torch.testing.assert_close(g(rules.sjc(False)), g(rules.sjc(True)) - N)
+    assert (g(rules.csd, u=MU_C) == 0).all()  # D_c = D_u
+    noise_gone = (rules.sjc(True)(asked(), X, N, at) + rules.sjc(True)(asked(), X, -N, at)) / 2
+    torch.testing.assert_close(SIGMA * noise_gone, g(rules.noiseless))  # in expectation, D being linear
+    no_gap = rules.ism(lambda sigma: [0.2, sigma])  # s = t: classifier guidance at the inverted x
+    x_s = rules.inverted(lambda x, sigma: asked().unconditional(x, sigma), X, [0.2, SIGMA])
+    d_c, d_u = asked().parts(x_s, SIGMA, *(asked().cond, asked().uncond))
+    torch.testing.assert_close(g(no_gap), SCALE * (d_c - d_u))
+    torch.testing.assert_close(g(rules.asd(lambda sigma, chance: sigma), scale=1), 0 * X)  # one level, no guidance
+    same_level = g(rules.asd(lambda sigma, chance: sigma))
+    torch.testing.assert_close(same_level, W * (SCALE - 1) * TOWARD / SIGMA + 0 * X)
+
+
+def test_inversion_follows_the_flow():
+    """Many small steps of it scale the distance to the mean as the standard deviation of the noisy data grows."""
+    levels = np.geomspace(1e-3, SIGMA, 4000).tolist()
+    x = rules.inverted(lambda x, sigma: asked().unconditional(x, sigma), X, levels)
+    torch.testing.assert_close(x, MU_U + (X - MU_U) * math.sqrt((V + SIGMA**2) / V), rtol=2e-3, atol=2e-3)
+
+
+# ---------------------------------------------------------------- in a run
+
+
+def made(name, adapter=None, **options):
+    return rules.make(config(rule=name, **options), adapter or Gaussian())
+
+
+def test_levels_come_from_the_table():
+    """Those of a run: a second level above the first, and an inversion that ends below it."""
+    adapter, seen = Gaussian(), []
+    adapter._denoise = lambda x, sigma, cond: seen.append(adapter.timestep(sigma)) or x / 2
+    ask = Ask(adapter, *(adapter.embed(["1"]) for _ in range(2)), 2.0)
+    table = adapter.sigmas.tolist()[::-1]
+
+    def levels(name, t, chance=0.5, **options):
+        seen.clear()
+        made(name, adapter, **options)(ask, X[:1], N[:1], Moment(table[t], 0.0, chance))
+        return list(seen)
+
+    assert levels("asd", 600) == [600, 630] and levels("asd", 990, 0.9) == [990, 999]
+    assert levels("ism", 600) == [200, 200, 400, 550, 600]
+    assert levels("ism", 20) == [0, 0, 20]
+    assert levels("sdi", 600) == [100, 100, 200, 300, 400, 500, 600]
+    ask.bad = ask.uncond
+    assert levels("nfsd", 150, bad_words="0") == [150] and levels("nfsd", 250, bad_words="0") == [250]
+
+
+@pytest.mark.parametrize("name", ["nfsd", "bridge"])
+def test_rules_that_need_words(name):
+    with pytest.raises(UserError, match=f"--rule {name}: needs words of bad pictures; give --bad_words"):
+        made(name)
+
+
+def test_rules_that_need_a_text():
+    adapter = Gaussian()
+    adapter.free_guidance = False
+    for name in ("csd", "asd", "ism", "sdi"):
+        with pytest.raises(UserError, match=f"--rule {name}: needs a model that reads text"):
+            made(name, adapter)
+    assert made("sds", adapter) and made("sjc", adapter) and made("noiseless", adapter)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--rule", "sds", "--var_red", "False"], "--var_red: not read with --rule sds"),
+        (["--bad_words", "foggy"], "--bad_words: not read with --rule sjc"),
+        (["--rule", "csd", "--bridge_step", "0.3"], "--bridge_step: not read with --rule csd"),
+    ],
+)
+def test_options_of_other_rules_are_refused(options, words):
+    from my.config import load
+    from options.sjc import SJCConfig
+
+    cfg = load(SJCConfig, [*options, "--family", "ideal", "--sd.prompt", "a blue duck"], prog="x", doc="")
+    with pytest.raises(UserError, match=words):
+        cfg.check_files()
+
+
+@pytest.mark.parametrize("name", ["sjc", "noiseless", "sds", "csd", "nfsd", "bridge", "asd", "ism", "sdi"])
+def test_a_run_by_each_rule(name):
+    words = {"bad_words": "foggy"} if name in ("nfsd", "bridge", "csd") else {}
+    fields = []
+    for _ in range(2):
+        optimisation = SJC(config(rule=name, batch_views=2, **words), Affine())
+        for i in range(6):
+            assert not optimisation.step(i)["masked"]
+        fields.append(optimisation.field.color.detach())
+    assert torch.equal(*fields)
+    assert not torch.equal(fields[0], SJC(config(), Affine()).field.color)
+
+
+def test_bad_words_stand_behind_the_prompt_of_bridge_alone(monkeypatch):
+    told = []
+    embed = Affine.embed
+    monkeypatch.setattr(Affine, "embed", lambda self, prompts: told.append(prompts) or embed(self, prompts))
+    SJC(config(rule="bridge", bad_words="foggy"), Affine())
+    assert told[-1][0].endswith("a blue duck, foggy") and len(set(told[-1])) == len(told[-1]) > 1
+    SJC(config(rule="nfsd", bad_words="foggy"), Affine())
+    assert set(told[-1]) == {"foggy"}
