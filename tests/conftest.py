@@ -6,6 +6,10 @@ import signal
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if n_workers > 1:  # else the threads of each worker fight for the cores of the others
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_workers)))
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; the commands of tests heed Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -86,7 +86,7 @@ def test_draws_the_pairs_that_it_was_never_shown(adapter):
 def test_sjc_shapes_a_known_object(adapter):
     cfg = config.load(
         SJCConfig,
-        ["--preset", "mini", "--n_steps", "400"],
+        ["--preset", "mini", "--n_steps", "200"],
         prog="test",
         doc="",
         presets_dir=ROOT / "presets",
@@ -95,9 +95,9 @@ def test_sjc_shapes_a_known_object(adapter):
     sjc = SJC(cfg, adapter)
     for _ in optimise(sjc):
         pass
-    cameras = evaluate.cameras_at(evaluate.test_angles(24), cfg.pose)
+    cameras = evaluate.cameras_at(evaluate.test_angles(8), cfg.pose)
     pictures, opacity = evaluate.result_views(sjc, cameras)
     true, inside = evaluate.true_views("blue", "duck", cameras)
     error, blank = (np.square(x - true).mean() for x in (pictures, np.ones_like(true)))
-    assert 10 * np.log10(blank / error) > 3  # dB; 4.4 when this was written
-    assert likeness.iou(opacity > 0.5, inside > 0.5).mean() > 0.5  # 0.65
+    assert 10 * np.log10(blank / error) > 2  # dB; 3.1 when this was written
+    assert likeness.iou(opacity > 0.5, inside > 0.5).mean() > 0.45  # 0.55
