@@ -212,7 +212,7 @@ def check_packages() -> list[Finding]:
     """Return the finding about installed packages that are newer than in TESTED; none where that file is missing."""
     if not TESTED.is_file():
         return []
-    newer = newer_packages(TESTED.read_text())
+    newer = newer_packages(TESTED.read_text(encoding="utf-8"))
     if not newer:
         return [Finding(OK, "tested", "no package is newer than the version that CI last passed with")]
     to_do = "if something fails with them: pip install -r requirements.txt -c constraints.txt"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -223,13 +224,18 @@ def facts_of_start(cfg: RunOptions, argv: Sequence[str] | None) -> dict[str, Any
     processes = of_torchrun()
     device = pick_device(processes.device(cfg.device))
     return {
-        "command": shlex.join([cfg.command, *(sys.argv[1:] if argv is None else argv)]),
+        "command": spelled([cfg.command, *(sys.argv[1:] if argv is None else argv)]),
         "seed": cfg.seed,
         "device": f"{device}: {machine.device_name(device)}",
         "threads": torch.get_num_threads(),
         "processes": processes.n,
         "versions": {**made_by(), "python": platform.python_version(), "platform": platform.platform()},
     }
+
+
+def spelled(words: Sequence[str]) -> str:
+    """Return the words of a command as a person types them in a terminal of this system."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def be_deterministic() -> None:
