@@ -26,6 +26,7 @@ from asset import Asset, Source, load_field, new_field
 from my import checkpoint
 from my.ahead import Ahead, to_device
 from my.errors import UserError, note
+from my.exact import exact_device
 from my.processes import Processes
 from my.seeds import normal, numpy_rng
 from options.sjc import SJCConfig
@@ -93,7 +94,7 @@ def centre_minus_border(H: int, W: int, device: torch.device, dtype: torch.dtype
     n = (H - 2 * h) * (W - 2 * w)
     weights = np.full((H, W), -1 / (H * W - n))
     weights[h : H - h, w : W - w] = 1 / n
-    return to_device(weights, device).to(dtype)
+    return to_device(weights, device, dtype)
 
 
 def resize(x: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
@@ -112,7 +113,7 @@ def resizing(n: int, to: int, device: torch.device, dtype: torch.dtype) -> torch
     """Return the matrix (to, n) that resizes n pixels in a column."""
     columns = torch.eye(n, dtype=torch.float64)[None, None]
     matrix = F.interpolate(columns, (to, n), mode="bilinear", antialias=True)[0, 0]
-    return to_device(matrix.numpy(), device).to(dtype)
+    return to_device(matrix.numpy(), device, dtype)
 
 
 class SJC(Asset):
@@ -175,9 +176,9 @@ class SJC(Asset):
 
     def _make_noise(self, first: int, n: int) -> torch.Tensor:
         """Return the noise (n, b, C, H, W) of n steps for the b own views."""
-        steps = torch.arange(first, first + n, device=self.adapter.device)
+        steps = torch.arange(first, first + n, device=exact_device(self.adapter.device))
         noise = normal((self.cfg.batch_views, *self.adapter.data_shape), self.cfg.seed, steps, "noise")
-        return noise[:, self.own.start : self.own.stop]
+        return noise[:, self.own.start : self.own.stop].to(self.adapter.device)
 
     def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """Return the conditions (B, ...) of cameras, and the negatives that `denoise` takes.

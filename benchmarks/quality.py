@@ -96,7 +96,8 @@ def call(script: str, *flags: str, cwd: Path) -> str | None:
 def recipe(flags: list[str]) -> str:
     """Return what decides the result of a run, as text: its flags, and the present text of its preset."""
     preset = ROOT / "presets" / f"{flags[flags.index('--preset') + 1]}.yml"
-    return f"{shlex.join(flags)}\n{preset.read_text(encoding="utf-8") if preset.exists() else ''}"
+    text = preset.read_text(encoding="utf-8") if preset.exists() else ""
+    return f"{shlex.join(flags)}\n{text}"
 
 
 def finished(folder: Path) -> bool:

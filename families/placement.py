@@ -42,7 +42,7 @@ def place(net: torch.nn.Module, device: torch.device, dtype: torch.dtype | None 
 def visiting(device: torch.device, *nets: torch.nn.Module) -> Iterator[None]:
     """Have networks on a device while the block runs: copies of their tensors, which are then dropped.
 
-    Nothing is copied back, and nothing waits for the device. A tensor that is there already is not copied.
+    Nothing is copied back, and nothing waits for CUDA. A tensor that is there already is not copied.
     """
     away = [
         (module, name, x)
@@ -52,7 +52,7 @@ def visiting(device: torch.device, *nets: torch.nn.Module) -> Iterator[None]:
         if x.device != device
     ]
     for module, name, x in away:
-        there = x.detach().to(device, non_blocking=True)
+        there = x.detach().to(device, non_blocking=device.type == "cuda")
         setattr(
             module, name, torch.nn.Parameter(there, requires_grad=False) if isinstance(x, torch.nn.Parameter) else there
         )

@@ -100,7 +100,7 @@ def here() -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on the CPU, where torch says so in words only."""
-    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "MPS backend out")
     return (
         type(error).__name__ in ("OutOfMemoryError", "MemoryError")
         or isinstance(error, RuntimeError)

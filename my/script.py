@@ -29,7 +29,9 @@ class OnDevice(config.Config):
     """The options of a command that runs on a device."""
 
     device: str = Field(
-        "auto", json_schema_extra=config.FREE, description="cuda, cuda:1, cpu; auto is cuda where there is one"
+        "auto",
+        json_schema_extra=config.FREE,
+        description="cuda, cuda:1, cpu, or mps, an Apple GPU; auto is cuda where there is one, else cpu",
     )
 
 
@@ -264,10 +266,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         why = nvidia.unseen() if name.startswith("cuda") else ""
-        raise UserError(
-            f"--device {name}: not available here{': ' * bool(why)}{why}; use auto, "
-            f"cpu{', cuda' if torch.cuda.is_available() else ''}"
-        ) from None
+        there = ["auto", "cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
+        raise UserError(f"--device {name}: not available here{': ' * bool(why)}{why}; use {', '.join(there)}") from None
     return device
 
 

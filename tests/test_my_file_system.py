@@ -132,13 +132,18 @@ def test_a_lock_of_a_deleted_file_is_none(tmp_path, monkeypatch):
     lock.release()
 
 
-HOLD = "import sys, time; sys.path.insert(0, {root!r}); from my import run_dir\nwith run_dir.alone(): print(1, flush=True); time.sleep(60)"
+HOLD = """import sys, time
+sys.path.insert(0, {root!r})
+from my import run_dir
+with run_dir.alone():
+    print(1, flush=True)
+    time.sleep(60)"""
 
 
 def test_what_a_killed_process_leaves_is_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", HOLD.format(root=str(ROOT))], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"1\n" and run_dir.is_held(".") is True
+    assert process.stdout.readline().strip() == b"1" and run_dir.is_held(".") is True
     with pytest.raises(UserError, match="another process is at work"), run_dir.alone():
         pass
     process.kill()
@@ -151,29 +156,28 @@ def test_what_a_killed_process_leaves_is_no_obstacle(tmp_path, monkeypatch):
 
 
 def test_a_look_makes_nothing_and_stops_no_run(tmp_path, monkeypatch):
-    """Two that look see no lock in each other, and one that looks for long does not keep a run from starting."""
+    """Another process looks at that moment: it holds the lock, and lets it go before the next try."""
     monkeypatch.chdir(tmp_path)
     assert run_dir.is_held(tmp_path) is False and os.listdir() == []
-    path = tmp_path / run_dir.LOCK
-    path.touch()  # of a killed process
-    looks = [threading.Event(), threading.Event()]
-    handle = os.open(path, os.O_RDONLY)
-    assert file_system.locked(handle)
+    looks = []
 
-    def end(_s):
-        looks[0].set()
-        os.close(handle)
-        monkeypatch.setattr(file_system.time, "sleep", lambda _: None)
+    def end(seconds):
+        if looks and seconds:
+            os.close(looks.pop())
 
     monkeypatch.setattr(file_system.time, "sleep", end)
+
+    def look():
+        path = tmp_path / run_dir.LOCK
+        path.touch()  # of a killed process
+        looks.append(os.open(path, os.O_RDONLY))
+        assert file_system.locked(looks[0])
+
+    look()
     with run_dir.alone():
-        assert looks[0].is_set()
-    path.touch()
-    other = os.open(path, os.O_RDONLY)
-    assert file_system.locked(other)
-    handle = other
-    monkeypatch.setattr(file_system.time, "sleep", lambda s: s and end(s))
-    assert run_dir.is_held(".") is False
+        assert not looks
+    look()
+    assert run_dir.is_held(".") is False and not looks
 
 
 @pytest.mark.parametrize("broken", [errno.ENOSYS, errno.ENOLCK, errno.EBADF])
