@@ -82,6 +82,9 @@ def check_device(cfg: DoctorConfig) -> list[Finding]:
     except UserError as error:
         return [Finding(BAD, "device", str(error), "leave --device out")]
     precision = Finding(OK, "precision", family.evaluated_in(device.type))
+    if device.type == "mps":
+        untried = "nobody has run the project on it; compare a short run with one that has --device cpu"
+        return [Finding(NOTE, "device", "mps, an Apple GPU", untried), precision]
     if device.type != "cuda":
         build = "no CUDA GPU" if torch.version.cuda else "a PyTorch without CUDA"
         build = "a CUDA GPU is there too" if torch.cuda.is_available() else build
