@@ -9,17 +9,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import psutil
 import pytest
 import torch
 
+import doctor
 import run_img_sampling
 import run_sjc
 import run_sweep
-from my import checkpoint, errors, file_system, run_dir, script, starts
+from my import checkpoint, errors, file_system, machine, run_dir, script, starts
 from my.errors import UserError
+from voxnerf import reference
+from voxnerf.field import VoxRF
+from voxnerf.render import pick_march
 
 ROOT = Path(__file__).resolve().parent.parent
 SJC = ["--preset", "ideal", "--n_steps", "4", "--ideal.n_cameras", "12", "--vox.grid_size", "8", "--device", "cpu"]
@@ -184,6 +189,40 @@ def test_mps_is_on_request_only(monkeypatch):
         script.pick_device("cuda")
     monkeypatch.setattr(torch, "empty", lambda *args, device: None)
     assert script.pick_device("mps").type == "mps"
+
+
+def test_on_mps_the_renderer_is_the_reference(monkeypatch):
+    monkeypatch.setattr("voxnerf.render.device_type", lambda field: "mps")
+    field = VoxRF([[-1] * 3, [1] * 3], 2)
+    assert pick_march("auto", field) is pick_march("reference", field) is reference.march
+    with pytest.raises(UserError, match="--renderer fused: it runs on cpu and cuda, not on mps; use --renderer ref"):
+        pick_march("fused", field)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    for renderer in ("auto", "reference"):
+        with pytest.raises(UserError, match="--deterministic True: mps has no such results; leave it out"):
+            pick_march(renderer, field)
+
+
+def test_doctor_says_that_mps_is_untried(monkeypatch):
+    monkeypatch.setattr(script, "pick_device", lambda name: torch.device("mps"))
+    found, precision = doctor.check_device(doctor.DoctorConfig(family="sd"))
+    assert found[:3] == (doctor.NOTE, "device", "mps, an Apple GPU") and "nobody has run" in found[3]
+    assert "float32" in precision.found
+
+
+def test_what_makes_a_field_stays_exact():
+    """A change of the type of its numbers, or a move, leaves how many voxels a unit has in float64."""
+    field = VoxRF([[-1, -1, -1], [1, 2, 3]], (3, 5, 7))
+    voxels = field.voxels_per_unit
+    assert torch.equal(field.half().float().voxels_per_unit, voxels) and voxels.dtype == torch.float64
+    assert field.to("meta").voxels_per_unit.device.type == "meta"
+
+
+def test_memory_is_known_without_resource(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert "memory" not in machine.peak_memory()
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=5))
+    assert machine.peak_memory()["memory"] == 5
 
 
 # ---------------------------------------------------------------- what the code says
