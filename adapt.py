@@ -143,10 +143,18 @@ class ScoreAdapter(ABC):
     def denoiser(
         self, prompts: list[str], scale: float = 1.0, negative_prompt: str = ""
     ) -> Callable[[torch.Tensor, float], torch.Tensor]:
-        """Return D(x, sigma) for a sampler: x (B, C, H, W) of any float type, at the table's level nearest to sigma."""
+        """Return D(x, sigma) for a sampler, at the table's level nearest to sigma.
+
+        It takes x (B, C, H, W) of any float type, and returns float32 on the device of x.
+        """
         cond = self.embed(prompts)
         uncond = self.embed([negative_prompt]).expand_as(cond)
-        return lambda x, sigma: self.denoise(x.float(), self.round_sigma(sigma), cond, uncond, scale)
+
+        def D(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            there = x.to(self.device, torch.float32)
+            return self.denoise(there, self.round_sigma(sigma), cond, uncond, scale).to(x.device)
+
+        return D
 
     def round_sigma(self, sigma: float | torch.Tensor) -> float:
         """Return the entry of `sigmas` nearest to `sigma`, a float."""

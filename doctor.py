@@ -82,6 +82,9 @@ def check_device(cfg: DoctorConfig) -> list[Finding]:
     except UserError as error:
         return [Finding(BAD, "device", str(error), "leave --device out")]
     precision = Finding(OK, "precision", family.evaluated_in(device.type))
+    if device.type == "mps":
+        untried = "nobody has run the project on it; compare a short run with one that has --device cpu"
+        return [Finding(NOTE, "device", "mps, an Apple GPU", untried), precision]
     if device.type != "cuda":
         build = "no CUDA GPU" if torch.version.cuda else "a PyTorch without CUDA"
         build = "a CUDA GPU is there too" if torch.cuda.is_available() else build
@@ -212,7 +215,7 @@ def check_packages() -> list[Finding]:
     """Return the finding about installed packages that are newer than in TESTED; none where that file is missing."""
     if not TESTED.is_file():
         return []
-    newer = newer_packages(TESTED.read_text())
+    newer = newer_packages(TESTED.read_text(encoding="utf-8"))
     if not newer:
         return [Finding(OK, "tested", "no package is newer than the version that CI last passed with")]
     to_do = "if something fails with them: pip install -r requirements.txt -c constraints.txt"

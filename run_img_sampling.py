@@ -112,7 +112,8 @@ def decode(adapter: ScoreAdapter, x: torch.Tensor) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        return np.concatenate([adapter.decode(row.float()[None]).permute(0, 2, 3, 1).cpu().numpy() for row in x])
+        rows = x.to(adapter.device, torch.float32).split(1)
+        return np.concatenate([adapter.decode(row).permute(0, 2, 3, 1).cpu().numpy() for row in rows])
 
 
 def title(i: int, subject: str) -> str:

@@ -15,6 +15,7 @@ from my.packages import refuse_missing
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,11 @@ def read_config(argv: list[str] | None) -> tuple[SweepConfig, Plan]:
     if len(cfg.file) > 1:
         raise UserError(f"one YAML file of a sweep is needed, got {len(cfg.file)}: {', '.join(map(shown, cfg.file))}")
     plan = read_plan(cfg.file[0])
+    if not (cfg.dry_run or hasattr(signal, "pthread_sigmask")):
+        raise UserError(
+            "sweeps need Linux or macOS, since submitit does not start jobs on Windows; do the runs one by one, as "
+            "--dry_run True prints them, or use the Windows Subsystem for Linux"
+        )
     executors.check_slurm(plan.slurm, f"{cfg.file[0]}: slurm")
     cfg = cfg.model_copy(update={"cluster": executors.pick_cluster(cfg.cluster)})
     config.refuse_unread(cfg, {"at_once": {"cluster": ("local",)}})

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from karras import geometric_sigmas, karras_sampler, karras_sigmas, smld_sampler
+from my.exact import exact_device
 from my.seeds import torch_noise
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def draw(
     depends on cfg.seed and its number alone. Other pictures of the batch change it by rounding at most.
     """
     randn = torch_noise(cfg.seed, images, "image")
-    x = torch.empty(len(images), *adapter.data_shape, dtype=torch.float64, device=adapter.device)
+    x = torch.empty(len(images), *adapter.data_shape, dtype=torch.float64, device=exact_device(adapter.device))
     x, D = levels[0] * randn(x), adapter.denoiser(subjects, cfg.texts.scale, cfg.texts.negative_prompt)
     if cfg.sampler == "smld":
         yield from smld_sampler(D, x, levels, randn, cfg.smld_steps, cfg.smld_step_size)

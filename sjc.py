@@ -27,6 +27,7 @@ from asset import Asset, Source, load_field, new_field
 from my import checkpoint
 from my.ahead import Ahead, to_device
 from my.errors import RunError, UserError, note
+from my.exact import exact_device
 from my.left_out import LeftOut
 from my.processes import Processes
 from my.seeds import normal, numpy_rng
@@ -86,7 +87,7 @@ def centre_minus_border(H: int, W: int, device: torch.device, dtype: torch.dtype
     n = (H - 2 * h) * (W - 2 * w)
     weights = np.full((H, W), -1 / (H * W - n))
     weights[h : H - h, w : W - w] = 1 / n
-    return to_device(weights, device).to(dtype)
+    return to_device(weights, device, dtype)
 
 
 def resize(x: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
@@ -105,7 +106,7 @@ def resizing(n: int, to: int, device: torch.device, dtype: torch.dtype) -> torch
     """Return the matrix (to, n) that resizes n pixels in a column."""
     columns = torch.eye(n, dtype=torch.float64)[None, None]
     matrix = F.interpolate(columns, (to, n), mode="bilinear", antialias=True)[0, 0]
-    return to_device(matrix.numpy(), device).to(dtype)
+    return to_device(matrix.numpy(), device, dtype)
 
 
 class Attempt(NamedTuple):
@@ -207,11 +208,9 @@ class SJC(Asset):
             self._train_backgrounds = [x.repeat(len(self.own), 1) for x in pixels if x is not None]
         return self._train_backgrounds[index]
 
-    def _make_noise(self, first: int, n: int, draw: int = 0) -> torch.Tensor:
-        """Return the noise (n, b, C, H, W) of n steps for the b own views; `draw` counts the attempts at a step."""
-        steps = torch.arange(first, first + n, device=self.adapter.device)
-        noise = normal((self.cfg.batch_views, *self.adapter.data_shape), self.cfg.seed, steps, "noise", draw)
-        return noise[:, self.own.start : self.own.stop]
+from my.errors import RunError, UserError, note
+from my.exact import exact_device
+from my.left_out import LeftOut
 
     def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """Return the conditions (B, ...) of cameras, and the negatives that `denoise` takes.

@@ -71,7 +71,7 @@ def train(cfg: CurveConfig, renderer: str) -> tuple[dict[float, float], dict[str
             raise RunError(f"{folder}: run_nerf.py ended with status {done.returncode}")
     rows = [row for row in read_history(folder / "history.json") if "test_psnr" in row]
     (metrics,) = folder.glob("test_*/metrics.json")
-    return {row["minutes"]: row["test_psnr"] for row in rows}, json.loads(metrics.read_text())
+    return {row["minutes"]: row["test_psnr"] for row in rows}, json.loads(metrics.read_text(encoding="utf-8"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

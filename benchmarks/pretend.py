@@ -93,11 +93,13 @@ class Counts:
 class Machine(TorchDispatchMode):
     """The pretended device, and its host.
 
-    `launches` {operator: number} says how many kernels an operator launches, where that is not one.
+    `launches` {operator: number} says how many kernels an operator launches, where that is not one. Without `float64`
+    the device refuses such numbers, as Apple's mps does.
     """
 
-    def __init__(self, launches: Mapping[str, int] | None = None) -> None:
+    def __init__(self, launches: Mapping[str, int] | None = None, float64: bool = True) -> None:
         super().__init__()
+        self.float64 = float64
         self.fake = _Fake(allow_non_fake_inputs=False)
         self.launches_of = dict(launches or {})
         self.counts, self.live, self.sections = Counts(), 0, [""]
@@ -238,6 +240,8 @@ class Machine(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         made = [x for x in tree_leaves(out) if isinstance(x, FakeTensor) and x.device.type == "cuda"]
+        if not self.float64 and any(x.dtype == torch.float64 for x in made):
+            raise TypeError(f"{func}: the device has no float64")
         self._remember(made)
         name, section, counts = str(func._overloadpacket), self.sections[-1], self.counts
         if name not in self.launches_of and (launches_nothing(func) or not any(x.numel() for x in made)):
@@ -303,9 +307,9 @@ def _lines() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def pretended_cuda(launches: Mapping[str, int] | None = None) -> Iterator[Machine]:
-    """Yield a `Machine`: inside, PyTorch has one CUDA device. `launches` is as in `Machine`."""
-    machine = Machine(launches)
+def pretended_cuda(launches: Mapping[str, int] | None = None, float64: bool = True) -> Iterator[Machine]:
+    """Yield a `Machine`: inside, PyTorch has one CUDA device. `launches` and `float64` are as in `Machine`."""
+    machine = Machine(launches, float64)
     properties = SimpleNamespace(
         name="pretended", total_memory=MEMORY, major=8, minor=0, multi_processor_count=108, warp_size=32
     )

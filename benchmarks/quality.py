@@ -96,13 +96,14 @@ def call(script: str, *flags: str, cwd: Path) -> str | None:
 def recipe(flags: list[str]) -> str:
     """Return what decides the result of a run, as text: its flags, and the present text of its preset."""
     preset = ROOT / "presets" / f"{flags[flags.index('--preset') + 1]}.yml"
-    return f"{shlex.join(flags)}\n{preset.read_text() if preset.exists() else ''}"
+    text = preset.read_text(encoding="utf-8") if preset.exists() else ""
+    return f"{shlex.join(flags)}\n{text}"
 
 
 def finished(folder: Path) -> bool:
     """Return whether a run's folder says that the run is done."""
     try:
-        return json.loads((folder / "heartbeat.json").read_text())["done"]
+        return json.loads((folder / "heartbeat.json").read_text(encoding="utf-8"))["done"]
     except (OSError, ValueError, KeyError):
         return False
 
@@ -110,7 +111,7 @@ def finished(folder: Path) -> bool:
 def make_run(folder: Path, flags: list[str]) -> str | None:
     """Finish the run in `folder`, from its checkpoint where it has one; return None, or the error line if it failed."""
     note = folder / "recipe.txt"
-    if note.exists() and note.read_text() == recipe(flags):
+    if note.exists() and note.read_text(encoding="utf-8") == recipe(flags):
         if finished(folder):
             return None
         if any(folder.glob("ckpt/step_*")) and call("run_sjc.py", "--resume", "True", cwd=folder) is None:
@@ -186,13 +187,13 @@ def evaluate(folder: Path, runs: list[Path]) -> tuple[Report | None, str | None]
     if report := measured(out, runs):
         return report, None
     error = call("evaluate.py", *map(str, runs), "--out", str(out), "--figure", str(folder / "figure.png"), cwd=folder)
-    return (None, error) if error else (json.loads(out.read_text()), None)
+    return (None, error) if error else (json.loads(out.read_text(encoding="utf-8")), None)
 
 
 def measured(out: Path, runs: list[Path]) -> Report | None:
     """Return the report at `out` if it has exactly these runs and is younger than all of them, else None."""
     try:
-        report = json.loads(out.read_text())
+        report = json.loads(out.read_text(encoding="utf-8"))
         same = [run["run"] for run in report["runs"]] == [str(folder) for folder in runs]
         youngest = max((folder / "heartbeat.json").stat().st_mtime for folder in runs)
     except (OSError, ValueError, KeyError):

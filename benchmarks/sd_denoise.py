@@ -48,7 +48,7 @@ def write_random(path: Path) -> None:
 
     rng = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
-    for name, shape in json.loads(NAMES.read_text()).items():
+    for name, shape in json.loads(NAMES.read_text(encoding="utf-8")).items():
         if name.endswith("position_ids"):
             tensors[name] = torch.arange(shape[1])[None]
         elif len(shape) == 1:
@@ -61,7 +61,7 @@ def write_random(path: Path) -> None:
 def write_shapes(path: Path) -> None:
     """Write the names and shapes of Stable Diffusion 1.5 to a .safetensors file whose weights take no disk."""
     header, end = {}, 0
-    for name, shape in json.loads(NAMES.read_text()).items():
+    for name, shape in json.loads(NAMES.read_text(encoding="utf-8")).items():
         dtype, size = ("I64", 8) if name.endswith("position_ids") else ("F32", 4)
         start, end = end, end + size * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}

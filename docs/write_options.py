@@ -76,4 +76,4 @@ def row(option: Option) -> str:
 
 
 if __name__ == "__main__":
-    (ROOT / "docs" / "options.md").write_text(page())
+    (ROOT / "docs" / "options.md").write_bytes(page().encode())

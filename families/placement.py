@@ -42,9 +42,9 @@ def place(net: torch.nn.Module, device: torch.device, dtype: torch.dtype | None 
 def visiting(device: torch.device, *nets: torch.nn.Module) -> AbstractContextManager[None]:
     """Have networks on a device while the block runs: copies of their tensors, which are then dropped.
 
-    Nothing is copied back, and nothing waits for the device. A tensor that is there already is not copied.
+    Nothing is copied back, and nothing waits for CUDA. A tensor that is there already is not copied.
     """
-    return replaced(nets, lambda x: x if x.device == device else x.detach().to(device, non_blocking=True))
+    return replaced(nets, lambda x: x if x.device == device else x.detach().to(device, non_blocking=device.type == "cuda"))
 
 
 def widened(*nets: torch.nn.Module) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from my import media
+from my.file_system import delete_folder, move
 from my.host_copy import HostCopy
 from my.run_dir import is_alive
 
@@ -61,7 +62,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
         if not is_alive(int(stale.name.split(".")[-2])):
-            shutil.rmtree(stale)
+            delete_folder(stale)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.old")
     give_back(old, folder)
@@ -69,8 +70,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         yield scratch
         if folder.exists():
-            folder.rename(old)
-        scratch.rename(folder)
+            move(folder, old)
+        move(scratch, folder)
         give_back(old, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -83,5 +84,5 @@ def give_back(old: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for entry in old.iterdir():
         if entry.name not in OURS and not (folder / entry.name).exists():
-            entry.rename(folder / entry.name)
-    shutil.rmtree(old)
+            move(entry, folder / entry.name)
+    delete_folder(old)

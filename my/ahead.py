@@ -45,11 +45,12 @@ class Ahead(Generic[T]):
         return self.block[1][k]
 
 
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return an array as a tensor on a device, without waiting for the device."""
+def to_device(array: np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return an array as a tensor on a device, without waiting for CUDA. It is made a `dtype` on the host."""
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = tensor.to(dtype or tensor.dtype)
     if device.type == "cuda" and torch.cuda.is_available():
         tensor = tensor.pin_memory()  # a copy from other memory may wait
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")

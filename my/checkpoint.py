@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from my import plain_files
 from my.errors import RunError, UserError, first_line, note, shown, some
+from my.file_system import delete_folder, error_of, move, sync_file, sync_folder
 from my.run_dir import names_in
 from my.sha256 import sha256_of, sha256_of_text
 
@@ -40,25 +41,27 @@ def save(
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".tmp_*"):
-        shutil.rmtree(stale)
+        with contextlib.suppress(PermissionError):
+            delete_folder(stale)
     final = root / f"step_{step:07d}"
     scratch = root / f".tmp_{final.name}_new"
     scratch.mkdir()
     orders = {name: memory_order(t) for name, t in tensors.items()}
     write_tensors(scratch / TENSORS, {name: t.detach().permute(orders[name]) for name, t in tensors.items()})
     record = {"format": FORMAT, "step": step, "sha256": sha256_of(scratch / TENSORS), "orders": orders, "meta": meta}
-    (scratch / META).write_text(json.dumps({**record, SEAL: seal_of(record)}, indent=2))
+    (scratch / META).write_bytes(json.dumps({**record, SEAL: seal_of(record)}, indent=2).encode())
     shutil.copymode(scratch / META, scratch / TENSORS)  # the library lets nobody but the owner read its file
     for path in (scratch / TENSORS, scratch / META):
-        sync(path)
-    sync(scratch)
+        sync_file(path)
+    sync_folder(scratch)
     if final.exists():
         discard(final)
-    scratch.rename(final)
-    sync(root)
+    move(scratch, final)
+    sync_folder(root)
     until = [path for path in checkpoints(root) if step_of(path) <= step]
     for old in set(checkpoints(root)) - set(until[-keep:]):  # a later one was damaged, or the run would be further
-        discard(old)
+        with contextlib.suppress(PermissionError):  # a program on Windows has it open; the next save tries again
+            discard(old)
     return final
 
 
@@ -79,22 +82,14 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-
-
-def sync(path: Path) -> None:
-    """Make the content of a file, or the names in a folder, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise error_of(int(number[1]), path) from None
 
 
 def discard(folder: Path) -> None:
     """Delete a checkpoint. It is renamed first, so that half of it is never taken for a whole one."""
-    doomed = folder.rename(folder.with_name(f".tmp_{folder.name}_old"))
-    shutil.rmtree(doomed)
+    doomed = folder.with_name(f".tmp_{folder.name}_old")
+    move(folder, doomed)
+    delete_folder(doomed)
 
 
 def checkpoints(root: str | Path) -> list[Path]:
@@ -148,7 +143,7 @@ def load_newest(root: str | Path) -> Loaded | None:
 def load(path: str | Path) -> Loaded:
     """Return (tensors on the CPU, meta) of the checkpoint folder `path`; meta also holds its "step".
 
-    The tensors are laid out in memory as the saved ones were, and are read from the file as they are used.
+    The tensors are laid out in memory as the saved ones were. They are copies: no file stays open.
     Raises `Damaged` where a file is missing or damaged, and RunError where it is of another format version.
     """
     from safetensors.torch import load_file
@@ -165,7 +160,7 @@ def load(path: str | Path) -> Loaded:
     if tensors.keys() != orders.keys() or any(sorted(orders[k]) != list(range(t.ndim)) for k, t in tensors.items()):
         raise Damaged(path / META, " is damaged (its orders are not those of the tensors)")
     return {
-        name: tensor.permute([orders[name].index(dim) for dim in range(tensor.ndim)])
+        name: tensor.clone().permute([orders[name].index(dim) for dim in range(tensor.ndim)])
         for name, tensor in tensors.items()
     }, {**record["meta"], "step": record["step"]}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import io
 import itertools
 import os
 import reprlib
@@ -26,10 +27,11 @@ STORAGE_HINTS = {
     errno.EEXIST: "a file has the name of a folder that is to be written; move it away",
     errno.ENOTDIR: "a file has the name of a folder that is to be written; move it away",
     errno.ENAMETOOLONG: "this name is longer than the system allows; give a shorter one",
-    errno.EFBIG: "this file is larger than the system allows; raise the limit, ulimit -f",
-    errno.EMFILE: "too many files are open; raise the limit, ulimit -n",
+    errno.EFBIG: "this file is larger than the system allows; raise the limit (ulimit -f), or use another disk",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n), or end other programs",
     errno.EISDIR: "a folder has the name of a file that is to be written; move it away",
 }
+OPEN_ELSEWHERE = (32, 33)  # errors of Windows, which has the errno of denied permission for them
 
 
 SHOWN = 100  # characters that a message quotes of a text out of a file
@@ -79,7 +81,9 @@ def explain(error: BaseException, go_on: str) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in STORAGE_HINTS:
         name = error.filename2 or error.filename  # the second is where it was to be moved to
         where = f"{name}: " if name else ""
-        return f"{where}{STORAGE_HINTS[error.errno]}, then {go_on}", 1
+        shared = getattr(error, "winerror", None) in OPEN_ELSEWHERE
+        hint = "another program has it open; close that one" if shared else STORAGE_HINTS[error.errno]
+        return f"{where}{hint}, then {go_on}", 1
     if isinstance(error, FileNotFoundError) and not here():
         return "the folder that the command works in was deleted or moved; nothing more can be written to it", 1
     return None
@@ -96,7 +100,7 @@ def here() -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on the CPU, where torch says so in words only."""
-    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "MPS backend out")
     return (
         type(error).__name__ in ("OutOfMemoryError", "MemoryError")
         or isinstance(error, RuntimeError)
@@ -119,6 +123,8 @@ def run_main(
     """
     gc.set_threshold(10_000)  # objects; else a fifth of the seconds of the imports goes into looking for garbage
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows takes few letters, and a prompt may have any
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
     with stopping(say, go_on):
@@ -159,7 +165,7 @@ def quiet_unless_first() -> Iterator[None]:
     if is_first():
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
 

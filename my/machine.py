@@ -19,9 +19,16 @@ def device_name(device: torch.device) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    lines = CPU_INFO.read_text(errors="replace").splitlines() if CPU_INFO.exists() else []
+    lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPU_INFO.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    import psutil
+
+    return psutil.virtual_memory().total
 
 
 def peak_memory() -> dict[str, int]:
@@ -33,7 +40,10 @@ def peak_memory() -> dict[str, int]:
     try:
         import resource
     except ImportError:  # Windows
-        pass
+        import psutil
+
+        if most := getattr(psutil.Process().memory_info(), "peak_wset", None):
+            peak["memory"] = most
     else:
         unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
         peak["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from my.errors import RunError, first_line, note
+from my.file_system import move
 from my.run_dir import write_atomic
 
 LABEL = 14  # height of a line of text, pixels
@@ -224,7 +225,7 @@ class VideoWriter:
                 self.writer.close()
             if kind is None:
                 self._verify()
-                os.replace(self.scratch, self.path)
+                move(self.scratch, self.path)
         finally:
             self.scratch.unlink(missing_ok=True)
 

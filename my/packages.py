@@ -8,6 +8,8 @@ NEEDED = (
     "yaml",
     "numpy",
     "scipy",
+    "filelock",
+    "psutil",
     "tqdm",
     "torch",
     "safetensors",

@@ -17,7 +17,11 @@ from typing import Any
 
 from my import plain_files
 from my.errors import UserError
+from my.file_system import Lock, is_locked, move
 from my.signals import who_stopped
+
+LOCK = ".lock"  # the file of a folder's lock
+PATIENCE_S = 0.5  # for another process that only looks whether the folder is held
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
@@ -39,7 +43,7 @@ def write_together(contents: Mapping[str, str | bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         for path, scratch in scratches.items():
-            os.replace(scratch, path)
+            move(scratch, path)
     except BaseException as error:
         if isinstance(error, OSError):
             error.filename = path  # for messages: nobody knows the name of the scratch file
@@ -68,55 +72,28 @@ def refuse_project_dir(project_root: str | Path) -> None:
 def alone() -> Iterator[None]:
     """Hold the current folder while the block runs; UserError if another process holds it.
 
-    The hold ends with the process, however that ends. Windows and some file systems have no such locks: nothing is
-    held there.
+    The hold ends with the process, however that ends. Some file systems have no locks: nothing is held there.
     """
+    lock = Lock(Path(LOCK).absolute())
     try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    folder = os.open(".", os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if lock.acquire(PATIENCE_S) is False:
             pid = " (heartbeat.json has its pid)" if os.path.exists("heartbeat.json") else ""
-            raise UserError(f"another process is at work in this folder{pid}; wait for its end, or stop it") from None
-        except OSError:
-            pass  # a file system without locks
+            raise UserError(f"another process is at work in this folder{pid}; wait for its end, or stop it")
         yield
     finally:
-        os.close(folder)
+        lock.release()
 
 
 def is_held(folder: str | Path) -> bool | None:
-    """Whether a process holds a folder by `alone`, this one or another; None where there are no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    finally:
-        os.close(handle)
-    return False
+    """Whether a process holds a folder by `alone`, this one or another; None where there are no locks."""
+    return is_locked(Path(folder) / LOCK)
 
 
 def is_alive(pid: int) -> bool:
     """Whether there is a process of this id on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    import psutil
+
+    return psutil.pid_exists(pid)
 
 
 class History:
@@ -131,7 +108,7 @@ class History:
         if resume_step is not None and Path(path).exists():
             rows = [row for row in read_history(path) if row["step"] <= resume_step]
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self.file = open(path, "a", encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8", newline="\n")
 
     def add(self, step: int, **values: Any) -> None:
         """Append {"step": step, **values}; 0-d tensors and arrays are stored as numbers."""

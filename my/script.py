@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,9 @@ class OnDevice(config.Config):
     """The options of a command that runs on a device."""
 
     device: str = Field(
-        "auto", json_schema_extra=config.FREE, description="cuda, cuda:1, cpu; auto is cuda where there is one"
+        "auto",
+        json_schema_extra=config.FREE,
+        description="cuda, cuda:1, cpu, or mps, an Apple GPU; auto is cuda where there is one, else cpu",
     )
 
 
@@ -242,7 +245,7 @@ def facts_of_start(cfg: RunOptions, argv: Sequence[str] | None) -> dict[str, Any
     processes = of_torchrun()
     device = pick_device(processes.device(cfg.device))
     return {
-        "command": shlex.join([cfg.command, *(sys.argv[1:] if argv is None else argv)]),
+        "command": spelled([cfg.command, *(sys.argv[1:] if argv is None else argv)]),
         "seed": cfg.seed,
         "device": f"{device}: {machine.device_name(device)}",
         "threads": torch.get_num_threads(),
@@ -259,6 +262,11 @@ def use_threads(n: int | None) -> int:
     if n not in (None, own):
         torch.set_num_threads(n)
     return n or own
+
+
+def spelled(words: Sequence[str]) -> str:
+    """Return the words of a command as a person types them in a terminal of this system."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def be_deterministic() -> None:
@@ -287,10 +295,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         why = nvidia.unseen() if name.startswith("cuda") else ""
-        raise UserError(
-            f"--device {name}: not available here{': ' * bool(why)}{why}; use auto, "
-            f"cpu{', cuda' if torch.cuda.is_available() else ''}"
-        ) from None
+        there = ["auto", "cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
+        raise UserError(f"--device {name}: not available here{': ' * bool(why)}{why}; use {', '.join(there)}") from None
     return device
 
 

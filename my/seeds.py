@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from my.exact import exact_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -66,15 +68,16 @@ def normal(
     """Return unit normal noise (n, *shape) for n `items`, such as steps, on their device.
 
     The noise of an item depends on (seed, item, stream, draw), and not on the device nor on the other items. It is that
-    of Philox4x32-10 and the Box-Muller transform, computed in float64: two devices give the same float32 numbers, but
-    for a rare difference in the last bit.
+    of Philox4x32-10 and the Box-Muller transform, computed in float64 on `exact_device`: two devices give the same
+    float32 numbers, but for a rare difference in the last bit.
 
     items: (n,) int64, none below 0.
     draw: counts what is drawn for an item.
     """
     import torch
 
-    numel = math.prod(shape)
+    numel, device = math.prod(shape), items.device
+    items = items.to(exact_device(device))
     i = torch.arange(-(-numel // 4), device=items.device)
     item = items[:, None]
     words = philox((i, torch.full_like(i[:1], draw), item & WORD, item >> 32), mix(seed, 0, stream))
@@ -84,7 +87,7 @@ def normal(
         radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second
         pairs += [radius * angle.cos(), radius * angle.sin()]
     noise = torch.stack(pairs, dim=-1).flatten(1)[:, :numel]
-    return noise.reshape(len(items), *shape).to(dtype or torch.float32)
+    return noise.reshape(len(items), *shape).to(dtype or torch.float32).to(device)
 
 
 def torch_noise(seed: int, items: Iterable[int], stream: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -18,6 +18,7 @@ from submitit.core.utils import FailedJobError
 from my import plain_files
 from my.config import near_miss
 from my.errors import RunError, UserError, first_line, shown, some
+from my.machine import machine_memory
 from my.run_dir import write_atomic
 from sweep.job import Job, blocked
 from sweep.plan import Run
@@ -126,7 +127,7 @@ def cores() -> int:
 
 def fits(runs: Sequence[Run]) -> int:
     """Return how many of the runs a CPU takes at once: THREADS cores each, and memory for float32 networks."""
-    gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    gb = machine_memory() / 1e9
     each = GB_PER_RUN + max(2 * run.cfg.chosen.min_gpu_gb for run in runs)  # a GPU's networks are half as large
     return max(1, min(cores() // THREADS, int(gb / each)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -25,6 +26,7 @@ NOT_HERE = {
     "device": MACHINES,
 }  # options that a sweep cannot set -> why
 SHORT = ("preset", "prompt")  # options whose value says in a name what it is
+DEVICES = r"(?i)^(con|prn|aux|nul|(?:com|lpt)[\d¹²³])(?=\.|$)"  # Windows takes no file of these names
 LONGEST_VALUE, LONGEST_NAME = 40, 200  # characters of a value in a name; bytes of a name
 
 
@@ -167,12 +169,17 @@ def names_of(varied: list[Layer]) -> list[str]:
             leaf = name.rpartition(".")[2]
             word = "" if leaf in SHORT else leaf if leaves[leaf] == 1 else name
             parts.append(word + slug(config.spelled(config.plain(given.value)), bool(word)))
-        names.append(fit("-".join(parts) or "run"))
-    times = Counter(name.casefold() for name in names)
+        names.append(re.sub(DEVICES, r"\1_", fit("-".join(parts) or "run")))
+    times = Counter(map(alike, names))
     return [
-        name if times[name.casefold()] == 1 else f"{name}_{digest(repr(sorted((k, v.value) for k, v in own.items())))}"
+        name if times[alike(name)] == 1 else f"{name}_{digest(repr(sorted((k, v.value) for k, v in own.items())))}"
         for name, own in zip(names, varied)
     ]
+
+
+def alike(name: str) -> str:
+    """Return what names have in common that are one to a file system: letters in either case, or spelled in parts."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def slug(text: str, inside: bool) -> str:

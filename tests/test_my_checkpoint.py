@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from my import checkpoint as ckpt
+from my import file_system
 from my.errors import RunError, UserError
 
 
@@ -106,9 +107,9 @@ def test_a_save_killed_at_any_moment_leaves_the_latest_whole(tmp_path, monkeypat
         return wrapped
 
     with monkeypatch.context() as patch:
-        patch.setattr(ckpt.os, "fsync", killed_later(ckpt.os.fsync))
-        patch.setattr(ckpt.shutil, "rmtree", killed_later(ckpt.shutil.rmtree))
-        patch.setattr(Path, "rename", killed_later(Path.rename))
+        patch.setattr(file_system.os, "fsync", killed_later(file_system.os.fsync))
+        patch.setattr(file_system.shutil, "rmtree", killed_later(file_system.shutil.rmtree))
+        patch.setattr(file_system.os, "replace", killed_later(file_system.os.replace))
         try:
             ckpt.save(tmp_path, 3, tensors(3), {}, keep=1)
             assert call == 7  # four fsyncs, two renames, one rmtree: 7 places to be killed

@@ -51,7 +51,6 @@ def test_the_project_folder_is_refused_and_a_neighbour_is_not(tmp_path, monkeypa
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path, monkeypatch):
-    pytest.importorskip("fcntl")
     monkeypatch.chdir(tmp_path)
     with run_dir.alone():
         with pytest.raises(UserError, match="at work in this folder; wait"), run_dir.alone():
@@ -61,7 +60,8 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path, monkeypatch):
             pass
         (tmp_path / "heartbeat.json").unlink()
     with run_dir.alone():  # free again
-        assert os.listdir() == []
+        assert os.listdir() == [run_dir.LOCK]
+    assert os.listdir() == []
 
 
 # ---------------------------------------------------------------- history

@@ -1,27 +1,39 @@
 """Whole steps on a CUDA device that is only pretended: nothing waits for it, and everything is where it should be."""
 
+import functools
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchgen
+import yaml
 from diffusers import DDPMPipeline, DDPMScheduler
 
+import box_scene
 import pose
 import sjc
 from adapt import make_adapter
 from benchmarks.pretend import DEVICE, pretended_cuda, run_backward, weightless
 from benchmarks.sd_denoise import write_shapes
 from families.gddpm.unet import NoisyClassifier
+from my import exact
 from my.ahead import MOST_STEPS as AHEAD
 from my.host_copy import HostCopy
 from my.left_out import BLOCK, LeftOut
+from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
+from run_img_sampling import decode
+from sampling import draw
 from sjc import SJC
 from test_gddpm_own import LABELS, TINY, fill, save
 from tiny import Affine, config, pixel_unet
+from viewer.frames import LatentColors
+from voxnerf.lens import Lens
+from voxnerf.nerf import NeRF
 
 STEPS = (0, 1, AHEAD - 1, AHEAD, AHEAD + 1)  # a new block of cameras begins among them
 RENDERERS = ("fused", "reference")
@@ -169,12 +181,13 @@ SMALL = {"vox": {"grid_size": 8}, "pose": {"rend_hw": 8}}
 
 
 @contextmanager
-def on_device(options, renderer="fused"):
+def on_device(options, renderer="fused", float64=True):
     """Yields (the pretended device, the SJC of a run on it). No self-test can pass there: its verdict is given."""
+    no_problem = mock.patch("voxnerf.render.fused_problem", lambda field: "")
     cfg = SJCConfig(**options, renderer=renderer)
     for cached in (sjc.resizing, sjc.centre_minus_border):
         cached.cache_clear()  # they may hold tensors of another pretended device
-    with pretended_cuda() as machine, weightless(), mock.patch("voxnerf.render.fused_problem", lambda field: ""):
+    with pretended_cuda(float64=float64) as machine, weightless(), no_problem:
         yield machine, SJC(cfg, make_adapter(cfg, DEVICE, cfg.check_files()))
     for cached in (sjc.resizing, sjc.centre_minus_border):
         cached.cache_clear()
@@ -291,6 +304,87 @@ def test_everything_is_on_the_device_but_tables(models, family):
         assert all(part in there for part in (".field.density", "[exp_avg]", ".backgrounds", ".noise", ".views"))
         assert family == "ideal" or ".adapter.unet" in there
         assert "text_encoder" not in there
+
+
+# ---------------------------------------------------------------- a device without float64
+
+
+@contextmanager
+def like_mps(options):
+    """Yields (a pretended device that refuses float64, the SJC of a run on it)."""
+    with mock.patch.object(exact, "NO_FLOAT64", ("cuda",)), on_device(options, "reference", float64=False) as both:
+        yield both
+
+
+OF_CUDA = ("_scaled_dot_product_", "_cudnn_", "cudnn_")  # what stands for attention and more on the pretended device
+
+
+@functools.cache
+def mps_kernels():
+    """{operator: whether MPS has it} by PyTorch's own list: it has a kernel there, or is made of other operators."""
+    path = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    has, delegates = {}, {}
+    for entry in yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        name, keys = entry["func"].partition("(")[0], entry.get("dispatch", {"CompositeImplicitAutograd": ""})
+        keys = {key.strip() for each in keys for key in each.split(",")}
+        composite = {"CompositeExplicitAutograd", "CompositeImplicitAutograd", "CompositeExplicitAutogradNonFunctional"}
+        has[name] = bool(keys & {"MPS", *composite})
+        delegates[name] = entry.get("structured_delegate")
+    return {name: has.get(delegates[name], has[name]) for name in has}
+
+
+def known_to_mps(name):
+    """Whether any form of an operator, such as "aten.add", is known to MPS."""
+    name = name.removeprefix("aten.")
+    forms = [has for form, has in mps_kernels().items() if form.partition(".")[0] == name]
+    return any(forms) or name.startswith(OF_CUDA)
+
+
+def test_float64_is_refused_there():
+    with pretended_cuda(float64=False):
+        for do in (
+            lambda: torch.ones(2, dtype=torch.float64).to("cuda"),
+            lambda: torch.ones(2, device="cuda").double(),
+            lambda: torch.arange(3, device="cuda", dtype=torch.float64),
+        ):
+            with pytest.raises(TypeError, match="no float64"):
+                do()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_device_without_float64_takes_steps_and_shows_views(models, family):
+    options = combined(SMALL, models[family], KINDS["views"], KINDS["perp_neg"] if family == "sd" else {})
+    with like_mps(combined(options, {"pose": {"rend_hw": 12}})) as (machine, optimisation):  # to be resized
+        optimisation.step(0)
+        assert not [name for _, name in machine.counts.operators if not known_to_mps(name)]
+        assert {x.device.type for x in optimisation.views.of_step(0).rays} == {"cuda"}
+        assert optimisation.noise.of_step(0).device.type == optimisation.field.density.device.type == "cuda"
+        with mock.patch("torch.cuda.Event"), mock.patch("torch.cuda.current_stream"):
+            picture, *_ = optimisation.view(pose.spiral(4)[1], 8, subpixels=2, downscale=2)
+        assert picture.ndim == 3
+        LatentColors(optimisation)
+
+
+@pytest.mark.parametrize("family", FAMILIES[:3])
+@pytest.mark.parametrize("sampler", ["karras", "smld"])
+def test_a_device_without_float64_draws_pictures(models, family, sampler):
+    """The state of a sampler is float64 on the host, and the network is asked on the device."""
+    cfg = SamplingConfig(**models[family], sampler=sampler, langevin=True, S_churn=10.0, smld_steps=1)
+    with mock.patch.object(exact, "NO_FLOAT64", ("cuda",)), pretended_cuda(float64=False) as machine, weightless():
+        adapter = make_adapter(cfg, DEVICE, cfg.check_files())
+        *_, x = draw(cfg, adapter, adapter.sigmas[[100, 500]].numpy(), [cfg.texts.prompt or "3"] * 2, [0, 1])
+        assert (x.dtype, x.device.type, len(x)) == (torch.float64, "cpu", 2)
+        assert machine.counts.launches.total() > 20 and len(decode(adapter, x)) == 2
+
+
+@pytest.mark.parametrize("opaque", [True, False])
+def test_a_device_without_float64_trains_on_photos(opaque):
+    lens = Lens(num=(0.1, 0.0, 0.0, 0.0))
+    scene = box_scene.scene_of(box_scene.box_field(), box_scene.poses(4))
+    scene = scene._replace(lenses=[lens] * 4, alpha=scene.alpha if opaque else [a // 2 for a in scene.alpha])
+    with mock.patch.object(exact, "NO_FLOAT64", ("cuda",)), pretended_cuda(float64=False):
+        nerf = NeRF(box_scene.cfg_of(renderer="reference", bs=16, subpixels=2), scene, DEVICE)
+        nerf.step(1, 0.0)
 
 
 # ---------------------------------------------------------------- reproducible steps

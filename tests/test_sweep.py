@@ -139,6 +139,10 @@ def test_names_are_fit_for_every_file_system(here):
     names = [run.name for run in plan(options=TINY, axes={"sd.prompt": ["a blue duck", "A blue duck"]}).runs]
     assert names[0].startswith("a_blue_duck_") and len({name.casefold() for name in names}) == 2
     assert plan(options=TINY, axes={"sd.prompt": ["A blue duck"]}).runs[0].name == "A_blue_duck"
+    spelled = ["caf\u00e9", "cafe\u0301", "CAFE\u0301"]  # one name to macOS: a letter, or a letter and an accent
+    assert len({name[-6:] for name in names_of([{"sd.prompt": Given(word, "")} for word in spelled])}) == 3
+    windows = [{"sd.prompt": Given(word, "")} for word in ("con", "Com1", "nul.b", "COM\u00b2", "cone", "aux b")]
+    assert names_of(windows) == ["con_", "Com1_", "nul_.b", "COM\u00b2_", "cone", "aux_b"]
     long = [{f"g{k}.option": Given("é" * 30 + end, "s.yml") for k in range(9)} for end in "ab"]
     names = names_of(long)
     assert len(set(names)) == 2 and all(len(name.encode()) <= 200 for name in names)
@@ -520,9 +524,9 @@ def test_runs_get_a_gpu_each_and_a_share_of_the_cores(here, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-12ab")  # as a person or a cluster hands them out
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots_of(runs, None)] == ["5", "GPU-12ab"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(executors.os, "sysconf", {"SC_PHYS_PAGES": 5 * 10**6, "SC_PAGE_SIZE": 1000}.get)  # 5 GB
+    monkeypatch.setattr(executors, "machine_memory", lambda: 5 * 10**9)
     assert executors.slots_of(runs, None) == [{"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4"}] * 2
-    monkeypatch.setattr(executors.os, "sysconf", {"SC_PHYS_PAGES": 10**8, "SC_PAGE_SIZE": 1000}.get)
+    monkeypatch.setattr(executors, "machine_memory", lambda: 10**11)
     assert executors.slots_of(runs, None) == [{"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}] * 4
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # what a person says stays
     assert executors.slots_of(runs, 1)[0]["OMP_NUM_THREADS"] == "7"

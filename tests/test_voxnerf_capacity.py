@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from my.errors import UserError
-from voxnerf.capacity import cube_root, device_memory, machine_memory, refuse_large_grid
+from my.machine import machine_memory
+from voxnerf.capacity import cube_root, device_memory, refuse_large_grid
 
 
 def test_the_largest_grid_fits_and_the_next_one_does_not():

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import pose
+from my.file_system import move
 from my.seeds import numpy_rng
 from toyworld import BACKGROUND_RANGE, COLORS, OBJECTS, TRAIN_PAIRS, caption, compose, coverage_maps
 
@@ -42,7 +43,7 @@ def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str,
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".partial")
         save_file(make(), scratch)
-        scratch.rename(path)
+        move(scratch, path)
     return load_file(path)
 
 

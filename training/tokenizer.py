@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from my.run_dir import write_atomic
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
@@ -56,8 +58,8 @@ def build(words: Iterable[str], folder: Path) -> CLIPTokenizer:
     words = list(words)
     tokens, merges = byte_pair_merges(words)
     vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    write_atomic(folder / "vocab.json", json.dumps(vocabulary))
+    write_atomic(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     tokenizer = CLIPTokenizer(
         vocab=str(folder / "vocab.json"),
         merges=str(folder / "merges.txt"),

@@ -137,9 +137,9 @@ class LatentColors:
             for color in rgb:
                 x = adapter.encode(color[None, :, None, None].expand(1, 3, size, size))
                 latents.append(x[0, :, x.shape[2] // 2, x.shape[3] // 2])
-        x = torch.stack(latents).double().cpu()
+        x = torch.stack(latents).cpu().double()
         ones = torch.ones(len(x), 1, dtype=torch.float64)
-        fit = np.linalg.lstsq(torch.cat([x, ones], 1).numpy(), rgb.double().cpu().numpy(), rcond=None)[0]
+        fit = np.linalg.lstsq(torch.cat([x, ones], 1).numpy(), rgb.cpu().double().numpy(), rcond=None)[0]
         self.matrix = torch.tensor(fit.T, dtype=torch.float32, device=adapter.device)  # (3, C + 1)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

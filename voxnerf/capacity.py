@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from my.errors import UserError
+from my.machine import machine_memory
 
 if TYPE_CHECKING:
     import torch
 
 COPIES = 4  # of a grid: its values, their gradients, and two moments of the optimizer
 FLOAT = 4  # bytes
-
-
-def machine_memory() -> int:
-    """Return the bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def device_memory(device: torch.device) -> int:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from my.exact import exact_device
 from voxnerf.sh import N_BASIS, SH_0, sh_basis
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -48,7 +49,7 @@ class VoxRF(nn.Module):
     bg_value = 1.0  # colour of a background without texture
     activation = "sigmoid"  # the key of ACTIVATIONS that turns features into colours
     aabb: torch.Tensor  # (2, 3)
-    voxels_per_unit: torch.Tensor  # (3,) float64, xyz
+    voxels_per_unit: torch.Tensor  # (3,) float64, xyz, on `exact_device`
     alpha_mask: torch.Tensor | None  # (1, 1, Z, Y, X) of 0 and 1; None until `update_alpha_mask`
     sh_scale: torch.Tensor  # (9,)
     bg: nn.Parameter | None  # (1, C, h, h)
@@ -79,7 +80,7 @@ class VoxRF(nn.Module):
         self.density_shift = density_shift
         self.ray_march_weight_thres = ray_march_weight_thres
         self.register_buffer("aabb", box.to(**kw))
-        self.register_buffer("voxels_per_unit", (1 / edges).to(device), persistent=False)
+        self.voxels_per_unit = (1 / edges).to(exact_device(device))
         self.register_buffer("alpha_mask", None)
         self.d_scale = nn.Parameter(torch.zeros((), **kw))
         self.density = nn.Parameter(torch.zeros(1, 1, size_z, size_y, size_x, **kw))
@@ -93,6 +94,12 @@ class VoxRF(nn.Module):
         if blend_bg_texture:
             h = bg_texture_hw
             self.bg = nn.Parameter(0.5 * torch.randn(1, c, h, h, generator=generator, **kw))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> VoxRF:
+        """Change all tensors as `to` does; voxels_per_unit follows to the device, and stays float64."""
+        super()._apply(fn, recurse)
+        self.voxels_per_unit = self.voxels_per_unit.to(exact_device(self.aabb.device))
+        return self
 
     def to_color(self, f: torch.Tensor) -> torch.Tensor:
         """Return the colour of features f (any shape)."""

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from my.exact import exact_device
+
 WIDEST = math.tan(math.radians(85))  # radius of a radial-tangential lens beyond which no ray is looked for
 HALVINGS = 26  # bisections of the interval that a radius lies in, before Newton's iterations
 NEWTON = 8  # iterations
@@ -57,11 +59,12 @@ class Lens(NamedTuple):
 
 
 class Lenses:
-    """n lenses on a device, which turn image points of any of them into directions at once."""
+    """n lenses on the `exact_device` of a device, which turn image points of any of them into directions at once."""
 
     def __init__(self, lenses: Sequence[Lens], device: torch.device | str | None = None) -> None:
         reach = {lens: lens.reach for lens in set(lenses)}  # most often there is one
         values = [(*lens.num, *lens.den, *lens.p, reach[lens]) for lens in lenses]
+        device = exact_device(device)
         self.fisheye = torch.tensor([lens.fisheye for lens in lenses], device=device)  # (n,)
         self.values = torch.tensor(values, dtype=torch.float64, device=device)  # (n, 10)
 

@@ -140,7 +140,7 @@ class NeRF:
                 "the cameras stand in the field and look away from its middle: that is right for a room seen from "
                 "within; else turn the signs of the 2nd and 3rd columns (y and z) of transform_matrix"
             )
-        share = self.cameras.share_through(torch.as_tensor(box).to(self.device), scene.sizes, scene.usable)
+        share = self.cameras.share_through(torch.as_tensor(box), scene.sizes, scene.usable)
         if share < MIN_SHARE:
             distance = self.cameras.eyes.norm(dim=-1)
             raise UserError(
@@ -231,7 +231,7 @@ class NeRF:
         if self.pixels.opaque:
             return rays_o, rays_d, colors, torch.ones_like(colors)
         bg = torch.rand(colors.shape, generator=torch_rng(self.cfg.seed, step, "background"))
-        bg = bg.to(self.device, non_blocking=True)
+        bg = bg.to(self.device, non_blocking=self.device.type == "cuda")
         return rays_o, rays_d, colors + (bg - 1) * (1 - self.pixels.alpha[pixel, None].float() / 255), bg
 
     def draw_subpixels(self, step: int) -> torch.Tensor:
@@ -246,7 +246,7 @@ class NeRF:
         square = torch.arange(s * s)
         corner = torch.stack([square // s, square % s])[:, None]  # (2, 1, n)
         inside = torch.rand(2, self.cfg.bs, s * s, generator=torch_rng(self.cfg.seed, step, "subpixels"))
-        return ((corner + inside) / s - 0.5).to(self.device, non_blocking=True)
+        return ((corner + inside) / s - 0.5).to(self.device, non_blocking=self.device.type == "cuda")
 
     def step(self, step: int, progress: float) -> dict[str, torch.Tensor]:
         """Take one step; return {loss, psnr (dB, of the batch)}, tensors on the device."""

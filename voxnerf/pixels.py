@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from my.exact import exact_device
 from voxnerf.lens import Lens, Lenses
 from voxnerf.rays import intersect_aabb
 
@@ -34,7 +35,8 @@ class Pixels:
 
     def draw(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Return `n` random pixels (n,) out of those that may be drawn, as indices of all pixels."""
-        drawn = torch.randint(len(self), (n,), generator=generator).to(self.colors.device, non_blocking=True)
+        drawn = torch.randint(len(self), (n,), generator=generator)
+        drawn = drawn.to(self.colors.device, non_blocking=self.colors.is_cuda)
         return drawn if self.usable is None else self.usable[drawn]
 
     def locate(self, pixel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -46,7 +48,7 @@ class Pixels:
 
 
 class PixelCameras:
-    """n cameras on a device, which give the rays of any of their pixels at once.
+    """n cameras on the `exact_device` of a device, which give the rays of any of their pixels at once.
 
     Args:
         K: (n, 3, 3) float64 intrinsics, as in `pose.intrinsics`.
@@ -61,7 +63,7 @@ class PixelCameras:
         device: torch.device | str | None = None,
         lenses: Sequence[Lens] | None = None,
     ) -> None:
-        K_inv = torch.linalg.inv(K)
+        K_inv, device = torch.linalg.inv(K), exact_device(device)
         self.to_world = (c2w[:, :3, :3] @ K_inv).to(device)  # (n, 3, 3), of homogeneous pixels
         self.eyes = c2w[:, :3, 3].to(device)  # (n, 3)
         self.lenses = None if lenses is None else Lenses(lenses, device)
@@ -75,6 +77,7 @@ class PixelCameras:
         The points are in pixels, with integers at pixel centres. Origins are world units, directions are unit vectors.
         They are computed in float64 and returned as `dtype`, and equal those of `rays.pixel_rays`.
         """
+        camera, y, x = (each.to(self.eyes.device) for each in (camera, y, x))
         pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(self.to_world)  # (m, n, 3)
         if self.lenses is None:
             rays_d = pixels @ self.to_world[camera].mT
@@ -104,6 +107,7 @@ class PixelCameras:
         sizes: (H, W) of each image.
         usable: (H, W) bool of each image, False for pixels that do not count; None if all count.
         """
+        box = box.to(self.eyes.device)
         part = torch.linspace(0, 1, n, device=box.device, dtype=torch.float64)
         edges = torch.tensor(sizes, device=box.device, dtype=torch.float64) - 1  # (m, 2)
         y, x = (torch.cartesian_prod(part, part).T[:, None] * edges.T[..., None]).unbind()  # (m, n * n) each

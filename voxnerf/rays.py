@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from my.ahead import to_device
+from my.exact import exact_device
 from voxnerf.lens import Lens, Lenses
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ class Rays(NamedTuple):
 @torch.no_grad()
 def through(field: VoxRF, rays_o: torch.Tensor, rays_d: torch.Tensor) -> Rays:
     """Return rays of origins and unit directions (n, 3) with where they pass through the field's box."""
-    t_min, n_samples = sample_range(rays_o, rays_d, field.aabb, field.step_size)
+    device, at = field.aabb.device, exact_device(field.aabb.device)
+    rays_o, rays_d, aabb = (x.to(at) for x in (rays_o, rays_d, field.aabb))
+    t_min, n_samples = sample_range(rays_o, rays_d, aabb, field.step_size)
     first = rays_o + t_min.double()[:, None] * rays_d
-    start, slope = (first - field.aabb[0]) * field.voxels_per_unit - 0.5, rays_d * field.voxels_per_unit
-    return Rays(rays_o, rays_d, t_min, n_samples, start.to(t_min), slope.to(t_min))
+    start, slope = (first - aabb[0]) * field.voxels_per_unit - 0.5, rays_d * field.voxels_per_unit
+    if at != device:
+        rays_o, rays_d = rays_o.to(t_min), rays_d.to(t_min)
+    return Rays(*(x.to(device) for x in (rays_o, rays_d, t_min, n_samples, start.to(t_min), slope.to(t_min))))
 
 
 def pixel_rays(
@@ -52,7 +57,7 @@ def pixel_rays(
     """Return the world-space rays of an image, or of many cameras' images, row-major over its fine grid.
 
     Pixel i spans i - 0.5 to i + 0.5, and its rays sit at the centres of a subpixels x subpixels
-    subdivision (the pixel centre itself for 1). Computed in float64, returned as `dtype`.
+    subdivision (the pixel centre itself for 1). Computed in float64, returned as `dtype`, on `exact_device`.
 
     Args:
         K: (..., 3, 3) intrinsics, camera frame to homogeneous pixels.
@@ -79,8 +84,9 @@ def pixel_rays(
 
 def _float64(matrix: np.ndarray | torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
     if isinstance(matrix, torch.Tensor):
-        return matrix.to(device, torch.float64, non_blocking=True)
-    return to_device(np.asarray(matrix, np.float64), torch.device(device or "cpu"))
+        there = exact_device(device or matrix.device)
+        return matrix.to(there, non_blocking=there.type == "cuda").to(torch.float64)
+    return to_device(np.asarray(matrix, np.float64), exact_device(device))
 
 
 def _subpixel_centres(n: int, s: int, device: torch.device) -> torch.Tensor:

@@ -109,9 +109,13 @@ def pick_march(renderer: str, field: VoxRF) -> MarchFunction:
 
 
 def refuse_timing(field: VoxRF, why: str) -> None:
-    """Raise UserError where results must not depend on timing, and the reference is used on CUDA: its gradients do."""
-    if device_type(field) == "cuda" and torch.are_deterministic_algorithms_enabled():
+    """Raise UserError where results must not depend on timing, and the reference is used on a GPU: its gradients do."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    if device_type(field) == "cuda":
         raise UserError(f"--deterministic True needs the fused renderer on CUDA, and {why}; leave one of the two out")
+    if device_type(field) == "mps":
+        raise UserError("--deterministic True: mps has no such results; leave it out, or give --device cpu")
 
 
 def device_type(field: VoxRF) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 import pose
 from my.ahead import Ahead, to_device
+from my.exact import exact_device
 from my.seeds import numpy_rng
 from voxnerf.field import VoxRF
 from voxnerf.rays import Rays, pixel_rays, through
@@ -50,7 +51,7 @@ class TrainRays:
         drawn, hw, device = (
             [self.draw(i) for i in range(first, first + n)],
             self.cfg.pose.rend_hw,
-            self.field.aabb.device,
+            exact_device(self.field.aabb.device),
         )
         K = to_device(np.array([[camera.K(hw, hw) for camera in row] for row in drawn]), device)
         c2w = to_device(np.array([[camera.c2w for camera in row] for row in drawn]), device)

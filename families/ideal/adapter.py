@@ -51,7 +51,7 @@ class IdealAdapter(PixelAdapter):
     def views(self) -> list[torch.Tensor]:
         """Pictures (n_v, 3, H, W) per view prompt."""
         pictures = self._paint()
-        return [pictures[name].to(self.device, non_blocking=True) for name in self.names]
+        return [pictures[name].to(self.device, non_blocking=self.device.type == "cuda") for name in self.names]
 
     @cached_property
     def all_views(self) -> torch.Tensor:

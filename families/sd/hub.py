@@ -28,7 +28,7 @@ NETWORKS = ("unet", "vae", "text_encoder")  # the parts that have weights
 
 def table() -> dict[str, list[str]]:
     """Return {name: its repositories, in the order in which they are tried}, as in hub.yml."""
-    return yaml.safe_load((Path(__file__).parent / "hub.yml").read_text())
+    return yaml.safe_load((Path(__file__).parent / "hub.yml").read_text(encoding="utf-8"))
 
 
 def cached_place(place: Place) -> Place:

@@ -13,7 +13,7 @@ import torch
 from einops import reduce
 
 from my.errors import UserError, shown
-from voxnerf.capacity import machine_memory
+from my.machine import machine_memory
 from voxnerf.images import image_size, read_image, read_mask
 from voxnerf.lens import Lens, Lenses
 from voxnerf.scene.camera import stated_size
