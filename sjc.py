@@ -208,9 +208,11 @@ class SJC(Asset):
             self._train_backgrounds = [x.repeat(len(self.own), 1) for x in pixels if x is not None]
         return self._train_backgrounds[index]
 
-from my.errors import RunError, UserError, note
-from my.exact import exact_device
-from my.left_out import LeftOut
+    def _make_noise(self, first: int, n: int, draw: int = 0) -> torch.Tensor:
+        """Return the noise (n, b, C, H, W) of n steps for the b own views; `draw` counts the attempts at a step."""
+        steps = torch.arange(first, first + n, device=exact_device(self.adapter.device))
+        noise = normal((self.cfg.batch_views, *self.adapter.data_shape), self.cfg.seed, steps, "noise", draw)
+        return noise[:, self.own.start : self.own.stop].to(self.adapter.device)
 
     def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """Return the conditions (B, ...) of cameras, and the negatives that `denoise` takes.

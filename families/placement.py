@@ -44,7 +44,9 @@ def visiting(device: torch.device, *nets: torch.nn.Module) -> AbstractContextMan
 
     Nothing is copied back, and nothing waits for CUDA. A tensor that is there already is not copied.
     """
-    return replaced(nets, lambda x: x if x.device == device else x.detach().to(device, non_blocking=device.type == "cuda"))
+    return replaced(
+        nets, lambda x: x if x.device == device else x.detach().to(device, non_blocking=device.type == "cuda")
+    )
 
 
 def widened(*nets: torch.nn.Module) -> AbstractContextManager[None]:
