@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from my.exact import exact_device
-
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]  # D(x, sigma)
 Noise = Callable[[torch.Tensor], torch.Tensor]  # unit noise like its argument
 
@@ -103,17 +101,17 @@ def karras_sampler(
     Args:
         D: denoiser, D(x, sigma) -> estimate of the clean x in any float type, for float64 x and
             a Python float sigma > 0, on the device of x.
-        x: starting state at noise level sigmas[0], any shape: unit noise times sigmas[0].
+        x: starting state at noise level sigmas[0], any shape: unit noise times sigmas[0]. Its device has float64.
         sigmas: (n,) decreasing noise levels, the final 0 left out.
         S_churn: strength of the churn. S_min, S_max: levels between which it acts. S_noise: scale of its noise.
         round_sigma: as in `karras_sigmas`, for the levels that churn raises.
         randn: randn(x) returns unit noise like x. Churn needs it.
     Yields:
-        float64 tensors of x's shape on the `exact_device` of its device, n in all.
+        float64 tensors of x's shape, n in all.
     Raises:
         ValueError where a step needs noise and `randn` is None.
     """
-    x = x.to(exact_device(x.device)).to(torch.float64)
+    x = x.to(torch.float64)
     levels = [float(sigma) for sigma in sigmas]
     for sigma, sigma_next in zip(levels, [*levels[1:], 0.0]):
         if S_churn > 0 and S_min <= sigma <= S_max:
@@ -162,7 +160,7 @@ def smld_sampler(
 
     Args, Yields: as in `karras_sampler`.
     """
-    x = x.to(exact_device(x.device)).to(torch.float64)
+    x = x.to(torch.float64)
     levels = [float(sigma) for sigma in sigmas]
     for i, sigma in enumerate(levels):
         for _ in range(n_inner):
