@@ -192,7 +192,7 @@ def test_fog_and_floaters_are_no_part_of_the_object():
     assert (picture[:4, :4, 3] == 0).all() and (picture[-4:, -4:, 3] == 0).all() and picture[16, 16, 3] == 255
     mask = torch.zeros_like(shown.field.density)
     shown.field.alpha_mask = mask
-    frames.clear_fog(shown.field)
+    shown.field.clear_fog()
     assert shown.field.alpha_mask is mask  # nothing is occupied in it: it stays
 
 
@@ -200,7 +200,7 @@ def test_a_field_of_nothing_but_fog_stays():
     field = a_field()
     with torch.no_grad():
         field.density.fill_(-1)
-    frames.clear_fog(field)
+    field.clear_fog()
     assert field.alpha_mask is None
 
 
