@@ -52,20 +52,18 @@ def video(folder: Path, words: str) -> Shown:
     """
     notes = []
     for path in videos(folder):
-        name, size = escape(path.relative_to(folder).as_posix()), spell_bytes(path.stat().st_size)
+        name, size = escape(path.relative_to(folder).as_posix()), path.stat().st_size
         try:
             data = within(path)
+            shown = turntable(data, path.suffix, words) if data else ""
         except (RunError, OSError, ValueError, SyntaxError):  # the last three are Pillow's words for what is damaged
             notes.append(f'<p class="none">{name} cannot be read as a video.</p>\n')
             break
-        if not data:
-            notes.append(f'<p class="none">{name} has {size}, too much for this page.</p>\n')
-        elif path.suffix == ".mp4":
-            if path.stat().st_size > MOST_VIDEO:
-                notes.append(f"<p>{name} has {size}: here it is smaller.</p>\n")
-            return Shown(player(data, words) + "".join(notes))
-        else:
-            return Shown(animation(data, path.suffix, words) + "".join(notes))
+        if shown:
+            if size > MOST_VIDEO:
+                notes.append(f"<p>{name} has {spell_bytes(size)}: here it is smaller.</p>\n")
+            return Shown(shown + "".join(notes))
+        notes.append(f'<p class="none">{name} has {spell_bytes(size)}, too much for this page.</p>\n')
     return Shown("".join(notes) or '<p class="none">No video yet: a run leaves one at its end.</p>\n')
 
 
@@ -77,25 +75,26 @@ def within(path: Path) -> bytes:
     return smaller if len(smaller) <= MOST_VIDEO else b""
 
 
-def player(data: bytes, words: str) -> str:
-    """Return a video that its reader can start and stop."""
-    return (
-        f'<video controls loop muted playsinline preload="auto" aria-label="{escape(words)}: turntable" '
-        f'src="{data_uri("video/mp4", data)}"></video>\n'
-    )
+def turntable(data: bytes, ending: str, words: str) -> str:
+    """Return a video that its reader can start and stop, or an animation; raises as Pillow does for a damaged one.
 
-
-def animation(data: bytes, ending: str, words: str) -> str:
-    """Return an animation; its first picture stands for it where motion is to be reduced. Raises as Pillow does."""
+    The first picture of an animation stands for it where motion is to be reduced.
+    """
     from PIL import Image
 
+    label = f"{escape(words)}: turntable"
+    if ending == ".mp4":
+        return (
+            f'<video controls loop muted playsinline preload="auto" aria-label="{label}" '
+            f'src="{data_uri("video/mp4", data)}"></video>\n'
+        )
     kind, still = ending.removeprefix("."), io.BytesIO()
     with Image.open(io.BytesIO(data), formats=[kind.upper()]) as picture:
         picture.convert("RGBA").save(still, "PNG")
     return (
         '<picture class="turntable"><source media="(prefers-reduced-motion: reduce)" '
         f'srcset="{data_uri("image/png", still.getvalue())}">'
-        f'<img alt="{escape(words)}: turntable" src="{data_uri(f"image/{kind}", data)}"></picture>\n'
+        f'<img alt="{label}" src="{data_uri(f"image/{kind}", data)}"></picture>\n'
     )
 
 
