@@ -24,7 +24,7 @@ def cameras(cfg: FilmConfig, fov: float, radius: float) -> list[pose.Camera]:
     """Return the cameras of a path; `radius` is the distance where the options give none."""
     radius = cfg.radius or radius
     if cfg.path == "spiral":
-        return pose.spiral(cfg.n_frames, radius, radius, fov=fov)[cfg.skip :]
+        return pose.spiral(cfg.n_frames, radius, radius, fov=fov)[cfg.n_skipped :]
     return pose.ring(cfg.n_frames, radius, cfg.elevation, NEARER if cfg.path == "ellipse" else 1.0, fov)
 
 

@@ -78,6 +78,7 @@ def test_paths():
     def eyes(**options):
         return [c.c2w[:3, 3] for c in frames.cameras(FilmConfig(**options), 50.0, 1.5)]
 
+    assert len(eyes(n_frames=10)) == 7 and len(eyes(n_frames=10, skip=0)) == 10
     assert len(eyes()) == 140 and np.allclose(eyes(), [c.c2w[:3, 3] for c in pose.spiral(200, 1.5, 1.5)[60:]])
     assert np.allclose(
         eyes(path="circle", n_frames=3, elevation=-20, radius=2), [c.c2w[:3, 3] for c in pose.ring(3, 2, -20)]
