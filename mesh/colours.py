@@ -66,8 +66,8 @@ def cameras(asset: Asset, n: int) -> list[pose.Camera]:
 def picture(asset: Asset, camera: pose.Camera) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a test view of a field: its picture (3, H, H) in [0, 1], and its opacity (h, h), both on the host.
 
-    A decoder gets latents of the size that the training rendered: twice that size was farther from the truth. Of a field
-    of pixels the picture has the colours of the field alone: the background, which shines through it, is taken out.
+    A decoder gets latents of the size that the training rendered: twice that size was farther from the truth. Where
+    there is none, the picture has the colours of the field alone: the background that shines through is taken out.
     """
     if asset.latent:
         image, _, opacity = asset.view(camera)

@@ -68,7 +68,7 @@ def video(folder: Path, words: str) -> Shown:
 
 
 def within(path: Path) -> bytes:
-    """Return a turntable as a file that the page takes, b"" where there is none; raises RunError for a damaged video."""
+    """Return a turntable as a file that the page takes, b"" where it is too large; raises RunError where damaged."""
     if path.stat().st_size <= MOST_VIDEO:
         return path.read_bytes()
     smaller = smaller_video(path, VIDEO_EDGE) if path.suffix == ".mp4" else b""

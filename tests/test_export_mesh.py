@@ -62,9 +62,9 @@ def refused(capsys, *argv):
 
 
 def colour_of(points):
-    """The true colours (n, 3) at points (n, 3) of the file's frame, and which of them are not near the line between two.
+    """The true colours (n, 3) at points (n, 3) of the file's frame, and which are not near the line between two.
 
-    The surface of the field is soft: a slanted ray goes on for a voxel or two below it, and there meets the other colour.
+    The surface of the field is soft: a slanted ray goes on for a voxel or two below it, and meets the other colour.
     """
     own = points @ files.TO_FILE  # in the world: the matrix turns back, being orthogonal
     return np.where((own[:, 1] > 0)[:, None], HIGH, LOW), np.abs(own[:, 1]) > CLEAR

@@ -313,7 +313,7 @@ def test_an_animation_is_a_turntable_too(folder, ending, monkeypatch):
     assert 'alt="a &quot;duck&quot;: turntable"' in html and "<video" not in html
     alts = [attrs["alt"] for tag, attrs in page_of(folder).tags if tag == "img"]
     assert alts[0].endswith(": turntable") and len(set(alts)) == len(alts)  # no picture takes its place
-    still = base64.b64decode(html.partition("reduce)\" srcset=\"data:image/png;base64,")[2].partition('"')[0])
+    still = base64.b64decode(html.partition('reduce)" srcset="data:image/png;base64,')[2].partition('"')[0])
     assert Image.open(io.BytesIO(still)).size == (256, 256)  # small ones are enlarged
     monkeypatch.setattr(shows, "MOST_VIDEO", path.stat().st_size - 1)
     html = shows.video(folder, "a duck").html  # that of the test views is smaller
