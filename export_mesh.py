@@ -50,6 +50,7 @@ def splat_files(asset: Asset, name: str, facts: dict[str, str]) -> tuple[dict[st
 
     fine = surface.extract(asset.field, SPLAT_RESOLUTION, surface.best_level(asset))  # it has vertices everywhere
     coloured = colours.with_vertex_colors(asset, fine)
+    asset.field.clear_fog()  # it would float about in the colours of the object
     gaussians = splat.gaussians(asset.field, coloured)
     return {f"{name}.ply": files.ply_of(gaussians, facts)}, f"{len(gaussians['x'])} Gaussians"
 

@@ -34,7 +34,7 @@ def render(asset: Asset, cfg: FilmConfig, out: Path) -> None:
 
     p = asset.cfg.pose
     made = frames.Frames(asset, *cfg.sizes(p), cfg.color, cfg.alpha)
-    cameras, first = frames.cameras(cfg, p.FoV, p.R), cfg.skip if cfg.path == "spiral" else 0
+    cameras, first = frames.cameras(cfg, p.FoV, p.R), cfg.n_skipped
     with (
         replacing(out) as scratch,
         Film(scratch, first, cfg.fps, cfg.format, cfg.frames == "keep", asset.depth_range) as film,

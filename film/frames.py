@@ -12,15 +12,11 @@ from asset import Asset
 from my.errors import is_out_of_memory
 from my.host_copy import HostCopy
 from options.film import FilmConfig
-from voxnerf.field import VoxRF
-from voxnerf.render import CHUNK, averaged
+from voxnerf.render import CHUNK, EMPTY, averaged, without_background
 
 MOST = 4  # frames that are decoded at a time
 HALF, SOLID = 0.5, 0.8  # opacity from which a decoder shows some, and all, of the own colour of an object
 THIN = 0.01  # weight of what is solid only next to an edge: of thin parts there is nothing else
-FLOATER = 0.05  # share of all occupied voxels below which a detached part is no part of the object
-FOG, PART = 0.2, 1 / 32  # fog is what hides less than this share behind this part of the box's edge
-EMPTY = 1 / 255  # opacity below which nothing is there
 NEARER = 0.8  # distance of the ellipse at the sides, as a share of that in front
 
 
@@ -28,22 +24,8 @@ def cameras(cfg: FilmConfig, fov: float, radius: float) -> list[pose.Camera]:
     """Return the cameras of a path; `radius` is the distance where the options give none."""
     radius = cfg.radius or radius
     if cfg.path == "spiral":
-        return pose.spiral(cfg.n_frames, radius, radius, fov=fov)[cfg.skip :]
+        return pose.spiral(cfg.n_frames, radius, radius, fov=fov)[cfg.n_skipped :]
     return pose.ring(cfg.n_frames, radius, cfg.elevation, NEARER if cfg.path == "ellipse" else 1.0, fov)
-
-
-def clear_fog(field: VoxRF) -> None:
-    """Let rays see only what is near an occupied voxel of the field, and what they saw before.
-
-    Thin fog is so left out, and what floats apart from the object. A field without occupied voxels stays as it is.
-    """
-    before = field.alpha_mask
-    part = PART * field.box_diagonal / 3**0.5 / field.voxel_edge  # in voxels
-    field.update_alpha_mask(FLOATER, 1 - (1 - FOG) ** (1 / part))
-    mask = field.alpha_mask
-    assert mask is not None
-    mask = mask if before is None else mask * before
-    field.alpha_mask = mask if mask.any() else before
 
 
 class InChunks:
@@ -93,7 +75,7 @@ class Frames:
         self.decode = InChunks(asset.adapter.decode)
         self.plain: torch.Tensor | None = None
         if alpha or color is not None:
-            clear_fog(asset.field)
+            asset.field.clear_fog()
             self.plain = asset.encoded(torch.ones(3, 1, 1, device=asset.adapter.device))
             self.behind = self.decode(asset.stretched(self.plain, hw).T.reshape(1, -1, hw, hw))
 
@@ -122,7 +104,7 @@ class Frames:
             return pictures
         o = F.interpolate(opacity, pictures.shape[-2:], mode="bilinear").clamp(0, 1)
         o = torch.where(o < EMPTY, 0, o)
-        rgb = (pictures - (1 - o) * self.behind).clamp(min=0).minimum(o) / o.clamp(min=EMPTY)
+        rgb = without_background(pictures, o, self.behind)
         if self.asset.latent:
             rgb = edges_from_inside(rgb, o, pictures.shape[-1] // opacity.shape[-1])
         return torch.cat([rgb, o], dim=1) if self.color is None else o * rgb + (1 - o) * self.color

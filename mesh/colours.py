@@ -23,6 +23,7 @@ import torch.nn.functional as F
 import pose
 from mesh import Mesh
 from mesh.cast import GREY, Caster, Hits
+from voxnerf.render import CHUNK, without_background
 
 if TYPE_CHECKING:
     from asset import Asset
@@ -38,7 +39,7 @@ OPACITY_POWER = 4
 STEEP = 4.0  # an edge of depth is a step of more than this many pixels' widths between two pixels
 USUAL = 0.4  # distance from the mean, in RGB, up to which a view's colour counts in full
 ITERATIONS = 2  # of the weights of outliers
-CHUNK = 2**13  # points at a time
+POINTS = 2**13  # at a time
 TEXELS = 2**19  # at a time
 FINE = 3.0  # texels per pixel's edge from which on one texel in four is fused
 GUTTER = 4  # texels between charts: the second smaller copy of a texture still has one between them
@@ -61,18 +62,22 @@ def cameras(asset: Asset, n: int) -> list[pose.Camera]:
     return [pose.camera_at(i * turn % (2 * np.pi), v, p.R, p.FoV) for i, v in enumerate(heights)]
 
 
+@torch.no_grad()
 def picture(asset: Asset, camera: pose.Camera) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a test view of a field: its picture (3, H, H) in [0, 1], and its opacity (h, h), both on the host.
 
-    A decoder gets latents of the size that the training rendered: twice that size was farther from the truth.
+    A decoder gets latents of the size that the training rendered: twice that size was farther from the truth. Where
+    there is none, the picture has the colours of the field alone: the background that shines through is taken out.
     """
     if asset.latent:
         image, _, opacity = asset.view(camera)
-    else:
-        width = 2 * asset.cfg.pose.R * np.tan(np.deg2rad(camera.fov) / 2)  # of the picture at the origin, world units
-        hw = max(asset.cfg.pose.rend_hw, round(PIXELS_PER_VOXEL * width / asset.field.voxel_edge))
-        image, _, opacity = asset.view(camera, hw)
-    return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(opacity)
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(opacity)
+    width = 2 * asset.cfg.pose.R * np.tan(np.deg2rad(camera.fov) / 2)  # of the picture at the origin, world units
+    hw = max(asset.cfg.pose.rend_hw, round(PIXELS_PER_VOXEL * width / asset.field.voxel_edge))
+    white = torch.ones(3, 1, 1, device=asset.adapter.device)
+    seen = asset.render(camera, hw, chunk=CHUNK, plain=asset.encoded(white))
+    rgb = without_background(asset.adapter.decode(seen.color[None])[0], seen.opacity, white)
+    return rgb.cpu(), seen.opacity.cpu()
 
 
 def views(asset: Asset, caster: Caster, n: int = N_VIEWS) -> Views:
@@ -115,7 +120,7 @@ def solid(opacity: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def fuse(seen: Views, points: torch.Tensor, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the colours (n, 3) in [0, 1] of points with unit normals (n, 3), and their weights (n,): 0 is unseen."""
-    parts = [_fuse(seen, *part) for part in zip(points.split(CHUNK), normals.split(CHUNK))]
+    parts = [_fuse(seen, *part) for part in zip(points.split(POINTS), normals.split(POINTS))]
     colors, weights = zip(*parts)
     return torch.cat(colors), torch.cat(weights)
 
@@ -169,7 +174,7 @@ class Paint:
 
     def at(self, hits: Hits) -> torch.Tensor:
         """Return the colours (m, 3) in [0, 1] of the m points of the surface that `hits` of `self.caster` found."""
-        parts = [self._at(Hits(*part)) for part in zip(*(x[hits.hit].split(CHUNK) for x in hits))]
+        parts = [self._at(Hits(*part)) for part in zip(*(x[hits.hit].split(POINTS) for x in hits))]
         return torch.cat(parts) if parts else self.vertices[:0]
 
     def _at(self, hits: Hits) -> torch.Tensor:

@@ -17,8 +17,11 @@ class FilmConfig(TrainedConfig):
     """Every option of highres_final_vis.py."""
 
     n_frames: int = Field(200, gt=0, description="frames of the path that the camera moves on")
-    skip: int = Field(
-        60, ge=0, description="frames to leave out at the start of the spiral, where the camera looks from overhead"
+    skip: int | None = Field(
+        None,
+        ge=0,
+        description="frames to leave out at the start of the spiral, where the camera looks from overhead; default 3 "
+        "of 10",
     )
     fps: int = Field(30, gt=0, description="frames per second of the videos")
     path: Literal["spiral", "circle", "ellipse"] = Field(
@@ -64,7 +67,7 @@ class FilmConfig(TrainedConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> FilmConfig:
-        if self.path == "spiral" and self.skip >= self.n_frames:
+        if self.path == "spiral" and self.n_skipped >= self.n_frames:
             raise ValueError(
                 f"--skip {self.skip}: must be less than --n_frames {self.n_frames}; give --skip 0 to "
                 f"{self.n_frames - 1}"
@@ -74,6 +77,13 @@ class FilmConfig(TrainedConfig):
         if self.alpha and (self.format, self.frames) == ("mp4", "drop"):
             raise ValueError("--alpha True: mp4 has no alpha; leave out --frames drop, or give --format webp")
         return self
+
+    @property
+    def n_skipped(self) -> int:
+        """How many frames of the path are left out at its start."""
+        if self.path != "spiral":
+            return 0
+        return 3 * self.n_frames // 10 if self.skip is None else self.skip
 
     @property
     def color(self) -> tuple[float, ...] | None:

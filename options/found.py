@@ -45,8 +45,8 @@ def find(where: str | Path, given: Layer | None = None, otherwise: Layer | None 
     states itself, and for those that the checkpoint contradicts.
     """
     path, given, otherwise = Path(where), given or {}, otherwise or {}
-    if path.suffix == ".pt" and not path.exists():
-        raise UserError(f"{path}: no such file; give a checkpoint or the folder of a run")
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give the folder of a run, or a checkpoint")
     if path.is_file():
         folder = path.resolve().parent.parent if path.resolve().parent.name == CKPT else path.resolve().parent
         return of_published(folder, path, given, otherwise)

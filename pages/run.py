@@ -50,7 +50,7 @@ def page(run: Facts) -> str:
     """Return the page. Every text in it that is not of this project is escaped."""
     words = title_of(run.cfg)
     turntable, mesh, strip = (make(run.folder, words) for make in (shows.video, shows.mesh, shows.strip))
-    if "<video" not in turntable.html:
+    if not turntable.html.startswith(("<video", "<picture")):
         turntable = turntable._replace(html=newest_picture(run.folder, words) + turntable.html)
     body = (
         '<a class="skip" href="#main">To the content</a>\n'

@@ -16,6 +16,7 @@ from pages.markup import WIDTH, asset_text, data_uri, escape, image, spell_bytes
 MOST_VIDEO, MOST_MESH, MOST_PICTURE = 5_000_000, 10_000_000, 40_000  # bytes, as files
 N_PICTURES, PICTURE_EDGE = 16, 192  # of the strip; pixels
 VIDEO_EDGE = 768  # pixels: the longer side of a video that is made smaller
+VIDEOS = ("highres_*/img.mp4", "highres_*/img.webp", "highres_*/img.gif", "test_*/view_seq/view.mp4")  # the best first
 STEPS = re.compile(r"(?:highres|test)_(\d{1,18})")
 GLB = b"glTF\x02\x00\x00\x00"  # how the file of a mesh begins, with its version
 MESH_POLICY = "connect-src blob: data:"  # the library reads textures by addresses of what is inside the page
@@ -35,8 +36,8 @@ class Shown(NamedTuple):
 
 def videos(folder: Path) -> list[Path]:
     """Return the turntables of a run, the best first: of highres_final_vis.py, then of the run, latest steps first."""
-    names = ("highres_*/img.mp4", "test_*/view_seq/view.mp4")
-    return [path for name in names for path in sorted(folder.glob(name), key=by_step, reverse=True)]
+    found = [path for name in VIDEOS for path in folder.glob(name)]
+    return sorted(found, key=lambda path: (path.match(VIDEOS[-1]), -by_step(path)))
 
 
 def by_step(path: Path) -> int:
@@ -45,23 +46,55 @@ def by_step(path: Path) -> int:
 
 
 def video(folder: Path, words: str) -> Shown:
-    """Return the turntable, made smaller where it takes too much; `words` say what is on it."""
-    found = videos(folder)
-    if not found:
-        return Shown('<p class="none">No video yet: a run leaves one at its end.</p>\n')
-    path, size = found[0], found[0].stat().st_size
-    name, note = path.relative_to(folder).as_posix(), ""
-    try:
-        data = path.read_bytes() if size <= MOST_VIDEO else smaller_video(path, VIDEO_EDGE)
-    except RunError:
-        return Shown(f'<p class="none">{escape(name)} cannot be read as a video.</p>\n')
-    if size > MOST_VIDEO:
-        note = f"<p>{escape(name)} has {spell_bytes(size)}: here it is smaller.</p>\n"
-    if len(data) > MOST_VIDEO:
-        return Shown(f'<p class="none">{escape(name)} has {spell_bytes(size)}, too much for this page.</p>\n')
-    return Shown(
-        f'<video controls loop muted playsinline preload="auto" aria-label="{escape(words)}: turntable" '
-        f'src="{data_uri("video/mp4", data)}"></video>\n{note}'
+    """Return the turntable, made smaller where it takes too much; `words` say what is on it.
+
+    An animation, WebP or GIF, is not made smaller: where it takes too much, a note says so, and the next one is taken.
+    """
+    notes = []
+    for path in videos(folder):
+        name, size = escape(path.relative_to(folder).as_posix()), path.stat().st_size
+        try:
+            data = within(path)
+            shown = turntable(data, path.suffix, words) if data else ""
+        except (RunError, OSError, ValueError, SyntaxError):  # the last three are Pillow's words for what is damaged
+            notes.append(f'<p class="none">{name} cannot be read as a video.</p>\n')
+            break
+        if shown:
+            if size > MOST_VIDEO:
+                notes.append(f"<p>{name} has {spell_bytes(size)}: here it is smaller.</p>\n")
+            return Shown(shown + "".join(notes))
+        notes.append(f'<p class="none">{name} has {spell_bytes(size)}, too much for this page.</p>\n')
+    return Shown("".join(notes) or '<p class="none">No video yet: a run leaves one at its end.</p>\n')
+
+
+def within(path: Path) -> bytes:
+    """Return a turntable as a file that the page takes, b"" where it is too large; raises RunError where damaged."""
+    if path.stat().st_size <= MOST_VIDEO:
+        return path.read_bytes()
+    smaller = smaller_video(path, VIDEO_EDGE) if path.suffix == ".mp4" else b""
+    return smaller if len(smaller) <= MOST_VIDEO else b""
+
+
+def turntable(data: bytes, ending: str, words: str) -> str:
+    """Return a video that its reader can start and stop, or an animation; raises as Pillow does for a damaged one.
+
+    The first picture of an animation stands for it where motion is to be reduced.
+    """
+    from PIL import Image
+
+    label = f"{escape(words)}: turntable"
+    if ending == ".mp4":
+        return (
+            f'<video controls loop muted playsinline preload="auto" aria-label="{label}" '
+            f'src="{data_uri("video/mp4", data)}"></video>\n'
+        )
+    kind, still = ending.removeprefix("."), io.BytesIO()
+    with Image.open(io.BytesIO(data), formats=[kind.upper()]) as picture:
+        picture.convert("RGBA").save(still, "PNG")
+    return (
+        '<picture class="turntable"><source media="(prefers-reduced-motion: reduce)" '
+        f'srcset="{data_uri("image/png", still.getvalue())}">'
+        f'<img alt="{label}" src="{data_uri(f"image/{kind}", data)}"></picture>\n'
     )
 
 

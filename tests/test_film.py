@@ -78,6 +78,7 @@ def test_paths():
     def eyes(**options):
         return [c.c2w[:3, 3] for c in frames.cameras(FilmConfig(**options), 50.0, 1.5)]
 
+    assert len(eyes(n_frames=10)) == 7 and len(eyes(n_frames=10, skip=0)) == 10
     assert len(eyes()) == 140 and np.allclose(eyes(), [c.c2w[:3, 3] for c in pose.spiral(200, 1.5, 1.5)[60:]])
     assert np.allclose(
         eyes(path="circle", n_frames=3, elevation=-20, radius=2), [c.c2w[:3, 3] for c in pose.ring(3, 2, -20)]
@@ -192,7 +193,7 @@ def test_fog_and_floaters_are_no_part_of_the_object():
     assert (picture[:4, :4, 3] == 0).all() and (picture[-4:, -4:, 3] == 0).all() and picture[16, 16, 3] == 255
     mask = torch.zeros_like(shown.field.density)
     shown.field.alpha_mask = mask
-    frames.clear_fog(shown.field)
+    shown.field.clear_fog()
     assert shown.field.alpha_mask is mask  # nothing is occupied in it: it stays
 
 
@@ -200,7 +201,7 @@ def test_a_field_of_nothing_but_fog_stays():
     field = a_field()
     with torch.no_grad():
         field.density.fill_(-1)
-    frames.clear_fog(field)
+    field.clear_fog()
     assert field.alpha_mask is None
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import run_sjc
 from my import config, errors, run_dir, starts
@@ -276,7 +278,12 @@ def test_the_best_video_is_shown(folder):
     for name in ("test_20/view_seq/view.mp4", "highres_90/img.mp4", "highres_100/img.mp4"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_bytes(name.encode())
+    (folder / "highres_90" / "img.webp").write_bytes(b"")
+    (folder / "highres_200").mkdir()
+    (folder / "highres_200" / "img.gif").write_bytes(b"")
     found = [path.relative_to(folder).as_posix() for path in shows.videos(folder)]
+    assert found.pop(0) == "highres_200/img.gif" and found.pop(2) == "highres_90/img.webp"
+    (folder / "highres_200" / "img.gif").unlink()
     tests = ["test_100/view_seq/view.mp4", "test_20/view_seq/view.mp4"]
     assert found == ["highres_100/img.mp4", "highres_90/img.mp4", *tests]
     assert base64.b64encode(b"highres_100/img.mp4").decode() in shows.video(folder, "a duck").html
@@ -293,6 +300,25 @@ def test_a_large_video_is_made_smaller_or_left_out(folder, monkeypatch):
     monkeypatch.setattr(shows, "MOST_VIDEO", 10)
     assert "too much for this page" in shows.video(folder, "a duck").html
     path.write_bytes(b"no video at all")
+    assert "cannot be read as a video" in shows.video(folder, "a duck").html
+
+
+@pytest.mark.parametrize("ending", ["webp", "gif"])
+def test_an_animation_is_a_turntable_too(folder, ending, monkeypatch):
+    path = folder / "highres_100" / f"img.{ending}"
+    path.parent.mkdir()
+    write_video(path, np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8))
+    html = shows.video(folder, 'a "duck"').html
+    assert f'src="data:image/{ending};base64,{base64.b64encode(path.read_bytes()).decode()}"' in html
+    assert 'alt="a &quot;duck&quot;: turntable"' in html and "<video" not in html
+    alts = [attrs["alt"] for tag, attrs in page_of(folder).tags if tag == "img"]
+    assert alts[0].endswith(": turntable") and len(set(alts)) == len(alts)  # no picture takes its place
+    still = base64.b64decode(html.partition('reduce)" srcset="data:image/png;base64,')[2].partition('"')[0])
+    assert Image.open(io.BytesIO(still)).size == (256, 256)  # small ones are enlarged
+    monkeypatch.setattr(shows, "MOST_VIDEO", path.stat().st_size - 1)
+    html = shows.video(folder, "a duck").html  # that of the test views is smaller
+    assert "<video" in html and f"highres_100/img.{ending} has" in html and "too much for this page" in html
+    path.write_bytes(b"no picture")
     assert "cannot be read as a video" in shows.video(folder, "a duck").html
 
 

@@ -227,3 +227,4 @@ def test_files_that_are_none(here):
     refused("a.pt", "a.pt: not a whole PyTorch archive")
     refused("b.pt", "b.pt: no such file")
     refused(".", "has no full_config.yml: .*; nor has it a ckpt/step_")
+    refused("nowhere", "^nowhere: no such file or folder; give the folder of a run, or a checkpoint")

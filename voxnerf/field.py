@@ -26,6 +26,8 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 SH_SCALE = 0.3  # factor of all harmonics but the constant one: a step of the optimizer moves them this much less
 OCCUPIED_ALPHA = 0.08  # a voxel is occupied if it is more opaque than this, unless asked for
+FLOATER = 0.05  # share of all occupied voxels below which a detached part is no part of the object
+FOG, PART = 0.2, 1 / 32  # fog is what hides less than this share behind this part of the box's edge
 
 
 class VoxRF(nn.Module):
@@ -160,6 +162,19 @@ class VoxRF(nn.Module):
         if speck:
             occupied = without_specks(occupied, speck)
         self.alpha_mask = F.max_pool3d(occupied, kernel_size=3, stride=1, padding=1)
+
+    def clear_fog(self) -> None:
+        """Let rays see only what is near an occupied voxel, and what they saw before.
+
+        Thin fog is so left out, and what floats apart from the object. A field without occupied voxels stays as it is.
+        """
+        before = self.alpha_mask
+        part = PART * self.box_diagonal / 3**0.5 / self.voxel_edge  # in voxels
+        self.update_alpha_mask(FLOATER, 1 - (1 - FOG) ** (1 / part))
+        mask = self.alpha_mask
+        assert mask is not None
+        mask = mask if before is None else mask * before
+        self.alpha_mask = mask if mask.any() else before
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         mask = state_dict.get(prefix + "alpha_mask")  # a checkpoint may hold one or not

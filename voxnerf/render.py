@@ -31,6 +31,7 @@ from voxnerf.rays import Rays, pixel_rays, through
 from voxnerf.reference import MarchFunction
 
 BG_DEPTH = 10.0  # depth of the background, world units
+EMPTY = 1 / 255  # opacity below which nothing is there
 CHUNK = 16384  # rays at a time, for images that need no gradient
 RENDERERS = ("auto", "fused", "reference")
 
@@ -198,3 +199,12 @@ def render_image(
 def averaged(color: torch.Tensor, *maps: torch.Tensor, n: int) -> list[torch.Tensor]:
     """Return an image's colour (C, H, W) and maps (H, W) averaged over squares of n x n: (C, H/n, W/n), (H/n, W/n)."""
     return [F.avg_pool2d(color[None], n)[0], *(F.avg_pool2d(x[None, None], n)[0, 0] for x in maps)]
+
+
+def without_background(pictures: torch.Tensor, opacity: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+    """Return the own colours, in [0, 1], of what pictures P (..., 3, H, W) in [0, 1] show before `behind` (3, H, W).
+
+    With opacities o (..., 1, H, W) in [0, 1] these are (P - (1 - o) behind) / o: where o is 0, nothing sensible.
+    """
+    own = pictures - (1 - opacity) * behind
+    return own.clamp(min=0).minimum(opacity) / opacity.clamp(min=EMPTY)
