@@ -39,8 +39,7 @@ def save(
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(".tmp_*"):
-        shutil.rmtree(stale)
+    clear_scratch(root)
     final = root / f"step_{step:07d}"
     scratch = root / f".tmp_{final.name}_new"
     scratch.mkdir()
@@ -60,6 +59,12 @@ def save(
     for old in set(checkpoints(root)) - set(until[-keep:]):  # a later one was damaged, or the run would be further
         discard(old)
     return final
+
+
+def clear_scratch(root: str | Path) -> None:
+    """Delete what a killed `save` has left half-written below `root`. What cannot be deleted stays."""
+    for stale in Path(root).glob(".tmp_*"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def memory_order(tensor: torch.Tensor) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from my.errors import RunError, first_line
-from my.run_dir import write_atomic
+from my.run_dir import scratch_of, write_atomic
 
 LABEL = 14  # height of a line of text, pixels
 MIN_CELL = 112  # least width of a labelled grid's cells, pixels: room for a caption
@@ -165,7 +165,7 @@ class VideoWriter:
     def __init__(self, path: str | Path, fps: float = 30) -> None:
         self.path, self.fps = Path(path), fps
         self.encoding = ENCODINGS[self.path.suffix]
-        self.scratch = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp{self.path.suffix}")
+        self.scratch = scratch_of(self.path, self.path.suffix)
         self.writer: Generator[None, Any, None] | None = None
         self.shape: tuple[int, ...] | None = None
         self.n_frames = 0
