@@ -249,7 +249,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path, monkeypatch):
     write(out, [8, 9])
     assert os.listdir(tmp_path) == ["highres_3"]
     assert sorted(os.listdir(out / "img")) == ["005.png", "006.png"] and (out / "mine").exists()
-    monkeypatch.setattr(files, "is_alive", lambda pid: True)
+    monkeypatch.setattr("my.run_dir.is_alive", lambda pid: True)
     (tmp_path / ".highres_3.1.tmp").mkdir()
     write(out, [1])
     assert (tmp_path / ".highres_3.1.tmp").exists()  # another call is at work
