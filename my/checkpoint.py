@@ -42,15 +42,12 @@ def save(
     clear_scratch(root)
     final = root / f"step_{step:07d}"
     scratch = root / f".tmp_{final.name}_new"
-    scratch.mkdir()
-    orders = {name: memory_order(t) for name, t in tensors.items()}
-    write_tensors(scratch / TENSORS, {name: t.detach().permute(orders[name]) for name, t in tensors.items()})
-    record = {"format": FORMAT, "step": step, "sha256": sha256_of(scratch / TENSORS), "orders": orders, "meta": meta}
-    (scratch / META).write_text(json.dumps({**record, SEAL: seal_of(record)}, indent=2))
-    shutil.copymode(scratch / META, scratch / TENSORS)  # the library lets nobody but the owner read its file
-    for path in (scratch / TENSORS, scratch / META):
-        sync(path)
-    sync(scratch)
+    try:
+        fill(scratch, step, tensors, meta)
+    except OSError as error:  # on a full disk there is room again for what says so
+        error.filename = error.filename or str(scratch / META)
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     if final.exists():
         discard(final)
     scratch.rename(final)
@@ -59,6 +56,19 @@ def save(
     for old in set(checkpoints(root)) - set(until[-keep:]):  # a later one was damaged, or the run would be further
         discard(old)
     return final
+
+
+def fill(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Write the files of a checkpoint to a new folder, and make them durable."""
+    folder.mkdir()
+    orders = {name: memory_order(t) for name, t in tensors.items()}
+    write_tensors(folder / TENSORS, {name: t.detach().permute(orders[name]) for name, t in tensors.items()})
+    record = {"format": FORMAT, "step": step, "sha256": sha256_of(folder / TENSORS), "orders": orders, "meta": meta}
+    (folder / META).write_text(json.dumps({**record, SEAL: seal_of(record)}, indent=2))
+    shutil.copymode(folder / META, folder / TENSORS)  # the library lets nobody but the owner read its file
+    for path in (folder / TENSORS, folder / META):
+        sync(path)
+    sync(folder)
 
 
 def clear_scratch(root: str | Path) -> None:

@@ -197,6 +197,7 @@ class VideoWriter:
             codec=self.encoding.codec,
             macro_block_size=1,  # `fit_player` has made the sides even
             output_params=list(self.encoding.options),
+            ffmpeg_log_level="fatal",  # what else goes wrong is told in a line of ours
         )
         writer.send(None)
         return writer
@@ -221,7 +222,9 @@ class VideoWriter:
         if self.n_frames == 0:
             raise ValueError(f"{self.path}: a video needs at least one frame")
         if not self._is_whole():
-            raise RunError(f"{self.path}: not all of {self.n_frames} frames were written; is the disk full?")
+            raise RunError(
+                f"{self.path}: not all of {self.n_frames} frames were written; free some space, then start it again"
+            )
 
     def _is_whole(self) -> bool:
         """Whether the file has all frames or, of a format that joins equal ones, its end."""

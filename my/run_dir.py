@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -192,13 +193,12 @@ class History:
         if resume_step is not None and every is not None:
             tell_missing(path, rows, resume_step, every)
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self.file = open(path, "a", encoding="utf-8")
+        self.file = open(path, "ab", buffering=0)
 
     def add(self, step: int, **values: Any) -> None:
         """Append {"step": step, **values}; 0-d tensors and arrays are stored as numbers."""
         row = plain({"step": step, **values})
-        self.file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.file.flush()
+        append(self.file, (json.dumps(row, allow_nan=False) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -209,6 +209,19 @@ class History:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def append(file: FileIO, data: bytes) -> None:
+    """Write bytes at the end of a file, all of them or none: what a full disk took of them is taken back."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        error.filename = file.name
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise
 
 
 def tell_missing(path: str | Path, rows: Iterable[Mapping[str, Any]], last: int, every: int) -> None:

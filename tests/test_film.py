@@ -13,7 +13,7 @@ import asset
 import highres_final_vis
 import pose
 from asset import Asset
-from film import files, frames
+from film import frames
 from film.files import Film, replacing
 from film.frames import Frames, InChunks
 from my import media
