@@ -51,20 +51,14 @@ AIMS = {"checkpoint": 0.5, "file": 0.15, "any": 0.25, "start": 0.1}  # share of 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 LIBRARIES = (  # what the commands import once they have read their options
     *("imageio.v3", "imageio_ffmpeg", "adapt", "canvas", "sampling", "sjc", "families.ideal.adapter"),
-    *(
-        "families.sd.adapter",
-        "film.frames",
-        "film.files",
-        "voxnerf.nerf",
-        "voxnerf.scene",
-        "voxnerf.snapshot",
-        "pages.run",
-    ),
+    *("families.sd.adapter", "film.frames", "film.files", "voxnerf.nerf", "voxnerf.scene", "voxnerf.snapshot"),
+    *("pages.run", "torch._dynamo", "voxnerf.fused.adam", "voxnerf.fused.adamax", "voxnerf.fused.launch"),
+    *("voxnerf.fused.march", "voxnerf.fused.selftest", "safetensors.torch", "einops", "PIL.Image"),
 )
 PER_RUN = ("minutes", "at")  # keys of values that differ from run to run
 
 SMALL = ["--vox.grid_size", "8", "--pose.rend_hw", "8", "--device", "cpu"]
-IDEAL = ["--preset", "ideal", "--ideal.n_cameras", "40", "--pose.view_words", "sjc"]
+IDEAL = ["--preset", "ideal", "--ideal.n_cameras", "10", "--pose.view_words", "sjc"]
 
 
 class Job(NamedTuple):
@@ -227,6 +221,7 @@ def content_of(path: Path) -> object:
     if path.suffix == ".png":
         import imageio.v3 as iio
 
+        assert path.read_bytes().endswith(b"IEND\xaeB`\x82"), "its end is missing"  # which the library does not miss
         return iio.imread(path).tobytes()
     if path.suffix == ".mp4":
         from imageio_ffmpeg import count_frames_and_secs
