@@ -24,13 +24,16 @@ import os
 import random
 import re
 import runpy
+import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -146,8 +149,6 @@ class Warm:
 
     def ended(self, timeout: float = 0.0) -> int | None:
         """Wait so many seconds for the process; return its status, -n after signal n, or None while it is alive."""
-        import select
-
         if self.status is None and select.select([self.server.stdout], [], [], timeout)[0]:
             self.status = int(self.server.stdout.readline())
         return self.status
@@ -447,9 +448,11 @@ class Torture:
         if aim == "any":
             self.starter.ended(self.rng.uniform(0, rest) or 1e-3)
             return
-        ckpt, pattern = ("ckpt", r"\.tmp_.*") if aim == "checkpoint" else ("", SCRATCH)
-        for _ in range(self.rng.randint(1, 3)):  # not always the first
-            watch_for(folder / ckpt if ckpt else folder, re.compile(pattern), self.starter, deep=not ckpt)
+        pattern = r"\.tmp_.*" if aim == "checkpoint" else SCRATCH
+        with Made(folder, ("ckpt",) if aim == "checkpoint" else WRITTEN, re.compile(pattern)) as made:
+            for _ in range(self.rng.randint(1, 3)):  # not always the first
+                while self.starter.ended() is None and not made.there(0.05):
+                    pass
         until = time.monotonic() + self.rng.choice((0, 0, 2e-3)) * self.rng.random()
         while time.monotonic() < until:
             pass
@@ -514,27 +517,41 @@ def process_of(launcher: int, rank: int) -> int:
     return launcher
 
 
-def watch_for(folder: Path, pattern: re.Pattern[str], starter: Real | Warm, deep: bool) -> None:
-    """Wait until a name that fits is gone, if one is there, and then until one is there again, or for the end."""
-    for wanted in (False, True):
-        while starter.ended() is None and there(folder, pattern, deep) != wanted:
-            time.sleep(1e-4)
+class Made:
+    """Tells when a name that fits is made in some folders below `root`; a context manager. Linux says so by inotify."""
 
+    CREATED = 0x100  # IN_CREATE
 
-def there(folder: Path, pattern: re.Pattern[str], deep: bool) -> bool:
-    """Whether a folder has an entry whose name fits; `deep`, or a folder in it."""
-    folders = [folder]
-    if deep:
-        folders += [p for name in WRITTEN for p in folder.glob(name)]
-    return any(pattern.fullmatch(name) for each in folders for name in names_in(each))
+    def __init__(self, root: Path, patterns: Iterable[str], name: re.Pattern[str]) -> None:
+        import ctypes
 
+        self.root, self.patterns, self.name = root, patterns, name
+        self.library, self.watched = ctypes.CDLL(None, use_errno=True), set()
+        self.handle = self.library.inotify_init1(os.O_NONBLOCK)
 
-def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder, none where it is not there."""
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
+    def there(self, seconds: float) -> bool:
+        """Wait so long at most for such a name; whether it was made."""
+        for path in {
+            self.root,
+            *(p for each in self.patterns for p in self.root.glob(each) if p.is_dir()),
+        } - self.watched:
+            self.library.inotify_add_watch(self.handle, os.fsencode(path), self.CREATED)
+            self.watched.add(path)
+        if not select.select([self.handle], [], [], seconds)[0]:
+            return False
+        events = os.read(self.handle, 1 << 16)
+        while events:
+            _, _, _, length = struct.unpack_from("iIII", events)
+            name, events = events[16 : 16 + length].rstrip(b"\0"), events[16 + length :]
+            if self.name.fullmatch(os.fsdecode(name)):
+                return True
+        return False
+
+    def __enter__(self) -> Made:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.handle)
 
 
 def write_scene(folder: Path) -> None:
