@@ -88,7 +88,7 @@ JOBS = {
         ("--preset", "mini", "--num_images", "6", "--batch_size", "2", "--num_t", "3", "--device", "cpu"),
     ),
     "canvas": Job(
-        "run_2d_sjc.py", (*IDEAL[:4], "--pose.rend_hw", "8", "--copies", "1,2", "--n_steps", "12", "--device", "cpu")
+        "run_2d_sjc.py", (*IDEAL[:4], "--pose.rend_hw", "8", "--copies", "1,2", "--n_steps", "60", "--device", "cpu")
     ),
     "film": Job("highres_final_vis.py", ("--n_frames", "12", "--skip", "2", "--device", "cpu"), "ideal"),
 }
@@ -137,8 +137,13 @@ class Warm:
 
     def __init__(self) -> None:
         self.server = subprocess.Popen(
-            [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV
+            [sys.executable, str(ROOT / "tests" / "torture.py"), "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENV,
         )
+        assert self.server.stdout.readline() == "ready\n"
 
     def start(self, job: Job, folder: Path, argv: list[str]) -> int:
         """Start a command in a folder, and return the number of its process."""
@@ -168,6 +173,7 @@ def serve() -> None:
         importlib.import_module(name)
     torch.set_num_threads(1)
     gc.freeze()
+    print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         pid = os.fork()
@@ -390,7 +396,7 @@ class Torture:
         self._new(folder, JOBS[name])
         look = Folder(folder)
         try:
-            for _ in range(self.rng.randint(min(2, most), most)):
+            for _ in range(self.rng.randint(min(4, most), most)):
                 if self._strike(name, folder, look):
                     break
             else:
@@ -402,6 +408,7 @@ class Torture:
 
     def _start(self, name: str, folder: Path) -> int:
         self.tally.starts[name] += 1
+        (self.root / f"{folder.name}.log").unlink(missing_ok=True)
         return self.starter.start(JOBS[name], folder, list(JOBS[name].argv))
 
     def _strike(self, name: str, folder: Path, look: Folder) -> bool:
@@ -446,7 +453,7 @@ class Torture:
         while not self._begun(folder) and self.starter.ended() is None:
             time.sleep(1e-3)
         if aim == "any":
-            self.starter.ended(self.rng.uniform(0, rest) or 1e-3)
+            self.starter.ended(rest * self.rng.random() ** 2 or 1e-3)  # often early: a run that goes on is shorter
             return
         pattern = r"\.tmp_.*" if aim == "checkpoint" else SCRATCH
         with Made(folder, ("ckpt",) if aim == "checkpoint" else WRITTEN, re.compile(pattern)) as made:
