@@ -74,6 +74,7 @@ class Job(NamedTuple):
 
 JOBS = {
     "ideal": Job("run_sjc.py", (*IDEAL, *SMALL[2:], "--vox.grid_size", "20", "--n_steps", "40")),
+    "several": Job("run_sjc.py", (*IDEAL, *SMALL, "--n_steps", "40", "--batch_views", "2")),
     "mini": Job("run_sjc.py", ("--preset", "mini", *SMALL, "--n_steps", "12", "--ckpt_every", "0.1")),
     "nerf": Job(
         "run_nerf.py",
@@ -417,16 +418,22 @@ class Torture:
         pid = self._start(name, folder)
         target = self._pick(pid)
         self._await(name, folder, self.rng.choices([*AIMS], [*AIMS.values()])[0])
-        if (status := self.starter.ended()) is None:
+        status = self.starter.ended()
+        if status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(target(), kind)
             status = self.starter.ended(PATIENCE_S)
+        elif not self._is_finished(folder, status):
+            assert self._is_held(folder), (self.root / f"{folder.name}.log").read_text()[-3000:]
+            time.sleep(2)
+            return False
         assert status is not None, "does not end"
         if self._is_finished(folder, status):
             self.tally.finished[name] += 1
             return True
         self.tally.signals[name, kind.name] += 1
-        look.contents()
+        if getattr(self.starter, "n", 1) == 1:  # else another process may go on writing
+            look.contents()
         if kind == signal.SIGKILL:
             self.tally.fell[self._where(folder, look)] += 1
         else:
@@ -437,6 +444,11 @@ class Torture:
         """Whether a run has finished, now, or before the signal came that ended the process before this one."""
         said = (self.root / f"{folder.name}.log").read_text()
         return status == 0 or (status == 2 and "this folder already holds a finished run" in said)
+
+    def _is_held(self, folder: Path) -> bool:
+        """Whether a run was refused since processes go on in its folder whose parent, torchrun, was killed."""
+        said = (self.root / f"{folder.name}.log").read_text()
+        return getattr(self.starter, "n", 1) > 1 and "another process is at work in this folder" in said
 
     def _pick(self, pid: int):
         """Return what gives the number of the process that is killed: of several, one of them or their parent."""
@@ -496,12 +508,12 @@ class Torture:
 
     def _finish(self, name: str, folder: Path) -> None:
         """Start a run again, and let it finish."""
-        for _ in range(3 if getattr(self.starter, "n", 1) > 1 else 1):  # orphans may hold the folder for a moment
+        while True:
             self._start(name, folder)
             status = self.starter.ended(PATIENCE_S)
-            if self._is_finished(folder, status):
+            if not self._is_held(folder):
                 break
-            time.sleep(5 * (getattr(self.starter, "n", 1) > 1))
+            time.sleep(2)
         assert self._is_finished(folder, status), (self.root / f"{folder.name}.log").read_text()[-3000:]
         self.tally.finished[name] += 1
 
