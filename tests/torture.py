@@ -443,7 +443,8 @@ class Torture:
     def _is_finished(self, folder: Path, status: int | None) -> bool:
         """Whether a run has finished, now, or before the signal came that ended the process before this one."""
         said = (self.root / f"{folder.name}.log").read_text()
-        return status == 0 or (status == 2 and "this folder already holds a finished run" in said)
+        refused = (2,) if getattr(self.starter, "n", 1) == 1 else (1, 2)  # of torchrun
+        return status == 0 or (status in refused and "this folder already holds a finished run" in said)
 
     def _is_held(self, folder: Path) -> bool:
         """Whether a run was refused since processes go on in its folder whose parent, torchrun, was killed."""
