@@ -323,10 +323,8 @@ def table(rows: Sequence[dict[str, Any]], summary: dict[str, dict[str, float | N
 def check_outputs(cfg: EvaluateConfig) -> None:
     """Raise UserError for a file that cannot be written, or that holds something else; note what will be replaced."""
     for name, path in (("out", cfg.out), ("figure", cfg.figure)):
-        if path and not Path(path).resolve().parent.is_dir():
-            raise UserError(f"--{name} {path}: no such folder as {Path(path).parent}; make it first")
-        if path and Path(path).is_dir():
-            raise UserError(f"--{name} {path}: that is a folder; give the name of a file")
+        if path is not None:
+            run_dir.refuse_output(f"--{name}", path)
     if cfg.mesh and not cfg.figure:
         raise UserError("--mesh True: the mesh is shown in the figure; give --figure FILE.png too")
     if cfg.figure and Path(cfg.figure).suffix.lower() != ".png":

@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     config.refuse_unread(cfg, READ_BY)
     named(cfg, 0)
     run_dir.refuse_unwritable()
+    run_dir.clear_scratch(folders=[])
     from asset import open_asset
 
     asset = open_asset(cfg)

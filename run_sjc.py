@@ -58,6 +58,7 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
     Of several processes the first writes. Where another one is lost, it saves the state after the last whole step, and
     raises Lost.
     """
+    from my.checkpoint import latest
     from sjc import optimise
 
     processes = processes or Processes()
@@ -66,7 +67,7 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
             pass
         return processes.leave()
     cfg, save = optimisation.cfg, partial(optimisation.save, "ckpt")
-    if cfg.init and first_step == 0:
+    if cfg.init and first_step == 0 and not latest("ckpt"):
         save(0)  # from now on the run does not need the field that it began from
     with Live(cfg) as report, watched("sjc", cfg.n_steps, first_step, save, cfg.ckpt_minutes) as watch:
         try:

@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         show_commands(plan.runs)
         return
     with run_dir.alone():
+        run_dir.clear_scratch(folders=["*"])
         unfinished = [run for run in plan.runs if folder.state_of(run).status != folder.FINISHED]
         if unfinished:
             do_runs(cfg, plan, unfinished)

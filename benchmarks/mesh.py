@@ -13,15 +13,14 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from benchmarks.render import hardware, table
 from my import config
-from my.errors import UserError, run_main
-from my.run_dir import write_atomic
+from my.errors import run_main
+from my.run_dir import refuse_output, write_atomic
 from options.mesh import MeshConfig
 
 
@@ -96,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config.load(
         MeshTimes, argv, prog="python -m benchmarks.mesh", doc=__doc__, positional="run", config_file=None
     )
-    if cfg.report and not Path(cfg.report).resolve().parent.is_dir():
-        raise UserError(f"--report {cfg.report}: there is no such folder as {Path(cfg.report).parent}; make it first")
+    if cfg.report is not None:
+        refuse_output("--report", cfg.report)
     part = Parts()
     part("imports", imports)
     import torch
@@ -107,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     said = export(cfg, part)
     text = "\n\n".join(["# Export of a mesh", hardware(torch.device("cpu")), said, part.text()]) + "\n"
     print(text)
-    if cfg.report:
+    if cfg.report is not None:
         write_atomic(cfg.report, text)
 
 

@@ -21,7 +21,7 @@ import evaluate
 from benchmarks.quality import markdown, number
 from my import config
 from my.errors import UserError, run_main
-from my.run_dir import write_atomic
+from my.run_dir import refuse_output, write_atomic
 from my.script import FULL_CONFIG, OnDevice
 from options.found import find_finished
 
@@ -141,6 +141,9 @@ def main(argv: list[str] | None = None) -> None:
         positional="runs",
         config_file=None,
     )
+    for name, path in (("out", cfg.out), ("figure", cfg.figure)):
+        if path is not None:
+            refuse_output(f"--{name}", path)
     from tqdm import tqdm
 
     from my.media import to_uint8, write_png
@@ -154,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         tables[folder.resolve().parent.name][folder.name], pictures = measure(folder, cfg)
         strips.append(pictures)
         write_atomic(cfg.out, document(tables))  # after each: a run takes a minute
-        if cfg.figure:
+        if cfg.figure is not None:
             write_png(cfg.figure, to_uint8(np.concatenate(strips)))
     print(document(tables))
 

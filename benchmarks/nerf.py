@@ -20,9 +20,10 @@ from pydantic import Field
 
 from my import config
 from my.errors import RunError, run_main
-from my.run_dir import read_history, write_atomic
+from my.run_dir import read_history, refuse_output, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
+TABLE = "nerf.md"
 TEST_EVERY = {"fused": 400, "reference": 40}  # steps
 
 
@@ -77,6 +78,9 @@ def train(cfg: CurveConfig, renderer: str) -> tuple[dict[float, float], dict[str
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with each renderer, and write the curves."""
     cfg = config.load(CurveConfig, argv, prog="python -m benchmarks.nerf", doc=__doc__, config_file=None)
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    refuse_output("--out", out / TABLE)
     scene = Path(cfg.scene).expanduser()
     cfg.scene = str(scene.resolve()) if scene.is_dir() else cfg.scene  # the runs start elsewhere
     curves, finals = zip(*(train(cfg, renderer) for renderer in cfg.renderers))
@@ -92,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines.append("| steps | " + " | ".join(str(m["step"]) for m in finals) + " |")
     text = "\n".join(lines) + "\n"
     print(text)
-    write_atomic(Path(cfg.out) / "nerf.md", text)
+    write_atomic(out / TABLE, text)
 
 
 def psnr_at(curve: dict[float, float], minutes: float) -> str:

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from my import config
 from my.errors import RunError, UserError, run_main
-from my.run_dir import write_atomic
+from my.run_dir import read_heartbeat, refuse_output, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,10 +102,7 @@ def recipe(flags: list[str]) -> str:
 
 def finished(folder: Path) -> bool:
     """Return whether a run's folder says that the run is done."""
-    try:
-        return json.loads((folder / "heartbeat.json").read_text(encoding="utf-8"))["done"]
-    except (OSError, ValueError, KeyError):
-        return False
+    return read_heartbeat(folder / "heartbeat.json").get("done") is True
 
 
 def make_run(folder: Path, flags: list[str]) -> str | None:
@@ -274,10 +271,14 @@ def main(argv: list[str] | None = None) -> None:
     cfg = config.load(QualityConfig, argv, prog="python -m benchmarks.quality", doc=__doc__, config_file=None)
     if Path(cfg.out).resolve().is_relative_to(ROOT):
         raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("quality.md", "quality.json"):
+        refuse_output("--out", out / name)
     plan = jobs(cfg)
     failed = make_runs(plan, cfg.workers)
     reports = evaluate_all(plan, failed, cfg.workers)
-    out, text = Path(cfg.out), document(cfg, reports, failed)
+    text = document(cfg, reports, failed)
     write_atomic(out / "quality.md", text)
     results = {"settings": reports, "failed": {str(what): error for what, error in failed.items()}}
     write_atomic(out / "quality.json", json.dumps(results, indent=2) + "\n")

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from my import config, script
-from my.errors import RunError, UserError, run_main
+from my.errors import RunError, run_main
 from my.machine import device_name
-from my.run_dir import write_atomic
+from my.run_dir import refuse_output, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -309,8 +309,8 @@ def hardware(device: torch.device) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write the report."""
     cfg = config.load(RenderConfig, argv, prog="python -m benchmarks.render", doc=__doc__, config_file=None)
-    if cfg.out and not Path(cfg.out).resolve().parent.is_dir():
-        raise UserError(f"--out {cfg.out}: there is no folder {Path(cfg.out).resolve().parent}; make it first")
+    if cfg.out is not None:
+        refuse_output("--out", cfg.out)
     import torch
 
     device = script.pick_device(cfg.device)
@@ -337,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         + "\n"
     )
     print(text)
-    if cfg.out:
+    if cfg.out is not None:
         write_atomic(cfg.out, text)
 
 

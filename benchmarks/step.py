@@ -27,8 +27,8 @@ from pydantic import Field
 from benchmarks.render import hardware, table
 from benchmarks.sd_denoise import write_random, write_shapes
 from my import config, script
-from my.errors import UserError, run_main
-from my.run_dir import write_atomic
+from my.errors import run_main
+from my.run_dir import refuse_output, write_atomic
 from options.sjc import SJCConfig
 
 if TYPE_CHECKING:
@@ -378,8 +378,8 @@ def text_of(report: Report, operators: int) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write the report."""
     cfg = config.load(StepConfig, argv, prog="python -m benchmarks.step", doc=__doc__, config_file=None)
-    if cfg.out and not Path(cfg.out).resolve().parent.is_dir():
-        raise UserError(f"--out {cfg.out}: there is no folder {Path(cfg.out).resolve().parent}; make it first")
+    if cfg.out is not None:
+        refuse_output("--out", cfg.out)
     import torch
 
     device = script.pick_device(cfg.device)
@@ -402,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge(report, device.type == "cuda")
     text = text_of(report, cfg.operators)
     print(text)
-    if cfg.out:
+    if cfg.out is not None:
         marks = [vars(mark) | {"pass": mark.value <= mark.most} for mark in report.marks]
         write_atomic(cfg.out, json.dumps(vars(report) | {"marks": marks}, indent=1) + "\n")
 

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from my import config
 from my.errors import run_main
-from my.run_dir import write_atomic
+from my.run_dir import refuse_output, write_atomic
 from options.trained import TrainedConfig
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ def size(name: str, field: VoxRF, new: Callable[[], VoxRF]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write the page."""
     cfg = config.load(ViewBenchmark, argv, prog="benchmarks.view", doc=__doc__, positional="run", config_file=None)
+    if cfg.out is not None:
+        refuse_output("--out", cfg.out)
     import torch
 
     from asset import find, load
@@ -160,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         *sizes(asset),
     ]
     print("\n".join(page))
-    if cfg.out:
+    if cfg.out is not None:
         write_atomic(Path(cfg.out), "\n".join(page) + "\n")
 
 

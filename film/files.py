@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from my import media
 from my.file_system import delete_folder, move
 from my.host_copy import HostCopy
-from my.run_dir import is_alive
+from my.run_dir import clear_scratch, scratch_of
 
 PICTURES, VIDEO, WITH_DEPTH = "img", "img", "img_depth"
 OURS = (PICTURES, *(f"{name}{ending}" for name in (VIDEO, WITH_DEPTH) for ending in media.ENCODINGS))
@@ -60,10 +59,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     A process that is killed at any moment leaves the old folder or none. What is in the old folder, and not of this
     command, stays there.
     """
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
-        if not is_alive(int(stale.name.split(".")[-2])):
-            delete_folder(stale)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    clear_scratch(folder.parent, [])
+    scratch = scratch_of(folder)
     old = folder.with_name(f".{folder.name}.old")
     give_back(old, folder)
     scratch.mkdir()

@@ -40,20 +40,15 @@ def save(
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(".tmp_*"):
-        with contextlib.suppress(PermissionError):
-            delete_folder(stale)
+    clear_scratch(root)
     final = root / f"step_{step:07d}"
     scratch = root / f".tmp_{final.name}_new"
-    scratch.mkdir()
-    orders = {name: memory_order(t) for name, t in tensors.items()}
-    write_tensors(scratch / TENSORS, {name: t.detach().permute(orders[name]) for name, t in tensors.items()})
-    record = {"format": FORMAT, "step": step, "sha256": sha256_of(scratch / TENSORS), "orders": orders, "meta": meta}
-    (scratch / META).write_bytes(json.dumps({**record, SEAL: seal_of(record)}, indent=2).encode())
-    shutil.copymode(scratch / META, scratch / TENSORS)  # the library lets nobody but the owner read its file
-    for path in (scratch / TENSORS, scratch / META):
-        sync_file(path)
-    sync_folder(scratch)
+    try:
+        fill(scratch, step, tensors, meta)
+    except OSError as error:  # on a full disk there is room again for what says so
+        error.filename = error.filename or str(scratch / META)
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     if final.exists():
         discard(final)
     move(scratch, final)
@@ -63,6 +58,26 @@ def save(
         with contextlib.suppress(PermissionError):  # a program on Windows has it open; the next save tries again
             discard(old)
     return final
+
+
+def fill(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Write the files of a checkpoint to a new folder, and make them durable."""
+    folder.mkdir()
+    orders = {name: memory_order(t) for name, t in tensors.items()}
+    write_tensors(folder / TENSORS, {name: t.detach().permute(orders[name]) for name, t in tensors.items()})
+    record = {"format": FORMAT, "step": step, "sha256": sha256_of(folder / TENSORS), "orders": orders, "meta": meta}
+    (folder / META).write_bytes(json.dumps({**record, SEAL: seal_of(record)}, indent=2).encode())
+    shutil.copymode(folder / META, folder / TENSORS)  # the library lets nobody but the owner read its file
+    for path in (folder / TENSORS, folder / META):
+        sync_file(path)
+    sync_folder(folder)
+
+
+def clear_scratch(root: str | Path) -> None:
+    """Delete what a killed `save` has left half-written below `root`. What cannot be deleted stays."""
+    for stale in Path(root).glob(".tmp_*"):
+        with contextlib.suppress(OSError):
+            delete_folder(stale)
 
 
 def memory_order(tensor: torch.Tensor) -> list[int]:

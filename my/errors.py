@@ -150,7 +150,8 @@ def end(error: BaseException, message: str, status: int) -> NoReturn:
     if is_first() or not getattr(error, "alike", not isinstance(error, Exception)):
         say(message)
     elif isinstance(error, Stop):
-        time.sleep(HEARD_S)
+        with contextlib.suppress(KeyboardInterrupt, Stopped):  # torchrun tells the others to end once one has ended
+            time.sleep(HEARD_S)
     sys.exit(status)
 
 

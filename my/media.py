@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import re
 import subprocess
 import tempfile
@@ -17,7 +16,7 @@ import numpy as np
 
 from my.errors import RunError, first_line, note
 from my.file_system import move
-from my.run_dir import write_atomic
+from my.run_dir import scratch_of, write_atomic
 
 LABEL = 14  # height of a line of text, pixels
 MIN_CELL = 112  # least width of a labelled grid's cells, pixels: room for a caption
@@ -178,7 +177,7 @@ class VideoWriter:
     def __init__(self, path: str | Path, fps: float = 30) -> None:
         self.path, self.fps = Path(path), fps
         self.encoding = ENCODINGS[self.path.suffix]
-        self.scratch = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp{self.path.suffix}")
+        self.scratch = scratch_of(self.path, self.path.suffix)
         self.writer: Generator[None, Any, None] | None = None
         self.shape: tuple[int, ...] | None = None
         self.n_frames = 0
@@ -210,6 +209,7 @@ class VideoWriter:
             codec=self.encoding.codec,
             macro_block_size=1,  # `fit_player` has made the sides even
             output_params=list(self.encoding.options),
+            ffmpeg_log_level="fatal",  # what else goes wrong is told in a line of ours
         )
         writer.send(None)
         return writer
@@ -234,7 +234,9 @@ class VideoWriter:
         if self.n_frames == 0:
             raise ValueError(f"{self.path}: a video needs at least one frame")
         if not self._is_whole():
-            raise RunError(f"{self.path}: not all of {self.n_frames} frames were written; is the disk full?")
+            raise RunError(
+                f"{self.path}: not all of {self.n_frames} frames were written; free some space, then start it again"
+            )
 
     def _is_whole(self) -> bool:
         """Whether the file has all frames or, of a format that joins equal ones, its end."""

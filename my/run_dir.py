@@ -6,22 +6,38 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from my import plain_files
-from my.errors import UserError
-from my.file_system import Lock, is_locked, move
+from my.errors import UserError, note, shown, some
+from my.file_system import Lock, delete_folder, is_locked, move
 from my.signals import who_stopped
 
 LOCK = ".lock"  # the file of a folder's lock
 PATIENCE_S = 0.5  # for another process that only looks whether the folder is held
+WRITTEN = (
+    "img",
+    "depth",
+    "view",
+    "pane",
+    "imgs",
+    "cells",
+    "fields",
+    "flight",
+    "test_*",
+    "test_*/*",
+)  # folders in those of runs
+STOPPED = "stopped"  # what a row of a history has that says which signal ended the run after its step
+SCRATCH = re.compile(r"\..+\.([1-9]\d{0,8})\.tmp(\.\w+)?")  # `scratch_of` a process; also a folder's name
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
@@ -34,7 +50,7 @@ def write_together(contents: Mapping[str, str | bytes]) -> None:
 
     A reader sees old files or whole new ones. They are put in place in their order.
     """
-    scratches = {path: Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp") for path in contents}
+    scratches = {path: scratch_of(path) for path in contents}
     path = None
     try:
         for path, data in contents.items():
@@ -50,6 +66,59 @@ def write_together(contents: Mapping[str, str | bytes]) -> None:
         for scratch in scratches.values():
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)
+        raise
+
+
+def scratch_of(path: str | Path, ending: str = "") -> Path:
+    """Return where this process writes what will be renamed to `path`; `ending` is for writers that go by it."""
+    return Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp{ending}")
+
+
+def clear_scratch(root: str | Path = ".", folders: Iterable[str] = WRITTEN) -> None:
+    """Delete what processes that were killed have left half-written in `root`, and in some folders in it.
+
+    What a living process writes stays. This one is to begin only later: what has its number is of an earlier process,
+    which happens where each container counts processes from 1. What cannot be deleted stays too.
+    """
+    within = (path for pattern in folders for path in Path(root).glob(pattern) if path.is_dir())
+    for folder in (Path(root), *within):
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                match = SCRATCH.fullmatch(name)
+                if match and (int(match[1]) == os.getpid() or not is_alive(int(match[1]))):
+                    remove(folder / name)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it. What cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(OSError):
+            delete_folder(path)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def refuse_output(flag: str, path: str | Path) -> None:
+    """Raise UserError where no file can be written at `path`, which was given to a flag: before the work, not after it.
+
+    Raises OSError where its folder takes no file.
+    """
+    try:
+        parent, there = Path(path).resolve().parent, Path(path).exists()
+    except ValueError as error:  # a character that no name can have
+        raise UserError(f"{flag} {shown(str(path))}: {error}; give the name of a file") from None
+    if not parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {parent}; make it first")
+    if there and not Path(path).is_file():
+        what = "a folder" if Path(path).is_dir() else "no file on disk"
+        raise UserError(f"{flag} {path}: that is {what}; give the name of a file")
+    scratch = scratch_of(path)
+    try:
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 
@@ -101,20 +170,22 @@ class History:
 
     path: the file; a new run starts it empty.
     resume_step: the lines up to and including this step are kept, and new ones are appended after them.
+    every: after so many steps there is a line. A note says which of those that are kept are missing.
     """
 
-    def __init__(self, path: str | Path, resume_step: int | None = None) -> None:
+    def __init__(self, path: str | Path, resume_step: int | None = None, every: int | None = None) -> None:
         rows: list[dict[str, Any]] = []
         if resume_step is not None and Path(path).exists():
             rows = [row for row in read_history(path) if row["step"] <= resume_step]
+        if resume_step is not None and every is not None:
+            tell_missing(path, rows, resume_step, every)
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self.file = open(path, "a", encoding="utf-8", newline="\n")
+        self.file = open(path, "ab", buffering=0)
 
     def add(self, step: int, **values: Any) -> None:
         """Append {"step": step, **values}; 0-d tensors and arrays are stored as numbers."""
         row = plain({"step": step, **values})
-        self.file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.file.flush()
+        append(self.file, (json.dumps(row, allow_nan=False) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -125,6 +196,30 @@ class History:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def append(file: FileIO, data: bytes) -> None:
+    """Write bytes at the end of a file, all of them or none: what a full disk took of them is taken back."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        error.filename = file.name
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise
+
+
+def tell_missing(path: str | Path, rows: Iterable[Mapping[str, Any]], last: int, every: int) -> None:
+    """Say in a note which lines a history lacks that it has after `every` so many steps, up to the step `last`."""
+    there = {row["step"] for row in rows}
+    missing = [step for step in range(every, last + 1, every) if step not in there]
+    if missing:
+        note(
+            f"{path} lacks {len(missing)} of its {last // every} lines up to step {last}, those of step "
+            f"{some(missing)}; its curves have a gap there, and the run itself is whole"
+        )
 
 
 def plain(value: Any) -> Any:
@@ -140,20 +235,33 @@ def plain(value: Any) -> Any:
 def read_history(path: str | Path) -> list[dict[str, Any]]:
     """Return the rows of a history file as dicts; a half-written last line is left out.
 
-    Raises UserError where the file is missing, or a line before the last is damaged.
+    Raises UserError where the file is missing, a line before the last is damaged, or the steps do not go up.
     """
     try:
         *lines, _half = Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is this the folder of a run?") from None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            rows.append({"step": int(row["step"]), **row})
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            row = row_of(line)
+        except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}: line {number} is damaged; delete that line") from None
+        before = rows[-1]["step"] if rows else -1
+        if row["step"] < before or (row["step"] == before and STOPPED not in row):
+            raise UserError(
+                f"{path}: line {number} has step {shown(row['step'])} behind step {before}; delete the wrong one"
+            )
+        rows.append(row)
     return rows
+
+
+def row_of(line: bytes) -> dict[str, Any]:
+    """Return a row of a history; ValueError, TypeError or KeyError where the line is none."""
+    row = plain_files.parse_json(line.decode())
+    if type(row["step"]) is not int or row["step"] < 0:
+        raise ValueError
+    return plain(row)
 
 
 def read_heartbeat(path: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from my import config, machine, nvidia, plain_files, run_dir, starts
+from my import checkpoint, config, machine, nvidia, plain_files, run_dir, starts
 from my.errors import RunError, UserError, note, shown, some
 from my.processes import of_torchrun
 from my.version import made_by
@@ -214,6 +214,8 @@ def refuse_changes(now: dict[str, Any], then: dict[str, Any], free: set[str], wh
 def begin(cfg: Options, prepare: Callable[[Options, Any], Run], argv: Sequence[str] | None = None) -> None:
     """Write and print the configuration, then do the run. No other process can run in the folder meanwhile.
 
+    What processes that were killed have left half-written in the folder is deleted first.
+
     The configuration's `check_files` finds the files that the run needs. `prepare(configuration, found)` takes them,
     loads them, and returns the run. Both raise UserError where the run cannot start: then nothing is written, and no
     configuration is printed. A dry run prepares nothing, and stops once the configuration is written. Of several
@@ -224,6 +226,9 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run], argv: Sequence[s
     """
     kept, first = cfg.model_copy(update=OF_ONE_COMMAND), of_torchrun().first
     with run_dir.alone() if first else contextlib.nullcontext(), starts.heard_warnings():
+        if first:
+            run_dir.clear_scratch()
+            checkpoint.clear_scratch("ckpt")
         found = kept.check_files()
         if cfg.deterministic:
             be_deterministic()

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TextIO
 from my import errors, plain_files
 from my.errors import UserError
 from my.machine import peak_memory
+from my.run_dir import append
 from my.signals import who_stopped
 
 FILE = "starts.json"
@@ -95,11 +96,11 @@ def how(error: BaseException) -> str:
 def add(kind: str, **facts: Any) -> None:
     """Append a line to the file in the current folder. A line before it that is not whole stays a line of its own."""
     line = json.dumps({"kind": kind, "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **facts})
-    with open(FILE, "ab+") as file:
+    with open(FILE, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         half = file.read(1) not in (b"", b"\n")
-        file.write(f"{chr(10) * half}{line}\n".encode())  # in one piece, since threads may add lines at the same time
+        append(file, f"{chr(10) * half}{line}\n".encode())  # in one piece: threads may add lines at the same time
 
 
 @contextlib.contextmanager

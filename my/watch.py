@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from my.host_copy import HostCopy
-from my.run_dir import Heartbeat, History
+from my.run_dir import STOPPED, Heartbeat, History
 from my.signals import Heed, Stopped, gently
 from my.worker import Worker
 
@@ -68,7 +68,7 @@ class Watch:
         if self.heartbeat.saved != step:
             self.checkpoint(step)
         stopped = Stopped(number, f"the state after step {step} is saved")
-        self.history.add(step, stopped=str(stopped))
+        self.history.add(step, **{STOPPED: str(stopped)})
         self.bar.close()
         raise stopped
 
@@ -108,7 +108,8 @@ def watched(
 
     `save` and `minutes` are as in `Watch`.
 
-    A resumed training begins at `first_step`: history.json keeps its lines up to there. At the end of the block the
+    A resumed training begins at `first_step`: history.json keeps its lines up to there, and a note says which of them
+    are missing. At the end of the block the
     worker has done its jobs, and heartbeat.json says that the run is complete, or which exception ended it.
     """
     from tqdm import tqdm
@@ -116,7 +117,7 @@ def watched(
     worker = Worker()
     with (
         gently() as heed,
-        History("history.json", first_step) as history,
+        History("history.json", first_step, LOG_EVERY) as history,
         Heartbeat("heartbeat.json", n_steps, start_step=first_step, put=worker.put) as heartbeat,
         tqdm(total=n_steps, initial=first_step, desc=name, unit="step") as bar,
         worker,  # the first to end: its jobs use the others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -25,6 +26,7 @@ NOT_HERE = {
     "dry_run": "give --dry_run True to run_sweep.py",
     "device": MACHINES,
 }  # options that a sweep cannot set -> why
+MOST_RUNS = 10_000  # each is checked before the first begins
 SHORT = ("preset", "prompt")  # options whose value says in a name what it is
 DEVICES = r"(?i)^(con|prn|aux|nul|(?:com|lpt)[\d¹²³])(?=\.|$)"  # Windows takes no file of these names
 LONGEST_VALUE, LONGEST_NAME = 40, 200  # characters of a value in a name; bytes of a name
@@ -61,6 +63,11 @@ def read_plan(path: str) -> Plan:
         for where, other in [("options", common), *((f"runs: {i}", row) for i, row in enumerate(rows, 1))]:
             if name in other:
                 raise UserError(f"{path}: {name} stands in axes and in {where}; leave one of the two out")
+    n_runs = len(rows) * math.prod(map(len, axes.values()))
+    if n_runs > MOST_RUNS:
+        raise UserError(
+            f"{path}: axes and runs make {n_runs} runs, and a sweep has at most {MOST_RUNS}; give fewer values"
+        )
     varied = [row | dict(zip(axes, point)) for row in rows for point in product(*axes.values())]
     return Plan(named_runs(path, common, varied), mapping(values.get("slurm"), f"{path}: slurm"))
 

@@ -193,7 +193,8 @@ def one_line(capsys, argv):
 def test_results_need_a_folder(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for flag in ("--out", "--figure"):
-        assert f"{flag} nosuch/a: no such folder as nosuch" in one_line(capsys, [str(run), flag, "nosuch/a"])
+        said = one_line(capsys, [str(run), flag, "nosuch/a"])
+        assert f"{flag} nosuch/a: there is no folder {tmp_path}/nosuch" in said
     monkeypatch.chdir(evaluate.ROOT)
     assert "go to an experiment directory" in one_line(capsys, [str(run)])
 

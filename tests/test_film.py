@@ -13,7 +13,7 @@ import asset
 import highres_final_vis
 import pose
 from asset import Asset
-from film import files, frames
+from film import frames
 from film.files import Film, replacing
 from film.frames import Frames, InChunks
 from my import media
@@ -250,7 +250,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path, monkeypatch):
     write(out, [8, 9])
     assert os.listdir(tmp_path) == ["highres_3"]
     assert sorted(os.listdir(out / "img")) == ["005.png", "006.png"] and (out / "mine").exists()
-    monkeypatch.setattr(files, "is_alive", lambda pid: True)
+    monkeypatch.setattr("my.run_dir.is_alive", lambda pid: True)
     (tmp_path / ".highres_3.1.tmp").mkdir()
     write(out, [1])
     assert (tmp_path / ".highres_3.1.tmp").exists()  # another call is at work

@@ -101,6 +101,19 @@ def test_what_all_would_say_is_said_once(monkeypatch, capsys, error, local_rank,
     assert waited == [errors.HEARD_S] * waits
 
 
+def test_one_that_waits_for_the_first_to_speak_is_told_to_end(monkeypatch, capsys):
+    """Torchrun does so once the first has ended."""
+
+    def main(_):
+        raise UserError("no such option")
+
+    monkeypatch.setattr(errors.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as ended:
+        run_main(main, [], several=True)
+    assert ended.value.code == 2 and capsys.readouterr().err == ""
+
+
 def test_what_one_alone_knows_it_says(monkeypatch, capsys):
     def main(_):
         raise RunError("out of memory")

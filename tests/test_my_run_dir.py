@@ -3,13 +3,18 @@
 import json
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from my import run_dir
+from film.files import replacing
+from my import media, run_dir
 from my.errors import UserError
-from my.run_dir import Heartbeat, History, read_history, write_atomic
+from my.run_dir import Heartbeat, History, clear_scratch, read_history, scratch_of, write_atomic
 
 
 def test_write_atomic_replaces_whole_files_and_leaves_nothing_else(tmp_path, monkeypatch):
@@ -36,6 +41,94 @@ def test_files_that_belong_together_are_all_written_or_none(tmp_path, monkeypatc
         run_dir.write_together({"a.png": b"2", "nowhere/b.obj": b"2", "c": b"2"})
     assert caught.value.filename == "nowhere/b.obj"
     assert (tmp_path / "a.png").read_bytes() == b"1" and sorted(os.listdir()) == ["a.png", "b.obj"]
+
+
+@pytest.fixture(scope="module")
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path, monkeypatch, dead):
+    monkeypatch.chdir(tmp_path)
+    stale, kept = [], []
+    for folder in (".", "img", "depth", "view", "pane", "imgs", "cells", "fields", "test_40/view", "test_40"):
+        names = [scratch_of("a.png").name, f".a.png.{dead}.tmp", f".view.mp4.{dead}.tmp.mp4", f".film.{dead}.tmp/x/y"]
+        stale += [f"{folder}/{name}" for name in names]
+        kept += [
+            f"{folder}/{name}"
+            for name in (f".a.{os.getppid()}.tmp", f"a.{dead}.tmp", ".a.tmp", f".a.{dead}.tmp_", ".a.0.tmp")
+        ]
+    kept += [f"mine/.a.{dead}.tmp", f"img/mine/.a.{dead}.tmp", f".a.{10**30}.tmp"]
+    for name in stale + kept:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    clear_scratch()
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {
+        os.path.normpath(k) for k in kept
+    }
+
+
+def test_a_writer_that_is_killed_leaves_what_is_cleared(tmp_path, monkeypatch):
+    """Each kind of writer, at the moment before its file gets its name."""
+    monkeypatch.chdir(tmp_path)
+    frame = np.zeros((2, 2, 3), np.uint8)
+
+    def film():
+        with replacing(Path("highres_4")) as scratch:
+            (scratch / "img").mkdir()
+            os._exit(9)
+
+    def video():
+        with media.VideoWriter("view.mp4") as writer:
+            writer.append(frame)
+            os._exit(9)
+
+    for write in (lambda: write_atomic("a", "b"), film, video, lambda: media.write_png("a.png", frame)):
+        child = os.fork()
+        if not child:
+            monkeypatch.setattr(run_dir.os, "replace", lambda *_: os._exit(9))
+            write()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        while not os.listdir():  # the encoder of a video makes its file a moment later
+            pass
+        clear_scratch()
+        assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        (".", "that is a folder; give the name of a file"),
+        ("", "that is a folder"),
+        ("absent/a.json", "there is no folder .*absent; make it first"),
+        ("file/a.json", "there is no folder .*file; make it first"),
+        ("fifo", "that is no file on disk"),
+        ("a\0b", "null"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, path, words):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("old")
+    os.mkfifo("fifo")
+    with pytest.raises(UserError, match=f"^--out .*{words}"):
+        run_dir.refuse_output("--out", path)
+    assert sorted(os.listdir()) == ["fifo", "file"]
+
+
+def test_a_file_that_can_be_written_is_not_touched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("old")
+    for path in ("file", "new.json"):
+        run_dir.refuse_output("--out", path)
+    assert os.listdir() == ["file"] and Path("file").read_text() == "old"
+    for path in ("x" * 250, "/proc/a.json"):  # the name of the scratch file is longer; a folder that takes no file
+        with pytest.raises(OSError) as caught:
+            run_dir.refuse_output("--out", path)
+        assert caught.value.filename == path
 
 
 def test_the_project_folder_is_refused_and_a_neighbour_is_not(tmp_path, monkeypatch):
@@ -99,7 +192,11 @@ def test_resuming_without_a_history_starts_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["{half", "[1]", "3", '{"loss": 1}', '{"step": null}', '{"step": Infinity}', "[" * 10**5]
+    "line",
+    [
+        *("{half", "[1]", "3", '{"loss": 1}', '{"step": null}', '{"step": Infinity}', "[" * 10**5, "", "\xff"),
+        *('{"step": "2"}', '{"step": 2.0}', '{"step": true}', '{"step": -2}', '{"step": 2, "step": 3}'),
+    ],
 )
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "history.json"
@@ -108,6 +205,47 @@ def test_a_damaged_line_is_named(tmp_path, line):
         read_history(path)
     with pytest.raises(UserError, match="no such file"):
         read_history(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    "step, extra, fits", [(9, "", False), (10, "", False), (10, ', "stopped": "x"', True), (11, "", True)]
+)
+def test_steps_go_up(tmp_path, step, extra, fits):
+    """Only the row that says what stopped the run may be of the step before it."""
+    path = tmp_path / "history.json"
+    path.write_text(f'{{"step": 10}}\n{{"step": {step}{extra}}}\n')
+    if fits:
+        assert [row["step"] for row in read_history(path)] == [10, step]
+        return
+    with pytest.raises(UserError, match=f"line 2 has step {step} behind step 10; delete"):
+        History(path, 20)
+
+
+def test_a_number_that_json_does_not_have_is_none_afterwards(tmp_path):
+    path = tmp_path / "history.json"
+    path.write_text('{"step": 1, "loss": Infinity}\n')
+    History(path, 1).close()
+    assert path.read_text() == '{"step": 1, "loss": null}\n'
+
+
+@pytest.mark.parametrize(
+    "steps, last, said",
+    [
+        ([10, 20, 30, 35, 40], 40, None),
+        ([10, 40], 45, "lacks 2 of its 4 lines up to step 45, those of step 20, 30;"),
+        ([5, 50], 40, "lacks 4 of its 4 lines up to step 40, those of step 10, 20, 30, ...;"),
+        (None, 20, "lacks 2 of its 2 lines up to step 20, those of step 10, 20;"),
+        (None, 9, None),
+    ],
+)
+def test_a_resumed_run_tells_of_a_gap(tmp_path, capsys, steps, last, said):
+    path = tmp_path / "history.json"
+    if steps is not None:
+        path.write_text("".join(f'{{"step": {step}}}\n' for step in steps))
+    History(path, last, every=10).close()
+    err = capsys.readouterr().err
+    assert err.count("\n") == (said is not None) and (said or "") in err
+    assert [row["step"] for row in read_history(path)] == [step for step in steps or [] if step <= last]
 
 
 # ---------------------------------------------------------------- heartbeat

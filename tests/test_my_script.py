@@ -55,6 +55,19 @@ def test_each_command_that_begins_is_recorded(read):
     assert first.facts["versions"].keys() == {"version", "torch", "python", "platform"}
 
 
+def test_begin_clears_what_killed_processes_left(read, monkeypatch):
+    stale = [Path("img") / run_dir.scratch_of("a.png").name, Path("ckpt/.tmp_step_0000001_new/meta.json")]
+    for path in stale:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    monkeypatch.setattr(script, "of_torchrun", lambda: Processes(1, 2))
+    script.begin(read(), lambda cfg, found: lambda: None)
+    assert all(path.exists() for path in stale)  # the first process does it, which holds the folder
+    monkeypatch.undo()
+    script.begin(read("--dry_run", "True"), None)
+    assert not any(path.exists() for path in stale)
+
+
 def test_how_a_stopped_command_goes_on(read):
     assert script.go_on() == "start it again"
     script.begin(read(), lambda cfg, found: lambda: None)

@@ -169,6 +169,10 @@ def test_paths_hold_in_the_folder_of_a_run(here, monkeypatch):
 
 
 MISTAKES = [
+    (
+        {"axes": {"seed": list(range(1000)), "n_steps": list(range(1, 1001))}},
+        "axes and runs make 1000000 runs, and a sweep has at most 10000; give fewer values",
+    ),
     ({}, "s.yml: holds no runs; give it `axes` or `runs`"),
     ({"slurm": {"time": 5}}, "s.yml: holds no runs"),
     (

@@ -84,6 +84,7 @@ def finish(vae: AutoencoderKL, world: dict[str, torch.Tensor], cfg: AutoencoderC
 def main(argv: list[str] | None = None) -> None:
     """Render the world where that is not done, train, and write the autoencoder."""
     cfg = load(AutoencoderConfig, argv, prog="python -m training.autoencoder", doc=__doc__)
+    (Path(cfg.out) / "vae").mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the work
     world = dataset.poses(Path(cfg.work) / "poses.safetensors", cfg.poses_per_object, cfg.seed)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # diffusers initialises from the global generator

@@ -20,7 +20,7 @@ import pose
 from adapt import PLAIN_BACKGROUNDS
 from my.config import Config, load
 from my.errors import run_main
-from my.run_dir import write_atomic
+from my.run_dir import refuse_output, write_atomic
 from my.seeds import numpy_rng
 from toyworld import BACKGROUND_RANGE, COLORS, OBJECTS, compose, coverage_maps
 from toyworld.judge import SIZE, WEIGHTS, Judge, hits, octant
@@ -131,6 +131,7 @@ def accuracy(judge: Judge, world: World, seed: int, n: int = 2880) -> dict[str, 
 def main(argv: list[str] | None = None) -> None:
     """Train the judge, measure it, and write its weights with the figures in their header."""
     cfg = load(JudgeConfig, argv, prog="python -m training.judge", doc=__doc__, config_file=None)
+    refuse_output("--out", cfg.out)
     torch.manual_seed(cfg.seed)
     judge = Judge().to(memory_format=torch.channels_last)
     train(judge, render_world(cfg.poses_per_object, cfg.seed, "renders"), cfg)

@@ -1,0 +1,50 @@
+"""A few hundred random command lines, configurations and files, always the same; `python tests/fuzz.py` tries more."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fuzz
+from my.errors import UserError
+
+N = {"folder": 25}  # cases of a kind; of others OTHERS
+OTHERS = 60
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_each_is_taken_or_refused_in_one_line(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ends = []
+
+    @settings(
+        max_examples=N.get(kind, OTHERS),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def case(data):
+        ends.append(fuzz.KINDS[kind](data))
+
+    case()
+    assert "refused" in ends and len(ends) >= N.get(kind, OTHERS)
+
+
+def test_what_is_neither_is_noticed():
+    """A bug of a command, a message of two lines, and another exit status."""
+    with pytest.raises(KeyError):
+        fuzz.outcome(lambda: {}["a bug"])
+    with pytest.raises(fuzz.Fault, match="status 3"):
+        fuzz.outcome(lambda: exec("raise SystemExit(3)"))
+
+    class TwoLines(UserError):
+        def __str__(self):
+            return "one\ntwo"
+
+    def raising():
+        raise TwoLines("")
+
+    with pytest.raises(fuzz.Fault, match="status 2"):
+        fuzz.outcome(raising)
+    assert fuzz.outcome(lambda: exec("raise SystemExit(0)")) == fuzz.outcome(lambda: None) == "taken"
