@@ -424,7 +424,7 @@ class Torture:
                 os.kill(target(), kind)
             status = self.starter.ended(PATIENCE_S)
         elif not self._is_finished(folder, status):
-            assert self._is_held(folder), (self.root / f"{folder.name}.log").read_text()[-3000:]
+            assert self._is_held(folder), self._said(folder)[-3000:]
             time.sleep(2)
             return False
         assert status is not None, "does not end"
@@ -442,14 +442,19 @@ class Torture:
 
     def _is_finished(self, folder: Path, status: int | None) -> bool:
         """Whether a run has finished, now, or before the signal came that ended the process before this one."""
-        said = (self.root / f"{folder.name}.log").read_text()
+        said = self._said(folder)
         refused = (2,) if getattr(self.starter, "n", 1) == 1 else (1, 2)  # of torchrun
         return status == 0 or (status in refused and "this folder already holds a finished run" in said)
 
     def _is_held(self, folder: Path) -> bool:
         """Whether a run was refused since processes go on in its folder whose parent, torchrun, was killed."""
-        said = (self.root / f"{folder.name}.log").read_text()
+        said = self._said(folder)
         return getattr(self.starter, "n", 1) > 1 and "another process is at work in this folder" in said
+
+    def _said(self, folder: Path) -> str:
+        """Return what the last command in a folder printed, "" for one that was killed before it could."""
+        log = self.root / f"{folder.name}.log"
+        return log.read_text() if log.exists() else ""
 
     def _pick(self, pid: int):
         """Return what gives the number of the process that is killed: of several, one of them or their parent."""
@@ -490,7 +495,7 @@ class Torture:
 
     def _ended_in_order(self, folder: Path, status: int) -> None:
         """Raise AssertionError unless a command that SIGTERM has ended said so in a line, and saved its state."""
-        said = (self.root / f"{folder.name}.log").read_text().strip()
+        said = self._said(folder).strip()
         if getattr(self.starter, "n", 1) > 1:
             assert status != 0
             return
@@ -515,7 +520,7 @@ class Torture:
             if not self._is_held(folder):
                 break
             time.sleep(2)
-        assert self._is_finished(folder, status), (self.root / f"{folder.name}.log").read_text()[-3000:]
+        assert self._is_finished(folder, status), self._said(folder)[-3000:]
         self.tally.finished[name] += 1
 
     def _compare(self, name: str, folder: Path, look: Folder) -> None:
