@@ -47,7 +47,7 @@ def save(
         fill(scratch, step, tensors, meta)
     except OSError as error:  # on a full disk there is room again for what says so
         error.filename = error.filename or str(scratch / META)
-        shutil.rmtree(scratch, ignore_errors=True)
+        clear_scratch(root)
         raise
     if final.exists():
         discard(final)

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from my.errors import RunError, UserError, first_line
-from my.signals import Heed
+from my.signals import Heed, at_once
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,8 @@ class Processes:
             torch.cuda.set_device(device)
             backend = "nccl"
         try:
-            torch.distributed.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
+            with at_once():
+                torch.distributed.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
         except (RuntimeError, ValueError) as error:
             raise RunError(f"the {self.n} processes of this run do not find one another: {first_line(error)}") from None
 

@@ -83,6 +83,25 @@ def stopping(say: Callable[[str], object], go_on: Callable[[], str]) -> Iterator
             signal.signal(number, before)  # type: ignore[arg-type]  # one of `own`
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """While the block runs, have a signal end the process as systems do, without a word: nothing is to be saved.
+
+    A library that waits in C returns to no handler of Python for as long as it waits.
+    """
+    before = {number: signal.getsignal(number) for number in ASKING}
+    ours = {number: handler for number, handler in before.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        ours = {}
+    for number in ours:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
 def is_importing(frame: FrameType | None) -> bool:
     """Whether a frame is inside an import."""
     while frame is not None:

@@ -31,7 +31,7 @@ def source_of(cfg: SJCConfig) -> Source:
     try:
         found = find(str(cfg.init), otherwise={name: Given(value, f"--{name}") for name, value in own.items()})
     except UserError as error:
-        raise UserError(f"{flag}: {error}") from None
+        raise UserError(f"--init {error}") from None  # which names what was given
     refuse_other_colors(flag, found, cfg)
     if not found.finished:
         note(f"{flag}: this run is at step {found.step} of {found.cfg.n_steps}; that field is taken")

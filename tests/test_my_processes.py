@@ -1,6 +1,8 @@
 """Several processes of one run: what torchrun says, who does what, sums with the same bits, and how all of it ends."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -223,3 +225,34 @@ def test_processes_that_do_not_find_one_another(monkeypatch):
 
 def test_the_limit_is_stated():
     assert processes.TIMEOUT_S == 600
+
+
+def test_one_that_waits_for_the_others_to_come_is_ended_by_a_signal(tmp_path):
+    """Though the library waits in C, where no handler of Python is called."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}]
+import torch
+from my.errors import run_main
+from my.processes import Processes
+def main(argv):
+    print("joining", flush=True)
+    Processes(1, 2).join(torch.device("cpu"))
+run_main(main, [], several=True)
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, env={**os.environ, **where}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout.readline() == b"joining\n"
+        with pytest.raises(subprocess.TimeoutExpired):  # it waits
+            child.wait(3)
+        child.send_signal(signal.SIGTERM)
+        try:
+            assert child.wait(20) == -signal.SIGTERM
+        finally:
+            child.kill()

@@ -114,7 +114,7 @@ def test_nothing_on_the_page_is_taken_for_html(folder):
     name = EVIL.replace("/", "")
     (folder / f"{name}.glb").write_bytes(shows.GLB)
     with open("history.json", "a") as file:
-        file.write(json.dumps({"step": 100, EVIL: EVIL, "score": EVIL}) + "\n")
+        file.write(json.dumps({"step": 101, EVIL: EVIL, "score": EVIL}) + "\n")
     page = page_of(folder)
     assert {attrs.get("src", "data:")[:5] for _, attrs in page.tags} == {"data:"}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]

@@ -48,7 +48,7 @@ def test_the_page_is_in_the_folder_of_the_run(folder, capsys, monkeypatch):
 def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="has no full_config.yml: it is not the folder of a run of run_sjc.py"):
         report.main([str(tmp_path)])
-    with pytest.raises(UserError, match="has no full_config.yml"):
+    with pytest.raises(UserError, match="nowhere: no such file or folder; give the folder of a run"):
         report.main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="RUN: takes 1 value, got 2: 'a,b'; give 1"):
         report.main(["a", "b"])

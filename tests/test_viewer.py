@@ -269,7 +269,7 @@ def refused(run, port=0, host="127.0.0.1"):
 
 
 def test_runs_that_cannot_be_shown(run, tmp_path):
-    assert "no full_config.yml" in refused(tmp_path / "nowhere")
+    assert "nowhere: no such file or folder; give the folder of a run" in refused(tmp_path / "nowhere")
     newest = checkpoint.latest(run / "ckpt")
     whole = (newest / checkpoint.TENSORS).read_bytes()
     for one in checkpoint.checkpoints(run / "ckpt"):

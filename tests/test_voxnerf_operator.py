@@ -89,6 +89,7 @@ def test_shapes_and_devices_without_a_gpu(kind, monkeypatch):
                 setattr(field, name, torch.nn.Parameter(pretended))
             else:
                 field._buffers[name] = pretended
+        field.voxels_per_unit = field.voxels_per_unit.to("cuda")
         o, d = (torch.empty(x.shape, device="cuda") for x in (o, d))
         got = render_rays(field, o, d, emptiness_scale=10, renderer="fused")
     for x, want in zip(got, real):
