@@ -243,7 +243,7 @@ def test_what_is_no_field(finished):
     with pytest.raises(UserError, match="tensors.safetensors is missing; give another checkpoint"):
         run_sjc.main([*FLAGS, "--init", str(finished)])
     shutil.rmtree(finished / "ckpt")
-    with pytest.raises(UserError, match=f"^--init {finished}: {finished} has no checkpoint"):
+    with pytest.raises(UserError, match=f"^--init {finished} has no checkpoint"):
         run_sjc.main([*FLAGS, "--init", str(finished)])
 
 
