@@ -1,0 +1,146 @@
+"""Compare rules of score distillation on the toy world, where the truth is known: the same model, field and cameras.
+
+    python -m benchmarks.rules --out FOLDER --preset ideal
+
+For each rule the weight of the emptiness loss is tuned first, on prompts that are not measured. Every rule gets the
+same number of tries. Then it is measured on other prompts. It leaves FOLDER/rules.md and rules.json, and all runs. It
+can be stopped at any time: the same command keeps what is finished.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from benchmarks.quality import COLUMNS, ROOT, Plan, cell, evaluate_all, make_runs, markdown
+from my import config
+from my.errors import RunError, UserError, run_main
+from my.run_dir import refuse_output, write_atomic
+
+RULES: dict[str, list[str]] = {
+    "sjc": [],
+    "sjc_eq15": ["--var_red", "False"],
+    "noiseless": ["--rule", "noiseless"],
+    "sds": ["--rule", "sds"],
+    "csd": ["--rule", "csd"],
+    "asd": ["--rule", "asd"],
+    "ism": ["--rule", "ism"],
+    "sdi": ["--rule", "sdi"],
+}
+WITHOUT_TEXT = ["sjc", "sjc_eq15", "noiseless", "sds", "ism", "sdi"]  # of the exact score, which has no guidance
+TUNED_ON = ["a green castle", "a red chair"]
+MEASURED_ON = ["a purple castle", "a purple chair", "a blue duck", "a green car"]
+FACTORS = [0.1, 0.3, 1.0, 3.0]  # of the preset's weight of the emptiness loss
+
+Numbers = dict[str, Any]  # {measure: interval} of evaluate.py
+
+
+class RulesConfig(config.Config):
+    """Every option of benchmarks.rules."""
+
+    out: str = Field(description="folder to fill")
+    preset: Literal["ideal", "mini"] = Field("ideal", description="model, field and cameras")
+    rules: list[Literal[tuple(RULES)]] = Field(  # type: ignore[valid-type]  # its names are computed
+        [], description="rows of the table; default all, and with --preset ideal those that need no guidance"
+    )
+    prompts: list[str] = Field(MEASURED_ON, min_length=1, description="texts to measure on")
+    tuned_on: list[str] = Field(TUNED_ON, min_length=1, description="texts to tune on")
+    factors: list[float] = Field(
+        FACTORS, min_length=1, description="factors of the preset's --emptiness_weight that are tried"
+    )
+    seeds: list[int] = Field(
+        [0], min_length=1, description="seeds of each run that is measured; tuning takes the first"
+    )
+    n_steps: int | None = Field(None, gt=0, description="steps of every run, default the preset's")
+    workers: int = Field(2, gt=0, description="runs at the same time, one CPU thread per run")
+
+
+def weight_of(preset: str) -> float:
+    """Return the weight of the emptiness loss of a preset."""
+    return float(yaml.safe_load((ROOT / "presets" / f"{preset}.yml").read_text(encoding="utf-8"))["emptiness_weight"])
+
+
+def runs_of(cfg: RulesConfig, name: str, factor: float, measure: bool) -> dict[Path, list[str]]:
+    """Return {folder: flags} of the runs of a rule with a factor of the emptiness weight, to measure or to tune."""
+    prompts, seeds = (cfg.prompts, cfg.seeds) if measure else (cfg.tuned_on, cfg.seeds[:1])
+    weight = weight_of(cfg.preset) * factor
+    flags = ["--preset", cfg.preset, *RULES[name], "--emptiness_weight", f"{weight:g}", "--report", "False"]
+    flags += ["--n_steps", str(cfg.n_steps)] if cfg.n_steps else []
+    where = Path(cfg.out).resolve() / ("measured" if measure else "tuned") / f"{name}_{factor:g}"
+    return {
+        where / f"{prompt.replace(' ', '_')}_{seed}": [*flags, "--sd.prompt", prompt, "--seed", str(seed)]
+        for prompt in prompts
+        for seed in seeds
+    }
+
+
+def measured(plan: Plan, workers: int) -> dict[str, Numbers]:
+    """Return {name: summary} of the runs of a plan; raises RunError where one failed."""
+    failed = make_runs(plan, workers)
+    reports = evaluate_all(plan, failed, workers)
+    if failed:
+        raise RunError(f"{len(failed)} failed, such as {next(iter(failed))}: {next(iter(failed.values()))}")
+    return {name: report["summary"] for name, report in reports.items()}
+
+
+def tuned(cfg: RulesConfig) -> tuple[dict[str, float], dict[str, Numbers]]:
+    """Return ({rule: the factor with the best PSNR on the prompts to tune on}, all that was measured there)."""
+    plan = {
+        f"{name} {factor:g}": runs_of(cfg, name, factor, measure=False) for name in cfg.rules for factor in cfg.factors
+    }
+    found = measured(plan, cfg.workers)
+
+    def psnr(name: str, factor: float) -> float:
+        return found[f"{name} {factor:g}"]["psnr"]["mean"]
+
+    return {name: max(cfg.factors, key=lambda factor: psnr(name, factor)) for name in cfg.rules}, found
+
+
+def document(cfg: RulesConfig, best: dict[str, float], tries: dict[str, Numbers], final: dict[str, Numbers]) -> str:
+    """Return rules.md: the table of rules, and what was tried for each."""
+    heads = ["rule", "emptiness weight", *(name for name, _ in COLUMNS.values())]
+    weight = weight_of(cfg.preset)
+    rows = [
+        [name, f"{weight * best[name]:g}", *(cell(numbers[k], d) for k, (_, d) in COLUMNS.items())]
+        for name, numbers in final.items()
+    ]
+    tried = [[name, *(f"{tries[f'{name} {f:g}']['psnr']['mean']:.2f}" for f in cfg.factors)] for name in cfg.rules]
+    return (
+        "\n\n".join(
+            [
+                f"# Rules with --preset {cfg.preset}",
+                f"Prompts: {', '.join(cfg.prompts)}; seeds {', '.join(map(str, cfg.seeds))}. Means over runs, and half "
+                "of their 95% bootstrap interval.",
+                markdown(heads, rows),
+                f"PSNR on {', '.join(cfg.tuned_on)}, by the emptiness weight:",
+                markdown(["rule", *(f"{weight * f:g}" for f in cfg.factors)], tried),
+            ]
+        )
+        + "\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Tune and measure the rules, and write the tables."""
+    cfg = config.load(RulesConfig, argv, prog="python -m benchmarks.rules", doc=__doc__, config_file=None)
+    cfg.rules = cfg.rules or (WITHOUT_TEXT if cfg.preset == "ideal" else list(RULES))
+    out = Path(cfg.out)
+    if out.resolve().is_relative_to(ROOT):
+        raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("rules.md", "rules.json"):
+        refuse_output("--out", out / name)
+    best, tries = tuned(cfg)
+    final = measured({name: runs_of(cfg, name, best[name], measure=True) for name in cfg.rules}, cfg.workers)
+    text = document(cfg, best, tries, final)
+    write_atomic(out / "rules.md", text)
+    write_atomic(out / "rules.json", json.dumps({"tried": tries, "best": best, "measured": final}, indent=2) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,68 @@
+"""The comparison of rules: what runs it plans, and that each rule is measured with the weight that was best for it."""
+
+import json
+
+import pytest
+
+from benchmarks import rules as lab
+from my.errors import RunError, UserError
+
+BEST = {"sjc": 3.0, "sds": 0.1}
+
+
+def interval(mean):
+    return {"mean": mean, "low": None, "high": None}
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """The plans that were made; a run's PSNR is the higher the nearer its factor is to BEST."""
+    made = []
+
+    def evaluate_all(plan, failed, workers):
+        made.append(plan)
+        reports = {}
+        for name in plan:
+            rule, _, factor = name.partition(" ")
+            psnr = 20 - abs(float(factor) - BEST[rule]) if factor else 30
+            reports[name] = {"summary": {key: interval(psnr) for key in lab.COLUMNS}}
+        return reports
+
+    monkeypatch.setattr(lab, "make_runs", lambda plan, workers: {})
+    monkeypatch.setattr(lab, "evaluate_all", evaluate_all)
+    return made
+
+
+def test_each_rule_is_measured_with_its_best_weight(plans, tmp_path, capsys):
+    lab.main(["--out", str(tmp_path), "--rules", "sjc,sds", "--seeds", "0,1"])
+    tries, final = plans
+    assert set(tries) == {f"{name} {factor:g}" for name in BEST for factor in lab.FACTORS}
+    tuned = {prompt for runs in tries.values() for flags in runs.values() for prompt in [flags[-3]]}
+    measured = {flags[-3] for runs in final.values() for flags in runs.values()}
+    assert tuned == set(lab.TUNED_ON) and measured == set(lab.MEASURED_ON) and not tuned & measured
+    for name, runs in final.items():
+        assert len(runs) == 2 * len(lab.MEASURED_ON)
+        for folder, flags in runs.items():
+            assert flags[flags.index("--emptiness_weight") + 1] == f"{50 * BEST[name]:g}"
+            assert ("--rule" in flags) == (name == "sds") and folder.parent.name == f"{name}_{BEST[name]:g}"
+    found = json.loads((tmp_path / "rules.json").read_text(encoding="utf-8"))
+    assert found["best"] == BEST and "| sds | 5 | 30.000 | 30.00 |" in capsys.readouterr().out
+    assert "| sjc | 17.10 | 17.30 | 18.00 | 20.00 |" in (tmp_path / "rules.md").read_text(encoding="utf-8")
+
+
+def test_default_rules(plans, tmp_path, monkeypatch):
+    monkeypatch.setitem(BEST, "x", 0.0)
+    for name in lab.RULES:
+        monkeypatch.setitem(BEST, name, 1.0)
+    lab.main(["--out", str(tmp_path)])
+    assert {name.partition(" ")[0] for name in plans[0]} == set(lab.WITHOUT_TEXT)
+    lab.main(["--out", str(tmp_path), "--preset", "mini"])
+    assert {name.partition(" ")[0] for name in plans[2]} == set(lab.RULES)
+
+
+def test_what_cannot_be_measured(plans, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="lies in the project; give a folder outside it"):
+        lab.main(["--out", str(lab.ROOT / "x")])
+    monkeypatch.setattr(lab, "make_runs", lambda plan, workers: {tmp_path / "a": "out of memory"})
+    with pytest.raises(RunError, match=f"1 failed, such as {tmp_path / 'a'}: out of memory"):
+        lab.main(["--out", str(tmp_path), "--rules", "sjc"])
