@@ -243,7 +243,7 @@ class SJC(Asset):
         ask = rules.Ask(self.adapter, cond, self.uncond, self.cfg.texts.scale, negatives, bad)
         chance = numpy_rng(self.cfg.seed, i, "rule").uniform() if self.cfg.rule == "asd" else 0.0
         g = self.rule(ask, x, noise, rules.Moment(sigma, i / self.cfg.n_steps, chance))
-        return g / self.cfg.batch_views
+        return g if self.cfg.batch_views == 1 else g / self.cfg.batch_views
 
     def render_views(self, rays: Rays, bg_index: int) -> Rendering:
         """Render the own views of a step: a `Rendering` whose images (b, ...) have the edge that is trained on."""
@@ -294,8 +294,9 @@ class SJC(Asset):
         square, loss, opaque = self._over_processes([g.square().sum(), attempt.loss, opacity.sum()])
         n_views = self.cfg.batch_views
         score = (square / (n_views * math.prod(g.shape[1:]))).sqrt()
-        largest = [torch.linalg.vector_norm(p.grad, math.inf) for p in self.field.parameters() if p.grad is not None]
-        finite = torch.isfinite(reduce(add, largest, score + loss))
+        gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
+        largest = torch._foreach_norm(gradients, math.inf)  # one launch for all
+        finite = torch.isfinite(torch.stack([score, loss, *largest]).sum())
         self.optimizer.step_where(finite)
         return {
             "sigma": attempt.sigma,
