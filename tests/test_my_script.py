@@ -60,10 +60,10 @@ def test_begin_clears_what_killed_processes_left(read, monkeypatch):
     for path in stale:
         path.parent.mkdir(parents=True)
         path.touch()
-    monkeypatch.setattr(script, "of_torchrun", lambda: Processes(1, 2))
-    script.begin(read(), lambda cfg, found: lambda: None)
-    assert all(path.exists() for path in stale)  # the first process does it, which holds the folder
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "of_torchrun", lambda: Processes(1, 2))
+        script.begin(read(), lambda cfg, found: lambda: None)
+        assert all(path.exists() for path in stale)  # the first process does it, which holds the folder
     script.begin(read("--dry_run", "True"), None)
     assert not any(path.exists() for path in stale)
 
