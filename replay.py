@@ -20,7 +20,7 @@ from my.errors import run_main
 class ReplayConfig(Config):
     """Every option of replay.py."""
 
-    record: list[str] = Field(min_length=1, max_length=1, description="flight record, in flight/ of a run's folder")
+    record: list[str] = Field(min_length=1, max_length=1, description="a flight record, in flight/ of a run's folder")
     attempt: int | None = Field(
         None, ge=0, le=2, description="noise of which attempt: 0, 1, 2; default the recorded one, which was the last"
     )
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from rerun.flight import read, replay, report
 
     record = read(cfg.record[0])
-    for line in report(record, replay(record, cfg.attempt)):
+    for line in report(record, replay(record, cfg.attempt), cfg.attempt):
         print(line)
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent
 class ReproduceConfig(Config):
     """Every option of reproduce.py."""
 
-    run: list[str] = Field(min_length=1, max_length=1, description="folder of a finished run")
+    run: list[str] = Field(min_length=1, max_length=1, description="the folder of a finished run")
     out: str | None = Field(
         None, description="folder of the new run; default that of the run with _again behind it, in the current folder"
     )

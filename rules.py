@@ -143,7 +143,7 @@ def nfsd(entry: Callable[[float], float]) -> Rule:
     """
 
     def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
-        assert ask.bad is not None  # `make` refused it
+        assert ask.bad is not None  # the configuration refused it
         x_sigma = perturbed(x, n, at.sigma)
         if entry(at.sigma) < NFSD_ENTRY:
             d_c, d_u = ask.parts(x_sigma, at.sigma, ask.cond, ask.uncond)
@@ -163,7 +163,7 @@ def bridge(from_progress: float) -> Rule:
     """
 
     def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
-        assert ask.bad is not None  # `make` refused it
+        assert ask.bad is not None  # the configuration refused it
         if at.progress < from_progress:
             return sds(ask, x, n, at)
         d_c, d_bad = ask.parts(perturbed(x, n, at.sigma), at.sigma, ask.cond, ask.bad)
@@ -241,9 +241,7 @@ def inverted(denoise: Denoise, x: torch.Tensor, levels: list[float]) -> torch.Te
 
 
 def make(cfg: SJCConfig, adapter: ScoreAdapter) -> Rule:
-    """Return the rule of a run. Raises UserError where the rule needs words, or a text, that the run does not have."""
-    if cfg.rule in ("nfsd", "bridge") and not cfg.bad_words:
-        raise UserError(f"--rule {cfg.rule}: needs words of bad pictures; give --bad_words")
+    """Return the rule of a run. Raises UserError where the rule needs a text and the model reads none."""
     if cfg.rule not in ("sjc", "noiseless", "sds") and not adapter.free_guidance:
         raise UserError(
             f"--rule {cfg.rule}: needs a model that reads text, for its score without one; give --rule sjc, noiseless "

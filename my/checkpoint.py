@@ -151,7 +151,7 @@ def load_newest(root: str | Path) -> Loaded | None:
             note(f"{first.args[0].partition(';')[0]}; {path}, from before it, is taken")
         return loaded
     if first:
-        raise first
+        raise RunError(f"{first.args[0].partition(';')[0]}; no checkpoint in {root} is whole: start in an empty folder")
     return None
 
 

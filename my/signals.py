@@ -65,7 +65,8 @@ def stopping(say: Callable[[str], object], go_on: Callable[[], str]) -> Iterator
             heed.asked = number
             return
         if heed or is_importing(frame):
-            say(f"{named(number)}{' for the second time: ended at once' if heed else ''}; {go_on()}")
+            why = f"stopped by a second signal, {name_of(number)}: ended at once" if heed else named(number)
+            say(f"{why}; {go_on()}")
             os._exit(ENDED + number)
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 

@@ -150,6 +150,11 @@ class SJCConfig(Checkpointed, FamilyConfig):
 
         A run that has a checkpoint has begun: nothing is looked for.
         """
+        if self.rule in ("nfsd", "bridge") and not self.bad_words:
+            raise UserError(
+                f"--rule {self.rule}: needs words of bad pictures, and a model that knows them, which no embedded one "
+                "does; give --bad_words and Stable Diffusion, or another --rule"
+            )
         found = super().check_files()
         if self.init is None and self.init_sha256 is not None:
             raise UserError("--init_sha256: not read without --init; leave it out, or give --init")

@@ -223,8 +223,11 @@ def hook(name: str, findings: list[Finding]) -> Any:
     return look
 
 
-def report(record: Record, findings: list[Finding]) -> Iterator[str]:
-    """Yield lines for people: what the record says, what was found here, and where the first such number is."""
+def report(record: Record, findings: list[Finding], attempt: int | None = None) -> Iterator[str]:
+    """Yield lines for people: what the record says, what was found here, and where the first such number is.
+
+    attempt: that of `replay`.
+    """
     about = record.about
     views = ", ".join(shown(camera["view"]) for camera in about["cameras"])
     yield (
@@ -233,6 +236,8 @@ def report(record: Record, findings: list[Finding]) -> Iterator[str]:
     )
     recorded = [name for name, facts in about["statistics"].items() if facts["not finite"]]
     yield f"not finite there: {', '.join(map(shown, recorded)) or 'the regulariser or a sum'}"
+    if attempt not in (None, about["attempt"]):
+        yield f"run again here with the noise of attempt {attempt}"
     broken = [finding for finding in findings if finding.broken]
     first = findings.index(broken[0]) if broken else len(findings)
     yield from filter(None, map(str, findings[: first + 1]))

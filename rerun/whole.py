@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("run_sjc.py", "run_nerf.py")  # whose result is a field
 CKPT = "ckpt"
+CONFIG = "config.yml"  # in which a command finds the options of its folder
 FACTS = ("device", "threads", "processes")  # of a start, besides the versions, on which bits may depend
 
 
@@ -43,11 +44,16 @@ def command_of(run: Path) -> str:
 def do_again(run: Path, command: str, folder: Path) -> None:
     """Start the command of a run in `folder`, with its configuration, and wait for its end. What is there goes on.
 
-    Raises RunError where it fails.
+    Raises UserError where something else is there, and RunError where the command fails.
     """
+    options, given = (run / FULL_CONFIG).read_bytes(), folder / CONFIG
+    if folder.is_relative_to(ROOT):
+        raise UserError(f"--out {folder}: that is in the project's own folder; give another folder")
+    if given.exists() and given.read_bytes() != options or not given.exists() and (folder / FULL_CONFIG).exists():
+        raise UserError(f"--out {folder}: holds something else than {run} done again; give an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yml").exists():
-        write_atomic(folder / "config.yml", (run / FULL_CONFIG).read_bytes())
+    if not given.exists():
+        write_atomic(given, options)
     if is_done(folder):
         return
     done = subprocess.run([sys.executable, str(ROOT / command)], cwd=folder)

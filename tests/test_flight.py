@@ -87,7 +87,10 @@ def test_a_weight_of_the_unet(tmp_path, monkeypatch, capsys):
     assert first.startswith("unet.down_blocks.0.resnets.0.conv1: ") and "the first is nan at (0, 3, 1, 1) of (" in first
     assert first.endswith("its input is finite; its weight has 1 that are not finite")
     assert last.startswith("here it begins with unet.down_blocks.0.resnets.0.conv1; then ")
-    assert replayed(record, capsys, "--attempt", "0")[0].startswith("step 1, attempt 1")  # what was recorded
+    head, _, again, *_ = replayed(record, capsys, "--attempt", "0")
+    assert head.startswith("step 1, attempt 1")  # what was recorded
+    assert again == "run again here with the noise of attempt 0"
+    assert not any(line.startswith("run again") for line in replayed(record, capsys, "--attempt", "1"))
     monkeypatch.setattr(StableDiffusionAdapter, "__init__", begin)
     assert replayed(record, capsys)[-1].startswith("every number is finite here, on a CPU and in float32: ")
 

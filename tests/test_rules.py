@@ -176,8 +176,14 @@ def test_levels_come_from_the_table():
 
 @pytest.mark.parametrize("name", ["nfsd", "bridge"])
 def test_rules_that_need_words(name):
-    with pytest.raises(UserError, match=f"--rule {name}: needs words of bad pictures; give --bad_words"):
-        made(name)
+    with pytest.raises(UserError, match=f"--rule {name}: needs words of bad pictures, and a model that knows them"):
+        config(rule=name).check_files()
+
+
+@pytest.mark.parametrize("name", ["nfsd", "bridge", "csd"])
+def test_the_exact_score_knows_no_bad_words(name):
+    with pytest.raises(UserError, match="--bad_words: --family ideal knows no bad pictures; take a --rule that"):
+        config(rule=name, bad_words="ugly").check_files()
 
 
 def test_rules_that_need_a_text():

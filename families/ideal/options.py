@@ -31,7 +31,14 @@ class Options(Family):
     reads_in_2d = ("pose", "pose.view_words")  # the cameras of a run take its pictures
 
     def check(self, run: FamilyConfig) -> Found:
-        """Return what the run needs; raises UserError for a prompt outside the toy world."""
+        """Return what the run needs; raises UserError for a prompt outside the toy world, and for any bad words.
+
+        The exact score would take these for no text, or for the prompt.
+        """
+        if run.told().get("--bad_words"):
+            raise UserError(
+                "--bad_words: --family ideal knows no bad pictures; take a --rule that needs none, and leave it out"
+            )
         if run.pose.view_texts or run.pose.view_style == "suffix":
             raise UserError(
                 "--family ideal knows views by their prefix only: leave out --pose.view_style suffix and "
