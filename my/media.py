@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
+import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
@@ -22,6 +25,7 @@ LABEL = 14  # height of a line of text, pixels
 MIN_CELL = 112  # least width of a labelled grid's cells, pixels: room for a caption
 GAP = 4  # between them
 RGB_OR_RGBA = (3, 4)  # channels
+FULL = 2**20  # bytes: a disk with less room than this is why an encoder has ended
 MIN_VIDEO_SIDE = 256  # pixels; players show smaller videos badly or not at all
 
 
@@ -193,7 +197,9 @@ class VideoWriter:
             self.writer = self.writer or self._open(*frame.shape)
             self.writer.send(frame)
             self.n_frames += 1
-        except OSError as error:
+        except OSError as error:  # of the pipe to an encoder that has ended
+            if shutil.disk_usage(self.path.parent).free < FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
             raise RunError(f"{self.path}: the video encoder failed: {first_line(error)}") from error
 
     def _open(self, height: int, width: int, channels: int) -> Generator[None, Any, None]:

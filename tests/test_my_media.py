@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -167,3 +168,24 @@ def test_a_smaller_video_has_its_longer_side_as_asked(tmp_path, shape, small):
     assert frames.shape == (3, *small, 3) and abs(frames.astype(int) - 90).max() <= 4
     (tmp_path / "c.mp4").write_bytes(media.smaller_video(tmp_path / "a.mp4", 4000))
     assert media.read_video(tmp_path / "c.mp4").shape == (3, *shape, 3)  # it is never enlarged
+
+
+@pytest.mark.parametrize(
+    "free, error, words",
+    [(1000, OSError, "No space left on device"), (10**9, RunError, "the video encoder failed: gone")],
+)
+def test_an_encoder_that_has_ended(tmp_path, monkeypatch, free, error, words):
+    """On a full disk it ends by itself, and the pipe to it breaks: that is told as a full disk."""
+
+    class Ended:
+        def send(self, frame):
+            raise BrokenPipeError("gone")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(media.VideoWriter, "_open", lambda *_: Ended())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(error, match=words) as ended, media.VideoWriter(tmp_path / "x.mp4") as video:
+        video.append(np.zeros((4, 4, 3), np.uint8))
+    assert str(tmp_path / "x.mp4") in str(ended.value) and not list(tmp_path.iterdir())
