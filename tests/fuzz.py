@@ -368,8 +368,11 @@ def broken(data: st.DataObject, content: bytes) -> bytes:
 def sound() -> dict[str, tuple[str, bytes, Callable[[Path], object]]]:
     """Return {kind of a file: (its name, its bytes when it is sound, what reads it)}."""
     import numpy as np
+    import torch
     from PIL import Image
+    from safetensors.torch import save
 
+    import crafted
     import hostile
     import picture_files
     from my import starts
@@ -389,6 +392,11 @@ def sound() -> dict[str, tuple[str, bytes, Callable[[Path], object]]]:
         if len(read_history(path)) > 3:
             raise Fault("more rows than there were")
 
+    parts = crafted.small_parts()
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    low_rank = {"lora_down.weight": torch.ones(2, 32), "lora_up.weight": torch.ones(32, 2), "alpha": torch.tensor(1.0)}
+    lora = save({f"{layer}.{name}": tensor.half() for name, tensor in low_rank.items()}, {"ss_network_dim": "2"})
+
     grey = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     picture = Image.fromarray(grey)
     history = b"".join(b'{"step": %d, "sigma": 1.5, "score": 0.25}\n' % i for i in (10, 20, 30))
@@ -398,6 +406,7 @@ def sound() -> dict[str, tuple[str, bytes, Callable[[Path], object]]]:
         "safetensors": ("a.safetensors", hostile.SOUND["safetensors"](600), tensors),
         "archive": ("a.ckpt", hostile.SOUND["archive"](600), tensors),
         "stream": ("a.ckpt", hostile.SOUND["stream"](600), tensors),
+        "lora": ("l.safetensors", lora, lambda path: crafted.fuse(parts, path, 1e-3)),
         "png": ("a.png", picture_files.png_of(grey, picture_files.RGB), images.read_image),
         "jpeg": ("a.jpg", picture_files.with_orientation(picture, "JPEG", 6), images.read_image),
         "tiff": ("a.tif", picture_files.tiff(grey, 2, packed=True), images.read_image),
