@@ -551,8 +551,8 @@ class Made:
         import ctypes
 
         self.root, self.patterns, self.name = root, patterns, name
-        self.library, self.watched = ctypes.CDLL(None, use_errno=True), set()
-        self.handle = self.library.inotify_init1(os.O_NONBLOCK)
+        self.libc, self.watched = ctypes.CDLL(None, use_errno=True), set()
+        self.handle = self.libc.inotify_init1(os.O_NONBLOCK)
 
     def there(self, seconds: float) -> bool:
         """Wait so long at most for such a name; whether it was made."""
@@ -560,7 +560,7 @@ class Made:
             self.root,
             *(p for each in self.patterns for p in self.root.glob(each) if p.is_dir()),
         } - self.watched:
-            self.library.inotify_add_watch(self.handle, os.fsencode(path), self.CREATED)
+            self.libc.inotify_add_watch(self.handle, os.fsencode(path), self.CREATED)
             self.watched.add(path)
         if not select.select([self.handle], [], [], seconds)[0]:
             return False
