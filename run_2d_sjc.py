@@ -73,7 +73,7 @@ def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, t
     from canvas import optimise
     from my import checkpoint
 
-    newest = checkpoint.load_newest("ckpt")
+    newest = checkpoint.load_newest("ckpt", cfg.ckpt_keep)
     canvases = newest[0] if newest else {}
     remedy = cfg.remedy(adapter.device.type)
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]

@@ -219,7 +219,7 @@ def prepare(cfg: NeRFConfig, _found: None) -> Callable[[], None]:
     scene, test_scene = load_scenes(folder, ("train", "test"), cfg.downscale, cfg.strict)
     sizes = [f"{W}x{H}" for H, W in sorted(set(scene.sizes))]
     nerf = NeRF(cfg, scene, device)
-    newest = checkpoint.load_newest("ckpt")
+    newest = checkpoint.load_newest("ckpt", cfg.ckpt_keep)
     first_step = nerf.restore(*newest) if newest else 0
 
     def run() -> None:

@@ -391,7 +391,7 @@ def ready(
     On the device "meta" no weights are loaded.
     """
     optimisation = SJC(cfg, make_adapter(cfg, device, found), processes)
-    newest = checkpoint.load_newest("ckpt")
+    newest = checkpoint.load_newest("ckpt", cfg.ckpt_keep if optimisation.processes.first else None)
     if newest:
         return optimisation, optimisation.restore(*newest)
     if cfg.init is not None:

@@ -53,11 +53,21 @@ def save(
         discard(final)
     move(scratch, final)
     sync_folder(root)
-    until = [path for path in checkpoints(root) if step_of(path) <= step]
-    for old in set(checkpoints(root)) - set(until[-keep:]):  # a later one was damaged, or the run would be further
-        with contextlib.suppress(PermissionError):  # a program on Windows has it open; the next save tries again
-            discard(old)
+    later = [path for path in checkpoints(root) if step_of(path) > step]  # damaged, or the run would be further
+    discard_all([*later, *too_old(root, step, keep)])
     return final
+
+
+def too_old(root: str | Path, step: int, keep: int) -> list[Path]:
+    """Return the checkpoints below `root` from before the one of `step` and the `keep` - 1 before it."""
+    return [path for path in checkpoints(root) if step_of(path) <= step][:-keep]
+
+
+def discard_all(folders: Iterable[Path]) -> None:
+    """Delete checkpoints. One that a program on Windows has open stays, for the next time."""
+    for folder in folders:
+        with contextlib.suppress(PermissionError):
+            discard(folder)
 
 
 def fill(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -135,10 +145,11 @@ class Damaged(RunError):
 Loaded = tuple[dict[str, "torch.Tensor"], dict[str, Any]]  # tensors by name on the CPU, and meta with its "step"
 
 
-def load_newest(root: str | Path) -> Loaded | None:
+def load_newest(root: str | Path, keep: int | None = None) -> Loaded | None:
     """Return the newest checkpoint below `root` that is whole, as `load` does, or None where there is none at all.
 
-    A note tells of newer ones that are damaged. Raises RunError where all are, or where one is of another format.
+    Unless `keep` is None, what is older than it and the `keep` - 1 before it is deleted: a killed `save` may have left
+    more. A note tells of newer ones that are damaged. Raises RunError where all are, or where one is of another format.
     """
     first: Damaged | None = None
     for path in reversed(checkpoints(root)):
@@ -149,6 +160,8 @@ def load_newest(root: str | Path) -> Loaded | None:
             continue
         if first:
             note(f"{first.args[0].partition(';')[0]}; {path}, from before it, is taken")
+        if keep is not None:
+            discard_all(too_old(root, step_of(path), keep))
         return loaded
     if first:
         raise RunError(f"{first.args[0].partition(';')[0]}; no checkpoint in {root} is whole: start in an empty folder")

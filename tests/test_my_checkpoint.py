@@ -215,6 +215,19 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path, capsys):
         ckpt.load_newest(tmp_path)
 
 
+def test_what_a_killed_save_did_not_delete_goes_when_the_run_goes_on(tmp_path):
+    for step in (1, 2, 3, 4):
+        ckpt.save(tmp_path, step, tensors(step), {}, keep=4)
+
+    def names():
+        return [path.name for path in ckpt.checkpoints(tmp_path)]
+
+    assert ckpt.load_newest(tmp_path)[1]["step"] == 4 and len(names()) == 4
+    flip(tmp_path / "step_0000004" / ckpt.TENSORS)
+    assert ckpt.load_newest(tmp_path, keep=2)[1]["step"] == 3
+    assert names() == ["step_0000002", "step_0000003", "step_0000004"]  # the damaged one stays until the next save
+
+
 def test_every_leaf_that_does_not_fit_is_named_with_both_shapes():
     there = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "same": torch.zeros(1)}
     ckpt.check(there, {"a": (2, 3), "b": (4,), "same": [1]})

@@ -51,7 +51,10 @@ TERM_SHARE = 0.2  # of all signals that are SIGTERM
 MOST_KILLS = 9  # of one run, before it may finish
 PATIENCE_S = 600.0  # for a process to end
 AIMS = {"checkpoint": 0.5, "file": 0.15, "any": 0.25, "start": 0.1}  # share of the kills that wait for such a moment
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENV = {
+    **os.environ,
+    **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONFAULTHANDLER": "1"},
+}  # a crash in C leaves a word then
 LIBRARIES = (  # what the commands import once they have read their options
     *("imageio.v3", "imageio_ffmpeg", "adapt", "canvas", "sampling", "sjc", "families.ideal.adapter"),
     *("families.sd.adapter", "film.frames", "film.files", "voxnerf.nerf", "voxnerf.scene", "voxnerf.snapshot"),
@@ -424,7 +427,7 @@ class Torture:
                 os.kill(target(), kind)
             status = self.starter.ended(PATIENCE_S)
         elif not self._is_finished(folder, status):
-            assert self._is_held(folder), self._said(folder)[-3000:]
+            assert self._is_held(folder), f"status {status}, unasked: {self._said(folder)[-3000:]}"
             time.sleep(2)
             return False
         assert status is not None, "does not end"
@@ -520,7 +523,7 @@ class Torture:
             if not self._is_held(folder):
                 break
             time.sleep(2)
-        assert self._is_finished(folder, status), self._said(folder)[-3000:]
+        assert self._is_finished(folder, status), f"status {status}, unasked: {self._said(folder)[-3000:]}"
         self.tally.finished[name] += 1
 
     def _compare(self, name: str, folder: Path, look: Folder) -> None:
