@@ -297,6 +297,7 @@ class SJC(Asset):
         gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
         largest = torch._foreach_norm(gradients, math.inf)  # one launch for all
         finite = torch.isfinite(torch.stack([score, loss, *largest]).sum())
+        self._set_rates(attempt.i)
         self.optimizer.step_where(finite)
         return {
             "sigma": attempt.sigma,
@@ -305,6 +306,12 @@ class SJC(Asset):
             "opacity": opaque / (n_views * math.prod(opacity.shape[1:])),
             "masked": ~finite,
         }
+
+    def _set_rates(self, i: int) -> None:
+        """Give the optimizer the learning rates of step `i`."""
+        left = self.cfg.lr_end ** (i / max(1, self.cfg.n_steps - 1))
+        for group, lr in zip(self.optimizer.param_groups, learning_rates(self.field, self.cfg)):
+            group["lr"] = lr * left
 
     def retry(self, i: int) -> None:
         """Take step `i`, which was left out, again: with fresh noise, and then in float32 where that is more exact.
@@ -378,8 +385,14 @@ def new_adamax(field: VoxRF, cfg: SJCConfig) -> Adamax:
         from voxnerf.fused.adamax import update_where as fused_update
 
         update = fused_update
-    lr = {name: cfg.bg_lr if name == "bg" else cfg.lr for name, _ in field.named_parameters()}
-    return Adamax([{"params": [p], "lr": lr[name]} for name, p in field.named_parameters()], update)
+    rates = learning_rates(field, cfg)
+    return Adamax([{"params": [p], "lr": lr} for p, lr in zip(field.parameters(), rates)], update)
+
+
+def learning_rates(field: VoxRF, cfg: SJCConfig) -> list[float]:
+    """Return the learning rate of each parameter of a field in the first step."""
+    own = {"bg": cfg.bg_lr, "density": cfg.density_lr or cfg.lr}
+    return [own.get(name, cfg.lr) for name, _ in field.named_parameters()]
 
 
 def ready(

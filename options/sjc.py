@@ -48,6 +48,10 @@ class SJCConfig(Checkpointed, FamilyConfig):
     """Every option of run_sjc.py."""
 
     lr: float = Field(0.05, gt=0, le=100, description="learning rate of the field (optimizer: Adamax)")
+    lr_end: float = Field(
+        1.0, gt=0, le=1, description="share of the learning rates that is left in the last step; they fall exponentially"
+    )
+    density_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the density; default --lr")
     bg_lr: float = Field(1e-4, ge=0, le=100, description="learning rate of the background texture")
     n_steps: int = Field(10000, gt=0, description="number of optimisation steps")
     batch_views: int = Field(1, gt=0, description="cameras per step; their gradients are averaged")
