@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .captions import ALL_PAIRS, TRAIN_PAIRS, caption, parse_prompt
     from .objects import OBJECTS
-    from .render import BACKGROUND_RANGE, compose, coverage_maps, distance
-    from .words import COLORS, UNSEEN_PAIRS
+    from .render import BACKGROUND_RANGE, compose, coverage_maps, degraded, distance
+    from .words import COLORS, DEGRADATIONS, UNSEEN_PAIRS
 
 _HOME_OF = {
     "ALL_PAIRS": "captions",
@@ -20,23 +20,27 @@ _HOME_OF = {
     "caption": "captions",
     "parse_prompt": "captions",
     "COLORS": "words",
+    "DEGRADATIONS": "words",
     "UNSEEN_PAIRS": "words",
     "OBJECTS": "objects",
     "BACKGROUND_RANGE": "render",
     "compose": "render",
     "coverage_maps": "render",
+    "degraded": "render",
     "distance": "render",
 }  # name -> the module that has it
 __all__ = [
     "ALL_PAIRS",
     "BACKGROUND_RANGE",
     "COLORS",
+    "DEGRADATIONS",
     "OBJECTS",
     "TRAIN_PAIRS",
     "UNSEEN_PAIRS",
     "caption",
     "compose",
     "coverage_maps",
+    "degraded",
     "distance",
     "parse_prompt",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import reduce
 
 from pose import Camera
@@ -17,8 +19,10 @@ BOUND = 0.70  # radius of a ball at the origin that holds every object
 LIGHT = (-0.45, 0.80, 0.40)  # direction towards the light, fixed in world space
 AMBIENT = 0.35
 MAX_STEPS, STEP_SCALE, HIT = 96, 0.9, 1e-3
-
 BACKGROUND_RANGE = (0.75, 1.0)  # of the random light backgrounds in training data
+
+BLUR = 0.04  # standard deviation of the Gaussian of blurry pictures, in edges of the picture
+FADED, FOGGY = 0.4, 0.4  # what is left of the contrast to white; of the object's opacity
 
 
 def distance(obj: str, p: torch.Tensor) -> torch.Tensor:
@@ -51,7 +55,7 @@ def _normal(obj: str, p: torch.Tensor) -> torch.Tensor:
     offsets = 1e-3 * torch.eye(3)
     both = torch.cat([p + s * o for s in (1, -1) for o in offsets])
     d = distance(obj, both).reshape(2, 3, -1)
-    return torch.nn.functional.normalize((d[0] - d[1]).T, dim=1)
+    return F.normalize((d[0] - d[1]).T, dim=1)
 
 
 def coverage_maps(obj: str, cameras: Sequence[Camera], size: int = 64, subpixels: int = 2) -> torch.Tensor:
@@ -68,7 +72,7 @@ def coverage_maps(obj: str, cameras: Sequence[Camera], size: int = 64, subpixels
     parts = OBJECTS[obj](p)
     nearest = torch.stack([d for d, _ in parts]).argmin(dim=0)
     albedo = torch.tensor([(1, 0, 0, 0, 1) if m == BODY else (0, *ACCENTS[m], 1) for _, m in parts])[nearest]
-    light = torch.nn.functional.normalize(torch.tensor(LIGHT), dim=0)
+    light = F.normalize(torch.tensor(LIGHT), dim=0)
     half_lambert = 0.5 + 0.5 * (_normal(obj, p) @ light)  # the shadowed side keeps its form
     albedo[:, :4] *= (AMBIENT + (1 - AMBIENT) * half_lambert)[:, None]
     fine = torch.zeros(len(t), 5)
@@ -89,3 +93,36 @@ def compose(
     body, accents, alpha = maps[..., :1, :, :], maps[..., 1:4, :, :], maps[..., 4:, :, :]
     background = torch.as_tensor(background)
     return body * color[..., None, None] + accents + (1 - alpha) * background[..., None, None]
+
+
+def degraded(
+    maps: torch.Tensor,
+    color: str | Sequence[float] | torch.Tensor,
+    background: Sequence[float] | torch.Tensor,
+    how: str,
+) -> torch.Tensor:
+    """Return what `compose` does for maps (n, 5, H, W), made bad: blurry, faded to white, or the object half fog.
+
+    `how` is one of DEGRADATIONS.
+    """
+    if how == "foggy":
+        return compose(FOGGY * maps, color, background)
+    pictures = compose(maps, color, background)
+    if how == "faded":
+        return 1 - FADED * (1 - pictures)
+    assert how == "blurry", how
+    sigma = BLUR * pictures.shape[-1]
+    return gaussian_blur(pictures, sigma, math.ceil(3 * sigma))
+
+
+def gaussian_blur(pictures: torch.Tensor, sigma: float, reach: int) -> torch.Tensor:
+    """Return pictures (n, C, H, W) blurred by a Gaussian of `sigma` pixels, cut at `reach` pixels.
+
+    Beyond their edges pictures go on as they end.
+    """
+    taps = torch.softmax(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2, 0)
+    n = pictures.shape[1]
+    for shape, pad in (((1, 1, -1, 1), (0, 0, reach, reach)), ((1, 1, 1, -1), (reach, reach, 0, 0))):
+        kernel = taps.view(shape).expand(n, -1, -1, -1)
+        pictures = F.conv2d(F.pad(pictures, pad, mode="replicate"), kernel, groups=n)
+    return pictures

@@ -34,3 +34,5 @@ UNSEEN_PAIRS = (
     ("blue", "snowman"),
     ("green", "pig"),
 )  # never in training data: they show that colour and object compose
+
+DEGRADATIONS = ("blurry", "faded", "foggy")  # words of bad pictures, which `render.degraded` makes

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.models import AutoencoderKL
 from pydantic import Field
 
 from my.config import Config, load
 from my.errors import run_main
 from my.seeds import numpy_rng, torch_rng
+from toyworld import compose
 from training import dataset
 from training.loop import MINI, SCRATCH, Schedule, train
 
+ZOOM, SHIFT = (0.8, 1.25), 0.125  # of latents and pictures: factors; at most, in shares of half an edge (4 pixels)
 VAL_STEP = -1  # the step whose random stream draws the validation pictures
 
 
@@ -52,16 +56,41 @@ def build() -> AutoencoderKL:
     )
 
 
+def moved(x: torch.Tensor, zoom: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Return images x (n, C, h, w) zoomed by (n,) and shifted by (n, 2), in shares of half an edge; bilinear."""
+    theta = torch.cat([torch.diag_embed(1 / zoom[:, None].expand(-1, 2)), shift[:, :, None]], 2)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
 def loss_at(step: int, vae: AutoencoderKL, world: dict[str, torch.Tensor], cfg: AutoencoderConfig) -> torch.Tensor:
     """Return the loss of a step.
 
     It is the absolute and the squared error of pictures, the absolute error of their differences between neighbouring
     pixels, and the KL divergence (Kingma and Welling, arXiv 1312.6114) per latent value.
+
+    A field of latents blends and moves them as pictures blend and move. So half of the latents z are changed first:
+    the background behind the object becomes another, z + (1 - alpha) (z_other - z_background), with the object's
+    opacity alpha in a latent's cell; then the whole is zoomed and shifted. They must decode to the picture that was
+    changed in the same way. The second idea is that of EQ-VAE, arXiv 2502.09509.
     """
-    x = dataset.random_pictures(world, cfg.batch, numpy_rng(cfg.seed, step, "pictures"))
-    x = x.contiguous(memory_format=torch.channels_last)
-    posterior = vae.encode(x).latent_dist
-    error = vae.decode(posterior.sample(torch_rng(cfg.seed, step, "posterior"))).sample - x
+    rng = numpy_rng(cfg.seed, step, "pictures")
+    maps, color = dataset.random_scenes(world, cfg.batch, rng)
+    n = cfg.batch // 2
+    behind, other = dataset.random_backgrounds(cfg.batch, rng), dataset.random_backgrounds(n, rng)
+    zoom = torch.from_numpy(rng.uniform(*ZOOM, n).astype(np.float32))
+    shift = torch.from_numpy(rng.uniform(-SHIFT, SHIFT, (n, 2)).astype(np.float32))
+
+    x = 2 * compose(maps, color, behind) - 1
+    plain = 2 * torch.cat([behind[:n], other])[:, :, None, None].expand(-1, -1, *x.shape[2:]) - 1
+    both = torch.cat([x, plain]).contiguous(memory_format=torch.channels_last)
+    posterior = vae.encode(both).latent_dist
+    z, z_behind, z_other = posterior.sample(torch_rng(cfg.seed, step, "posterior")).split([len(x), n, n])
+
+    alpha = F.avg_pool2d(maps[:n, 4:].float() / 255, x.shape[-1] // z.shape[-1])
+    z = torch.cat([moved(z[:n] + (1 - alpha) * (z_other - z_behind), zoom, shift), z[n:]])
+    x = torch.cat([moved(2 * compose(maps[:n], color[:n], other) - 1, zoom, shift), x[n:]])
+    error = vae.decode(z.contiguous(memory_format=torch.channels_last)).sample - x
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     kl = posterior.kl().mean() / posterior.mean[0].numel()
     return error.abs().mean() + error.square().mean() + edges + cfg.kl_weight * kl

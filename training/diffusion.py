@@ -25,12 +25,14 @@ from my import checkpoint
 from my.config import Config, load
 from my.errors import UserError, run_main
 from my.seeds import numpy_rng, torch_rng
-from toyworld import COLORS, OBJECTS, TRAIN_PAIRS
+from toyworld import COLORS, DEGRADATIONS, OBJECTS, TRAIN_PAIRS
 from training import dataset, tokenizer
 from training.loop import MINI, SCRATCH, Schedule, load_averaged, train
 
 WIDTH = 128  # of the text encoder, and of the UNet's cross-attention
 ENCODE_BATCH = 64
+BAD = ("", *DEGRADATIONS)  # how a picture is bad
+BAD_STRIDE = 24  # of the poses, each word of BAD has one in this many
 CKPT = "diffusion"
 
 
@@ -80,12 +82,12 @@ class TextToLatent(torch.nn.Module):
         )
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Return the noise in latents x (B, 4, h, w), of x's shape, at timesteps t (B,) and for token ids (B, n)."""
+        """Return v of latents x (B, 4, h, w), of x's shape, at timesteps t (B,) and for token ids (B, n)."""
         return self.unet(x, t, self.text_encoder(ids).last_hidden_state).sample
 
 
 def scheduler() -> DDIMScheduler:
-    """Return Stable Diffusion's noise schedule: scaled-linear betas, epsilon-prediction."""
+    """Return Stable Diffusion's noise schedule: scaled-linear betas; v-prediction, as Stable Diffusion 2.1 has it."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -93,29 +95,34 @@ def scheduler() -> DDIMScheduler:
         steps_offset=1,
         clip_sample=False,
         set_alpha_to_one=False,
-        prediction_type="epsilon",
+        prediction_type="v_prediction",
     )
 
 
 def latents(path: Path, vae: AutoencoderKL, world: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-    """Return the latents of every pose in every training colour, cached in `path`.
+    """Return the latents of every pose in every training colour, and of bad pictures, cached in `path`.
 
-    They are {z (n, 4, h, w) scaled, float16; pose (n, 2), the indices of object and pose; color (n,), its index}.
+    They are {z (n, 4, h, w) scaled, float16; pose (n, 2), the indices of object and pose; color (n,), its index; bad
+    (n,), the index in BAD}. Each word of BAD has every BAD_STRIDE-th pose.
     """
 
     @torch.no_grad()
     def encode() -> dict[str, torch.Tensor]:
-        z, pose, color = [], [], []
+        z, rows = [], []
         colors = list(COLORS)
         for i, obj in enumerate(tqdm(OBJECTS, desc="encoding", unit="object")):
             for name in (c for c, o in TRAIN_PAIRS if o == obj):
                 rng = numpy_rng(seed, 0, f"latents/{obj}/{name}")
-                for j, maps in enumerate(world["maps"][i].split(ENCODE_BATCH)):
-                    x = dataset.paint(maps, torch.tensor(COLORS[name]).expand(len(maps), 3), rng)
-                    z.append((vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]).half())
-                    pose += [(i, j * ENCODE_BATCH + k) for k in range(len(maps))]
-                    color += [colors.index(name)] * len(maps)
-        return {"z": torch.cat(z), "pose": torch.tensor(pose), "color": torch.tensor(color)}
+                for k, bad in enumerate(BAD):
+                    poses = torch.arange(k, world["maps"].shape[1], BAD_STRIDE if bad else 1)
+                    for some in poses.split(ENCODE_BATCH):
+                        maps = world["maps"][i][some]
+                        x = dataset.paint(maps, torch.tensor(COLORS[name]).expand(len(maps), 3), rng, bad)
+                        x = x.contiguous(memory_format=torch.channels_last)
+                        z.append((vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]).half())
+                        rows += [(i, j, colors.index(name), k) for j in some.tolist()]
+        table = torch.tensor(rows)
+        return {"z": torch.cat(z), "pose": table[:, :2].clone(), "color": table[:, 2].clone(), "bad": table[:, 3].clone()}
 
     return dataset.cached(path, encode)
 
@@ -125,8 +132,11 @@ def captions(
 ) -> list[str]:
     """Return a random caption for each of the cached latents `index` (n,)."""
     objects, colors = list(OBJECTS), list(COLORS)
-    rows = zip(cache["pose"][index].tolist(), cache["color"][index].tolist())
-    return [dataset.random_caption(colors[c], objects[o], world["angles"][o, k].tolist(), rng) for (o, k), c in rows]
+    rows = zip(*(cache[name][index].tolist() for name in ("pose", "color", "bad")))
+    return [
+        dataset.random_caption(colors[c], objects[o], world["angles"][o, k].tolist(), rng, BAD[bad])
+        for (o, k), c, bad in rows
+    ]
 
 
 def loss_at(
@@ -138,7 +148,10 @@ def loss_at(
     world: dict[str, torch.Tensor],
     cfg: DiffusionConfig,
 ) -> torch.Tensor:
-    """Return the loss of a step: mean squared error of the predicted noise (DDPM, arXiv 2006.11239, Eq. 14)."""
+    """Return the loss of a step: mean squared error of v = sqrt(abar) noise - sqrt(1 - abar) x0.
+
+    At high noise, which shapes a 3D asset, its errors are those of x0. Source: arXiv 2202.00512, appendix D.
+    """
     rng = numpy_rng(cfg.seed, step, "diffusion")
     index = torch.from_numpy(rng.integers(len(cache["z"]), size=cfg.batch))
     x0 = cache["z"][index].float()
@@ -147,7 +160,8 @@ def loss_at(
     noise = torch.randn(x0.shape, generator=torch_rng(cfg.seed, step, "noise"))
     abar = alphas_cumprod[t][:, None, None, None]
     x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
-    return mse_loss(net(x.contiguous(memory_format=torch.channels_last), t, ids), noise)
+    v = abar.sqrt() * noise - (1 - abar).sqrt() * x0
+    return mse_loss(net(x.contiguous(memory_format=torch.channels_last), t, ids), v)
 
 
 def export(net: TextToLatent, vae: AutoencoderKL, tok: CLIPTokenizer, folder: Path) -> None:

@@ -23,6 +23,7 @@ from my.errors import run_main
 from my.run_dir import refuse_output, write_atomic
 from my.seeds import numpy_rng
 from toyworld import BACKGROUND_RANGE, COLORS, OBJECTS, compose, coverage_maps
+from toyworld.render import gaussian_blur
 from toyworld.judge import SIZE, WEIGHTS, Judge, hits, octant
 
 FOV = (50.0, 60.0)
@@ -30,6 +31,7 @@ RENDER_BATCH = 20
 GROUP = 16  # pictures that share a degradation
 CLEAN_SHARE = 0.25  # of groups that stay as they are
 MAX_SHRINK, MAX_BLUR, MAX_NOISE, BRIGHTNESS = 4.0, 1.5, 0.04, (0.85, 1.1)
+BLUR_REACH = 4  # pixels
 LABELS = {"object": "obj", "color": "color", "octant": "side"}  # head of the judge -> label of `draw`
 World = tuple[torch.Tensor, torch.Tensor]  # maps and octants of every object, as `render_world` returns
 PALETTE, PLAIN = (torch.tensor(list(rgb)) for rgb in (COLORS.values(), PLAIN_BACKGROUNDS))
@@ -88,11 +90,7 @@ def degrade(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     small = round(SIZE / rng.uniform(1, MAX_SHRINK))
     x = F.interpolate(x, (small, small), mode="bilinear", antialias=True)
     x = F.interpolate(x, (SIZE, SIZE), mode="bilinear")
-    taps = torch.arange(-4, 5) / max(rng.uniform(0, MAX_BLUR), 0.1)
-    kernel = torch.softmax(-(taps**2) / 2, 0)
-    for shape in ((1, 1, 9, 1), (1, 1, 1, 9)):
-        pad = [4 * (n > 1) for n in (shape[3], shape[3], shape[2], shape[2])]
-        x = F.conv2d(F.pad(x, pad, mode="replicate"), kernel.view(shape).expand(3, 1, *shape[2:]), groups=3)
+    x = gaussian_blur(x, max(rng.uniform(0, MAX_BLUR), 0.1), BLUR_REACH)
     noise = torch.from_numpy(rng.standard_normal(x.shape, dtype="float32"))
     return (x * rng.uniform(*BRIGHTNESS) + rng.uniform(0, MAX_NOISE) * noise).clamp(0, 1)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from my.errors import UserError, note, shown, some
+from my.errors import UserError, note, shown
 
 REFUSED = (  # a pattern, what it is, and what to do
     (
@@ -24,6 +24,7 @@ PLAIN = (  # a pattern, and what web UIs take it for; here it does no harm, but 
     (r"\(\(|\[\[|\{\{", "an emphasis"),
     (r"__\w+__", "a wildcard"),
 )
+WORDS = re.compile(r"\w+|[^\w\s]")  # a tokenizer of CLIP parts words and punctuation likewise
 Told = Mapping[str, Sequence[str]]  # {option: the texts that it makes the model read}
 
 
@@ -49,15 +50,11 @@ def refuse_unknown_words(told: Told, tokenizer_config: Mapping[str, Any]) -> Non
     """
     known: list[str] = tokenizer_config.get("closed_vocabulary") or []
     for option, texts in told.items() if known else ():
-        unknown = sorted({w for text in texts for w in text.lower().split() if w not in known})
+        unknown = sorted({w for text in texts for w in WORDS.findall(text.lower()) if w not in known})
         if not unknown:
             continue
-        bare = [w.strip(".,;:!?") for w in unknown]
-        if all(w in known for w in bare):
-            raise UserError(
-                f"{option}: this model knows words without punctuation only: write {some(bare)} instead "
-                f"of {some(unknown)}"
-            )
+        if not any(w.isalnum() for w in unknown):
+            raise UserError(f"{option}: this model knows words, and no {' '.join(unknown)}; leave that out")
         raise UserError(
             f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
             f"{' '.join(known)}; for other words give --sd.checkpoint PATH or --sd.variant v1"
