@@ -181,14 +181,19 @@ def decay(u: float, a: float, b: float, c: float) -> float:
 
 
 def train_camera(
-    rng: Uniform, radius: float = 1.5, fov: tuple[float, float] = (40.0, 70.0), words: str = "sjc"
+    rng: Uniform,
+    radius: float = 1.5,
+    fov: tuple[float, float] = (40.0, 70.0),
+    words: str = "sjc",
+    opposite: bool = False,
 ) -> Camera:
     """Draw one training camera on the upper sphere, looking at the origin.
 
     `fov` is a range in degrees. Azimuth, elevation draw and field of view are uniform, the elevation draw in
-    ELEVATION_SPAN_DEG. Source: the published cameras.
+    ELEVATION_SPAN_DEG. With `opposite` the camera stands on the other side of the object, half a turn away.
+    Source: the published cameras.
     """
-    azimuth = 2 * np.pi * rng.random()
+    azimuth = 2 * np.pi * rng.random() + opposite * np.pi
     v = np.deg2rad(ELEVATION_SPAN_DEG) * rng.random()
     return camera_at(azimuth, v, radius, fov[0] + (fov[1] - fov[0]) * rng.random(), words)
 

@@ -97,6 +97,15 @@ def chained_gradient(
     return (D - (x if var_red else x_perturbed)) / sigma
 
 
+def clipped(g: torch.Tensor, bounds: tuple[float, float], progress: float) -> torch.Tensor:
+    """Return the direction g, each number cut to plus or minus a bound, which goes linearly from one to another.
+
+    What is not finite stays, for the run to see it. Source: dynamic score clipping, arXiv 2303.15413.
+    """
+    bound = bounds[0] + (bounds[1] - bounds[0]) * progress
+    return torch.where(g.isfinite(), g.clamp(-bound, bound), g)
+
+
 # ---------------------------------------------------------------- one level of noise
 
 

@@ -242,7 +242,10 @@ class SJC(Asset):
         bad = torch.cat([self.bad[camera.view] for camera in cameras]) if self.bad else None
         ask = rules.Ask(self.adapter, cond, self.uncond, self.cfg.texts.scale, negatives, bad)
         chance = numpy_rng(self.cfg.seed, i, "rule").uniform() if self.cfg.rule == "asd" else 0.0
-        g = self.rule(ask, x, noise, rules.Moment(sigma, i / self.cfg.n_steps, chance))
+        progress = i / self.cfg.n_steps
+        g = self.rule(ask, x, noise, rules.Moment(sigma, progress, chance))
+        if self.cfg.score_clip is not None:
+            g = rules.clipped(g, self.cfg.score_clip, progress)
         return g if self.cfg.batch_views == 1 else g / self.cfg.batch_views
 
     def render_views(self, rays: Rays, bg_index: int) -> Rendering:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -66,6 +67,8 @@ def stopping(say: Callable[[str], object], go_on: Callable[[], str]) -> Iterator
             return
         if heed or is_importing(frame):
             why = f"stopped by a second signal, {name_of(number)}: ended at once" if heed else named(number)
+            if heed:  # the bar of a training stands on the line
+                print(file=sys.stderr)
             say(f"{why}; {go_on()}")
             os._exit(ENDED + number)
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)

@@ -35,6 +35,11 @@ class PoseConfig(Config):
         description="how views are named: sjc has front, side, backside and overhead, as published; sides tells left "
         "from right; octants has eight directions at three heights",
     )
+    antithetic: bool = Field(
+        False,
+        description="of two training views, which follow one another, have the second on the other side of the object, "
+        "half a turn away",
+    )
     view_style: Literal["prefix", "suffix", "none"] = Field(
         "prefix",
         description="where the words of a view stand: before the prompt (prefix, as published), behind it (suffix), or "
@@ -52,6 +57,7 @@ class PoseConfig(Config):
     )
 
 
+OF_VIEWS = ("antithetic", "view_words", "view_style", "view_texts", "perp_neg")  # what only a command with views reads
 TEXTS = "sd"  # the group whose options prompt, negative_prompt and scale serve every family that reads text
 
 if TYPE_CHECKING:
@@ -132,7 +138,7 @@ class FamilyConfig(RunOptions, Model):
         for option in dict.fromkeys(option for member in members.values() for option in member.reads):
             table[option] = {"family": tuple(name for name, member in members.items() if option in member.reads)}
         if not self.asks_views:
-            of_views = [f"pose.{name}" for name in ("view_words", "view_style", "view_texts", "perp_neg")]
+            of_views = [f"pose.{name}" for name in OF_VIEWS]
             cameras = [option for member in members.values() for option in member.reads_in_2d]
             for option in ("pose", *of_views, *cameras):
                 readers = tuple(name for name, member in members.items() if option in member.reads_in_2d)

@@ -124,6 +124,11 @@ class SJCConfig(Checkpointed, FamilyConfig):
         description="words of bad pictures, which rules nfsd and bridge need, and csd may have; they need a model that "
         "knows them",
     )
+    score_clip: tuple[float, float] | None = Field(
+        None,
+        description="bounds of what is chained, in the first and the last step, linear between: each number of it is "
+        "cut to plus or minus the bound; by default nothing is cut",
+    )
     bridge_step: float = Field(0.5, ge=0, le=1, description="fraction of the run after which rule bridge has its own")
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"
@@ -186,6 +191,8 @@ class SJCConfig(Checkpointed, FamilyConfig):
                 raise ValueError(
                     f"--{name} must go up from its first to its second number, none below 0, got {low}, {high}"
                 )
+        if self.score_clip is not None and not min(self.score_clip) > 0:
+            raise ValueError(f"--score_clip needs two numbers above 0, got {self.score_clip[0]:g}, {self.score_clip[1]:g}")
         if self.sigma_anneal is not None and self.sigma_anneal <= self.sigma_range[0]:
             raise ValueError(
                 f"--sigma_anneal must lie above the first of --sigma_range, "

@@ -70,6 +70,12 @@ def test_view_words():
         pose.view_prompt(0, 0, "nosuch")
 
 
+def test_the_opposite_camera_is_half_a_turn_away():
+    near, far = (pose.train_camera(np.random.default_rng(3), words="octants", opposite=o) for o in (False, True))
+    assert near.fov == far.fov and near.view != far.view
+    np.testing.assert_allclose(far.c2w[:3, 3], near.c2w[:3, 3] * [-1, 1, -1], atol=1e-12)
+
+
 def test_train_camera_is_drawn_from_rng():
     a, b = (pose.train_camera(np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(a.c2w, b.c2w) and a.fov == b.fov and 40 <= a.fov <= 70

@@ -233,3 +233,9 @@ def test_bad_words_stand_behind_the_prompt_of_bridge_alone(monkeypatch):
     assert told[-1][0].endswith("a blue duck, foggy") and len(set(told[-1])) == len(told[-1]) > 1
     SJC(config(rule="nfsd", bad_words="foggy"), Affine())
     assert set(told[-1]) == {"foggy"}
+
+
+def test_scores_are_clipped_by_bounds_that_move_and_what_is_not_finite_stays():
+    g = torch.tensor([-3.0, -1.0, 0.5, 2.0, torch.inf, -torch.inf])
+    assert rules.clipped(g, (1.0, 3.0), 0.25).tolist() == [-1.5, -1.0, 0.5, 1.5, torch.inf, -torch.inf]
+    assert rules.clipped(torch.tensor([torch.nan]), (1.0, 1.0), 0.5).isnan().all()

@@ -167,6 +167,27 @@ def test_rays_made_ahead_are_those_of_the_cameras_drawn():
                 torch.testing.assert_close(got.unflatten(0, (2, -1))[k], each)
 
 
+@pytest.mark.parametrize("n_views", [1, 2, 3])
+def test_every_second_view_is_opposite_the_one_before(n_views):
+    optimisation = new(batch_views=n_views, pose={"antithetic": True})
+    eyes = [camera.c2w[:3, 3] for i in range(6) for camera in optimisation.views.draw(i)]
+    for first, second in zip(eyes[::2], eyes[1::2]):
+        assert second == pytest.approx(first * [-1, 1, -1])
+    assert len({tuple(eye) for eye in eyes}) == len(eyes)
+    plain = new(batch_views=n_views)
+    assert (plain.views.draw(0)[0].c2w[:3, 3] == eyes[0]).all()
+
+
+def test_learning_rates_fall_and_the_density_has_its_own():
+    optimisation = new(lr=0.1, lr_end=0.01, density_lr=0.5, bg_lr=0.2, n_steps=5, vox={"blend_bg_texture": True})
+    names = [name for name, _ in optimisation.field.named_parameters()]
+    first = {"density": 0.5, "bg": 0.2, "color": 0.1, "d_scale": 0.1}
+    for i, left in ((0, 1.0), (2, 0.1), (4, 0.01)):
+        optimisation.step(i)
+        rates = {name: group["lr"] for name, group in zip(names, optimisation.optimizer.param_groups)}
+        assert rates == pytest.approx({name: first[name] * left for name in names})
+
+
 def test_regulariser_schedule():
     """w E before the fraction emptiness_step of the run, then multiplier w E; the depth loss always."""
     optimisation = new(emptiness_weight=100, emptiness_multiplier=20, emptiness_step=0.5, depth_weight=7, n_steps=10)

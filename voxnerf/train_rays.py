@@ -40,11 +40,13 @@ class TrainRays:
 
     def draw(self, i: int) -> list[pose.Camera]:
         """Return the own cameras of step `i`."""
-        p = self.cfg.pose
-        return [
-            pose.train_camera(numpy_rng(self.cfg.seed, i, f"camera/{b}"), p.R, p.fov_range, p.view_words)
-            for b in self.own
-        ]
+        p, B, cameras = self.cfg.pose, self.cfg.batch_views, []
+        for k in range(i * B + self.own.start, i * B + self.own.stop):  # of the run's views
+            opposite = p.antithetic and k % 2 == 1
+            step, b = divmod(k - opposite, B)
+            rng = numpy_rng(self.cfg.seed, step, f"camera/{b}")
+            cameras.append(pose.train_camera(rng, p.R, p.fov_range, p.view_words, opposite))
+        return cameras
 
     def _make(self, first: int, n: int) -> list[Views]:
         """Return the views of n steps."""
