@@ -28,7 +28,7 @@ from my.run_dir import read_heartbeat, refuse_output, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Plan = dict[str, dict[Path, list[str]]]  # {setting: {folder of a run: its flags}}
+Plan = dict[str, dict[Path, list[str]]]  # {setting: {folder of a run: the command that makes it, and its flags}}
 Report = dict[str, Any]  # what evaluate.py writes
 
 VARIANTS: dict[str, list[str]] = {
@@ -37,9 +37,10 @@ VARIANTS: dict[str, list[str]] = {
     "_sides": ["--pose.view_words", "sides"],
     "_no_var_red": ["--var_red", "False"],
 }
+RUN, FIT = "run_sjc.py", "benchmarks.ceiling"  # commands: a script, a module
 SETTINGS = {
-    preset + name: ["--preset", preset, *flags] for preset in ("ideal", "mini") for name, flags in VARIANTS.items()
-}
+    preset + name: [RUN, "--preset", preset, *flags] for preset in ("ideal", "mini") for name, flags in VARIANTS.items()
+} | {f"{preset}_ceiling": [FIT, "--preset", preset] for preset in ("ideal", "mini")}
 PROMPTS = [
     "a blue duck",
     "a green car",
@@ -80,24 +81,26 @@ class QualityConfig(config.Config):
 # ---------------------------------------------------------------- runs
 
 
-def call(script: str, *flags: str, cwd: Path) -> str | None:
-    """Run one of the project's scripts on one CPU thread; return None, or the last line of its errors if it failed."""
+def call(command: Sequence[str], cwd: Path) -> str | None:
+    """Run one of the project's commands on one CPU thread; return None, or the last line of its errors if it failed."""
+    name = command[0]
+    launched = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
     done = subprocess.run(
-        [sys.executable, str(ROOT / script), *flags],
+        [sys.executable, *launched, *command[1:]],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     return (lines[-1] if lines else f"exit status {done.returncode}") if done.returncode else None
 
 
-def recipe(flags: list[str]) -> str:
-    """Return what decides the result of a run, as text: its flags, and the present text of its preset."""
-    preset = ROOT / "presets" / f"{flags[flags.index('--preset') + 1]}.yml"
+def recipe(command: list[str]) -> str:
+    """Return what decides the result of a run, as text: its command, and the present text of its preset."""
+    preset = ROOT / "presets" / f"{command[command.index('--preset') + 1]}.yml"
     text = preset.read_text(encoding="utf-8") if preset.exists() else ""
-    return f"{shlex.join(flags)}\n{text}"
+    return f"{shlex.join(command)}\n{text}"
 
 
 def finished(folder: Path) -> bool:
@@ -105,18 +108,19 @@ def finished(folder: Path) -> bool:
     return read_heartbeat(folder / "heartbeat.json").get("done") is True
 
 
-def make_run(folder: Path, flags: list[str]) -> str | None:
+def make_run(folder: Path, command: list[str]) -> str | None:
     """Finish the run in `folder`, from its checkpoint where it has one; return None, or the error line if it failed."""
     note = folder / "recipe.txt"
-    if note.exists() and note.read_text(encoding="utf-8") == recipe(flags):
+    if note.exists() and note.read_text(encoding="utf-8") == recipe(command):
         if finished(folder):
             return None
-        if any(folder.glob("ckpt/step_*")) and call("run_sjc.py", "--resume", "True", cwd=folder) is None:
+        goes_on = command[0] == RUN and any(folder.glob("ckpt/step_*"))
+        if goes_on and call([RUN, "--resume", "True"], folder) is None:
             return None
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_atomic(note, recipe(flags))
-    return call("run_sjc.py", *flags, cwd=folder)
+    write_atomic(note, recipe(command))
+    return call(command, folder)
 
 
 def jobs(cfg: QualityConfig) -> Plan:
@@ -147,7 +151,7 @@ def make_runs(plan: Plan, workers: int) -> dict[Path, str]:
     pool = ThreadPoolExecutor(workers)
     try:
         futures = {
-            pool.submit(make_run, folder, flags): folder for runs in plan.values() for folder, flags in runs.items()
+            pool.submit(make_run, folder, command): folder for runs in plan.values() for folder, command in runs.items()
         }
         for future in tqdm(as_completed(futures), total=len(futures), desc="runs", unit="run"):
             folder, error = futures[future], future.result()
@@ -183,7 +187,8 @@ def evaluate(folder: Path, runs: list[Path]) -> tuple[Report | None, str | None]
     out = folder / "results.json"
     if report := measured(out, runs):
         return report, None
-    error = call("evaluate.py", *map(str, runs), "--out", str(out), "--figure", str(folder / "figure.png"), cwd=folder)
+    files = ["--out", str(out), "--figure", str(folder / "figure.png")]
+    error = call(["evaluate.py", *map(str, runs), *files], folder)
     return (None, error) if error else (json.loads(out.read_text(encoding="utf-8")), None)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from benchmarks.quality import COLUMNS, ROOT, Plan, cell, evaluate_all, make_runs, markdown
+from benchmarks.quality import COLUMNS, ROOT, RUN, Plan, cell, evaluate_all, make_runs, markdown
 from my import config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import refuse_output, write_atomic
@@ -68,7 +68,7 @@ def runs_of(cfg: RulesConfig, name: str, factor: float, measure: bool) -> dict[P
     """Return {folder: flags} of the runs of a rule with a factor of the emptiness weight, to measure or to tune."""
     prompts, seeds = (cfg.prompts, cfg.seeds) if measure else (cfg.tuned_on, cfg.seeds[:1])
     weight = weight_of(cfg.preset) * factor
-    flags = ["--preset", cfg.preset, *RULES[name], "--emptiness_weight", f"{weight:g}", "--report", "False"]
+    flags = [RUN, "--preset", cfg.preset, *RULES[name], "--emptiness_weight", f"{weight:g}", "--report", "False"]
     flags += ["--n_steps", str(cfg.n_steps)] if cfg.n_steps else []
     where = Path(cfg.out).resolve() / ("measured" if measure else "tuned") / f"{name}_{factor:g}"
     return {

@@ -253,7 +253,7 @@ def test_quality_covers_the_world():
 
 
 def test_quality_reports_what_failed(tmp_path):
-    error = quality.make_run(tmp_path / "run", ["--preset", "nonesuch"])
+    error = quality.make_run(tmp_path / "run", [quality.RUN, "--preset", "nonesuch"])
     assert "no preset 'nonesuch'" in error
     cfg = quality.QualityConfig(out=str(tmp_path), settings=["ideal"], seeds=[0, 1], n_steps=9)
     text = quality.document(cfg, {}, {tmp_path / "ideal" / "a_blue_duck_0": error})
@@ -276,17 +276,26 @@ def test_quality_measures_again_only_what_changed(tmp_path):
 
 
 def test_quality_keeps_what_is_finished_and_only_that(tmp_path, monkeypatch):
-    calls, flags, folder = [], ["--preset", "ideal", "--seed", "1"], tmp_path / "ideal" / "run"
-    monkeypatch.setattr(quality, "call", lambda *words, cwd: calls.append(words))
-    for done, new_calls in ((False, [("run_sjc.py", *flags)]), (True, []), (False, [("run_sjc.py", *flags)])):
+    calls, begin, folder = [], ["run_sjc.py", "--preset", "ideal", "--seed", "1"], tmp_path / "ideal" / "run"
+    monkeypatch.setattr(quality, "call", lambda command, cwd: calls.append(command))
+    for done, new_calls in ((False, [begin]), (True, []), (False, [begin])):
         calls.clear()
         if folder.exists():
             (folder / "heartbeat.json").write_text(json.dumps({"done": done}))
-        assert quality.make_run(folder, flags) is None and calls == new_calls
+        assert quality.make_run(folder, begin) is None and calls == new_calls
     (folder / "ckpt" / "step_0000010").mkdir(parents=True)
-    quality.make_run(folder, flags)
-    quality.make_run(folder, [*flags, "--n_steps", "7"])  # other options: not the same run
-    assert calls[1:] == [("run_sjc.py", "--resume", "True"), ("run_sjc.py", *flags, "--n_steps", "7")]
+    quality.make_run(folder, begin)
+    quality.make_run(folder, [*begin, "--n_steps", "7"])  # other options: not the same run
+    assert calls[1:] == [["run_sjc.py", "--resume", "True"], [*begin, "--n_steps", "7"]]
+
+
+def test_the_ceiling_is_fitted_to_the_truth(tmp_path):
+    """A small fit leaves a finished run whose silhouette is that of the object."""
+    small = ["--n_steps", "60", "--vox.grid_size", "12", "--pose.rend_hw", "16", "--emptiness_weight", "1"]
+    command = [quality.FIT, "--preset", "ideal", "--sd.prompt", "a red burger", "--lr", "0.3", "--report", "False"]
+    assert quality.make_run(tmp_path / "run", [*command, *small]) is None
+    report, error = quality.evaluate(tmp_path, [tmp_path / "run"])
+    assert error is None and report["summary"]["iou"]["mean"] > 0.7
 
 
 def test_quality_table_by_hand():

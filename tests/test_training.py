@@ -1,5 +1,7 @@
 """What trains the embedded weights: a stopped training ends as one that was not, and a whole model comes out."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from safetensors.torch import load_file
 
 from my.errors import UserError
 from my.seeds import numpy_rng, torch_rng
-from toyworld import COLORS, OBJECTS, UNSEEN_PAIRS, parse_prompt
+from toyworld import COLORS, DEGRADATIONS, OBJECTS, UNSEEN_PAIRS, parse_prompt
 from training import autoencoder, dataset, diffusion, loop
 from training import judge as judge_training
 
@@ -85,6 +87,77 @@ def test_captions_have_their_shares():
     assert np.mean([text == "a blue pig" for text in texts]) == pytest.approx(0.9 * 0.1, abs=0.02)
     assert {parse_prompt(text) for text in texts if text} == {("blue", "pig")}
     assert {word for text in texts for word in text.split()} <= set(dataset.caption_words())
+
+
+def test_bad_pictures_are_called_what_they_are():
+    rng = numpy_rng(0, 0, "test")
+    texts = [dataset.random_caption("blue", "pig", [0.1, 1.5], rng, "foggy") for _ in range(2000)]
+    assert np.mean([text == "foggy" for text in texts]) == pytest.approx(0.25, abs=0.03)
+    assert all(text == "foggy" or text.endswith("a blue pig, foggy") for text in texts)
+    assert {*DEGRADATIONS, ","} <= set(dataset.caption_words())
+
+
+def test_latents_hold_bad_pictures_too(world, tmp_path):
+    data = load_file(world / "poses.safetensors")
+    data = {"maps": data["maps"].repeat(1, 30, 1, 1, 1), "angles": data["angles"].repeat(1, 30, 1)}
+    cache = diffusion.latents(tmp_path / "latents.safetensors", Pictures(), data, seed=0)
+    n = torch.bincount(cache["bad"]).tolist()
+    assert n == [64 * 30, *[64 * 2] * 3]  # of 30 poses, two are of each bad kind
+    foggy = cache["bad"] == 1 + DEGRADATIONS.index("foggy")
+    spread = {name: cache["z"][which].float().std((2, 3)).mean() for name, which in (("foggy", foggy), ("all", ~foggy))}
+    assert spread["foggy"] < 0.5 * spread["all"]
+    texts = diffusion.captions(cache, data, foggy.nonzero()[:, 0], numpy_rng(0, 0, "test"))
+    assert all(text.endswith("foggy") for text in texts)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+class Pictures:
+    """An autoencoder whose latents are the pictures."""
+
+    config = {"scaling_factor": 1.0}
+
+    class Posterior:
+        def __init__(self, x):
+            self.mean = x
+
+        def sample(self, generator):
+            return self.mean
+
+        def kl(self):
+            return torch.zeros(len(self.mean))
+
+    def encode(self, x):
+        return SimpleNamespace(latent_dist=self.Posterior(x))
+
+    def decode(self, z):
+        return SimpleNamespace(sample=z)
+
+
+def test_latents_that_blend_and_move_as_pictures_cost_nothing(world):
+    cfg = autoencoder.AutoencoderConfig(batch=4)
+    data = load_file(world / "poses.safetensors")
+    assert autoencoder.loss_at(0, Pictures(), data, cfg).item() == pytest.approx(0, abs=1e-5)
+
+    class Squares(Pictures):  # these do not blend
+        def encode(self, x):
+            return super().encode(x**3)
+
+        def decode(self, z):
+            return super().decode(z.abs() ** (1 / 3) * z.sign())
+
+    assert autoencoder.loss_at(0, Squares(), data, cfg).item() > 0.01
+
+
+def test_latents_move_with_their_pictures():
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    still, moved = torch.ones(2), torch.tensor([[0.25, 0.0]]).expand(2, 2)  # an eighth of the edge
+    torch.testing.assert_close(autoencoder.moved(x, still, torch.zeros(2, 2)), x)
+    torch.testing.assert_close(autoencoder.moved(x, still, moved)[..., :-2], x[..., 2:])
+    torch.testing.assert_close(
+        autoencoder.moved(x, 2 * still, torch.zeros(2, 2)).mean((2, 3)), x[..., 4:12, 4:12].mean((2, 3)), atol=0.1, rtol=0
+    )
 
 
 # ---------------------------------------------------------------- the commands

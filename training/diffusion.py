@@ -34,6 +34,7 @@ ENCODE_BATCH = 64
 BAD = ("", *DEGRADATIONS)  # how a picture is bad
 BAD_STRIDE = 24  # of the poses, each word of BAD has one in this many
 CKPT = "diffusion"
+ENTRIES_IN_3D, SHARE_IN_3D = (150, 970), 0.5  # of the noise table, which text to 3D asks for; so many draws are in it
 
 
 class DiffusionConfig(Config):
@@ -121,8 +122,9 @@ def latents(path: Path, vae: AutoencoderKL, world: dict[str, torch.Tensor], seed
                         x = x.contiguous(memory_format=torch.channels_last)
                         z.append((vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]).half())
                         rows += [(i, j, colors.index(name), k) for j in some.tolist()]
-        table = torch.tensor(rows)
-        return {"z": torch.cat(z), "pose": table[:, :2].clone(), "color": table[:, 2].clone(), "bad": table[:, 3].clone()}
+        pose, color, bad = torch.tensor(rows).split((2, 1, 1), 1)
+        columns = {"z": torch.cat(z), "pose": pose, "color": color[:, 0], "bad": bad[:, 0]}
+        return {name: column.contiguous() for name, column in columns.items()}
 
     return dataset.cached(path, encode)
 
@@ -156,7 +158,8 @@ def loss_at(
     index = torch.from_numpy(rng.integers(len(cache["z"]), size=cfg.batch))
     x0 = cache["z"][index].float()
     ids = tok(captions(cache, world, index, rng), padding="max_length", return_tensors="pt").input_ids
-    t = torch.from_numpy(rng.integers(len(alphas_cumprod), size=cfg.batch))
+    t = rng.integers(len(alphas_cumprod), size=cfg.batch)
+    t = torch.from_numpy(np.where(rng.random(cfg.batch) < SHARE_IN_3D, rng.integers(*ENTRIES_IN_3D, cfg.batch), t))
     noise = torch.randn(x0.shape, generator=torch_rng(cfg.seed, step, "noise"))
     abar = alphas_cumprod[t][:, None, None, None]
     x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
