@@ -18,6 +18,7 @@ from my.errors import UserError, note, shown
 from my.tensor_file import TensorFile
 
 FILES = ["*.json", "*.txt", "model*.safetensors"]  # of a repository, what is read
+WHOLE = ["config.json", "model*.safetensors", "preprocessor_config.json", "tokenizer_config.json"]  # of what is cached
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INSTEAD = (
     "give the folder of a CLIP of transformers, or the id of one on the hub, such as openai/clip-vit-large-patch14"
@@ -46,7 +47,7 @@ def find(text: str, flag: str) -> Found:
         why = "that is a file" if os.path.isfile(path) else "no such folder"
         raise UserError(f"{label}: {why}; {INSTEAD}")
     there = hub.in_cache(text, FILES)
-    whole = there and (there / "config.json").exists() and any(there.glob("model*.safetensors"))
+    whole = there and all(any(there.glob(name)) for name in WHOLE)
     place = Place(label, there if whole else None, (text,), missed=str(path.absolute()))
     return check(label, hub.fetch(place, download, INSTEAD))
 

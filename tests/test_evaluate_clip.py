@@ -203,6 +203,7 @@ def test_weights_in_half_precision_are_computed_with_in_float32(tiny_clip, tmp_p
     folder = copied(tiny_clip, tmp_path)
     weights = {name: value.half() for name, value in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    changed(folder / "config.json", dtype="float16")
     model = clip.load(files.find(str(folder), "--clip"), torch.device("cpu")).model
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -284,6 +285,9 @@ def test_runs_with_and_without_a_truth_are_measured(toy_run, other_run, tiny_cli
     toy, other = report["runs"]
     assert {*evaluate.METRICS, "recognised"} <= toy.keys() and not {*evaluate.METRICS, "recognised"} & other.keys()
     assert set(toy["views"]) - set(other["views"]) == {"iou", "psnr"}
+    for row in report["runs"]:
+        rings = np.reshape(row["views"]["clip_similarity"], (3, 8))  # as the cameras stand in three rings
+        assert row["clip_spread"] == pytest.approx(rings.var(axis=1).mean() ** 0.5)
     for name in evaluate.OF_CLIP:
         mean = (toy[name] + other[name]) / 2
         assert report["summary"][name]["mean"] == pytest.approx(mean)
