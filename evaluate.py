@@ -1,6 +1,9 @@
-"""Measure finished toy-world runs against the truth: shape, colour, recognition, two-facedness.
+"""Measure finished runs: of the toy world against the truth, and of any prompt with a CLIP.
 
     python evaluate.py RUN [RUN ...]
+    python evaluate.py RUN [RUN ...] --clip MODEL
+
+Of runs whose prompts are of the toy world, the truth is known:
 
 IoU         overlap of the silhouettes: opacity above 1/2, in the result and in the truth
 PSNR        of the pictures against the true ones, dB, a mean over views; gain is over a blank picture
@@ -9,9 +12,16 @@ R-prec      share of views that a judge takes for the right object, and for the 
             below a roof
 Janus       how much more the back looks like a front to that judge than the true back does: 0 is perfect
 
-Views are 64x64 pixels, from cameras that no training and no video of a run uses. The truth stands
-before plain white, as test views of runs with plain backgrounds do. A learned background is measured
-against that same white. Nothing is aligned: a turned result counts as wrong.
+With --clip, of runs with any prompt:
+
+CLIP R-prec share of views whose most similar text is the prompt, among the prompts of the paper, of all runs given
+            and of --distractors; of the object, by the mean over its views
+similarity  of the views with the prompt, a cosine: its mean, its standard deviation over the azimuth (spread), and
+            that of the lowest and the highest view
+
+Views are 64x64 pixels, and for CLIP as large as the run's own. They are from cameras that no training and no
+video of a run uses. The truth stands before plain white, as test views of runs with plain backgrounds do. A
+learned background is measured against that same white. Nothing is aligned: a turned result counts as wrong.
 """
 
 from __future__ import annotations
@@ -22,9 +32,9 @@ refuse_missing()  # in one line, before the imports below would fail in a traceb
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -36,11 +46,14 @@ from my.seeds import numpy_rng
 from options.family import PoseConfig
 from options.found import Source, find_finished
 from options.trained import OF_RUNS
+from retrieval.measures import METRICS as OF_CLIP
 
 if TYPE_CHECKING:
     from asset import Asset
+    from retrieval.clip import Retrieval
     from toyworld.judge import Judge
 
+Summary = dict[str, dict[str, float | None]]  # {measure: what `bootstrap` returns}
 Scores = dict[str, np.ndarray]  # {question: the judge's log-probabilities (n, ...)}
 Pictures = tuple[np.ndarray, np.ndarray]  # (n, SIZE, SIZE, 3) in [0, 1], and silhouettes (n, SIZE, SIZE)
 
@@ -52,7 +65,8 @@ N_BOOTSTRAP, CONFIDENCE = 10000, 0.95
 FIGURE_VIEWS = {"front": (0, 82), "left side": (90, 82), "back": (180, 82), "overhead": (0, 20)}  # azimuth, v
 ZOOM = 2  # magnification of the figure
 MESH_SUBPIXELS = 4  # rays per pixel edge of the mesh's pictures
-REPORT = ("n_views", "judge", "summary", "runs")  # keys of a results file
+REPORT = ("n_views", "judge", "summary", "runs")  # keys of a results file; the judge is null where no run has a truth
+CLIP = "clip"  # another, with --clip
 METRICS = {
     "iou": "IoU",
     "psnr": "PSNR",
@@ -73,6 +87,14 @@ class EvaluateConfig(script.OnDevice):
     n_views: int = Field(24, ge=24, multiple_of=3, description="test views, in three rings")
     out: str = Field("results.json", description="JSON file of everything that was measured")
     figure: str | None = Field(None, description="PNG file of every run's views, each beside the truth")
+    clip: str | None = Field(
+        None,
+        description="measure with this CLIP, which takes runs of any prompt: its folder, or its id ORG/NAME on the hub",
+    )
+    distractors: str | None = Field(
+        None,
+        description="with --clip: text file of further texts, one per line, among which a view has to find its own",
+    )
     mesh: bool = Field(
         False, description="show in the figure also the mesh that export_mesh.py makes; this takes up to a minute a run"
     )
@@ -147,18 +169,29 @@ def true_views(color: str, obj: str, cameras: Sequence[pose.Camera]) -> Pictures
     return pictures.permute(0, 2, 3, 1).numpy(), maps[:, 4].numpy() / 255
 
 
-def result_views(asset: Asset, cameras: Sequence[pose.Camera]) -> Pictures:
-    """Return the pictures of a run and its opacities."""
+def views_of(asset: Asset, cameras: Sequence[pose.Camera], hw: int | None = None) -> list[np.ndarray]:
+    """Return the pictures (H, W, 3) of a run's test views, of the size that its training rendered unless given."""
+    shots = []
+    for camera in cameras:
+        picture, *_ = asset.view(camera, hw)
+        shots.append(picture)
+    return shots
+
+
+def result_views(asset: Asset, cameras: Sequence[pose.Camera], own: Sequence[np.ndarray] | None = None) -> Pictures:
+    """Return the pictures of a run and its opacities; `own` are its `views_of`, where these are there already."""
     import torch
 
     from sjc import resize
     from voxnerf.render import CHUNK
 
-    hw = None if asset.latent else SIZE  # a decoder gets the size that the training rendered
+    if not asset.latent:
+        own = views_of(asset, cameras, SIZE)
+    elif own is None:  # a decoder gets the size that the training rendered
+        own = views_of(asset, cameras)
     pictures, opacities = [], []
     with torch.no_grad():
-        for camera in cameras:
-            picture, *_ = asset.view(camera, hw)
+        for camera, picture in zip(cameras, own):
             x = torch.from_numpy(picture).permute(2, 0, 1)[None]
             pictures.append(resize(x, (SIZE, SIZE))[0].permute(1, 2, 0).numpy())
             opacities.append(asset.render(camera, SIZE, chunk=CHUNK).opacity.cpu().numpy())
@@ -178,6 +211,14 @@ def judge_views(judge: Judge, pictures: np.ndarray) -> Scores:
 # ---------------------------------------------------------------- one run
 
 
+class Job(NamedTuple):
+    """A run that is to be measured."""
+
+    name: str  # as it was given
+    found: Source
+    truth: tuple[str, str] | None  # colour and object of its prompt, None where that is not of the toy world
+
+
 def read_prompt(found: Source) -> tuple[str, str]:
     """Return the (color, object) of a run's prompt; raises UserError where that is not of the toy world."""
     from toyworld import parse_prompt
@@ -185,7 +226,54 @@ def read_prompt(found: Source) -> tuple[str, str]:
     try:
         return parse_prompt(found.cfg.texts.prompt)
     except ValueError as error:
-        raise UserError(f"{found.folder}: only runs of toy-world prompts have a truth: {error}") from None
+        raise UserError(
+            f"{found.folder}: only runs of toy-world prompts have a truth: {error}; any prompt is measured with --clip"
+        ) from None
+
+
+def read_any_prompt(found: Source) -> tuple[str, str] | None:
+    """Return what `read_prompt` does, None for a prompt with any word that is not of the toy world.
+
+    Raises UserError for a run that states no prompt.
+    """
+    from options.family import TEXTS
+    from toyworld import captions
+
+    prompt, cfg = f"{TEXTS}.prompt", found.cfg
+    if prompt not in cfg.chosen.reads:
+        raise UserError(
+            f"{found.folder}: models of --family {cfg.family} read no prompt, and --clip measures how far a result is "
+            "what its prompt says; leave this run out"
+        )
+    stated = (found.folder / script.FULL_CONFIG).exists() or any(map(cfg.where_asked, (prompt, "preset")))
+    if not stated:
+        raise UserError(f"{found.folder}: nothing states the prompt of this checkpoint; give it with --{prompt}")
+    try:
+        return captions.read_prompt(cfg.texts.prompt, f"--{prompt}")
+    except UserError:
+        return None
+
+
+def open_retrieval(cfg: EvaluateConfig, jobs: Sequence[Job]) -> Retrieval | None:
+    """Return the CLIP of the options with the texts that views are compared with, None where none is asked for.
+
+    Files are checked before heavy imports. Raises UserError for those that are missing or of another kind.
+    """
+    if cfg.clip is None:
+        return None
+    from retrieval import files, texts
+
+    others = [] if cfg.distractors is None else texts.read(cfg.distractors, "--distractors")
+    found = files.find(cfg.clip, "--clip")
+    from retrieval.clip import Retrieval, load
+
+    prompts = [job.found.cfg.texts.prompt for job in jobs]
+    return Retrieval(load(found, script.pick_device(cfg.device)), [*prompts, *texts.of_the_paper(), *others])
+
+
+def places(angles: np.ndarray) -> dict[str, list[float]]:
+    """Return where the cameras at angles (n, 2) are, in degrees, for a results file."""
+    return {"azimuth_deg": np.rad2deg(angles[:, 0]).tolist(), "v_deg": np.rad2deg(angles[:, 1]).tolist()}
 
 
 def compare(
@@ -216,42 +304,49 @@ def compare(
         "true_back_as_front": true_front,
         "truth_r_object": first_rank(best["object"], o),
         "truth_r_pair": first_rank(best["pair"], (c, o)),
-        "views": {
-            "azimuth_deg": np.rad2deg(angles[:, 0]).tolist(),
-            "v_deg": np.rad2deg(angles[:, 1]).tolist(),
-            "iou": overlap.tolist(),
-            "psnr": close.tolist(),
-        },
+        "views": places(angles) | {"iou": overlap.tolist(), "psnr": close.tolist()},
     }
 
 
-def measure(folder: str, found: Source, cfg: EvaluateConfig, judge: Judge) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Return (everything measured of a run, its row of the figure or None)."""
+def measure(
+    job: Job, cfg: EvaluateConfig, judge: Judge | None, retrieval: Retrieval | None
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Return (everything measured of a run, its row of the figure or None).
+
+    The judge is there where the run has a truth, and `retrieval` is there with --clip.
+    """
     from asset import load
 
-    color, obj = read_prompt(found)
-    asset = load(found, cfg.device)
+    asset = load(job.found, cfg.device)
     angles = test_angles(cfg.n_views)
     cameras = cameras_at(angles, asset.cfg.pose)
-    measures = compare(result_views(asset, cameras), true_views(color, obj, cameras), color, obj, angles, judge)
+    own = views_of(asset, cameras) if retrieval else None
+    measures: dict[str, Any] = {"views": places(angles)}
+    if job.truth:
+        assert judge is not None
+        views = result_views(asset, cameras, own)
+        measures = compare(views, true_views(*job.truth, cameras), *job.truth, angles, judge)
+    if retrieval and own:
+        of_clip = retrieval.measure(asset.cfg.texts.prompt, own, angles[:, 1])
+        measures = {**measures, **of_clip, "views": measures["views"] | of_clip["views"]}
     run = {
-        "run": str(folder),
+        "run": job.name,
         "prompt": asset.cfg.texts.prompt,
         "seed": asset.cfg.seed,
         "family": asset.cfg.family,
         "view_words": asset.cfg.pose.view_words,
         "n_steps": asset.cfg.n_steps,
     }
-    return run_dir.plain(run | measures), strip(asset, color, obj, cfg.mesh) if cfg.figure else None
+    return run_dir.plain(run | measures), strip(asset, job.truth, cfg.mesh) if cfg.figure else None
 
 
 # ---------------------------------------------------------------- what people read
 
 
-def strip(asset: Asset, color: str, obj: str, with_mesh: bool) -> np.ndarray:
+def strip(asset: Asset, truth: tuple[str, str] | None, with_mesh: bool) -> np.ndarray:
     """Return one row of the figure (H, W, 3) uint8: every view of FIGURE_VIEWS, each result beside its truth.
 
-    The mesh stands between both, where it is asked for.
+    The mesh stands between both, where it is asked for. `truth` is the colour and object, None where none is known.
     """
     from my.media import label, side_by_side, to_uint8
 
@@ -259,7 +354,8 @@ def strip(asset: Asset, color: str, obj: str, with_mesh: bool) -> np.ndarray:
     shown = {"": result_views(asset, cameras)[0]}
     if with_mesh:
         shown["mesh"] = mesh_views(asset, cameras)
-    shown["truth"] = true_views(color, obj, cameras)[0]
+    if truth:
+        shown["truth"] = true_views(*truth, cameras)[0]
     row = side_by_side(*(to_uint8(picture) for same_view in zip(*shown.values()) for picture in same_view))
     row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
     cfg = asset.cfg
@@ -268,6 +364,14 @@ def strip(asset: Asset, color: str, obj: str, with_mesh: bool) -> np.ndarray:
     names = [(n * i * edge + 4, text, "black") for i, text in enumerate(texts)]
     kinds = [((n * i + k) * edge + 90, kind, "gray") for i in range(len(texts)) for k, kind in enumerate(shown)]
     return np.concatenate([label(row.shape[1], *names, *kinds), row])
+
+
+def stacked(strips: Sequence[np.ndarray]) -> np.ndarray:
+    """Return rows of a figure (H, W, 3) uint8 below one another, shorter ones with white behind them."""
+    width = max(row.shape[1] for row in strips)
+    return np.concatenate(
+        [np.pad(row, [(0, 0), (0, width - row.shape[1]), (0, 0)], constant_values=255) for row in strips]
+    )
 
 
 def mesh_views(asset: Asset, cameras: Sequence[pose.Camera]) -> np.ndarray:
@@ -298,23 +402,32 @@ def labels(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def line(name: str, width: int, seed: int | str, values: dict[str, float]) -> str:
-    """Return one line of the table, its name padded to `width`; 0.000, never -0.000."""
-    numbers = (f"{round(values[k], 3) + 0.0:{len(head)}.3f}" for k, head in METRICS.items())
+def line(name: str, width: int, seed: int | str, values: dict[str, float], heads: Mapping[str, str]) -> str:
+    """Return one line of the table below `heads`, its name padded to `width`; 0.000, never -0.000."""
+    numbers = (f"{round(values[k], 3) + 0.0:{len(head)}.3f}" for k, head in heads.items())
     return f"{name:{width}} {seed:>4}  {'  '.join(numbers)}"
 
 
-def table(rows: Sequence[dict[str, Any]], summary: dict[str, dict[str, float | None]]) -> str:
-    """Return the results as aligned text: one line per run, then the mean and its confidence interval."""
+def table(rows: Sequence[dict[str, Any]], summary: Summary, heads: Mapping[str, str] = METRICS) -> str:
+    """Return the results as aligned text: one line per run, then the mean and its confidence interval.
+
+    `heads` is {measure: its heading}.
+    """
     names = labels(rows)
     width = max(24, *map(len, names))
-    lines = [f"{'prompt':{width}} seed  " + "  ".join(METRICS.values())]
-    lines += [line(name, width, row["seed"], row) for name, row in zip(names, rows)]
+    lines = [f"{'prompt':{width}} seed  " + "  ".join(heads.values())]
+    lines += [line(name, width, row["seed"], row, heads) for name, row in zip(names, rows)]
     for end, name in (("mean", "mean"), ("low", "95% interval, from"), ("high", "to")):
-        values = {k: value for k in METRICS if (value := summary[k][end]) is not None}
+        values = {k: value for k in heads if (value := summary[k][end]) is not None}
         if values:
-            lines.append(line(name, width, "", values))
+            lines.append(line(name, width, "", values, heads))
     return "\n".join(lines)
+
+
+def summarised(rows: Sequence[dict[str, Any]], names: Iterable[str]) -> Summary:
+    """Return {measure: its mean over the runs that have it, and the interval}, without measures that no run has."""
+    having = {name: [row[name] for row in rows if name in row] for name in names}
+    return run_dir.plain({name: bootstrap(values) for name, values in having.items() if values})
 
 
 # ---------------------------------------------------------------- files
@@ -325,6 +438,8 @@ def check_outputs(cfg: EvaluateConfig) -> None:
     for name, path in (("out", cfg.out), ("figure", cfg.figure)):
         if path is not None:
             run_dir.refuse_output(f"--{name}", path)
+    if cfg.distractors is not None and cfg.clip is None:
+        raise UserError(f"--distractors {cfg.distractors}: only --clip reads it; give --clip MODEL, or leave it out")
     if cfg.mesh and not cfg.figure:
         raise UserError("--mesh True: the mesh is shown in the figure; give --figure FILE.png too")
     if cfg.figure and Path(cfg.figure).suffix.lower() != ".png":
@@ -336,15 +451,24 @@ def check_outputs(cfg: EvaluateConfig) -> None:
 
 
 def is_report(path: str) -> bool:
-    """Return whether an earlier evaluate.py wrote the file at `path`: it is JSON with just the keys of REPORT."""
+    """Return whether an earlier evaluate.py wrote the file at `path`: it is JSON with the keys of REPORT, and CLIP."""
     try:
-        return set(plain_files.read_json(path)) == set(REPORT)
+        return set(plain_files.read_json(path)) - {CLIP} == set(REPORT)
     except (OSError, ValueError):
         return False
 
 
+def tell(rows: Sequence[dict[str, Any]], summary: Summary, accuracy: Any, retrieval: Retrieval | None) -> None:
+    """Print the tables; `accuracy` is the judge's."""
+    known = [row for row in rows if "iou" in row]
+    parts = [table(known, summary), judge_lines(accuracy, known)] if known else []
+    if retrieval:
+        parts += [table(rows, summary, OF_CLIP), retrieval.lines(rows)]
+    print(*parts, sep="\n\n")
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Measure runs; print a table, write JSON and on request a figure."""
+    """Measure runs; print tables, write JSON and on request a figure."""
     cfg = config.load(
         EvaluateConfig, argv, prog="evaluate.py", doc=__doc__, positional="runs", config_file=None, apart=OF_RUNS
     )
@@ -354,19 +478,22 @@ def main(argv: list[str] | None = None) -> None:
     from my.media import write_png
     from toyworld.judge import load
 
-    runs = [(folder, find_finished(folder, config.given_apart(cfg))) for folder in cfg.runs]
-    for _, found in runs:  # all of them are checked before the first is measured, which takes time
-        read_prompt(found)
+    found = {name: find_finished(name, config.given_apart(cfg)) for name in cfg.runs}
+    read = read_prompt if cfg.clip is None else read_any_prompt
+    jobs = [Job(name, found[name], read(found[name])) for name in cfg.runs]  # all, before the first is measured
     check_outputs(cfg)
-    judge, accuracy = load()
-    with tqdm(runs, desc="evaluate", unit="run") as bar:
-        rows, strips = zip(*(measure(folder, found, cfg, judge) for folder, found in bar))
-    summary = run_dir.plain({k: bootstrap([row[k] for row in rows]) for k in (*METRICS, "recognised")})
-    print(table(rows, summary), judge_lines(accuracy, rows), sep="\n\n")
-    report = dict(zip(REPORT, (cfg.n_views, accuracy, summary, list(rows))))
+    retrieval = open_retrieval(cfg, jobs)
+    judge, accuracy = load() if any(job.truth for job in jobs) else (None, None)
+    with tqdm(jobs, desc="evaluate", unit="run") as bar:
+        rows, strips = zip(*(measure(job, cfg, judge, retrieval) for job in bar))
+    summary = summarised(rows, (*METRICS, "recognised", *OF_CLIP))
+    tell(rows, summary, accuracy, retrieval)
+    report: dict[str, Any] = dict(zip(REPORT, (cfg.n_views, accuracy, summary, list(rows))))
+    if retrieval:
+        report[CLIP] = {"model": cfg.clip, "texts": retrieval.texts}
     run_dir.write_atomic(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if cfg.figure:
-        write_png(cfg.figure, np.concatenate(strips))
+        write_png(cfg.figure, stacked(strips))
 
 
 if __name__ == "__main__":

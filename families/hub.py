@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from families.family import WITHOUT, Place
+from families.family import Place
 from my.errors import STORAGE_HINTS, UserError, first_line
 
 OFFLINE = "no network, or the hub cannot be reached"
 GB = 1e9
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def fetch(place: Place, download: Callable[[str], Path], instead: str) -> Path:
     """Return the path of a checkpoint, which is downloaded first where `place` has no path.
 
     `download(repo)` returns the folder of a repository; what it raises counts as a reason why there is none.
-    `instead` says what a person can give instead. Raises UserError where no repository can be had, and OSError for a
+    `instead` says what a person can do instead. Raises UserError where no repository can be had, and OSError for a
     full disk and for missing permissions.
     """
     if place.path is not None:
@@ -30,9 +32,21 @@ def fetch(place: Place, download: Callable[[str], Path], instead: str) -> Path:
             if getattr(error, "errno", None) in STORAGE_HINTS:
                 raise
             reasons.append(f"{repo}: {reason(error)}")
-    raise UserError(
-        f"{place.flag}: nothing at {place.missed}; on the hub: {'; '.join(reasons)}; {instead}, or {WITHOUT}"
-    )
+    raise UserError(f"{place.flag}: nothing at {place.missed}; on the hub: {'; '.join(reasons)}; {instead}")
+
+
+def in_cache(repo: str, patterns: Sequence[str]) -> Path | None:
+    """Return the folder of a repository in the hub's cache on this machine, or None; it may lack some files.
+
+    `patterns` are of the names of the files that are needed.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
+        return None
 
 
 def reason(error: BaseException) -> str:

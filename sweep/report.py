@@ -58,7 +58,7 @@ def evaluated() -> dict[str, dict[str, str]]:
         report = plain_files.read_json(RESULTS, ["summary", "runs"])
         written = Path(RESULTS).stat().st_mtime
         rows = {Path(row["run"]).as_posix(): row for row in report["runs"]}
-        found = {name: {key: number(row[key]) for key in report["summary"]} for name, row in rows.items()}
+        found = {name: {key: number(row[key]) for key in report["summary"] if key in row} for name, row in rows.items()}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
     beats = {name: Path(name) / "heartbeat.json" for name in found}

@@ -24,7 +24,20 @@ SCRIPTS = {
     "replay",
     "reproduce",
 }
-METHOD = {"asset", "rules", "film", "mesh", "sjc", "sampling", "canvas", "sweep", "viewer", "pages", "rerun"}
+METHOD = {
+    "asset",
+    "retrieval",
+    "rules",
+    "film",
+    "mesh",
+    "sjc",
+    "sampling",
+    "canvas",
+    "sweep",
+    "viewer",
+    "pages",
+    "rerun",
+}
 DOMAIN = {"karras", "pose", "voxnerf", "toyworld", "families", "adapt"}
 MY_RANK, DOMAIN_RANK, OPTIONS_RANK, METHOD_RANK, SCRIPT_RANK, TOOL_RANK = range(6)
 FAMILIES = families.NAMES

@@ -100,7 +100,7 @@ def download(repo: str) -> Path:
 def make(run: FamilyConfig, found: Found, device: torch.device | str) -> DDPMAdapter:
     """Return the DDPM adapter of what `Options.check` found."""
     flag = found.place.flag
-    there = found.pipeline or pipeline.read(flag, hub.fetch(found.place, download, pipeline.INSTEAD))
+    there = found.pipeline or pipeline.read(flag, hub.fetch(found.place, download, f"{pipeline.INSTEAD}, or {WITHOUT}"))
     unet, scheduler = load(there)
     try:
         return DDPMAdapter(unet, scheduler, device, run.compile)

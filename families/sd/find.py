@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from families.family import WITHOUT, Place
+from families.hub import HUB_ID
 from families.sd import diffusers_folder, hub, lora_files, prompts
 from families.sd.lora_files import LoRA, expanded
 from my.env import ENV, data_root
@@ -29,7 +30,6 @@ PUBLISHED = {
 }  # (sd.variant, sd.v2_highres) -> published file under the data root of env.json, without its ending
 ENDINGS = (".ckpt", ".safetensors", "")  # "" is a diffusers folder
 URL = re.compile(r"https?://(?:(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?$)?", re.IGNORECASE)
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class Found(NamedTuple):

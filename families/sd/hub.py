@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from families import hub
-from families.family import Place
+from families.family import WITHOUT, Place
 from families.sd.diffusers_folder import PARTS, has_vocabulary
 from my.errors import note
 
@@ -41,20 +41,15 @@ def cached_place(place: Place) -> Place:
 
 def fetch(place: Place) -> Path:
     """Return the path of a checkpoint, as `families.hub.fetch` does."""
-    return hub.fetch(place, download, "give a folder or a file with --sd.checkpoint")
+    return hub.fetch(place, download, f"give a folder or a file with --sd.checkpoint, or {WITHOUT}")
 
 
 def cached(repo: str) -> Path | None:
     """Return the folder of a repository that is complete in the hub's cache on this machine, or None."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo, allow_patterns=FILES, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
-        return None
+    folder = hub.in_cache(repo, FILES)
     complete = (
-        all(list((folder / part).glob("*.json")) for part in PARTS)
+        folder is not None
+        and all(list((folder / part).glob("*.json")) for part in PARTS)
         and all(list((folder / part).glob("*.safetensors")) for part in NETWORKS)
         and has_vocabulary(folder / "tokenizer")
     )

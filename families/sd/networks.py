@@ -6,7 +6,6 @@ Every tensor of the file must have a place in the network, and every parameter o
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from families.family import WITHOUT
-from families.libraries import reason
+from families.libraries import reason, refuse_endless
 from families.sd import layout
 from families.sd.diffusers_folder import read_json
 from families.sd.layout import Source
@@ -43,7 +42,6 @@ OTHER_FORMATS = {
 UNUSED = re.compile(
     r"position_ids$|_projection\.|^vision_model\.|logit_scale$"
 )  # parameters of CLIP's other half, which Stable Diffusion does not use
-MAX_SETTING = 1_000_000  # a setting of a network may be this large, however few weights the network has
 
 
 # ---------------------------------------------------------------- single files
@@ -192,19 +190,6 @@ def refuse_quantised(files: Sequence[TensorFile]) -> None:
     names = [name for file in files for name in file.quantised(file.shapes) if not UNUSED.search(name)]
     if names:
         raise ValueError(f"quantised, which is not supported: {shown(names[0])}, ...: use plain weights")
-
-
-def refuse_endless(settings: Mapping[str, Any], files: Sequence[TensorFile]) -> None:
-    """Raise ValueError for settings of a network far larger than its weights, which would take forever to build."""
-    tensors = sum(len(file.shapes) for file in files)
-    most = max(MAX_SETTING, sum(math.prod(shape) for file in files for shape in file.shapes.values()))
-    for name, value in settings.items():
-        values = value if isinstance(value, list) else [value]
-        limit = tensors if "layers" in name else most
-        if len(values) > tensors or any(type(n) in (int, float) and not n <= limit for n in values):
-            raise ValueError(
-                f"{shown(name)}, {shown(value, 40)}, is beyond what weights of {several(tensors, 'tensor')} can be of"
-            )
 
 
 @contextlib.contextmanager
