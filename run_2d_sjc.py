@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 CHECK_EVERY = 50  # steps
+KEPT = 2  # checkpoints
 
 
 def read_config(argv: list[str] | None) -> CanvasConfig:
@@ -73,7 +74,7 @@ def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, t
     from canvas import optimise
     from my import checkpoint
 
-    newest = checkpoint.load_newest("ckpt", cfg.ckpt_keep)
+    newest = checkpoint.load_newest("ckpt", KEPT)
     canvases = newest[0] if newest else {}
     remedy = cfg.remedy(adapter.device.type)
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
@@ -86,7 +87,7 @@ def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, t
                 bar.update()
             worker.join()
             canvases[cell_name(setting)] = x[0].cpu()
-            checkpoint.save("ckpt", len(canvases), canvases, {})
+            checkpoint.save("ckpt", len(canvases), canvases, {}, KEPT)
     return canvases
 
 

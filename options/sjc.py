@@ -49,7 +49,10 @@ class SJCConfig(Checkpointed, FamilyConfig):
 
     lr: float = Field(0.05, gt=0, le=100, description="learning rate of the field (optimizer: Adamax)")
     lr_end: float = Field(
-        1.0, gt=0, le=1, description="share of the learning rates that is left in the last step; they fall exponentially"
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the learning rates that is left in the last step; they fall exponentially",
     )
     density_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the density; default --lr")
     bg_lr: float = Field(1e-4, ge=0, le=100, description="learning rate of the background texture")
@@ -192,7 +195,9 @@ class SJCConfig(Checkpointed, FamilyConfig):
                     f"--{name} must go up from its first to its second number, none below 0, got {low}, {high}"
                 )
         if self.score_clip is not None and not min(self.score_clip) > 0:
-            raise ValueError(f"--score_clip needs two numbers above 0, got {self.score_clip[0]:g}, {self.score_clip[1]:g}")
+            raise ValueError(
+                f"--score_clip needs two numbers above 0, got {self.score_clip[0]:g}, {self.score_clip[1]:g}"
+            )
         if self.sigma_anneal is not None and self.sigma_anneal <= self.sigma_range[0]:
             raise ValueError(
                 f"--sigma_anneal must lie above the first of --sigma_range, "

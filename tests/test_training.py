@@ -156,7 +156,10 @@ def test_latents_move_with_their_pictures():
     torch.testing.assert_close(autoencoder.moved(x, still, torch.zeros(2, 2)), x)
     torch.testing.assert_close(autoencoder.moved(x, still, moved)[..., :-2], x[..., 2:])
     torch.testing.assert_close(
-        autoencoder.moved(x, 2 * still, torch.zeros(2, 2)).mean((2, 3)), x[..., 4:12, 4:12].mean((2, 3)), atol=0.1, rtol=0
+        autoencoder.moved(x, 2 * still, torch.zeros(2, 2)).mean((2, 3)),
+        x[..., 4:12, 4:12].mean((2, 3)),
+        atol=0.1,
+        rtol=0,
     )
 
 

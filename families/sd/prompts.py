@@ -54,7 +54,7 @@ def refuse_unknown_words(told: Told, tokenizer_config: Mapping[str, Any]) -> Non
         if not unknown:
             continue
         if not any(w.isalnum() for w in unknown):
-            raise UserError(f"{option}: this model knows words, and no {' '.join(unknown)}; leave that out")
+            raise UserError(f"{option}: this model knows no {', '.join(map(repr, unknown))}; leave that out")
         raise UserError(
             f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
             f"{' '.join(known)}; for other words give --sd.checkpoint PATH or --sd.variant v1"
