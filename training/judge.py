@@ -23,8 +23,8 @@ from my.errors import run_main
 from my.run_dir import refuse_output, write_atomic
 from my.seeds import numpy_rng
 from toyworld import BACKGROUND_RANGE, COLORS, OBJECTS, compose, coverage_maps
-from toyworld.render import gaussian_blur
 from toyworld.judge import SIZE, WEIGHTS, Judge, hits, octant
+from toyworld.render import gaussian_blur
 
 FOV = (50.0, 60.0)
 RENDER_BATCH = 20
