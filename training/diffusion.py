@@ -158,8 +158,9 @@ def loss_at(
     index = torch.from_numpy(rng.integers(len(cache["z"]), size=cfg.batch))
     x0 = cache["z"][index].float()
     ids = tok(captions(cache, world, index, rng), padding="max_length", return_tensors="pt").input_ids
-    t = rng.integers(len(alphas_cumprod), size=cfg.batch)
-    t = torch.from_numpy(np.where(rng.random(cfg.batch) < SHARE_IN_3D, rng.integers(*ENTRIES_IN_3D, cfg.batch), t))
+    entries = rng.integers(len(alphas_cumprod), size=cfg.batch)
+    in_3d, those = rng.random(cfg.batch) < SHARE_IN_3D, rng.integers(*ENTRIES_IN_3D, cfg.batch)
+    t = torch.from_numpy(np.where(in_3d, those, entries))
     noise = torch.randn(x0.shape, generator=torch_rng(cfg.seed, step, "noise"))
     abar = alphas_cumprod[t][:, None, None, None]
     x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
