@@ -49,7 +49,10 @@ class SJCConfig(Checkpointed, FamilyConfig):
 
     lr: float = Field(0.05, gt=0, le=100, description="learning rate of the field (optimizer: Adamax)")
     lr_end: float = Field(
-        1.0, gt=0, le=1, description="share of the learning rates that is left in the last step; they fall exponentially"
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the learning rates that is left in the last step; they fall exponentially",
     )
     density_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the density; default --lr")
     bg_lr: float = Field(1e-4, ge=0, le=100, description="learning rate of the background texture")
@@ -122,7 +125,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
     bad_words: str = Field(
         "",
         description="words of bad pictures, which rules nfsd and bridge need, and csd may have; they need a model that "
-        "knows them",
+        "knows them, and ideal knows blurry, faded and foggy",
     )
     bridge_step: float = Field(0.5, ge=0, le=1, description="fraction of the run after which rule bridge has its own")
     var_red: bool = Field(
@@ -156,8 +159,8 @@ class SJCConfig(Checkpointed, FamilyConfig):
         """
         if self.rule in ("nfsd", "bridge") and not self.bad_words:
             raise UserError(
-                f"--rule {self.rule}: needs words of bad pictures, and a model that knows them, which no embedded one "
-                "does; give --bad_words and Stable Diffusion, or another --rule"
+                f"--rule {self.rule}: needs words of bad pictures, and a model that knows them; give --bad_words, such "
+                'as "blurry, foggy" with --family ideal, or another --rule'
             )
         found = super().check_files()
         if self.init is None and self.init_sha256 is not None:

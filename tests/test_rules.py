@@ -180,12 +180,6 @@ def test_rules_that_need_words(name):
         config(rule=name).check_files()
 
 
-@pytest.mark.parametrize("name", ["nfsd", "bridge", "csd"])
-def test_the_exact_score_knows_no_bad_words(name):
-    with pytest.raises(UserError, match="--bad_words: --family ideal knows no bad pictures; take a --rule that"):
-        config(rule=name, bad_words="ugly").check_files()
-
-
 def test_rules_that_need_a_text():
     adapter = Gaussian()
     adapter.free_guidance = False
