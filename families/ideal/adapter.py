@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import pose
-from adapt import PixelAdapter
+from adapt import PixelAdapter, posterior_mean
 from families.ideal.options import bad_words
 from families.ideal.pairs import AllPairs
 from families.ideal.pictures import Photographer, Pictures
@@ -61,16 +61,16 @@ class IdealAdapter(PixelAdapter):
     def pictures(self, view: int = ANY_VIEW, bad: int = 0) -> torch.Tensor:
         """Return the pictures (n, 3, H, W) of a condition (view, bad) whose prompt has an object."""
         if (view, bad) not in self._sets:
-            parts = []
-            for word in named(bad):
-                if word not in self._painted:
-                    self._painted[word] = self._paint(word)
-                parts += [
-                    self._painted[word][name] for name in (self.names if view == ANY_VIEW else [self.names[view]])
-                ]
-            y = torch.cat(parts).to(self.device, non_blocking=self.device.type == "cuda")
-            self._sets[view, bad] = y
+            names = self.names if view == ANY_VIEW else [self.names[view]]
+            y = torch.cat([self._by_view(word)[name] for word in named(bad) for name in names])
+            self._sets[view, bad] = y.to(self.device, non_blocking=self.device.type == "cuda")
         return self._sets[view, bad]
+
+    def _by_view(self, word: str) -> Pictures:
+        """Return the pictures of all views, bad by a word, on the host."""
+        if word not in self._painted:
+            self._painted[word] = self._paint(word)
+        return self._painted[word]
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
         """Return for each prompt a row of (B, 2) integers, on the host: which pictures, and how they are bad.
@@ -103,14 +103,7 @@ class IdealAdapter(PixelAdapter):
         """Return D(x, sigma) (3, H, W) of one x (3, H, W) for a condition (view, bad)."""
         if view == ANY_PAIR:
             return self.all_pairs.posterior_mean(x, sigma, named(bad))
-        return self._posterior_mean(x, sigma, self.pictures(view, bad))
-
-    @staticmethod
-    def _posterior_mean(x: torch.Tensor, sigma: float, y: torch.Tensor) -> torch.Tensor:
-        """Return the mean (3, H, W) of pictures y (n, 3, H, W), weighted by N(x; y_i, sigma^2 I)."""
-        rows = y.flatten(1)
-        distance = torch.linalg.vector_norm(rows - x.flatten(), dim=1)  # by |y|^2 - 2 xy + |x|^2 digits would cancel
-        return ((distance.square() / (-2 * sigma**2)).softmax(0) @ rows).view_as(x)
+        return posterior_mean(x, sigma, self.pictures(view, bad))
 
 
 def named(bad: int) -> list[str]:
