@@ -1,5 +1,7 @@
 """The exact score of the whole toy world, and of bad pictures: against sums over every picture."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,14 +70,15 @@ def test_mean_of_all_pairs_is_exact_to_rounding(maps, every, sigma, words):
 
 
 def test_no_digits_cancel_between_two_pictures():
-    """In float64 throughout, at little noise, in the middle of two pictures that differ: each has half the weight."""
+    """In float64 throughout, at little noise, between two pictures that differ: their weights are 1 to e, by hand."""
     maps = rendered(["duck"], [camera_at(0.7, 1.2), camera_at(0.8, 1.2)])
-    z = maps.double() / 255
-    red = torch.tensor(COLORS["red"], dtype=torch.float64)[:, None, None]
+    z, red = maps.double() / 255, torch.tensor(COLORS["red"], dtype=torch.float64)[:, None, None]
     on_white = F.interpolate(z[:, :1] * red + z[:, 1:4] + 1 - z[:, 4:], (SIZE, SIZE), mode="area")
-    x = (2 * on_white - 1).mean(0)
-    got = AllPairs(maps, SIZE, torch.device("cpu")).posterior_mean(x, LEVELS[0])
-    torch.testing.assert_close(got, x, rtol=0, atol=1e-9)
+    first, second = 2 * on_white - 1
+    apart, sigma = second - first, LEVELS[0]
+    x = (first + second) / 2 + sigma**2 / apart.square().sum() * apart
+    got = AllPairs(maps, SIZE, torch.device("cpu")).posterior_mean(x, sigma)
+    torch.testing.assert_close(got, first + math.e / (1 + math.e) * apart, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("word", ["", *DEGRADATIONS])
