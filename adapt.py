@@ -255,6 +255,16 @@ def denoised(x: torch.Tensor, sigma: float, out: torch.Tensor, prediction_type: 
     return x - sigma * out
 
 
+def posterior_mean(x: torch.Tensor, sigma: float, y: torch.Tensor) -> torch.Tensor:
+    """Return D(x, sigma) (C, H, W) where the data are the pictures y (n, C, H, W), equally likely.
+
+    It is their mean, weighted by N(x; y_i, sigma^2 I). Source: EDM, arXiv 2206.00364, appendix B.3.
+    """
+    rows = y.flatten(1)
+    distance = torch.linalg.vector_norm(rows - x.flatten(), dim=1)  # by |y|^2 - 2 xy + |x|^2 digits would cancel
+    return ((distance.square() / (-2 * sigma**2)).softmax(0) @ rows).view_as(x)
+
+
 def perp_neg(toward: torch.Tensor, away: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return toward - sum_i w_i (away_i - <away_i, toward> / |toward|^2 toward), (B, C, H, W).
 

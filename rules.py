@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from adapt import posterior_mean
 from my.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,6 +180,19 @@ def bridge(from_progress: float) -> Rule:
         return weight(at.sigma) * ask.scale * (d_c - d_bad) / at.sigma
 
     return rule
+
+
+def vsd_direction(D_s: torch.Tensor, x_sigma: torch.Tensor, xs: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Return w (D_s - D_q) / sigma (b, C, H, W): Variational Score Distillation, its own score known exactly.
+
+    D_q is the denoiser of the renderings of K fields by the same cameras, which are all that q has: no network has to
+    learn it. With K = 1 it is the rendering itself, and this is `sds`. Source: ProlificDreamer, arXiv 2305.16213.
+
+    D_s, x_sigma: (b, C, H, W) the guided denoised picture, and one field's perturbed rendering.
+    xs: (K, b, C, H, W) renderings of all fields.
+    """
+    D_q = torch.stack([posterior_mean(x, sigma, y) for x, y in zip(x_sigma, xs.unbind(1))])
+    return weight(sigma) * (D_s - D_q) / sigma
 
 
 # ---------------------------------------------------------------- two levels of noise

@@ -125,7 +125,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
     bad_words: str = Field(
         "",
         description="words of bad pictures, which rules nfsd and bridge need, and csd may have; they need a model that "
-        "knows them",
+        "knows them, and ideal knows blurry, faded and foggy",
     )
     score_clip: tuple[float, float] | None = Field(
         None,
@@ -164,8 +164,8 @@ class SJCConfig(Checkpointed, FamilyConfig):
         """
         if self.rule in ("nfsd", "bridge") and not self.bad_words:
             raise UserError(
-                f"--rule {self.rule}: needs words of bad pictures, and a model that knows them, which no embedded one "
-                "does; give --bad_words and Stable Diffusion, or another --rule"
+                f"--rule {self.rule}: needs words of bad pictures, and a model that knows them; give --bad_words, such "
+                'as "blurry, foggy" with --family ideal, or another --rule'
             )
         found = super().check_files()
         if self.init is None and self.init_sha256 is not None:

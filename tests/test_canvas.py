@@ -7,11 +7,10 @@ import torch
 import run_2d_sjc
 from adapt import PixelAdapter, make_adapter
 from canvas import noise_levels, optimise
-from families.ideal.adapter import IdealAdapter
 from my.errors import RunError, UserError, run_main
 from my.seeds import torch_rng
 from options.canvas import ANNEALED, UNIFORM, CanvasConfig, Setting
-from tiny import SIZE, Affine, NotANumber
+from tiny import SIZE, Affine, NotANumber, of_pictures
 
 EQ16 = Setting("1.5", True, 1, 0)
 
@@ -89,9 +88,9 @@ def test_noise_that_stays_on_the_canvas(var_red, sigma):
 def test_the_canvas_becomes_one_of_the_pictures(var_red):
     """Annealed, on the closed-form denoiser of six pictures, whatever the seed; and not always the same one."""
     y = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    adapter = IdealAdapter(["front view of"], SIZE, lambda: {"front view of": y})
-    cfg = CanvasConfig(init_std=1.0)
-    x = torch.stack([last(cfg, adapter, Setting(ANNEALED, var_red, 1, seed)) for seed in range(8)])
+    adapter = of_pictures({"front view of": y})
+    cfg = CanvasConfig(init_std=1.0, sd={"scale": 1})
+    x = torch.stack([last(cfg, adapter, Setting(ANNEALED, var_red, 1, seed), "a pig") for seed in range(8)])
     distance = (x[:, None] - y).abs().amax(dim=(2, 3, 4))  # (8, 6)
     assert distance.amin(dim=1).max() < 0.05  # of a range of 2
     assert len(set(distance.argmin(dim=1).tolist())) > 1

@@ -73,6 +73,7 @@ def test_flags_that_pages_name_are_there(page):
         "settings",
         "seeds",
         "preset",
+        "scales",
     }  # of doctor.py, benchmarks
     known |= {"check", "nproc_per_node", "dist"}  # of ruff, torchrun, pytest-xdist
     named = {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--([A-Za-z][\w.]*)", text_of(page))}

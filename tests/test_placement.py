@@ -203,7 +203,8 @@ def ddpm(_parts, device=CUDA):
 
 
 def ideal(_parts, device=CUDA):
-    return IdealAdapter(["front view of"], 8, lambda: {"front view of": torch.zeros(5, 3, 8, 8)}, device)
+    views, world = {"front view of": torch.zeros(5, 3, 8, 8)}, torch.zeros(2, 5, 16, 16, dtype=torch.uint8)
+    return IdealAdapter(views, 8, lambda word: views, lambda: world, device)
 
 
 @pytest.mark.parametrize("family", [sd, gddpm, ddpm, ideal])

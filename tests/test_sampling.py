@@ -12,11 +12,10 @@ import yaml
 
 import run_img_sampling
 from adapt import make_adapter
-from families.ideal.adapter import IdealAdapter
 from my.errors import RunError, UserError, run_main
 from options.sampling import SamplingConfig
 from sampling import draw, noise_levels
-from tiny import SIZE, Affine, NotANumber
+from tiny import SIZE, Affine, NotANumber, of_pictures
 
 ROOT = Path(run_img_sampling.__file__).parent
 
@@ -93,8 +92,8 @@ def test_samplers_options_matter(tiny_sd):
 def test_samples_of_the_exact_model_are_its_pictures(options):
     """From the closed-form denoiser of six pictures, each sample is one of them, and no one takes all."""
     y = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    adapter, cfg = IdealAdapter(["front view of"], SIZE, lambda: {"front view of": y}), SamplingConfig(**options)
-    x = last(cfg, adapter, range(24), "")
+    adapter, cfg = of_pictures({"front view of": y}), SamplingConfig(sd={"scale": 1}, **options)
+    x = last(cfg, adapter, range(24))
     distance = (x[:, None] - y).abs().amax(dim=(2, 3, 4))  # (24, 6)
     assert distance.amin(dim=1).max() < 1 / 255
     assert len(set(distance.argmin(dim=1).tolist())) >= 4

@@ -138,7 +138,9 @@ def test_marks_by_hand():
 
 def test_a_step_of_the_exact_score_is_measured(tmp_path, capsys, monkeypatch):
     """The whole command, with few pictures: a table, a file, and one JSON object in it."""
-    monkeypatch.setattr(step, "run_options", lambda model, *_: config(ideal={"n_cameras": 8}, vox={"grid_size": 8}))
+    monkeypatch.setattr(
+        step, "run_options", lambda model, *_: config(ideal={"n_cameras": 8}, vox={"grid_size": 8}, sd={"scale": 1})
+    )
     step.main(["--models", "ideal", "--repeats", "2", "--device", "cpu", "--out", str(tmp_path / "step.json")])
     report = json.loads((tmp_path / "step.json").read_text())
     assert "| ideal |" in capsys.readouterr().out

@@ -111,6 +111,11 @@ def degraded(
     if how == "faded":
         return 1 - FADED * (1 - pictures)
     assert how == "blurry", how
+    return blurred(pictures)
+
+
+def blurred(pictures: torch.Tensor) -> torch.Tensor:
+    """Return pictures or maps (n, C, H, W), blurred as blurry pictures are."""
     sigma = BLUR * pictures.shape[-1]
     return gaussian_blur(pictures, sigma, math.ceil(3 * sigma))
 
@@ -120,7 +125,7 @@ def gaussian_blur(pictures: torch.Tensor, sigma: float, reach: int) -> torch.Ten
 
     Beyond their edges pictures go on as they end.
     """
-    taps = torch.softmax(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2, 0)
+    taps = torch.softmax(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2, 0).to(pictures)
     n = pictures.shape[1]
     for shape, pad in (((1, 1, -1, 1), (0, 0, reach, reach)), ((1, 1, 1, -1), (reach, reach, 0, 0))):
         kernel = taps.view(shape).expand(n, -1, -1, -1)

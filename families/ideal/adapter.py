@@ -1,69 +1,89 @@
 """The ideal family: the exact denoiser of a finite set of pictures. It has no network and no weights.
 
 The set is the toy world's renders of the object in the prompt, by training cameras, on the plain light backgrounds. The
-view words of a prompt select among them.
+view words of a prompt select among them, and words of bad pictures make them bad. Without an object, the set is that of
+every object in every colour.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from tqdm import tqdm
 
 import pose
-from adapt import PLAIN_BACKGROUNDS, PixelAdapter
+from adapt import PixelAdapter, posterior_mean
+from families.ideal.options import bad_words
+from families.ideal.pairs import AllPairs
+from families.ideal.pictures import Photographer, Pictures
 from karras import scaled_linear_betas, sigmas_from_betas
 from my.errors import UserError
 from my.seeds import numpy_rng
-from toyworld import compose, coverage_maps
+from toyworld.words import DEGRADATIONS
 
 if TYPE_CHECKING:
     from families.ideal.options import Found
     from options.family import FamilyConfig
 
-Pictures = dict[str, torch.Tensor]  # {view prompt: (n, 3, size, size), RGB in [-1, 1]}
-
-RENDER_SIZE = 64
-RENDER_BATCH = 16
-ANY_VIEW = -1  # the condition of "", and of a prompt without view words
+ANY_VIEW, ANY_PAIR = -1, -2  # the conditions of a prompt without view words, and of one without an object
 
 
 class IdealAdapter(PixelAdapter):
     """D(x, sigma) = sum_i y_i N(x; y_i, sigma^2 I) / sum_i N(x; y_i, sigma^2 I) over pictures y_i.
 
-    `names` are the view prompts. `paint()` returns the pictures that each of them selects. It is called at the first
-    denoising, for a finished run needs no picture.
+    `names` are the view prompts. `paint(word)` returns the pictures that each of them selects, made bad by a word of
+    DEGRADATIONS, or by "" good ones. `world()` returns the coverage maps (n, 5, H, W) of every object. Both are called
+    when a denoising first needs them, for a finished run needs no picture.
     Source: EDM, arXiv 2206.00364, appendix B.3.
     """
 
     def __init__(
-        self, names: Iterable[str], size: int, paint: Callable[[], Pictures], device: torch.device | str = "cpu"
+        self,
+        names: Iterable[str],
+        size: int,
+        paint: Callable[[str], Pictures],
+        world: Callable[[], torch.Tensor],
+        device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        self.names, self.data_shape, self._paint = list(names), (3, size, size), paint
+        self.names, self.data_shape, self._paint, self._world = list(names), (3, size, size), paint, world
         self.sigmas = torch.as_tensor(sigmas_from_betas(scaled_linear_betas(0.00085, 0.012, 1000)))
+        self._painted: dict[str, Pictures] = {}
+        self._sets: dict[tuple[int, int], torch.Tensor] = {}
 
     @cached_property
-    def views(self) -> list[torch.Tensor]:
-        """Pictures (n_v, 3, H, W) per view prompt."""
-        pictures = self._paint()
-        return [pictures[name].to(self.device, non_blocking=self.device.type == "cuda") for name in self.names]
+    def all_pairs(self) -> AllPairs:
+        """The pictures of every object in every colour."""
+        return AllPairs(self._world(), self.data_shape[1], self.device)
 
-    @cached_property
-    def all_views(self) -> torch.Tensor:
-        """Pictures (n, 3, H, W) of all views."""
-        return torch.cat(self.views)
+    def pictures(self, view: int = ANY_VIEW, bad: int = 0) -> torch.Tensor:
+        """Return the pictures (n, 3, H, W) of a condition (view, bad) whose prompt has an object."""
+        if (view, bad) not in self._sets:
+            names = self.names if view == ANY_VIEW else [self.names[view]]
+            y = torch.cat([self._by_view(word)[name] for word in named(bad) for name in names])
+            self._sets[view, bad] = y.to(self.device, non_blocking=self.device.type == "cuda")
+        return self._sets[view, bad]
+
+    def _by_view(self, word: str) -> Pictures:
+        """Return the pictures of all views, bad by a word, on the host."""
+        if word not in self._painted:
+            self._painted[word] = self._paint(word)
+        return self._painted[word]
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
-        """Return the index (B,) of the view in each prompt, ANY_VIEW where it names no view, on the host.
+        """Return for each prompt a row of (B, 2) integers, on the host: which pictures, and how they are bad.
 
-        Raises UserError for a view of which there is no picture.
+        The first is the index of its view, ANY_VIEW where it names no view, ANY_PAIR where it names nothing. The second
+        has bit i where the prompt has word i of DEGRADATIONS. Raises UserError for a view of which there is no picture.
         """
-        return torch.tensor([self._view_index(p) for p in prompts])
+        return torch.tensor([self._condition(p) for p in prompts])
+
+    def _condition(self, prompt: str) -> tuple[int, int]:
+        found, others = bad_words(prompt)
+        bad = sum(1 << DEGRADATIONS.index(word) for word in found)
+        return self._view_index(prompt) if others else ANY_PAIR, bad
 
     def _view_index(self, prompt: str) -> int:
         view, of, _ = prompt.partition(" of ")
@@ -77,35 +97,18 @@ class IdealAdapter(PixelAdapter):
         return self.names.index(f"{view} of")
 
     def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
-        return torch.stack(
-            [
-                self._posterior_mean(xi, sigma, self.all_views if v == ANY_VIEW else self.views[v])
-                for xi, v in zip(x, cond.tolist())
-            ]
-        )
+        return torch.stack([self._mean(xi, sigma, *row) for xi, row in zip(x, cond.tolist())])
 
-    @staticmethod
-    def _posterior_mean(x: torch.Tensor, sigma: float, y: torch.Tensor) -> torch.Tensor:
-        """Return the mean (3, H, W) of pictures y (n, 3, H, W), weighted by N(x; y_i, sigma^2 I)."""
-        rows = y.flatten(1)
-        distance = torch.linalg.vector_norm(rows - x.flatten(), dim=1)  # by |y|^2 - 2 xy + |x|^2 digits would cancel
-        return ((distance.square() / (-2 * sigma**2)).softmax(0) @ rows).view_as(x)
+    def _mean(self, x: torch.Tensor, sigma: float, view: int, bad: int) -> torch.Tensor:
+        """Return D(x, sigma) (3, H, W) of one x (3, H, W) for a condition (view, bad)."""
+        if view == ANY_PAIR:
+            return self.all_pairs.posterior_mean(x, sigma, named(bad))
+        return posterior_mean(x, sigma, self.pictures(view, bad))
 
 
-def paint(color: str, obj: str, cameras: list[pose.Camera], size: int) -> Pictures:
-    """Return the pictures of an object, on every plain background, by the view prompts of the cameras."""
-    maps = torch.cat(
-        [
-            coverage_maps(obj, cameras[i : i + RENDER_BATCH], RENDER_SIZE)
-            for i in tqdm(range(0, len(cameras), RENDER_BATCH), desc="taking pictures", leave=False, disable=None)
-        ]
-    )
-    pictures = {}
-    for view in dict.fromkeys(c.view for c in cameras):
-        mine = maps[[c.view == view for c in cameras]]
-        y = torch.cat([compose(mine, color, background) for background in PLAIN_BACKGROUNDS])
-        pictures[view] = 2 * F.interpolate(y, (size, size), mode="area") - 1
-    return pictures
+def named(bad: int) -> list[str]:
+    """Return the words of DEGRADATIONS whose bits `bad` has, [""] for none: good pictures."""
+    return [word for i, word in enumerate(DEGRADATIONS) if bad >> i & 1] or [""]
 
 
 def make(run: FamilyConfig, found: Found, device: torch.device | str) -> IdealAdapter:
@@ -113,4 +116,5 @@ def make(run: FamilyConfig, found: Found, device: torch.device | str) -> IdealAd
     p, rng = run.pose, numpy_rng(run.seed, 0, "ideal/cameras")
     cameras = [pose.train_camera(rng, p.R, p.fov_range, p.view_words) for _ in range(found.n_cameras)]
     names = dict.fromkeys(c.view for c in cameras)
-    return IdealAdapter(names, p.rend_hw, partial(paint, found.color, found.object, cameras, p.rend_hw), device)
+    taker = Photographer(found.color, found.object, cameras, p.rend_hw)
+    return IdealAdapter(names, p.rend_hw, taker.paint, taker.world, device)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from families.family import Family
-from my.errors import UserError
+from my.errors import UserError, shown
 from toyworld.captions import read_prompt
+from toyworld.words import DEGRADATIONS
 
 if TYPE_CHECKING:
     from options.family import FamilyConfig
@@ -22,6 +23,12 @@ class Found(NamedTuple):
     n_cameras: int
 
 
+def bad_words(text: str) -> tuple[list[str], list[str]]:
+    """Return the words of a text that name bad pictures, each once, and the other words."""
+    words = text.lower().replace(",", " ").split()
+    return [w for w in DEGRADATIONS if w in words], [w for w in words if w not in DEGRADATIONS]
+
+
 class Options(Family):
     """The exact score of the toy world's pictures."""
 
@@ -31,14 +38,14 @@ class Options(Family):
     reads_in_2d = ("pose", "pose.view_words")  # the cameras of a run take its pictures
 
     def check(self, run: FamilyConfig) -> Found:
-        """Return what the run needs; raises UserError for a prompt outside the toy world, and for any bad words.
-
-        The exact score would take these for no text, or for the prompt.
-        """
-        if run.told().get("--bad_words"):
-            raise UserError(
-                "--bad_words: --family ideal knows no bad pictures; take a --rule that needs none, and leave it out"
-            )
+        """Return what the run needs; raises UserError for a prompt or words of bad pictures outside the toy world."""
+        for text in run.told().get("--bad_words", []):
+            found, others = bad_words(text)
+            if others or not found:
+                raise UserError(
+                    f"--bad_words {shown(text)!r}: --family ideal knows bad pictures by the words "
+                    f"{', '.join(DEGRADATIONS)} alone; give one or more of them"
+                )
         if run.pose.view_texts or run.pose.view_style == "suffix":
             raise UserError(
                 "--family ideal knows views by their prefix only: leave out --pose.view_style suffix and "
