@@ -35,12 +35,15 @@ VARIANTS: dict[str, list[str]] = {
     "": [],
     "_sjc_words": ["--pose.view_words", "sjc"],
     "_sides": ["--pose.view_words", "sides"],
-    "_no_var_red": ["--var_red", "False"],
+    "_no_var_red": ["--rule", "sjc", "--var_red", "False"],
 }
 RUN, FIT = "run_sjc.py", "benchmarks.ceiling"  # commands: a script, a module
 SETTINGS = {
-    preset + name: [RUN, "--preset", preset, *flags] for preset in ("ideal", "mini") for name, flags in VARIANTS.items()
-} | {f"{preset}_ceiling": [FIT, "--preset", preset] for preset in ("ideal", "mini")}
+    **{p + name: [RUN, "--preset", p, *flags] for p in ("ideal", "mini") for name, flags in VARIANTS.items()},
+    **{p: [RUN, "--preset", p] for p in ("ideal_best", "mini_best")},
+    **{f"{p}_ceiling": [FIT, "--preset", p] for p in ("ideal", "ideal_best", "mini", "mini_best")},
+    "ideal_sjc": [RUN, "--preset", "ideal", "--rule", "sjc"],
+}
 PROMPTS = [
     "a blue duck",
     "a green car",

@@ -23,8 +23,8 @@ from my.errors import RunError, UserError, run_main
 from my.run_dir import refuse_output, write_atomic
 
 RULES: dict[str, list[str]] = {
-    "sjc": [],
-    "sjc_eq15": ["--var_red", "False"],
+    "sjc": ["--rule", "sjc"],
+    "sjc_eq15": ["--rule", "sjc", "--var_red", "False"],
     "noiseless": ["--rule", "noiseless"],
     "sds": ["--rule", "sds"],
     "csd": ["--rule", "csd"],
