@@ -24,7 +24,7 @@ MAX_NUMBER = 100  # characters of a number or a date in YAML: longer ones take t
 
 def read_json(path: str | Path, keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the dict in the JSON file at `path`; ValueError where it lacks any of `keys`."""
-    return _mapping(parse_json(read_text(path, MAX_JSON)), keys)
+    return _mapping(parse_json(text_of(path, MAX_JSON)), keys)
 
 
 def read_yaml(path: str | Path, keys: Collection[str] = ()) -> dict[Any, Any]:
@@ -34,7 +34,7 @@ def read_yaml(path: str | Path, keys: Collection[str] = ()) -> dict[Any, Any]:
 
 def load_yaml(path: str | Path) -> Any:
     """Return the values in the YAML file at `path`, None if it is blank."""
-    return parse_yaml(read_text(path, MAX_YAML))
+    return parse_yaml(text_of(path, MAX_YAML))
 
 
 def parse_json(text: str) -> Any:
@@ -118,13 +118,13 @@ def first_repeated(names: Iterable[str]) -> str | None:
     return None
 
 
-def read_text(path: str | Path, most: int) -> str:
+def text_of(path: str | Path, most: int) -> str:
     """Return the text in the UTF-8 file at `path`; ValueError where it has more than `most` bytes, or is no UTF-8."""
     size = size_of(path)
     if size > most:
         raise ValueError(f"has {size} bytes, more than {most}")
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).text_of(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"is damaged: {first_line(error)}") from None
 

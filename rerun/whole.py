@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from my import checkpoint, config, plain_files, starts
 from my.errors import RunError, UserError, shown
 from my.run_dir import is_done, write_atomic
 from my.script import FULL_CONFIG
+from my.signals import Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +57,19 @@ def do_again(run: Path, command: str, folder: Path) -> None:
         write_atomic(given, options)
     if is_done(folder):
         return
-    done = subprocess.run([sys.executable, str(ROOT / command)], cwd=folder)
-    if done.returncode:
-        raise RunError(f"{command} ended with status {done.returncode} in {folder}; reproduce.py goes on from there")
+    status = attended([sys.executable, str(ROOT / command)], folder)
+    if status:
+        raise RunError(f"{command} ended with status {status} in {folder}; reproduce.py goes on from there")
+
+
+def attended(words: Sequence[str], folder: Path) -> int:
+    """Run a command in a folder, and return its exit status. A signal to this process is passed on, and it saves."""
+    with subprocess.Popen(words, cwd=folder, start_new_session=True) as child:  # one signal: a terminal's goes to all
+        try:
+            return child.wait()
+        except (Stopped, KeyboardInterrupt):
+            child.terminate()
+            raise
 
 
 def last_tensors(run: Path) -> dict[str, torch.Tensor]:

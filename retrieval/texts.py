@@ -39,7 +39,7 @@ def read(path: str, flag: str) -> list[str]:
     Raises UserError, which begins with `flag`, for a file that cannot be read, or that has no text.
     """
     try:
-        lines = plain_files.read_text(path, MAX_BYTES).splitlines()
+        lines = plain_files.text_of(path, MAX_BYTES).splitlines()
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror or error}; give a file with one text per line") from None
     except ValueError as error:

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,9 +48,9 @@ def in_process(monkeypatch, seed=None):
             patch.chdir(cwd)
             assert Path(words[1]).name == "run_sjc.py" and len(words) == 2
             run_sjc.main([] if seed is None else ["--seed", str(seed)])
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(whole, "subprocess", SimpleNamespace(run=start))
+    monkeypatch.setattr(whole, "attended", start)
 
 
 def test_the_same_command_gives_the_same_bits(run, here, monkeypatch, capsys):
@@ -58,7 +61,7 @@ def test_the_same_command_gives_the_same_bits(run, here, monkeypatch, capsys):
     assert out[-1].startswith(f"done: the field in {here / 'duck_again'} is the same as in {run}, bit for bit: ")
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert [line for line in out if "there" in line] == []  # nothing that bits depend on is another
-    monkeypatch.setattr(whole, "subprocess", None)  # it is finished
+    monkeypatch.setattr(whole, "attended", None)  # it is finished
     reproduce.main([str(run)])
 
 
@@ -71,12 +74,50 @@ def test_another_seed_gives_another_field(run, here, monkeypatch, capsys):
 
 
 def test_a_command_that_fails(run, here, monkeypatch):
-    failed = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=137))
-    monkeypatch.setattr(whole, "subprocess", failed)
+    monkeypatch.setattr(whole, "attended", lambda *_: 137)
     with pytest.raises(
         RunError, match="run_sjc.py ended with status 137 in .*duck_again; reproduce.py goes on from there"
     ):
         reproduce.main([str(run)])
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from my.errors import run_main
+from rerun.whole import attended
+
+run_main(lambda argv: attended([sys.executable, "child.py"], Path(".")), go_on=lambda: "start it again")
+"""
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    Path("saved").touch()
+    time.sleep(0.5)
+    Path("ended").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+print("there", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_the_run_saves_before_the_command_ends(tmp_path, number):
+    for name, text in (("parent.py", PARENT), ("child.py", CHILD)):
+        (tmp_path / name).write_text(text)
+    env = {**os.environ, "PYTHONPATH": str(whole.ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py"], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert parent.stdout.readline() == "there\n"
+    parent.send_signal(number)
+    _, told = parent.communicate(timeout=60)
+    assert parent.returncode == 128 + number and told.startswith("parent.py: stopped"), told
+    assert (tmp_path / "ended").exists()
 
 
 def test_what_cannot_be_done_again(run, here, monkeypatch):
