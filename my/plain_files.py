@@ -124,7 +124,7 @@ def text_of(path: str | Path, most: int) -> str:
     if size > most:
         raise ValueError(f"has {size} bytes, more than {most}")
     try:
-        return Path(path).text_of(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"is damaged: {first_line(error)}") from None
 
