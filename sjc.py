@@ -232,18 +232,24 @@ class SJC(Asset):
             return torch.cat(cond), None
         return torch.cat(cond), (torch.stack(away), to_device(np.array(weights, np.float32), self.adapter.device))
 
+    def ask(self, cameras: list[pose.Camera]) -> rules.Ask:
+        """Return the denoiser for the texts of b cameras."""
+        cond, negatives = self.conditions(cameras)
+        bad = torch.cat([self.bad[camera.view] for camera in cameras]) if self.bad else None
+        return rules.Ask(self.adapter, cond, self.uncond, self.cfg.texts.scale, negatives, bad)
+
+    def noise_of(self, i: int, draw: int = 0) -> torch.Tensor:
+        """Return the noise (b, C, H, W) of step `i`; `draw` counts the attempts at the step."""
+        return self._make_noise(i, 1, draw)[0] if draw else self.noise.of_step(i)
+
     @torch.no_grad()
     def gradient(
         self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int, draw: int = 0
     ) -> torch.Tensor:
         """Return the score that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views."""
-        noise = self._make_noise(i, 1, draw)[0] if draw else self.noise.of_step(i)
-        cond, negatives = self.conditions(cameras)
-        bad = torch.cat([self.bad[camera.view] for camera in cameras]) if self.bad else None
-        ask = rules.Ask(self.adapter, cond, self.uncond, self.cfg.texts.scale, negatives, bad)
         chance = numpy_rng(self.cfg.seed, i, "rule").uniform() if self.cfg.rule == "asd" else 0.0
         progress = i / self.cfg.n_steps
-        g = self.rule(ask, x, noise, rules.Moment(sigma, progress, chance))
+        g = self.rule(self.ask(cameras), x, self.noise_of(i, draw), rules.Moment(sigma, progress, chance))
         if self.cfg.score_clip is not None:
             g = rules.clipped(g, self.cfg.score_clip, progress)
         return g if self.cfg.batch_views == 1 else g / self.cfg.batch_views
