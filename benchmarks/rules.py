@@ -34,7 +34,6 @@ RULES: dict[str, list[str]] = {
     "ism": ["--rule", "ism"],
     "sdi": ["--rule", "sdi"],
 }
-WITH_BAD_WORDS = ("nfsd", "bridge")  # which --preset mini does not know
 IDEAL_SCALES = {"csd": 5.0, "nfsd": 5.0, "bridge": 5.0, "asd": 5.0}  # the preset's own 1 is no guidance
 TUNED_ON = ["a green castle", "a red chair"]
 MEASURED_ON = ["a purple castle", "a purple chair", "a blue duck", "a green car"]
@@ -59,7 +58,7 @@ class RulesConfig(config.Config):
     out: str = Field(description="folder to fill")
     preset: Literal["ideal", "mini"] = Field("ideal", description="model, field and cameras")
     rules: list[Literal[tuple(RULES)]] = Field(  # type: ignore[valid-type]  # its names are computed
-        [], description="rows of the table; default all, and with --preset mini those that need no bad words"
+        [], description="rows of the table; default all"
     )
     prompts: list[str] = Field(MEASURED_ON, min_length=1, description="texts to measure on")
     tuned_on: list[str] = Field(TUNED_ON, min_length=1, description="texts to tune on")
@@ -168,14 +167,7 @@ def document(cfg: RulesConfig, best: dict[str, Try], tries: dict[str, Numbers], 
 def main(argv: list[str] | None = None) -> None:
     """Tune and measure the rules, and write the tables."""
     cfg = config.load(RulesConfig, argv, prog="python -m benchmarks.rules", doc=__doc__, config_file=None)
-    known = [name for name in RULES if cfg.preset == "ideal" or name not in WITH_BAD_WORDS]
-    cfg.rules = cfg.rules or known
-    for name in cfg.rules:
-        if name not in known:
-            raise UserError(
-                f"--rules {name}: needs words of bad pictures, which --preset {cfg.preset} does not know; leave it "
-                "out, or give --preset ideal"
-            )
+    cfg.rules = cfg.rules or list(RULES)
     out = Path(cfg.out)
     if out.resolve().is_relative_to(ROOT):
         raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")

@@ -125,7 +125,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
     bad_words: str = Field(
         "",
         description="words of bad pictures, which rules nfsd and bridge need, and csd may have; they need a model that "
-        "knows them, and ideal knows blurry, faded and foggy",
+        "knows them; the embedded ones know blurry, faded and foggy",
     )
     score_clip: tuple[float, float] | None = Field(
         None,
@@ -165,7 +165,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
         if self.rule in ("nfsd", "bridge") and not self.bad_words:
             raise UserError(
                 f"--rule {self.rule}: needs words of bad pictures, and a model that knows them; give --bad_words, such "
-                'as "blurry, foggy" with --family ideal, or another --rule'
+                'as "blurry, foggy" with --preset ideal or mini, or another --rule'
             )
         found = super().check_files()
         if self.init is None and self.init_sha256 is not None:

@@ -44,7 +44,7 @@ def test_each_rule_is_measured_with_its_best_weight(plans, tmp_path, capsys):
     for name, runs in final.items():
         assert len(runs) == 2 * len(lab.MEASURED_ON)
         for folder, flags in runs.items():
-            assert flags[flags.index("--emptiness_weight") + 1] == f"{50 * BEST[name].factor:g}"
+            assert flags[flags.index("--emptiness_weight") + 1] == f"{lab.weight_of('ideal') * BEST[name].factor:g}"
             assert flags[flags.index("--sd.scale") + 1] == "1"
             assert ("--rule" in flags) == (name == "sds") and folder.parent.name == f"{name}_{BEST[name].factor:g}_s1"
     found = json.loads((tmp_path / "rules.json").read_text(encoding="utf-8"))
@@ -62,8 +62,8 @@ def test_the_guidance_is_tuned_too(plans, tmp_path, capsys, monkeypatch):
     for flags in runs.values():
         assert flags[flags.index("--sd.scale") + 1] == "3" and "blurry, foggy" in flags
     text = capsys.readouterr().out
-    assert "| bridge | 3 | 50 | 30.000" in text and "| bridge | 9 | 13.30 | 14.00 |" in text
-    assert set(lab.tries_of(lab.RulesConfig(out="", preset="mini"), "csd")) == {(f, 10.0) for f in lab.FACTORS}
+    assert "| bridge | 3 | 20 | 30.000" in text and "| bridge | 9 | 13.30 | 14.00 |" in text
+    assert set(lab.tries_of(lab.RulesConfig(out="", preset="mini"), "csd")) == {(f, 3.0) for f in lab.FACTORS}
 
 
 def test_default_rules(plans, tmp_path, monkeypatch):
@@ -74,14 +74,12 @@ def test_default_rules(plans, tmp_path, monkeypatch):
     assert {name.partition("_s")[2] for name in plans[0] if name.startswith("sds")} == {"1"}
     assert {name.partition("_s")[2] for name in plans[0] if name.startswith("csd")} == {"5"}
     lab.main(["--out", str(tmp_path), "--preset", "mini"])
-    assert {name.partition(" ")[0] for name in plans[2]} == set(lab.RULES) - {"nfsd", "bridge"}
+    assert {name.partition(" ")[0] for name in plans[2]} == set(lab.RULES)
 
 
 def test_what_cannot_be_measured(plans, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="lies in the project; give a folder outside it"):
         lab.main(["--out", str(lab.ROOT / "x")])
-    with pytest.raises(UserError, match="--rules nfsd: needs words of bad pictures, which --preset mini does not know"):
-        lab.main(["--out", str(tmp_path), "--preset", "mini", "--rules", "sjc,nfsd"])
     monkeypatch.setattr(lab, "make_runs", lambda plan, workers: {tmp_path / "a": "out of memory"})
     with pytest.raises(RunError, match=f"1 failed, such as {tmp_path / 'a'}: out of memory"):
         lab.main(["--out", str(tmp_path), "--rules", "sjc"])

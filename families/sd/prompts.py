@@ -57,5 +57,5 @@ def refuse_unknown_words(told: Told, tokenizer_config: Mapping[str, Any]) -> Non
             raise UserError(f"{option}: this model knows no {', '.join(map(repr, unknown))}; leave that out")
         raise UserError(
             f"{option}: this model has no word for {', '.join(map(repr, unknown))}; it knows: "
-            f"{' '.join(known)}; for other words give --sd.checkpoint PATH or --sd.variant v1"
+            f"{' '.join(w for w in known if w.isalnum())}; for other words give --sd.checkpoint PATH or --sd.variant v1"
         )
