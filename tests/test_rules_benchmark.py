@@ -46,10 +46,11 @@ def test_each_rule_is_measured_with_its_best_weight(plans, tmp_path, capsys):
         for folder, flags in runs.items():
             assert flags[flags.index("--emptiness_weight") + 1] == f"{lab.weight_of('ideal') * BEST[name].factor:g}"
             assert flags[flags.index("--sd.scale") + 1] == "1"
-            assert ("--rule" in flags) == (name == "sds") and folder.parent.name == f"{name}_{BEST[name].factor:g}_s1"
+            assert flags[flags.index("--rule") + 1] == name.partition("_")[0]
+            assert folder.parent.name == f"{name}_{BEST[name].factor:g}_s1"
     found = json.loads((tmp_path / "rules.json").read_text(encoding="utf-8"))
     assert found["best"] == {"sjc": {"factor": 3, "scale": 1}, "sds": {"factor": 0.1, "scale": 1}}
-    assert "| sds | 1 | 5 | 30.000 | 30.00 |" in capsys.readouterr().out
+    assert "| sds | 1 | 2 | 30.000 | 30.00 |" in capsys.readouterr().out
     assert "| sjc | 1 | 17.10 | 17.30 | 18.00 | 20.00 |" in (tmp_path / "rules.md").read_text(encoding="utf-8")
 
 
