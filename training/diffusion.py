@@ -2,7 +2,7 @@
 
     python -m training.diffusion
 
-This needs the autoencoder of `training.autoencoder`, and takes about 55 minutes on one CPU core. It can be stopped at
+This needs the autoencoder of `training.autoencoder`, and takes about 70 minutes on one CPU core. It can be stopped at
 any time; the same command continues from the newest checkpoint. `--export True` writes the averaged weights of the
 newest checkpoint without training further.
 """
@@ -40,7 +40,7 @@ ENTRIES_IN_3D, SHARE_IN_3D = (150, 970), 0.5  # of the noise table, which text t
 class DiffusionConfig(Config):
     """Options of the text encoder's and UNet's training."""
 
-    n_steps: int = Field(7000, gt=0, description="optimisation steps")
+    n_steps: int = Field(8000, gt=0, description="optimisation steps")
     batch: int = Field(32, gt=0, description="latents per step")
     lr: float = Field(8e-4, gt=0, description="peak learning rate")
     poses_per_object: int = Field(1200, gt=0, description="rendered poses of each object")
