@@ -74,6 +74,8 @@ def test_flags_that_pages_name_are_there(page):
         "seeds",
         "preset",
         "scales",
+        "n_fields",
+        "prompt",
     }  # of doctor.py, benchmarks
     known |= {"check", "nproc_per_node", "dist"}  # of ruff, torchrun, pytest-xdist
     named = {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--([A-Za-z][\w.]*)", text_of(page))}

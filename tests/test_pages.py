@@ -400,7 +400,9 @@ def test_a_page_that_cannot_be_written_costs_a_note_only(folder, capsys):
     (folder / PAGE).mkdir()
     cfg = config.read(SJCConfig, "full_config.yml")
     with Live(cfg) as live:
-        threading.Thread(target=live.refresh, args=(3,)).start()
+        other = threading.Thread(target=live.refresh, args=(3,))
+        other.start()
+    other.join()
     err = capsys.readouterr().err
     assert err.count("note: report.html is not written: ") == 1 and "--report False" in err
     Path("history.json").write_text("damaged\n{}\n")

@@ -163,8 +163,8 @@ def test_a_file_or_folder_that_states_nothing_is_asked(small, tmp_path, capsys):
     assert load(folder)["scheduler"].config.prediction_type == "v_prediction"
 
 
-class AsV(torch.nn.Module):
-    """The v-prediction network that an epsilon-prediction one is: v = sqrt(abar) eps - sqrt(1 - abar) x0."""
+class AsNoise(torch.nn.Module):
+    """The epsilon-prediction network that a v-prediction one is: eps = sqrt(abar) v + sqrt(1 - abar) x."""
 
     def __init__(self, unet, abar):
         super().__init__()
@@ -173,15 +173,15 @@ class AsV(torch.nn.Module):
     def forward(self, x, t, cond):
         self.asked = t
         out, a = self.unet(x, t, cond), self.abar[t].item()
-        out.sample = a**0.5 * out.sample - (1 - a) ** 0.5 * (x - (1 - a) ** 0.5 * out.sample) / a**0.5
+        out.sample = a**0.5 * out.sample + (1 - a) ** 0.5 * x
         return out
 
 
-def test_the_probe_tells_a_trained_network_from_its_v_form():
-    """The embedded miniature is trained on noise; rewritten as v, it answers with v."""
+def test_the_probe_tells_a_trained_network_from_its_noise_form():
+    """The embedded miniature is trained on v; rewritten as noise, it answers with noise."""
     parts = crafted.load(SDConfig(variant="mini", prompt="a blue duck"))
-    assert probe_prediction(parts) == "epsilon"
-    assert probe_prediction({**parts, "unet": AsV(parts["unet"], parts["scheduler"].alphas_cumprod)}) == "v_prediction"
+    assert probe_prediction(parts) == "v_prediction"
+    assert probe_prediction({**parts, "unet": AsNoise(parts["unet"], parts["scheduler"].alphas_cumprod)}) == "epsilon"
 
 
 def test_the_probe_of_a_schedule_that_ends_in_pure_noise():
@@ -189,9 +189,9 @@ def test_the_probe_of_a_schedule_that_ends_in_pure_noise():
     parts = crafted.load(SDConfig(variant="mini", prompt="a blue duck"))
     zero = DDIMScheduler(**layout.SCHEDULE, rescale_betas_zero_snr=True)
     parts = {**parts, "scheduler": zero}
-    assert zero.alphas_cumprod[-1] == 0 and probe_prediction(parts) == "epsilon"
-    unet = AsV(parts["unet"], zero.alphas_cumprod)
-    assert probe_prediction({**parts, "unet": unet}) == "v_prediction" and unet.asked == 998
+    assert zero.alphas_cumprod[-1] == 0 and probe_prediction(parts) == "v_prediction"
+    unet = AsNoise(parts["unet"], zero.alphas_cumprod)
+    assert probe_prediction({**parts, "unet": unet}) == "epsilon" and unet.asked == 998
 
 
 # ---------------------------------------------------------------- running averages

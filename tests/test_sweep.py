@@ -152,9 +152,9 @@ def test_names_are_fit_for_every_file_system(here):
 
 
 def test_a_config_file_in_the_folder_of_the_sweep_is_not_that_of_its_runs(here):
-    Path("config.yml").write_text("lr: 0.3\n")
+    Path("config.yml").write_text("lr: 0.9\n")
     (run,) = plan(options=TINY, axes={"seed": [0]}).runs
-    assert run.cfg.lr == SJCConfig().lr
+    assert run.cfg.lr == 0.3  # of the preset
 
 
 def test_values_with_signs_are_kept_in_names(here):
@@ -192,8 +192,8 @@ MISTAKES = [
         "s.yml: two runs with sd.prompt a duck, lr 0.1 have the same options",
     ),
     (
-        {"axes": {"seed": [0]}, "runs": [{"lr": 0.05}, {}], "options": TINY},
-        "s.yml: the runs lr0.05-seed0 and seed0 have the same options; leave one of them out",
+        {"axes": {"seed": [0]}, "runs": [{"lr": 0.3}, {}], "options": TINY},
+        "s.yml: the runs lr0.3-seed0 and seed0 have the same options; leave one of them out",
     ),
     ({"runs": [{}, {}], "options": TINY}, "s.yml: two runs with no options of their own have the same options"),
     ({"axes": {"seed": [1]}, "options": {"seed": 2}}, "s.yml: seed stands in axes and in options"),
@@ -272,12 +272,12 @@ def test_the_projects_folder_and_a_second_sweep_are_refused(here, no_cluster, mo
 def test_a_folder_of_other_options_is_refused(here, no_cluster):
     (run,) = plan(options=TINY, axes={"seed": [0]}).runs
     Path("seed0/ckpt/step_0000010").mkdir(parents=True)
-    config.write(run.cfg.model_copy(update={"lr": 0.3}), "seed0/full_config.yml")
-    with pytest.raises(UserError, match="seed0: holds a run with --lr 0.3, and this sweep has 0.05; move that folder"):
+    config.write(run.cfg.model_copy(update={"lr": 0.9}), "seed0/full_config.yml")
+    with pytest.raises(UserError, match="seed0: holds a run with --lr 0.9, and this sweep has 0.3; move that folder"):
         run_sweep.main(["s.yml"])
     config.write(run.cfg.model_copy(update={"device": "cpu"}), "seed0/full_config.yml")  # of the machine
     folder.refuse_others([run])
-    config.write(run.cfg.model_copy(update={"lr": 0.3}), "seed0/full_config.yml")
+    config.write(run.cfg.model_copy(update={"lr": 0.9}), "seed0/full_config.yml")
     Path("seed0/ckpt/step_0000010").rmdir()  # nothing is lost
     folder.refuse_others([run])
 

@@ -115,13 +115,14 @@ def latents(path: Path, vae: AutoencoderKL, world: dict[str, torch.Tensor], seed
             for name in (c for c, o in TRAIN_PAIRS if o == obj):
                 rng = numpy_rng(seed, 0, f"latents/{obj}/{name}")
                 for k, bad in enumerate(BAD):
-                    poses = torch.arange(k, world["maps"].shape[1], BAD_STRIDE if bad else 1)
-                    for some in poses.split(ENCODE_BATCH):
+                    poses = range(k, world["maps"].shape[1], BAD_STRIDE if bad else 1)
+                    for first in range(0, len(poses), ENCODE_BATCH):
+                        some = list(poses[first : first + ENCODE_BATCH])
                         maps = world["maps"][i][some]
                         x = dataset.paint(maps, torch.tensor(COLORS[name]).expand(len(maps), 3), rng, bad)
                         x = x.contiguous(memory_format=torch.channels_last)
                         z.append((vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]).half())
-                        rows += [(i, j, colors.index(name), k) for j in some.tolist()]
+                        rows += [(i, j, colors.index(name), k) for j in some]
         pose, color, bad = torch.tensor(rows).split((2, 1, 1), 1)
         columns = {"z": torch.cat(z), "pose": pose, "color": color[:, 0], "bad": bad[:, 0]}
         return {name: column.contiguous() for name, column in columns.items()}

@@ -62,7 +62,8 @@ class IdealAdapter(PixelAdapter):
         """Return the pictures (n, 3, H, W) of a condition (view, bad) whose prompt has an object."""
         if (view, bad) not in self._sets:
             names = self.names if view == ANY_VIEW else [self.names[view]]
-            y = torch.cat([self._by_view(word)[name] for word in named(bad) for name in names])
+            parts = [self._by_view(word)[name] for word in named(bad) for name in names]
+            y = parts[0] if len(parts) == 1 else torch.cat(parts)
             self._sets[view, bad] = y.to(self.device, non_blocking=self.device.type == "cuda")
         return self._sets[view, bad]
 
