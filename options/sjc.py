@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from options.found import Source
+
+
+Bound = Annotated[float, Field(gt=0, le=1e12)]  # of what is chained
 
 
 class VoxConfig(Config):
@@ -127,7 +130,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
         description="words of bad pictures, which rules nfsd and bridge need, and csd may have; they need a model that "
         "knows them; the embedded ones know blurry, faded and foggy",
     )
-    score_clip: tuple[float, float] | None = Field(
+    score_clip: tuple[Bound, Bound] | None = Field(
         None,
         description="bounds of what is chained, in the first and the last step, linear between: each number of it is "
         "cut to plus or minus the bound; by default nothing is cut",
@@ -194,10 +197,6 @@ class SJCConfig(Checkpointed, FamilyConfig):
                 raise ValueError(
                     f"--{name} must go up from its first to its second number, none below 0, got {low}, {high}"
                 )
-        if self.score_clip is not None and not min(self.score_clip) > 0:
-            raise ValueError(
-                f"--score_clip needs two numbers above 0, got {self.score_clip[0]:g}, {self.score_clip[1]:g}"
-            )
         if self.sigma_anneal is not None and self.sigma_anneal <= self.sigma_range[0]:
             raise ValueError(
                 f"--sigma_anneal must lie above the first of --sigma_range, "

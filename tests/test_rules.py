@@ -257,3 +257,9 @@ def test_scores_are_clipped_by_bounds_that_move_and_what_is_not_finite_stays():
     g = torch.tensor([-3.0, -1.0, 0.5, 2.0, torch.inf, -torch.inf])
     assert rules.clipped(g, (1.0, 3.0), 0.25).tolist() == [-1.5, -1.0, 0.5, 1.5, torch.inf, -torch.inf]
     assert rules.clipped(torch.tensor([torch.nan]), (1.0, 1.0), 0.5).isnan().all()
+
+
+@pytest.mark.parametrize("bounds", [(1.0, math.nan), (0.0, 1.0), (1.0, math.inf)])
+def test_bounds_that_are_no_positive_numbers_are_refused(bounds):
+    with pytest.raises(ValueError, match="score_clip"):
+        config(score_clip=bounds)
