@@ -247,8 +247,10 @@ def read(name: str, argv: list[str]) -> None:
         if name == "FilmConfig":
             config.refuse_unread(cfg, cfg.read_by)
     config.write(cfg, "written.yml")
-    if config.read(cls, "written.yml").model_dump() != cfg.model_dump():
-        raise Fault("what was written is read as something else")
+    there, here = (config.flat(each) for each in (config.read(cls, "written.yml"), cfg))
+    other = {key: (value, there.get(key)) for key, value in here.items() if there.get(key) != value}
+    if other:
+        raise Fault(f"what was written is read as something else: {other!r}")
 
 
 def command_line(data: st.DataObject) -> str:
