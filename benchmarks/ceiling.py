@@ -9,7 +9,6 @@ picture of each training camera: D(x, sigma) is that picture. What a real run la
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from my import script
 from my.errors import UserError, run_main
 from options.sjc import SJCConfig
 from rules import chained_gradient
-from run_sjc import train
+from run_sjc import read_config, train
 from sjc import SJC
 from toyworld import compose, coverage_maps
 from toyworld.captions import read_prompt
@@ -28,7 +27,6 @@ from toyworld.captions import read_prompt
 if TYPE_CHECKING:
     import pose
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE = 64  # edge of the true pictures, pixels
 
 
@@ -61,15 +59,7 @@ def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Fit a field in the current folder."""
-    cfg = script.read_config(
-        SJCConfig,
-        argv,
-        root=ROOT,
-        settle=SJCConfig.absolute,
-        prog="python -m benchmarks.ceiling",
-        doc=__doc__,
-        presets_dir=ROOT / "presets",
-    )
+    cfg = read_config(argv)
     if cfg.resume is True:
         raise UserError("--resume True: a fit is not continued; start it in an empty folder")
     script.begin(cfg, prepare, argv)
