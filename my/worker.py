@@ -8,6 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 
+def alone() -> None:
+    """Have PyTorch use no other thread for what the calling thread asks of it.
+
+    Otherwise a second set of OpenMP threads starts. Then both sets sleep between operations, and a small network on the
+    first one takes more than twice as long.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class Worker:
     """A thread that does jobs one after another, in the order in which they are given; a context manager.
 
@@ -19,7 +30,7 @@ class Worker:
     def __init__(self, most: int = 16) -> None:
         self.most, self.broken = most, False
         self.given: deque[Future[None]] = deque()
-        self.thread = ThreadPoolExecutor(1, "worker")
+        self.thread = ThreadPoolExecutor(1, "worker", initializer=alone)
 
     def put(self, job: Callable[..., object], *args: object) -> None:
         """Give it the job of calling `job(*args)`."""

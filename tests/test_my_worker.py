@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import torch
 
 from my.worker import Worker
 
@@ -78,3 +79,15 @@ def test_a_block_that_fails_keeps_its_own_error_and_leaves_no_job(error):
         worker.put(fail, OSError("hidden"))
         raise error
     assert done == [1] and not any(thread.name.startswith("worker") for thread in threading.enumerate())
+
+
+def test_jobs_take_no_threads_from_the_loop():
+    """One OpenMP thread for jobs, and as many as before for the thread that gives them."""
+    own, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        with Worker() as worker:
+            worker.put(lambda: seen.append(torch.get_num_threads()))
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(own)
