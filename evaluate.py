@@ -11,6 +11,8 @@ R-prec      share of views that a judge takes for the right object, and for the 
             out of all 72 pairs; the judge has seen true renders only; from overhead, some bodies hide
             below a roof
 Janus       how much more the back looks like a front to that judge than the true back does: 0 is perfect
+colour      mean absolute difference of the channels in [0, 1], over the pixels where both silhouettes are (error),
+            and how much larger the chroma is than the true one: largest less smallest channel (saturation)
 
 With --clip, of runs with any prompt:
 
@@ -31,6 +33,7 @@ from my.packages import refuse_missing
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +77,8 @@ METRICS = {
     "r_object": "R-prec object",
     "r_pair": "R-prec object+colour",
     "janus": "Janus",
+    "color_error": "colour error",
+    "saturation": "saturation",
 }
 
 
@@ -281,13 +286,15 @@ def compare(
 ) -> dict[str, Any]:
     """Return the measures of a result against the truth, both seen from `angles` (n, 2)."""
     from toyworld.judge import HEADS
-    from voxnerf.likeness import iou, picture_psnr
+    from voxnerf.likeness import colour_errors, iou, picture_psnr
 
     views, best = (judge_views(judge, pictures) for pictures, _ in (result, truth))
     c, o = HEADS["color"].index(color), HEADS["object"].index(obj)
     back = sees_back(angles)
     front, true_front = (front_probability(v["octant"][back]).mean() for v in (views, best))
-    blank, overlap = picture_psnr(np.ones_like(truth[0]), truth[0]), iou(result[1] > 0.5, truth[1] > 0.5)
+    solid, true_solid = result[1] > 0.5, truth[1] > 0.5
+    blank, overlap = picture_psnr(np.ones_like(truth[0]), truth[0]), iou(solid, true_solid)
+    color_error, saturation = colour_errors(result[0], truth[0], solid & true_solid)
     close = picture_psnr(result[0], truth[0])
     taken_for = HEADS["object"][views["object"].mean(axis=0).argmax()]
     return {
@@ -297,6 +304,8 @@ def compare(
         "r_object": first_rank(views["object"], o),
         "r_pair": first_rank(views["pair"], (c, o)),
         "janus": front - true_front,
+        "color_error": mean_of_numbers(color_error),
+        "saturation": mean_of_numbers(saturation),
         "recognised": taken_for == obj,
         "taken_for": taken_for,
         "blank_psnr": blank.mean(),
@@ -306,6 +315,12 @@ def compare(
         "truth_r_pair": first_rank(best["pair"], (c, o)),
         "views": places(angles) | {"iou": overlap.tolist(), "psnr": close.tolist()},
     }
+
+
+def mean_of_numbers(values: np.ndarray) -> float:
+    """Return the mean of the values (n,) that are numbers, NaN where none is."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if len(numbers) else math.nan
 
 
 def measure(
@@ -402,9 +417,13 @@ def labels(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def line(name: str, width: int, seed: int | str, values: dict[str, float], heads: Mapping[str, str]) -> str:
-    """Return one line of the table below `heads`, its name padded to `width`; 0.000, never -0.000."""
-    numbers = (f"{round(values[k], 3) + 0.0:{len(head)}.3f}" for k, head in heads.items())
+def line(name: str, width: int, seed: int | str, values: Mapping[str, float | None], heads: Mapping[str, str]) -> str:
+    """Return one line of the table below `heads`, its name padded to `width`; 0.000, never -0.000, and - for None."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"
+
+    numbers = (f"{number(values.get(k)):>{len(head)}}" for k, head in heads.items())
     return f"{name:{width}} {seed:>4}  {'  '.join(numbers)}"
 
 
@@ -418,15 +437,15 @@ def table(rows: Sequence[dict[str, Any]], summary: Summary, heads: Mapping[str, 
     lines = [f"{'prompt':{width}} seed  " + "  ".join(heads.values())]
     lines += [line(name, width, row["seed"], row, heads) for name, row in zip(names, rows)]
     for end, name in (("mean", "mean"), ("low", "95% interval, from"), ("high", "to")):
-        values = {k: value for k in heads if (value := summary[k][end]) is not None}
-        if values:
+        values = {k: summary[k][end] for k in heads if k in summary}
+        if any(value is not None for value in values.values()):
             lines.append(line(name, width, "", values, heads))
     return "\n".join(lines)
 
 
 def summarised(rows: Sequence[dict[str, Any]], names: Iterable[str]) -> Summary:
     """Return {measure: its mean over the runs that have it, and the interval}, without measures that no run has."""
-    having = {name: [row[name] for row in rows if name in row] for name in names}
+    having = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     return run_dir.plain({name: bootstrap(values) for name, values in having.items() if values})
 
 

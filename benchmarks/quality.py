@@ -65,6 +65,8 @@ COLUMNS = {
     "r_object": ("R-prec object", 3),
     "r_pair": ("R-prec object+colour", 3),
     "janus": ("Janus", 3),
+    "color_error": ("colour error", 3),
+    "saturation": ("saturation", 3),
 }  # measure -> heading, decimals
 
 

@@ -88,7 +88,7 @@ def test_cameras_keep_off_sector_centres_and_back_is_back():
 
 def test_the_truth_is_perfect(judge, duck):
     m = evaluate.compare(duck, duck, "blue", "duck", ANGLES, judge)
-    assert (m["iou"], m["psnr"], m["janus"]) == (1, MAX_PSNR, 0)
+    assert (m["iou"], m["psnr"], m["janus"], m["color_error"], m["saturation"]) == (1, MAX_PSNR, 0, 0, 0)
     assert m["r_pair"] == m["truth_r_pair"] > 0.9 and m["recognised"]
 
 
@@ -110,6 +110,33 @@ def test_a_blank_result_gains_nothing(judge, duck):
     blank = np.ones_like(duck[0]), np.zeros_like(duck[1])
     m = evaluate.compare(blank, duck, "blue", "duck", ANGLES, judge)
     assert (m["iou"], m["gain"]) == (0, 0)
+    assert math.isnan(m["color_error"]) and math.isnan(m["saturation"])  # it has no colour
+
+
+def test_colours_are_compared_where_both_silhouettes_are(judge, duck):
+    """A result whose red is 0.1 too large, and which knows half of the body; elsewhere it is black."""
+    pictures, solid = duck[0].copy(), duck[1].copy()
+    solid[:, :, 32:] = 0
+    pictures[:, :, 32:] = 0
+    pictures[..., 0] += 0.1
+    m = evaluate.compare((pictures, solid), duck, "blue", "duck", ANGLES, judge)
+    both = (solid > 0.5) & (duck[1] > 0.5)
+    chroma = [np.ptp(x, axis=3) for x in (pictures, duck[0])]
+    expected = np.mean([(chroma[0] - chroma[1])[k][both[k]].mean() for k in range(24) if both[k].any()])
+    assert m["color_error"] == pytest.approx(0.1 / 3) and m["saturation"] == pytest.approx(expected)
+
+
+def test_a_grey_copy_has_less_saturation(judge, duck):
+    grey = duck[0].mean(axis=3, keepdims=True).repeat(3, axis=3)
+    m = evaluate.compare((grey, duck[1]), duck, "blue", "duck", ANGLES, judge)
+    assert m["saturation"] < -0.3
+
+
+def test_what_no_run_has_is_a_dash_in_the_table():
+    rows = [{"run": "a", "prompt": "a red pig", "seed": 0} | dict.fromkeys(evaluate.METRICS, 0.5) | {"saturation": None}]
+    summary = evaluate.summarised(rows, evaluate.METRICS)
+    assert "saturation" not in summary
+    assert [text.split()[-2:] for text in evaluate.table(rows, summary).splitlines()[1:]] == [["0.500", "-"]] * 2
 
 
 # ---------------------------------------------------------------- whole runs
@@ -164,7 +191,7 @@ def test_rows_tell_runs_apart():
     summary = {k: {"mean": 0.5, "low": None, "high": None} for k in evaluate.METRICS}
     head, first, second, third, mean = evaluate.table(rows, summary).splitlines()
     assert first.startswith("a red pig (a/x)") and second.startswith("a red pig (b/x)") and "(" not in third
-    assert third.split() == ["a", "red", "pig", "2", *["0.500"] * 6] and mean.split() == ["mean", *["0.500"] * 6]
+    assert third.split() == ["a", "red", "pig", "2", *["0.500"] * 8] and mean.split() == ["mean", *["0.500"] * 8]
     assert len({line.index("0.500") for line in (first, second, third, mean)}) == 1
 
 

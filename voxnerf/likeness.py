@@ -34,6 +34,21 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1.0)
 
 
+def colour_errors(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (error, saturation) (n,) of the colours of pictures a against b (n, H, W, 3) in [0, 1].
+
+    error: mean absolute difference of channels.  saturation: mean chroma of a less that of b; above 0, a is more vivid.
+    Chroma is a pixel's largest channel less its smallest. Means are over the pixels of `where` (n, H, W) bool; both are
+    NaN for a picture without any.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    n = where.sum(axis=(1, 2))
+    with np.errstate(invalid="ignore"):
+        differences = np.abs(a - b).mean(axis=3), np.ptp(a, axis=3) - np.ptp(b, axis=3)
+        error, saturation = ((each * where).sum(axis=(1, 2)) / n for each in differences)
+    return error, saturation
+
+
 def ssim(a: torch.Tensor, b: torch.Tensor, usable: torch.Tensor | None = None) -> float:
     """Return the structural similarity of two images (H, W, 3) in [0, 1] (Wang et al. 2004); NaN below 11 pixels.
 
