@@ -154,7 +154,7 @@ def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str,
 def as_row(stats: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the statistics of a step as a row of history.json, and as the bar shows it."""
     row = {name: value for name, value in stats.items() if name != "masked"}
-    return row, {name: f"{float(value):.3g}" for name, value in row.items() if name != "retried"}
+    return row, {name: f"{float(value):.3g}" for name, value in row.items() if name not in ("calls", "retried")}
 
 
 def visualise(optimisation: SJC, step: int, worker: Worker) -> None:

@@ -139,7 +139,8 @@ class NotFinite(RunError):
 class SJC(Asset):
     """One optimisation: an asset, the score that shapes its field, its cameras and its optimizer.
 
-    `n_steps_taken` counts its steps. `left_out` knows those whose update was left out.
+    `n_steps_taken` counts its steps. `left_out` knows those whose update was left out. `n_calls` is how often the last
+    direction asked the network for a view.
     """
 
     def __init__(self, cfg: SJCConfig, adapter: ScoreAdapter, processes: Processes | None = None) -> None:
@@ -148,7 +149,7 @@ class SJC(Asset):
         refuse_unfit_options(cfg, adapter)
         super().__init__(cfg, adapter, new_field(cfg, adapter))
         self.optimizer = new_adamax(self.field, cfg)
-        self.rule = rules.make(cfg, adapter)
+        self.rule, self.n_calls = rules.make(cfg, adapter), 0
         self.uncond, self.cond, self.bad = self._embed_prompts()
         self.levels = adapter.sigmas.tolist()
         self.views = TrainRays(cfg, self.field, self.own)
@@ -249,7 +250,9 @@ class SJC(Asset):
         """Return the score that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views."""
         chance = numpy_rng(self.cfg.seed, i, "rule").uniform() if self.cfg.rule == "asd" else 0.0
         progress = i / self.cfg.n_steps
-        g = self.rule(self.ask(cameras), x, self.noise_of(i, draw), rules.Moment(sigma, progress, chance))
+        ask = self.ask(cameras)
+        g = self.rule(ask, x, self.noise_of(i, draw), rules.Moment(sigma, progress, chance))
+        self.n_calls = ask.n_calls
         if self.cfg.score_clip is not None:
             g = rules.clipped(g, self.cfg.score_clip, progress)
         return g if self.cfg.batch_views == 1 else g / self.cfg.batch_views
@@ -274,9 +277,10 @@ class SJC(Asset):
         return loss / cfg.batch_views
 
     def step(self, i: int) -> Stats:
-        """Take step `i`; return {sigma, score (RMS of the chained gradient), regulariser, opacity, masked}.
+        """Take step `i`; return {sigma, score (RMS of the chained gradient), regulariser, opacity, calls, masked}.
 
-        Where the score, the regulariser or the field's gradient is not finite, nothing changes, and `masked` is True.
+        `calls` counts evaluations of the network per view. Where the score, the regulariser or the field's gradient is
+        not finite, nothing changes, and `masked` is True.
         Nothing waits for the device, unless several processes share out the views: these wait for one another.
         """
         stats = self.apply(self.attempt(i))
@@ -313,6 +317,7 @@ class SJC(Asset):
             "score": score,
             "regulariser": loss,
             "opacity": opaque / (n_views * math.prod(opacity.shape[1:])),
+            "calls": self.n_calls,
             "masked": ~finite,
         }
 

@@ -10,18 +10,17 @@ broken, or was made from other options or another preset.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from benchmarks.warm import call, processes
 from my import config
 from my.errors import RunError, UserError, run_main
 from my.run_dir import read_heartbeat, refuse_output, write_atomic
@@ -86,21 +85,6 @@ class QualityConfig(config.Config):
 # ---------------------------------------------------------------- runs
 
 
-def call(command: Sequence[str], cwd: Path) -> str | None:
-    """Run one of the project's commands on one CPU thread; return None, or the last line of its errors if it failed."""
-    name = command[0]
-    launched = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
-    done = subprocess.run(
-        [sys.executable, *launched, *command[1:]],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return (lines[-1] if lines else f"exit status {done.returncode}") if done.returncode else None
-
-
 def recipe(command: list[str]) -> str:
     """Return what decides the result of a run, as text: its command, and the present text of its preset."""
     preset = ROOT / "presets" / f"{command[command.index('--preset') + 1]}.yml"
@@ -148,42 +132,37 @@ def jobs(cfg: QualityConfig) -> Plan:
     }
 
 
-def make_runs(plan: Plan, workers: int) -> dict[Path, str]:
-    """Make all runs of a plan, `workers` at a time; return {folder: error line} of those that failed."""
+def make_runs(plan: Plan, pool: Executor) -> dict[Path, str]:
+    """Make all runs of a plan; return {folder: error line} of those that failed."""
     from tqdm import tqdm
 
     failed = {}
-    pool = ThreadPoolExecutor(workers)
-    try:
-        futures = {
-            pool.submit(make_run, folder, command): folder for runs in plan.values() for folder, command in runs.items()
-        }
-        for future in tqdm(as_completed(futures), total=len(futures), desc="runs", unit="run"):
-            folder, error = futures[future], future.result()
-            if error:
-                failed[folder] = error
-                tqdm.write(f"{folder}: {error}", file=sys.stderr)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    futures = {
+        pool.submit(make_run, folder, command): folder for runs in plan.values() for folder, command in runs.items()
+    }
+    for future in tqdm(as_completed(futures), total=len(futures), desc="runs", unit="run"):
+        folder, error = futures[future], future.result()
+        if error:
+            failed[folder] = error
+            tqdm.write(f"{folder}: {error}", file=sys.stderr)
     return failed
 
 
-def evaluate_all(plan: Plan, failed: dict[Path, str], workers: int) -> dict[str, Report]:
+def evaluate_all(plan: Plan, failed: dict[Path, str], pool: Executor) -> dict[str, Report]:
     """Return {setting: report} over the runs that are not in `failed`; where evaluate.py fails, add it to `failed`."""
     from tqdm import tqdm
 
     whole = {setting: [folder for folder in runs if folder not in failed] for setting, runs in plan.items()}
     whole = {setting: runs for setting, runs in whole.items() if runs}
     reports: dict[str, Report] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda runs: evaluate(runs[0].parent, runs), whole.values())
-        for (setting, runs), (report, error) in tqdm(
-            zip(whole.items(), results), total=len(whole), desc="evaluate", unit="setting"
-        ):
-            if report is not None:
-                reports[setting] = report
-            else:
-                failed[runs[0].parent / "evaluate.py"] = str(error)
+    results = pool.map(evaluate, [runs[0].parent for runs in whole.values()], whole.values())
+    for (setting, runs), (report, error) in tqdm(
+        zip(whole.items(), results), total=len(whole), desc="evaluate", unit="setting"
+    ):
+        if report is not None:
+            reports[setting] = report
+        else:
+            failed[runs[0].parent / "evaluate.py"] = str(error)
     return reports
 
 
@@ -202,6 +181,7 @@ def measured(out: Path, runs: list[Path]) -> Report | None:
     try:
         report = json.loads(out.read_text(encoding="utf-8"))
         same = [run["run"] for run in report["runs"]] == [str(folder) for folder in runs]
+        same = same and all(COLUMNS.keys() <= run.keys() for run in report["runs"])
         youngest = max((folder / "heartbeat.json").stat().st_mtime for folder in runs)
     except (OSError, ValueError, KeyError):
         return None
@@ -216,10 +196,17 @@ def number(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-def cell(interval: dict[str, Any], decimals: int) -> str:
-    """Return e.g. "0.95 ± 0.01": a mean, and half of its 95% interval where there is an interval."""
-    mean, low, high = (interval[k] for k in ("mean", "low", "high"))
-    return number(mean, decimals) + ("" if low is None else f" ± {(high - low) / 2:.{decimals}f}")
+def mean(values: Sequence[float], decimals: int) -> str:
+    """Return the mean of values as text, - where there is none."""
+    return number(sum(values) / len(values), decimals) if values else "-"
+
+
+def cell(interval: dict[str, Any] | None, decimals: int) -> str:
+    """Return e.g. "0.95 ± 0.01": a mean, and half of its 95% interval where there is one; - where no run has any."""
+    if interval is None:
+        return "-"
+    middle, low, high = (interval[k] for k in ("mean", "low", "high"))
+    return number(middle, decimals) + ("" if low is None else f" ± {(high - low) / 2:.{decimals}f}")
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -231,7 +218,7 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def settings_table(reports: dict[str, Report]) -> str:
     """Return the table of settings: mean over runs, and half of the 95% bootstrap interval."""
     rows = [
-        [setting, str(len(report["runs"])), *(cell(report["summary"][k], d) for k, (_, d) in COLUMNS.items())]
+        [setting, str(len(report["runs"])), *(cell(report["summary"].get(k), d) for k, (_, d) in COLUMNS.items())]
         for setting, report in reports.items()
     ]
     return markdown(["setting", "runs", *(name for name, _ in COLUMNS.values())], rows)
@@ -243,7 +230,7 @@ def prompts_table(report: Report) -> str:
     for run in report["runs"]:
         by_prompt.setdefault(run["prompt"], []).append(run)
     rows = [
-        [prompt, *(number(sum(run[k] for run in runs) / len(runs), d) for k, (_, d) in COLUMNS.items())]
+        [prompt, *(mean([run[k] for run in runs if run[k] is not None], d) for k, (_, d) in COLUMNS.items())]
         for prompt, runs in by_prompt.items()
     ]
     return markdown(["prompt", *(name for name, _ in COLUMNS.values())], rows)
@@ -286,8 +273,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("quality.md", "quality.json"):
         refuse_output("--out", out / name)
     plan = jobs(cfg)
-    failed = make_runs(plan, cfg.workers)
-    reports = evaluate_all(plan, failed, cfg.workers)
+    with processes(cfg.workers) as pool:
+        failed = make_runs(plan, pool)
+        reports = evaluate_all(plan, failed, pool)
     text = document(cfg, reports, failed)
     write_atomic(out / "quality.md", text)
     results = {"settings": reports, "failed": {str(what): error for what, error in failed.items()}}

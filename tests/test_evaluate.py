@@ -285,7 +285,7 @@ def test_quality_reports_what_failed(tmp_path):
     cfg = quality.QualityConfig(out=str(tmp_path), settings=["ideal"], seeds=[0, 1], n_steps=9)
     text = quality.document(cfg, {}, {tmp_path / "ideal" / "a_blue_duck_0": error})
     assert "python -m benchmarks.quality --out FOLDER --settings ideal --seeds 0,1 --n_steps 9\n" in text
-    assert "ideal/a_blue_duck_0: run_sjc.py: --preset: no preset" in text
+    assert "ideal/a_blue_duck_0: --preset: no preset" in text
 
 
 def test_quality_measures_again_only_what_changed(tmp_path):
@@ -294,7 +294,11 @@ def test_quality_measures_again_only_what_changed(tmp_path):
         folder.mkdir()
         (folder / "heartbeat.json").touch()
     assert quality.measured(out, runs) is None
+    rows = [{"run": str(folder)} | dict.fromkeys(quality.COLUMNS, 0) for folder in runs]
     out.write_text(json.dumps({"runs": [{"run": str(folder)} for folder in runs]}))
+    os.utime(out, (2e9, 2e9))
+    assert quality.measured(out, runs) is None  # of an earlier version, which measured less
+    out.write_text(json.dumps({"runs": rows}))
     os.utime(out, (2e9, 2e9))
     assert quality.measured(out, runs) is not None
     assert quality.measured(out, runs[:1]) is None
@@ -332,6 +336,11 @@ def test_quality_table_by_hand():
     head, _, row = quality.settings_table({"ideal": report}).splitlines()
     assert head.startswith("| setting | runs | IoU |") and row.startswith("| ideal | 2 | 0.500 ± 0.150 |")
     assert quality.prompts_table(report).splitlines()[2].startswith("| a red pig | 0.500 | 0.50 |")
+    del summary["saturation"]
+    for each in runs:
+        each["saturation"] = None
+    assert quality.prompts_table(report).endswith("0.500 | - |")
+    assert quality.settings_table({"ideal": report}).endswith("| - |")
 
 
 def test_outputs_are_checked_before_anything_is_measured(tmp_path, monkeypatch):

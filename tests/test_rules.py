@@ -237,7 +237,8 @@ def test_a_run_by_each_rule(name):
     for _ in range(2):
         optimisation = SJC(config(rule=name, batch_views=2, **words), Affine())
         for i in range(6):
-            assert not optimisation.step(i)["masked"]
+            stats = optimisation.step(i)
+            assert not stats["masked"] and stats["calls"] == optimisation.n_calls >= 2
         fields.append(optimisation.field.color.detach())
     assert torch.equal(*fields)
     assert not torch.equal(fields[0], SJC(config(), Affine()).field.color)

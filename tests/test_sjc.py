@@ -405,7 +405,7 @@ def test_checkpoint_of_another_field_is_refused(tmp_path):
 def test_optimise_yields_steps_and_statistics():
     steps = list(optimise(new(), first_step=2))
     assert [step for step, _ in steps] == [3, 4, 5, 6]
-    assert all(set(stats) == {"sigma", "score", "regulariser", "opacity", "masked"} for _, stats in steps)
+    assert all(set(stats) == {"sigma", "score", "regulariser", "opacity", "calls", "masked"} for _, stats in steps)
     assert all(0 <= stats["opacity"] <= 1 for _, stats in steps)
 
 

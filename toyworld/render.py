@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import reduce
@@ -20,6 +22,8 @@ LIGHT = (-0.45, 0.80, 0.40)  # direction towards the light, fixed in world space
 AMBIENT = 0.35
 MAX_STEPS, STEP_SCALE, HIT = 96, 0.9, 1e-3
 BACKGROUND_RANGE = (0.75, 1.0)  # of the random light backgrounds in training data
+
+KEPT = 1024  # results of `coverage_maps`: several runs in one process have the same cameras and objects
 
 BLUR = 0.04  # standard deviation of the Gaussian of blurry pictures, in edges of the picture
 FADED, FOGGY = 0.4, 0.4  # what is left of the contrast to white; of the object's opacity
@@ -62,8 +66,27 @@ def coverage_maps(obj: str, cameras: Sequence[Camera], size: int = 64, subpixels
     """Return the maps (n, 5, size, size) uint8 of an object from n cameras, which `compose` colours.
 
     Channels: shaded coverage of the body, shaded accents (3, RGB), coverage of the whole object. `subpixels` is the
-    number of rays per pixel edge.
+    number of rays per pixel edge. The maps are kept for the next call with such cameras: do not write to them.
     """
+    return _traced(obj, Places(cameras), size, subpixels)
+
+
+class Places(tuple[Camera, ...]):
+    """Cameras as a key: equal where they see the same."""
+
+    def seen(self) -> bytes:
+        """Return what decides the pictures."""
+        return b"".join(np.append(camera.c2w, camera.fov).tobytes() for camera in self)
+
+    def __hash__(self) -> int:
+        return hash(self.seen())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places) and self.seen() == other.seen()
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _traced(obj: str, cameras: Places, size: int, subpixels: int) -> torch.Tensor:
     rays = [pixel_rays(size, size, c.K(size, size), c.c2w, subpixels) for c in cameras]
     rays_o, rays_d = (torch.cat(r) for r in zip(*rays))
     t = _trace(obj, rays_o, rays_d)
