@@ -2,54 +2,73 @@
 
     python -m benchmarks.rules --out FOLDER --preset ideal
 
-For each rule the weight of the emptiness loss is tuned first, and with --scales the guidance, on prompts that are not
-measured. Every rule gets the same number of tries. Then it is measured on other prompts. It leaves FOLDER/rules.md and
-rules.json, and all runs. It can be stopped at any time: the same command keeps what is finished.
+Each rule is tuned first, on prompts that are not measured: the weight of the emptiness loss, then the guidance, then
+the learning rate. All rules get the same number of tries. Then they are measured on other prompts, at equal calls of
+the network and at equal steps, and the best of them on all prompts. The last row is the photometric ceiling: the same
+field, fitted to the truth. It leaves FOLDER/rules.md, rules.json and rules.png, and all runs. It can be stopped at any
+time: the same command keeps what is finished.
 """
 
 from __future__ import annotations
 
 import json
-from itertools import product
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field
 
-from benchmarks.quality import COLUMNS, ROOT, RUN, Plan, cell, evaluate_all, make_runs, markdown
+from benchmarks.quality import COLUMNS, FIT, PROMPTS, ROOT, RUN, Plan, cell, evaluate_all, make_runs, markdown
+from benchmarks.warm import processes
 from my import config
 from my.errors import RunError, UserError, run_main
+from my.media import labelled_grid, write_png
 from my.run_dir import refuse_output, write_atomic
 
+if TYPE_CHECKING:
+    import numpy as np
+
+BAD = ["--bad_words", "blurry, foggy"]
 RULES: dict[str, list[str]] = {
     "sjc": ["--rule", "sjc"],
     "sjc_eq15": ["--rule", "sjc", "--var_red", "False"],
     "noiseless": ["--rule", "noiseless"],
     "sds": ["--rule", "sds"],
     "csd": ["--rule", "csd"],
-    "nfsd": ["--rule", "nfsd", "--bad_words", "blurry, foggy"],
-    "bridge": ["--rule", "bridge", "--bad_words", "blurry, foggy"],
+    "csd_bad": ["--rule", "csd", *BAD],
+    "nfsd": ["--rule", "nfsd", *BAD],
+    "bridge": ["--rule", "bridge", *BAD],
     "asd": ["--rule", "asd"],
     "ism": ["--rule", "ism"],
     "sdi": ["--rule", "sdi"],
+    "sjc_all_levels": ["--rule", "sjc", "--sigma_anneal", "none"],
+    "sds_clip": ["--rule", "sds", "--score_clip", "0.5,0.1"],
+    # "sjc_surface": ["--rule", "sjc", "--noise", "surface"],
 }
-IDEAL_SCALES = {"csd": 5.0, "nfsd": 5.0, "bridge": 5.0, "asd": 5.0}  # the preset's own 1 is no guidance
-TUNED_ON = ["a green castle", "a red chair"]
-MEASURED_ON = ["a purple castle", "a purple chair", "a blue duck", "a green car"]
-FACTORS = [0.1, 0.3, 1.0, 3.0]  # of the preset's weight of the emptiness loss
+CEILING = "ceiling"
+PLAIN = "sjc"
+TUNED_ON = ["a green castle", "a red chair", "a yellow duck", "a blue car"]
+MEASURED_ON = ["a purple castle", "a purple chair", "a blue duck", "a green car", "a red burger", "a yellow rocket"]
+FACTORS = [1.0, 0.3, 3.0]  # of the preset's weight of the emptiness loss
+SCALES = {"ideal": [1.0, 3.0, 10.0], "mini": [3.0, 1.5, 10.0]}  # guidances
+RATES = [1.0, 0.5, 2.0]  # factors of the preset's learning rate
+VIEW_DEG = (30.0, 75.0)  # azimuth and elevation draw of the pictures
+PLAIN_CALLS = 2  # of the network per view: those of a guided rule
 
 Numbers = dict[str, Any]  # {measure: interval} of evaluate.py
 
 
 class Try(NamedTuple):
-    """What is tuned: a factor of the preset's weight of the emptiness loss, and a guidance."""
+    """What is tuned: factors of the preset's weight of the emptiness loss and learning rate, and a guidance."""
 
     factor: float
     scale: float
+    rate: float
 
     def __str__(self) -> str:
-        return f"{self.factor:g}_s{self.scale:g}"
+        return f"e{self.factor:g}_s{self.scale:g}_r{self.rate:g}"
 
 
 class RulesConfig(config.Config):
@@ -63,16 +82,61 @@ class RulesConfig(config.Config):
     prompts: list[str] = Field(MEASURED_ON, min_length=1, description="texts to measure on")
     tuned_on: list[str] = Field(TUNED_ON, min_length=1, description="texts to tune on")
     factors: list[float] = Field(
-        FACTORS, min_length=1, description="factors of the preset's --emptiness_weight that are tried"
+        FACTORS, min_length=1, description="factors of the preset's --emptiness_weight that are tried, the first first"
     )
     scales: list[Annotated[float, Field(ge=0)]] = Field(
-        [], description="guidances, as in --sd.scale, that are tried with each factor; default one, fit for the rule"
+        [], description=f"guidances, as in --sd.scale, that are tried; default {SCALES}"
     )
+    rates: list[float] = Field(RATES, min_length=1, description="factors of the preset's --lr that are tried")
     seeds: list[int] = Field(
-        [0], min_length=1, description="seeds of each run that is measured; tuning takes the first"
+        [0, 1], min_length=1, description="seeds of each run that is measured; tuning takes the first"
     )
-    n_steps: int | None = Field(None, gt=0, description="steps of every run, default the preset's")
+    n_best: int = Field(4, ge=0, description=f"so many rules, and {PLAIN}, are measured on all prompts of quality.py")
+    best_seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of these")
+    n_steps: int | None = Field(None, gt=0, description="steps of a run with two calls per view, default the preset's")
     workers: int = Field(2, gt=0, description="runs at the same time, one CPU thread per run")
+
+
+# ---------------------------------------------------------------- calls of the network
+
+
+class Free:
+    """A model whose answers cost nothing: it is asked how often a rule asks."""
+
+    free_guidance = True
+
+    def denoise(self, x: Any, *_: Any) -> Any:
+        """Return x."""
+        return x
+
+    def denoise_each(self, x: Any, _: float, texts: Iterable[Any]) -> list[Any]:
+        """Return x for each text."""
+        return [x for _ in texts]
+
+
+def calls_of(flags: list[str]) -> float:
+    """Return how often a run with these flags asks its network for a view: a mean over its steps."""
+    import torch
+
+    import rules
+    from my.seeds import numpy_rng
+    from options.found import PRESETS
+    from options.sjc import SJCConfig
+    from sjc import ready
+
+    cfg = config.load(SJCConfig, flags, prog=RUN, doc="", presets_dir=PRESETS, config_file=None)
+    optimisation, _ = ready(cfg, "meta")
+    x = torch.zeros(1)
+    total = 0
+    for i in range(cfg.n_steps):
+        ask = rules.Ask(Free(), x, x, cfg.texts.scale, bad=x)  # type: ignore[arg-type]  # all that it needs of a model
+        chance = numpy_rng(cfg.seed, i, "rule").uniform()
+        optimisation.rule(ask, x, x, rules.Moment(optimisation.draw_sigma(i), i / cfg.n_steps, chance))
+        total += ask.n_calls
+    return total / cfg.n_steps
+
+
+# ---------------------------------------------------------------- runs
 
 
 def preset(name: str) -> dict[str, Any]:
@@ -80,106 +144,194 @@ def preset(name: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / "presets" / f"{name}.yml").read_text(encoding="utf-8"))
 
 
-def weight_of(name: str) -> float:
-    """Return the weight of the emptiness loss of a preset."""
-    return float(preset(name)["emptiness_weight"])
+class Lab:
+    """A comparison: its options, its folder and the processes that do the work."""
+
+    def __init__(self, cfg: RulesConfig, pool: Executor) -> None:
+        self.cfg, self.pool, self.base = cfg, pool, preset(cfg.preset)
+        self.out = Path(cfg.out).resolve()
+        self.n_steps = cfg.n_steps or self.base["n_steps"]
+        self.scales = cfg.scales or SCALES[cfg.preset]
+        self.tried: dict[str, dict[Try, float]] = {}  # {rule: {try: PSNR, dB}}
+        self._calls: dict[tuple[str, float], float] = {}
+
+    def flags(self, name: str, choice: Try) -> list[str]:
+        """Return the flags of a rule with a choice."""
+        flags = ["--preset", self.cfg.preset, "--report", "False", "--snapshots", "False"]
+        flags += ["--emptiness_weight", f"{self.base['emptiness_weight'] * choice.factor:g}"]
+        flags += ["--lr", f"{self.base['lr'] * choice.rate:g}"]
+        return flags if name == CEILING else [*flags, *RULES[name], "--sd.scale", f"{choice.scale:g}"]
+
+    def calls(self, name: str, choice: Try) -> float:
+        """Return the calls of the network per view and step."""
+        key = name, choice.scale
+        if key not in self._calls:
+            self._calls[key] = PLAIN_CALLS if name == CEILING else calls_of(self.flags(name, choice))
+        return self._calls[key]
+
+    def steps(self, name: str, choice: Try) -> int:
+        """Return the steps that take as many calls as `n_steps` of a guided rule."""
+        return max(1, round(self.n_steps * PLAIN_CALLS / self.calls(name, choice)))
+
+    def runs(self, name: str, choice: Try, steps: int, prompts: list[str], seeds: list[int]) -> dict[Path, list[str]]:
+        """Return {folder: command} of the runs of a rule with one choice. Equal runs have one folder."""
+        command = [FIT if name == CEILING else RUN, *self.flags(name, choice), "--n_steps", str(steps)]
+        where = self.out / "runs" / f"{name}_{choice}_{steps}"
+        return {
+            where / f"{prompt.replace(' ', '_')}_{seed}": [*command, "--sd.prompt", prompt, "--seed", str(seed)]
+            for prompt in prompts
+            for seed in seeds
+        }
+
+    def measured(self, plan: Plan) -> dict[str, Numbers]:
+        """Return {name: summary} of the runs of a plan; raises RunError where one failed."""
+        failed = make_runs(plan, self.pool)
+        reports = evaluate_all(plan, failed, self.pool)
+        if failed:
+            raise RunError(f"{len(failed)} failed, such as {next(iter(failed))}: {next(iter(failed.values()))}")
+        return {name: report["summary"] for name, report in reports.items()}
+
+    def tune(self, names: list[str]) -> dict[str, Try]:
+        """Return {rule: the try with the best PSNR on the prompts to tune on}, one number after the other."""
+        cfg = self.cfg
+        best = {name: Try(cfg.factors[0], self.scales[0], cfg.rates[0]) for name in names}
+        self.tried = {name: {} for name in names}
+        for number, values in (("factor", cfg.factors), ("scale", self.scales), ("rate", cfg.rates)):
+            tries = {
+                name: [best[name]._replace(**{number: value}) for value in values]
+                for name in names
+                if number != "scale" or name != CEILING
+            }
+            plan = {
+                f"{name} {choice}": self.runs(name, choice, self.steps(name, choice), cfg.tuned_on, cfg.seeds[:1])
+                for name, choices in tries.items()
+                for choice in choices
+                if choice not in self.tried[name]
+            }
+            found = self.measured(plan)
+            for name, choices in tries.items():
+                self.tried[name] |= {
+                    choice: found[f"{name} {choice}"]["psnr"]["mean"]
+                    for choice in choices
+                    if choice not in self.tried[name]
+                }
+                best[name] = max(self.tried[name], key=self.tried[name].__getitem__)
+        return best
+
+    def compare(
+        self, best: dict[str, Try], steps: Callable[[str, Try], int], prompts: list[str], seeds: list[int]
+    ) -> dict[str, Numbers]:
+        """Return {rule: what was measured} of rules with their best choices."""
+        return self.measured(
+            {name: self.runs(name, choice, steps(name, choice), prompts, seeds) for name, choice in best.items()}
+        )
 
 
-def tries_of(cfg: RulesConfig, name: str) -> list[Try]:
-    """Return what is tried for a rule."""
-    own = float(preset(cfg.preset)["sd"]["scale"])
-    scales = cfg.scales or [IDEAL_SCALES.get(name, own) if cfg.preset == "ideal" else own]
-    return [Try(*pair) for pair in product(cfg.factors, scales)]
+# ---------------------------------------------------------------- what it leaves
 
 
-def runs_of(cfg: RulesConfig, name: str, choice: Try, measure: bool) -> dict[Path, list[str]]:
-    """Return {folder: flags} of the runs of a rule with one choice, to measure or to tune."""
-    prompts, seeds = (cfg.prompts, cfg.seeds) if measure else (cfg.tuned_on, cfg.seeds[:1])
-    weight = weight_of(cfg.preset) * choice.factor
-    flags = [RUN, "--preset", cfg.preset, *RULES[name], "--emptiness_weight", f"{weight:g}"]
-    flags += ["--sd.scale", f"{choice.scale:g}", "--report", "False"]
-    flags += ["--n_steps", str(cfg.n_steps)] if cfg.n_steps else []
-    where = Path(cfg.out).resolve() / ("measured" if measure else "tuned") / f"{name}_{choice}"
-    return {
-        where / f"{prompt.replace(' ', '_')}_{seed}": [*flags, "--sd.prompt", prompt, "--seed", str(seed)]
-        for prompt in prompts
-        for seed in seeds
-    }
-
-
-def measured(plan: Plan, workers: int) -> dict[str, Numbers]:
-    """Return {name: summary} of the runs of a plan; raises RunError where one failed."""
-    failed = make_runs(plan, workers)
-    reports = evaluate_all(plan, failed, workers)
-    if failed:
-        raise RunError(f"{len(failed)} failed, such as {next(iter(failed))}: {next(iter(failed.values()))}")
-    return {name: report["summary"] for name, report in reports.items()}
-
-
-def tuned(cfg: RulesConfig) -> tuple[dict[str, Try], dict[str, Numbers]]:
-    """Return ({rule: the try with the best PSNR on the prompts to tune on}, all that was measured there)."""
-    plan = {
-        f"{name} {choice}": runs_of(cfg, name, choice, measure=False)
-        for name in cfg.rules
-        for choice in tries_of(cfg, name)
-    }
-    found = measured(plan, cfg.workers)
-
-    def psnr(name: str, choice: Try) -> float:
-        return found[f"{name} {choice}"]["psnr"]["mean"]
-
-    return {name: max(tries_of(cfg, name), key=lambda choice: psnr(name, choice)) for name in cfg.rules}, found
-
-
-def document(cfg: RulesConfig, best: dict[str, Try], tries: dict[str, Numbers], final: dict[str, Numbers]) -> str:
-    """Return rules.md: the table of rules, and what was tried for each."""
-    heads = ["rule", "guidance", "emptiness weight", *(name for name, _ in COLUMNS.values())]
-    weight = weight_of(cfg.preset)
+def table(lab: Lab, best: dict[str, Try], steps: Callable[[str, Try], int], found: dict[str, Numbers]) -> str:
+    """Return a table of rules, the best PSNR first and the ceiling last."""
+    heads = ["rule", "guidance", "emptiness weight", "lr", "steps", "calls per view"]
+    order = sorted(found, key=lambda name: (name == CEILING, -found[name]["psnr"]["mean"]))
     rows = [
         [
             name,
-            f"{best[name].scale:g}",
-            f"{weight * best[name].factor:g}",
-            *(cell(numbers[k], d) for k, (_, d) in COLUMNS.items()),
+            "-" if name == CEILING else f"{best[name].scale:g}",
+            f"{lab.base['emptiness_weight'] * best[name].factor:g}",
+            f"{lab.base['lr'] * best[name].rate:g}",
+            str(steps(name, best[name])),
+            "-" if name == CEILING else f"{lab.calls(name, best[name]) * steps(name, best[name]):.0f}",
+            *(cell(found[name].get(k), d) for k, (_, d) in COLUMNS.items()),
         ]
-        for name, numbers in final.items()
+        for name in order
     ]
+    return markdown([*heads, *(name for name, _ in COLUMNS.values())], rows)
+
+
+def document(lab: Lab, best: dict[str, Try], tables: dict[str, str]) -> str:
+    """Return rules.md: the tables, by their captions, and what was tried for each rule."""
     tried = [
-        [name, f"{scale:g}", *(f"{tries[f'{name} {Try(f, scale)}']['psnr']['mean']:.2f}" for f in cfg.factors)]
-        for name in cfg.rules
-        for scale in dict.fromkeys(choice.scale for choice in tries_of(cfg, name))
+        [name, *(f"{choice}: {psnr:.2f}" for choice, psnr in tries.items())] for name, tries in lab.tried.items()
     ]
-    return (
-        "\n\n".join(
-            [
-                f"# Rules with --preset {cfg.preset}",
-                f"Prompts: {', '.join(cfg.prompts)}; seeds {', '.join(map(str, cfg.seeds))}. Means over runs, and half "
-                "of their 95% bootstrap interval.",
-                markdown(heads, rows),
-                f"PSNR on {', '.join(cfg.tuned_on)}, by the guidance and the emptiness weight:",
-                markdown(["rule", "guidance", *(f"{weight * f:g}" for f in cfg.factors)], tried),
-            ]
-        )
-        + "\n"
-    )
+    n_tries = max(map(len, lab.tried.values()))
+    parts = [f"# Rules with --preset {lab.cfg.preset}", "Means over runs, ± half of their 95% bootstrap interval."]
+    for caption, text in tables.items():
+        parts += [f"## {caption}", text]
+    parts += [
+        f"## Tries on {', '.join(lab.cfg.tuned_on)}",
+        "PSNR, dB. e is a factor of the preset's emptiness weight, s the guidance, r a factor of its learning rate.",
+        markdown(["rule", *["try"] * n_tries], [row + [""] * (1 + n_tries - len(row)) for row in tried]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def picture(lab: Lab, best: dict[str, Try]) -> np.ndarray:
+    """Return an image (H, W, 3) uint8: a row of views per rule, at equal calls, and the truth in the last."""
+    rows: list[tuple[str | None, list[tuple[Any, str]]]] = []
+    views: list[tuple[np.ndarray, np.ndarray]] = []
+    for name, choice in best.items():
+        folders = lab.runs(name, choice, lab.steps(name, choice), lab.cfg.prompts, lab.cfg.seeds[:1])
+        views = list(lab.pool.map(view, folders))
+        rows.append((name, [(result, prompt) for (result, _), prompt in zip(views, lab.cfg.prompts)]))
+    rows.append(("truth", [(truth, prompt) for (_, truth), prompt in zip(views, lab.cfg.prompts)]))
+    return labelled_grid(rows)
+
+
+def view(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures (H, W, 3) in [0, 1] of a run and of the truth, by the same camera."""
+    import numpy as np
+
+    import evaluate
+    from asset import load
+    from options.found import find_finished
+
+    found = find_finished(str(folder), {})
+    asset = load(found, "cpu")
+    cameras = evaluate.cameras_at(np.deg2rad([VIEW_DEG]), asset.cfg.pose)
+    result, truth = evaluate.result_views(asset, cameras), evaluate.true_views(*evaluate.read_prompt(found), cameras)
+    return result[0][0], truth[0][0]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Tune and measure the rules, and write the tables."""
+    """Tune and measure the rules, and write the tables and the picture."""
     cfg = config.load(RulesConfig, argv, prog="python -m benchmarks.rules", doc=__doc__, config_file=None)
-    cfg.rules = cfg.rules or list(RULES)
     out = Path(cfg.out)
     if out.resolve().is_relative_to(ROOT):
         raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("rules.md", "rules.json"):
+    for name in ("rules.md", "rules.json", "rules.png"):
         refuse_output("--out", out / name)
-    best, tries = tuned(cfg)
-    final = measured({name: runs_of(cfg, name, best[name], measure=True) for name in cfg.rules}, cfg.workers)
-    text = document(cfg, best, tries, final)
-    record = {"tried": tries, "best": {name: choice._asdict() for name, choice in best.items()}, "measured": final}
+    with processes(cfg.workers) as pool:
+        lab = Lab(cfg, pool)
+        best = lab.tune([*(cfg.rules or RULES), CEILING])
+        of_equal_calls = lab.compare(best, lab.steps, cfg.prompts, cfg.seeds)
+        of_equal_steps = lab.compare(best, lambda *_: lab.n_steps, cfg.prompts, cfg.seeds)
+        ranked = sorted(set(best) - {CEILING}, key=lambda name: -of_equal_calls[name]["psnr"]["mean"])
+        chosen = dict.fromkeys([*ranked[: cfg.n_best], *({PLAIN} & set(best)), CEILING]) if cfg.n_best else {}
+        of_best = lab.compare({name: best[name] for name in chosen}, lab.steps, PROMPTS, cfg.best_seeds)
+        image = picture(lab, best)
+    texts = ", ".join(cfg.prompts)
+    tables = {
+        f"At equal calls of the network: {texts}, seeds {cfg.seeds}": table(lab, best, lab.steps, of_equal_calls),
+        "At equal steps: the same prompts and seeds": table(lab, best, lambda *_: lab.n_steps, of_equal_steps),
+    }
+    if of_best:
+        tables[f"The best at equal calls: {len(PROMPTS)} prompts, seeds {cfg.best_seeds}"] = table(
+            lab, best, lab.steps, of_best
+        )
+    record = {
+        "tried": {name: {str(choice): psnr for choice, psnr in tries.items()} for name, tries in lab.tried.items()},
+        "best": {name: choice._asdict() for name, choice in best.items()},
+        "calls": {name: lab.calls(name, choice) for name, choice in best.items()},
+        "equal_calls": of_equal_calls,
+        "equal_steps": of_equal_steps,
+        "all_prompts": of_best,
+    }
+    text = document(lab, best, tables)
     write_atomic(out / "rules.md", text)
     write_atomic(out / "rules.json", json.dumps(record, indent=2) + "\n")
+    write_png(out / "rules.png", image)
     print(text)
 
 
