@@ -46,6 +46,7 @@ from my.seeds import numpy_rng
 from options.family import PoseConfig
 from options.found import Source, find_finished
 from options.trained import OF_RUNS
+from options.weights import files_of
 from retrieval.measures import METRICS as OF_CLIP
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ class Job(NamedTuple):
     name: str  # as it was given
     found: Source
     truth: tuple[str, str] | None  # colour and object of its prompt, None where that is not of the toy world
+    files: Any  # of its model, as `options.weights.files_of` returned them
 
 
 def read_prompt(found: Source) -> tuple[str, str]:
@@ -317,7 +319,7 @@ def measure(
     """
     from asset import load
 
-    asset = load(job.found, cfg.device)
+    asset = load(job.found, cfg.device, job.files)
     angles = test_angles(cfg.n_views)
     cameras = cameras_at(angles, asset.cfg.pose)
     own = views_of(asset, cameras) if retrieval else None
@@ -480,7 +482,9 @@ def main(argv: list[str] | None = None) -> None:
 
     found = {name: find_finished(name, config.given_apart(cfg)) for name in cfg.runs}
     read = read_prompt if cfg.clip is None else read_any_prompt
-    jobs = [Job(name, found[name], read(found[name])) for name in cfg.runs]  # all, before the first is measured
+    jobs = [  # all, before the first is measured
+        Job(name, found[name], read(found[name]), files_of(found[name])) for name in cfg.runs
+    ]
     check_outputs(cfg)
     retrieval = open_retrieval(cfg, jobs)
     judge, accuracy = load() if any(job.truth for job in jobs) else (None, None)
