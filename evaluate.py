@@ -218,7 +218,7 @@ class Job(NamedTuple):
     name: str  # as it was given
     found: Source
     truth: tuple[str, str] | None  # colour and object of its prompt, None where that is not of the toy world
-    files: Any  # of its model, as `options.weights.files_of` returned them
+    files: Any = None  # of its model, as `options.weights.files_of` returned them
 
 
 def read_prompt(found: Source) -> tuple[str, str]:
@@ -482,10 +482,9 @@ def main(argv: list[str] | None = None) -> None:
 
     found = {name: find_finished(name, config.given_apart(cfg)) for name in cfg.runs}
     read = read_prompt if cfg.clip is None else read_any_prompt
-    jobs = [  # all, before the first is measured
-        Job(name, found[name], read(found[name]), files_of(found[name])) for name in cfg.runs
-    ]
+    jobs = [Job(name, found[name], read(found[name])) for name in cfg.runs]  # all, before the first is measured
     check_outputs(cfg)
+    jobs = [job._replace(files=files_of(job.found)) for job in jobs]
     retrieval = open_retrieval(cfg, jobs)
     judge, accuracy = load() if any(job.truth for job in jobs) else (None, None)
     with tqdm(jobs, desc="evaluate", unit="run") as bar:

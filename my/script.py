@@ -66,6 +66,11 @@ class RunOptions(OnDevice):
 
     _began_with: dict[str, str] | None = PrivateAttr(None)  # of a run that goes on, what `recorded_weights` returned
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether this is the configuration of a run that the current folder holds, and that goes on."""
+        return self._began_with is not None
+
     def weights(self, found: Any) -> dict[str, str]:
         """Return {what: fingerprint} of the weights that the run has of its model; `check_files` returned `found`."""
         return {}

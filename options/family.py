@@ -203,7 +203,7 @@ class FamilyConfig(RunOptions, Model):
         refuse_unread(self, self.read_by())
         self._check_views()
         found = self.chosen.check(self)
-        if self._began_with is not None:
+        if self._began_with is not None:  # it goes on
             weights.refuse_other("this run", self, found, self._began_with, "start in an empty folder")
         return found
 
