@@ -145,7 +145,7 @@ def test_a_value_that_begins_with_two_dashes_needs_the_equals_spelling(load):
         (["--n_steps", "0"], ["--n_steps", "greater than 0", "got 0"]),
         (["--sd.scale", "-1"], ["--sd.scale", "greater than or equal to 0"]),
         (["--var_red", "maybe"], ["--var_red", "True or False"]),
-        (["--size", "1,2,3"], ["--size", "a list [an integer, an integer]"]),
+        (["--size", "1,2,3"], ["--size", "2 integers with commas between"]),
         (["--size", "[1,"], ["--size", "a list"]),
         (["--sd.variant", "v3"], ["--sd.variant", "one of v1, v2"]),
         (["--grid", "tensr"], ["dense, tensor", "perhaps you meant tensor"]),
