@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,7 @@ from my.script import free_on_resume, pick_device
 from my.seeds import torch_rng
 from options.found import CKPT, Source, find, find_finished
 from options.sjc import SJCConfig
+from options.weights import files_of
 from voxnerf import state
 from voxnerf.field import VoxRF, make_field
 from voxnerf.render import CHUNK, Rendering, averaged, render_image
@@ -139,14 +140,15 @@ def new_field(cfg: SJCConfig, adapter: ScoreAdapter) -> VoxRF:
 # ---------------------------------------------------------------- loaded
 
 
-def load(found: Source, device: str = "auto") -> Asset:
+def load(found: Source, device: str = "auto", files: Any = None) -> Asset:
     """Return the asset of a source. Of the model, only what encodes and decodes pictures is kept, on the device.
 
     Options that a resumed run may change belong to the machine that it was trained on: they are at their defaults.
+    `files` is what `options.weights.files_of` returned; None asks it here, which tells where the decoder is another.
     """
     cfg = found.cfg.model_copy(deep=True)
     config.reset(cfg, free_on_resume(SJCConfig) - {"low_vram"})
-    adapter = make_adapter(cfg, "cpu")
+    adapter = make_adapter(cfg, "cpu", files_of(found) if files is None else files)
     adapter.keep_pictures(pick_device(device))
     return Asset(cfg, adapter, *load_field(found, adapter))
 

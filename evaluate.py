@@ -49,6 +49,7 @@ from my.seeds import numpy_rng
 from options.family import PoseConfig
 from options.found import Source, find_finished
 from options.trained import OF_RUNS
+from options.weights import files_of
 from retrieval.measures import METRICS as OF_CLIP
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ Scores = dict[str, np.ndarray]  # {question: the judge's log-probabilities (n, .
 Pictures = tuple[np.ndarray, np.ndarray]  # (n, SIZE, SIZE, 3) in [0, 1], and silhouettes (n, SIZE, SIZE)
 
 ROOT = Path(__file__).resolve().parent
+COMMAND = "evaluate.py"
 SIZE = 64  # edge of the views, pixels
 RING_V_DEG = (20.0, 48.0, 82.0)  # elevation draws of the three rings of test cameras: overhead, high, level
 BACK_DEG = 45.0  # views this near to the back count for the Janus score
@@ -222,6 +224,7 @@ class Job(NamedTuple):
     name: str  # as it was given
     found: Source
     truth: tuple[str, str] | None  # colour and object of its prompt, None where that is not of the toy world
+    files: Any = None  # of its model, as `options.weights.files_of` returned them
 
 
 def read_prompt(found: Source) -> tuple[str, str]:
@@ -332,7 +335,7 @@ def measure(
     """
     from asset import load
 
-    asset = load(job.found, cfg.device)
+    asset = load(job.found, cfg.device, job.files)
     angles = test_angles(cfg.n_views)
     cameras = cameras_at(angles, asset.cfg.pose)
     own = views_of(asset, cameras) if retrieval else None
@@ -463,10 +466,11 @@ def check_outputs(cfg: EvaluateConfig) -> None:
         raise UserError("--mesh True: the mesh is shown in the figure; give --figure FILE.png too")
     if cfg.figure and Path(cfg.figure).suffix.lower() != ".png":
         raise UserError(f"--figure {cfg.figure}: a PNG is written; give a name that ends in .png")
-    if Path(cfg.out).exists():
-        if not is_report(cfg.out):
-            raise UserError(f"--out {cfg.out}: this file is not of evaluate.py; give another name, or move it away")
-        note(f"{cfg.out} has the results of an earlier evaluate.py; they will be replaced")
+    for name, path, is_ours in (("out", cfg.out, is_report), ("figure", cfg.figure, is_figure)):
+        if path is not None and Path(path).exists():
+            if not is_ours(path):
+                raise UserError(f"--{name} {path}: this file is not of evaluate.py; give another name, or move it away")
+            note(f"{path} is of an earlier evaluate.py; it will be replaced")
 
 
 def is_report(path: str) -> bool:
@@ -475,6 +479,13 @@ def is_report(path: str) -> bool:
         return set(plain_files.read_json(path)) - {CLIP} == set(REPORT)
     except (OSError, ValueError):
         return False
+
+
+def is_figure(path: str) -> bool:
+    """Return whether an earlier evaluate.py wrote the figure at `path`."""
+    from my.media import is_png_of
+
+    return is_png_of(path, COMMAND)
 
 
 def tell(rows: Sequence[dict[str, Any]], summary: Summary, accuracy: Any, retrieval: Retrieval | None) -> None:
@@ -489,7 +500,7 @@ def tell(rows: Sequence[dict[str, Any]], summary: Summary, accuracy: Any, retrie
 def main(argv: list[str] | None = None) -> None:
     """Measure runs; print tables, write JSON and on request a figure."""
     cfg = config.load(
-        EvaluateConfig, argv, prog="evaluate.py", doc=__doc__, positional="runs", config_file=None, apart=OF_RUNS
+        EvaluateConfig, argv, prog=COMMAND, doc=__doc__, positional="runs", config_file=None, apart=OF_RUNS
     )
     run_dir.refuse_project_dir(ROOT)
     from tqdm import tqdm
@@ -501,6 +512,7 @@ def main(argv: list[str] | None = None) -> None:
     read = read_prompt if cfg.clip is None else read_any_prompt
     jobs = [Job(name, found[name], read(found[name])) for name in cfg.runs]  # all, before the first is measured
     check_outputs(cfg)
+    jobs = [job._replace(files=files_of(job.found)) for job in jobs]
     retrieval = open_retrieval(cfg, jobs)
     judge, accuracy = load() if any(job.truth for job in jobs) else (None, None)
     with tqdm(jobs, desc="evaluate", unit="run") as bar:
@@ -512,7 +524,7 @@ def main(argv: list[str] | None = None) -> None:
         report[CLIP] = {"model": cfg.clip, "texts": retrieval.texts}
     run_dir.write_atomic(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if cfg.figure:
-        write_png(cfg.figure, stacked(strips))
+        write_png(cfg.figure, stacked(strips), COMMAND)
 
 
 if __name__ == "__main__":

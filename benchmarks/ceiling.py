@@ -2,24 +2,26 @@
 
     python -m benchmarks.ceiling --preset ideal --sd.prompt "a blue duck"
 
-It takes the options of run_sjc.py, and leaves a run as that does. The score is that of a model which knows the one true
-picture of each training camera: D(x, sigma) is that picture. What a real run lacks against this one, its score lacks.
+It takes the options of run_sjc.py but those of the score, and leaves a run as that does. The score is that of a model
+which knows the one true picture of each training camera: D(x, sigma) is that picture. What a real run lacks against
+this one, its score lacks. What a preset says of the score is not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter
+from families.family import Conditions
 from my import script
 from my.errors import UserError, run_main
 from options.sjc import SJCConfig
 from rules import chained_gradient
-from run_sjc import read_config, train
+from run_sjc import ROOT, train
 from sjc import SJC
 from toyworld import compose, coverage_maps
 from toyworld.captions import read_prompt
@@ -28,6 +30,18 @@ if TYPE_CHECKING:
     import pose
 
 SIZE = 64  # edge of the true pictures, pixels
+OF_SCORE = (
+    *("rule", "score_clip", "bad_words", "bridge_step", "var_red", "cls_scaling", "compile"),
+    *("sd.scale", "sd.negative_prompt", "sd.lora", "sd.ema", "sd.precision", "ideal.n_cameras"),
+    *("pose.view_words", "pose.view_style", "pose.view_texts", "pose.perp_neg"),
+)  # options that only a model's score reads, or what is chained of it
+
+
+class FitConfig(SJCConfig):
+    """The options of run_sjc.py, of which a fit reads no score and no beginning."""
+
+    command: ClassVar[str] = "benchmarks.ceiling"
+    conditions: ClassVar[Conditions] = dict.fromkeys((*OF_SCORE, "init", "init_sha256"))
 
 
 class Fit(SJC):
@@ -59,9 +73,17 @@ def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Fit a field in the current folder."""
-    cfg = read_config(argv)
-    if cfg.resume is True:
-        raise UserError("--resume True: a fit is not continued; start it in an empty folder")
+    cfg = script.read_config(
+        FitConfig,
+        argv,
+        root=ROOT,
+        settle=FitConfig.absolute,
+        prog="python -m benchmarks.ceiling",
+        doc=__doc__,
+        presets_dir=ROOT / "presets",
+    )
+    if cfg.goes_on or cfg.resume is True:
+        raise UserError("this folder holds a run, and a fit is not continued; start it in an empty folder")
     script.begin(cfg, prepare, argv)
 
 

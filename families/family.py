@@ -5,6 +5,7 @@ Nothing here imports torch: `-h` must answer at once. The contract of the networ
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -64,6 +65,24 @@ class Family(Config):
         """Return the flag that makes the networks more exact on such a device, "" where there is none."""
         return ""
 
+    # What a run records of its weights.
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the weights come with the project, so that another version of it may have others."""
+        return False
+
+    def weights(self, found: Any) -> dict[str, list[Path]]:
+        """Return {what: its files} of all that decides what the networks give, {} where it is not on this machine.
+
+        Raises OSError or ValueError where files are missing: what loads them says which.
+        """
+        return {what: weights_below(path) for what, path in self.checkpoints(found).items()}
+
+    def decoders(self, names: Collection[str]) -> list[str]:
+        """Return which of `names`, the keys of what `weights` returned, decide how the field of a run is shown."""
+        return []
+
     # What doctor.py tells.
 
     min_gpu_gb: ClassVar[float] = 0.0  # free GPU memory below which the networks may not fit; 0: any is enough
@@ -95,3 +114,10 @@ class Family(Config):
     def known_checkpoints(cls) -> list[Path]:
         """Return the published checkpoints of this family that are on this machine."""
         return []
+
+
+def weights_below(path: Path) -> list[Path]:
+    """Return a file, or the files of weights of a folder: its .safetensors, and its .bin where it has none of these."""
+    if path.is_file():
+        return [path]
+    return sorted(path.rglob("*.safetensors")) or sorted(path.rglob("*.bin"))

@@ -25,6 +25,7 @@ LABEL = 14  # height of a line of text, pixels
 MIN_CELL = 112  # least width of a labelled grid's cells, pixels: room for a caption
 GAP = 4  # between them
 RGB_OR_RGBA = (3, 4)  # channels
+PNG_HEAD = 8 + 25 + 4  # bytes of a PNG before what its first chunk says: signature, chunk of sizes, length
 FULL = 2**20  # bytes: a disk with less room than this is why an encoder has ended
 MIN_VIDEO_SIDE = 256  # pixels; players show smaller videos badly or not at all
 
@@ -54,16 +55,30 @@ def tell_not_finite() -> None:
     )
 
 
-def write_png(path: str | Path, image: Any) -> None:
-    """Write an image (H, W, 3) or, with straight alpha, (H, W, 4), uint8 or in [0, 1], to `path`, atomically."""
-    write_atomic(path, as_png(image))
+def write_png(path: str | Path, image: Any, command: str | None = None) -> None:
+    """Write an image (H, W, 3) or, with straight alpha, (H, W, 4), uint8 or in [0, 1], to `path`, atomically.
+
+    A `command` is named in the file as its software: `is_png_of` then knows it.
+    """
+    write_atomic(path, as_png(image, command))
 
 
-def as_png(image: Any) -> bytes:
-    """Return the bytes of a PNG file of an image as `write_png` takes it."""
+def as_png(image: Any, command: str | None = None) -> bytes:
+    """Return the bytes of a PNG file of an image, as `write_png` takes the two."""
     import imageio.v3 as iio
+    from PIL.PngImagePlugin import PngInfo
 
-    return iio.imwrite("<bytes>", to_uint8(image, RGB_OR_RGBA), extension=".png")
+    info = PngInfo()
+    if command is not None:
+        info.add_text("Software", command)
+    return iio.imwrite("<bytes>", to_uint8(image, RGB_OR_RGBA), extension=".png", pnginfo=info)
+
+
+def is_png_of(path: str | Path, command: str) -> bool:
+    """Return whether `write_png` has written the file at `path` for a command: that is the first that it says."""
+    says = f"tEXtSoftware\0{command}".encode()
+    with open(path, "rb") as file:
+        return file.read(PNG_HEAD + len(says))[PNG_HEAD:] == says
 
 
 def on_white(image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,12 @@ def parse_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("is damaged: too deep") from None
-    except ValueError as error:
-        raise ValueError(f"is damaged: {first_line(error)}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is damaged: broken JSON at line {error.lineno}, column {error.colno}") from None
+    except _Twice as error:
+        raise ValueError(f"is damaged: {error}") from None
+    except ValueError:  # Python's limit of the digits of an integer
+        raise ValueError(f"is damaged: a number of more than {sys.get_int_max_str_digits()} digits") from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -126,13 +131,17 @@ def text_of(path: str | Path, most: int) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"is damaged: {first_line(error)}") from None
+        raise ValueError(f"is damaged: byte {error.start + 1} is not of a text in UTF-8") from None
+
+
+class _Twice(ValueError):
+    """A key that is given twice, in our words."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"{shown(first_repeated(key for key, _ in pairs))} is given twice")
+        raise _Twice(f"{shown(first_repeated(key for key, _ in pairs))} is given twice")
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 TIMEOUT_S = 600.0  # a process that lets the others wait for so long counts as lost
+LOOK_S = 1.0  # between two looks at whether torchrun is there, while the processes find one another
 POLL_S = 1e-4  # between two looks at a sum that is on its way
 
 
@@ -34,6 +37,7 @@ class Processes:
     def __init__(self, rank: int = 0, n: int = 1, local_rank: int = 0, n_local: int = 1) -> None:
         self.rank, self.n, self.local_rank, self.n_local = rank, n, local_rank, n_local
         self.heed = Heed()  # whether a signal has asked the run to end
+        self.launcher = os.getppid()  # torchrun
 
     @property
     def first(self) -> bool:
@@ -71,10 +75,18 @@ class Processes:
             )
         return f"cuda:{self.local_rank}"
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether torchrun has ended, which would end this process where others are lost. Windows does not tell it."""
+        return os.getppid() != self.launcher
+
     # ------------------------------------------------------------------ together
 
     def join(self, device: torch.device) -> None:
-        """Wait for the others, which are to sum tensors on their own `device` of this type; RunError without them."""
+        """Wait for the others, which are to sum tensors on their own `device` of this type; RunError without them.
+
+        Where torchrun ends meanwhile, as by a SIGKILL, so does the process, by SIGTERM: the library waits in C.
+        """
         if self.n == 1:
             return
         import torch
@@ -84,10 +96,27 @@ class Processes:
             torch.cuda.set_device(device)
             backend = "nccl"
         try:
-            with at_once():
+            with at_once(), self._ended_with_launcher():
                 torch.distributed.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
         except (RuntimeError, ValueError) as error:
             raise RunError(f"the {self.n} processes of this run do not find one another: {first_line(error)}") from None
+
+    @contextlib.contextmanager
+    def _ended_with_launcher(self) -> Iterator[None]:
+        """While the block runs, end this process by SIGTERM once torchrun has ended."""
+        left = threading.Event()
+
+        def look() -> None:
+            while not left.wait(LOOK_S):
+                if self.orphaned:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+        threading.Thread(target=look, daemon=True).start()
+        try:
+            yield
+        finally:
+            left.set()
 
     def leave(self) -> None:
         """Let the others go: no sum is to come."""
@@ -100,7 +129,8 @@ class Processes:
         """Return the sums of tensors over all processes, in one exchange. All get the same bits.
 
         Each process gives tensors of the same shapes. They are added in the order of ranks. Raises Lost where the
-        others do not answer within TIMEOUT_S, and where a signal asks the run to end that `heed` knows of.
+        others do not answer within TIMEOUT_S, where torchrun has ended, and where a signal asks the run to end that
+        `heed` knows of.
         """
         if self.n == 1:
             return list(tensors)
@@ -122,6 +152,8 @@ class Processes:
             work = distributed.all_gather_into_tensor(every.view(-1), flat, async_op=True)
             assert work is not None  # with async_op there is one
             while not (work.is_completed() or self.heed.asked):
+                if self.orphaned:
+                    raise Lost("torchrun, which started the processes of this run, has ended")
                 if time.monotonic() > deadline:
                     raise Lost(f"another process of this run has not answered for {TIMEOUT_S:g} s")
                 time.sleep(POLL_S)

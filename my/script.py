@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from my import checkpoint, config, machine, nvidia, plain_files, run_dir, starts
 from my.errors import RunError, UserError, note, shown, some
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 FULL_CONFIG = "full_config.yml"
+WEIGHTS = "weights"  # the key in it, behind the options, of what `RunOptions.weights` returned when the run began
 
 
 class OnDevice(config.Config):
@@ -62,6 +63,17 @@ class RunOptions(OnDevice):
     dry_run: bool = Field(False, json_schema_extra=config.FREE, description="write full_config.yml and stop")
 
     command: ClassVar[str]  # the file name of the command, such as "run_sjc.py"
+
+    _began_with: dict[str, str] | None = PrivateAttr(None)  # of a run that goes on, what `recorded_weights` returned
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether this is the configuration of a run that the current folder holds, and that goes on."""
+        return self._began_with is not None
+
+    def weights(self, found: Any) -> dict[str, str]:
+        """Return {what: fingerprint} of the weights that the run has of its model; `check_files` returned `found`."""
+        return {}
 
 
 def every(share: float) -> Any:
@@ -164,7 +176,17 @@ def continued(
     )
     if saved.threads is not None and cfg.threads != saved.threads:
         note(f"--threads {cfg.threads}: the run began with {saved.threads}, so the last bits of its numbers change")
+    cfg._began_with = recorded_weights(".")
     return cfg
+
+
+def recorded_weights(folder: str | Path) -> dict[str, str]:
+    """Return {what: fingerprint} of the weights that the run of a folder began with, {} where it does not say."""
+    try:
+        weights = config.behind(plain_files.load_yaml(Path(folder) / FULL_CONFIG)).get(WEIGHTS)
+    except (OSError, ValueError):  # there is none, or reading it in earnest says what is wrong
+        return {}
+    return {str(name): str(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
 
 
 def refuse_lost(leaves: str | Path) -> None:
@@ -193,8 +215,7 @@ def refuse_other_run(cls: type[config.Config], folder: str | Path = ".") -> None
         options = options if isinstance(options, dict) else {}
         others = sorted(map(str, set(options) - {*cls.model_fields, config.MADE_BY}))
         if others:
-            made_by = options.get(config.MADE_BY)
-            whose = made_by.get("command") if isinstance(made_by, dict) else None
+            whose = config.behind(options).get("command")
             raise UserError(
                 f"{'this folder' if str(folder) == '.' else folder} holds a run of "
                 f"{shown(whose or 'another command')}: its {FULL_CONFIG} has the option {shown(others[0])}; "
@@ -236,7 +257,8 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run], argv: Sequence[s
             kept.threads = use_threads(cfg.threads)
         run = None if cfg.dry_run else prepare(kept, found)
         if first:
-            config.write(kept, FULL_CONFIG)
+            weights = kept.weights(found) if kept._began_with is None else kept._began_with
+            config.write(kept, FULL_CONFIG, **({WEIGHTS: weights} if weights else {}))
             print(config.show(kept), end="", flush=True)
         if run:
             with starts.recorded(**facts_of_start(kept, argv)) if first else contextlib.nullcontext():

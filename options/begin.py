@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from my import checkpoint
 from my.config import Given
 from my.errors import UserError, note
+from my.script import recorded_weights
 from my.sha256 import sha256_of
+from options import weights
 
 if TYPE_CHECKING:
     from options.found import Source
@@ -17,8 +19,10 @@ LATENTS = "V_SD"
 OF_MODEL = ("variant", "checkpoint", "vae")  # options of a family that choose the decoder of latents
 
 
-def source_of(cfg: SJCConfig) -> Source:
+def source_of(cfg: SJCConfig, files: Any = None) -> Source:
     """Return the field that --init names, and note where its run is not finished.
+
+    `files` is what the run's family found of its model; None asks it here.
 
     Of a checkpoint of the published code whose folder states no options, those are the defaults, but for its family and
     its kind, which are this run's. Raises UserError where there is none, where its colours are of another space, and
@@ -35,8 +39,15 @@ def source_of(cfg: SJCConfig) -> Source:
     refuse_other_colors(flag, found, cfg)
     if not found.finished:
         note(f"{flag}: this run is at step {found.step} of {found.cfg.n_steps}; that field is taken")
-    if kind == LATENTS and not found.published and model_of(found.cfg) != model_of(cfg):
-        note(f"{flag}: its latents are those of another model: they have the same colours only where both have one VAE")
+    if kind == LATENTS and not found.published:
+        if model_of(found.cfg) != model_of(cfg):
+            note(
+                f"{flag}: its latents are those of another model: they have the same colours only where both have one "
+                "VAE"
+            )
+        else:
+            files = cfg.chosen.check(cfg) if files is None else files
+            weights.tell_other_decoder(flag, cfg, files, recorded_weights(found.folder))
     return found
 
 

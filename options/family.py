@@ -12,6 +12,8 @@ from families.family import Conditions, Family
 from my.config import FREE, Config, refuse_unread
 from my.errors import UserError
 from my.script import RunOptions
+from my.sha256 import fingerprint
+from options import weights
 
 FIRST = ("preset", "sd.prompt", "sd.checkpoint", "family")  # the options that help lists first
 Degrees = Annotated[float, Field(gt=0, lt=180)]
@@ -200,7 +202,19 @@ class FamilyConfig(RunOptions, Model):
         """
         refuse_unread(self, self.read_by())
         self._check_views()
-        return self.chosen.check(self)
+        found = self.chosen.check(self)
+        if self._began_with is not None:  # it goes on
+            weights.refuse_other("this run", self, found, self._began_with, "start in an empty folder")
+        return found
+
+    def weights(self, found: Any) -> dict[str, str]:
+        """Return {what: fingerprint} of the weights of the model, {} where it is not on this machine, or not whole."""
+        if self.chosen.to_download(found):
+            found = self.chosen.check(self)  # the run may have downloaded it since
+        try:
+            return {what: fingerprint(files) for what, files in self.chosen.weights(found).items()}
+        except (OSError, ValueError):  # loading it says what is missing
+            return {}
 
     def _check_views(self) -> None:
         """Raise UserError for options of view prompts that contradict one another."""

@@ -44,6 +44,7 @@ class FilmConfig(TrainedConfig):
     )
     background: tuple[float, float, float] | None = Field(
         None,
+        json_schema_extra={"expected": "a colour as three numbers R,G,B, such as 255,0,0 for red"},
         description="colour behind the object, R,G,B from 0 to 1 or, where one of them is above 1, from 0 to 255; "
         "default what the run shows. The frames have exactly this colour wherever the field is empty",
     )

@@ -165,22 +165,25 @@ class SJCConfig(Checkpointed, FamilyConfig):
 
         A run that has a checkpoint has begun: nothing is looked for.
         """
+        found = super().check_files()
         if self.rule in ("nfsd", "bridge") and not self.bad_words:
             raise UserError(
                 f"--rule {self.rule}: needs words of bad pictures, and a model that knows them; give --bad_words, such "
                 'as "blurry, foggy" with --preset ideal or mini, or another --rule'
             )
-        found = super().check_files()
         if self.init is None and self.init_sha256 is not None:
             raise UserError("--init_sha256: not read without --init; leave it out, or give --init")
         if self.init is not None and not checkpoint.latest("ckpt"):
-            self.source()
+            self.source(found)
         return found
 
-    def source(self) -> Source:
-        """Return the field of --init, which there must be; raises UserError where it does not fit."""
+    def source(self, files: Any = None) -> Source:
+        """Return the field of --init, which there must be; raises UserError where it does not fit.
+
+        `files` is what the family found of the run's model; None asks it here.
+        """
         if self._source is None:
-            self._source = begin.source_of(self)
+            self._source = begin.source_of(self, files)
             self.init_sha256 = begin.checksum(self, self._source)
         return self._source
 

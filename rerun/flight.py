@@ -19,9 +19,10 @@ from adapt import make_adapter
 from my import config
 from my.errors import RunError, UserError, first_line, shown
 from my.run_dir import write_atomic
-from my.script import FULL_CONFIG, free_on_resume, refuse_other_run
+from my.script import FULL_CONFIG, free_on_resume, recorded_weights, refuse_other_run
 from my.tensor_file import TensorFile
 from my.version import made_by
+from options import weights
 from options.sjc import SJCConfig
 from sjc import SJC, NotFinite
 from voxnerf import state
@@ -78,8 +79,9 @@ def statistics(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 class Record(NamedTuple):
-    """A flight record, and the configuration of its run."""
+    """A flight record, and the folder and the configuration of its run."""
 
+    folder: Path
     cfg: SJCConfig
     about: dict[str, Any]
     tensors: dict[str, torch.Tensor]
@@ -105,7 +107,7 @@ def read(path: str | Path) -> Record:
     cfg = config.read(SJCConfig, folder / FULL_CONFIG)
     config.reset(cfg, free_on_resume(SJCConfig))
     cfg.init = cfg.init_sha256 = None  # the field is in the record
-    return Record(cfg, about, {name: file.tensor(name) for name in file.shapes})
+    return Record(folder, cfg, about, {name: file.tensor(name) for name in file.shapes})
 
 
 # ---------------------------------------------------------------- the step again
@@ -139,10 +141,13 @@ def replay(record: Record, attempt: int | None = None) -> list[Finding]:
     """Run the recorded step again on the CPU, in float32; return what it has and computes, in that order.
 
     attempt: which of the attempts, by the number of its noise; None is the recorded one. All of them start from the
-    recorded field. Raises UserError where the model cannot be loaded or the field is another one.
+    recorded field. Raises UserError where the model cannot be loaded or is not that of the run, and where the field is
+    another one.
     """
     draw = record.about["attempt"] if attempt is None else attempt
-    adapter = make_adapter(record.cfg, "cpu", record.cfg.check_files())
+    found = record.cfg.check_files()
+    weights.refuse_other(f"the run of this record, {record.folder}", record.cfg, found, recorded_weights(record.folder))
+    adapter = make_adapter(record.cfg, "cpu", found)
     field = {name.removeprefix(FIELD): x for name, x in record.tensors.items() if name.startswith(FIELD)}
     findings = [Finding(f"field, {name}", x) for name, x in field.items()]
     with traced(adapter, findings):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from my import checkpoint, config, plain_files, starts
 from my.errors import RunError, UserError, shown
 from my.run_dir import is_done, write_atomic
-from my.script import FULL_CONFIG
+from my.script import FULL_CONFIG, recorded_weights
 from my.signals import Stopped
 
 if TYPE_CHECKING:
@@ -33,13 +33,21 @@ def command_of(run: Path) -> str:
         raise UserError(f"{run}: has no {FULL_CONFIG}; give the folder of a finished run") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; give the folder of a finished run") from None
-    made_by = options.get(config.MADE_BY) if isinstance(options, dict) else None
-    command = made_by.get("command") if isinstance(made_by, dict) else None
+    command = config.behind(options).get("command")
     if command not in COMMANDS:
         raise UserError(f"{path}: made by {shown(command)}; only runs of {' and '.join(COMMANDS)} can be compared")
     if not is_done(run):
         raise UserError(f"{run}: this run is not finished; finish it there first with {command} --resume True")
     return command
+
+
+def refuse_other_weights(run: Path) -> None:
+    """Raise UserError for a run of run_sjc.py whose model has other weights here: its field would be another one."""
+    from options import weights
+    from options.sjc import SJCConfig
+
+    cfg = config.read(SJCConfig, run / FULL_CONFIG)
+    weights.refuse_other(str(run), cfg, cfg.chosen.check(cfg), recorded_weights(run))
 
 
 def do_again(run: Path, command: str, folder: Path) -> None:
@@ -57,6 +65,8 @@ def do_again(run: Path, command: str, folder: Path) -> None:
         write_atomic(given, options)
     if is_done(folder):
         return
+    if command == COMMANDS[0]:
+        refuse_other_weights(run)
     status = attended([sys.executable, str(ROOT / command)], folder)
     if status:
         raise RunError(f"{command} ended with status {status} in {folder}; reproduce.py goes on from there")

@@ -14,6 +14,7 @@ import run_sjc
 from benchmarks import quality
 from my import checkpoint, config
 from my.errors import UserError, run_main
+from my.media import as_png
 from options.sjc import SJCConfig
 from toyworld import UNSEEN_PAIRS, parse_prompt
 from toyworld import judge as judging
@@ -204,9 +205,28 @@ def test_only_results_are_replaced(run, tmp_path, monkeypatch, capsys):
         assert out.read_text() == other
     out.write_text(json.dumps({key: [] for key in evaluate.REPORT}))
     evaluate.main([str(run), "--device", "cpu"])
-    assert "note: results.json has the results of an earlier evaluate.py" in capsys.readouterr().err
+    assert "note: results.json is of an earlier evaluate.py; it will be replaced" in capsys.readouterr().err
     assert len(json.loads(out.read_text())["runs"]) == 1
     evaluate.main([str(run), "--device", "cpu"])  # and its own
+
+
+def test_only_figures_are_replaced(run, tmp_path, monkeypatch, capsys):
+    """A figure says that it is one. Other pictures, also those that other commands wrote, stay."""
+    monkeypatch.chdir(tmp_path)
+    black = np.zeros((2, 2, 3), np.uint8)
+    for other in (b"", b"no picture", as_png(black), as_png(black, "export_mesh.py")):
+        (tmp_path / "a.png").write_bytes(other)
+        said = one_line(capsys, [str(run), "--figure", "a.png"])
+        assert "--figure a.png: this file is not of evaluate.py; give another name, or move it away" in said
+        assert (tmp_path / "a.png").read_bytes() == other
+    (tmp_path / "a.png").unlink()
+    evaluate.main([str(run), "--device", "cpu", "--figure", "a.png"])
+    first = (tmp_path / "a.png").read_bytes()
+    assert evaluate.is_figure("a.png") and "a.png" not in capsys.readouterr().err
+    (tmp_path / "a.png").write_bytes(first[:100])  # one that a full disk cut off is its own too
+    evaluate.main([str(run), "--device", "cpu", "--figure", "a.png"])
+    assert "note: a.png is of an earlier evaluate.py; it will be replaced" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == first
 
 
 def one_line(capsys, argv):

@@ -490,7 +490,7 @@ def test_files_of_distractors_that_are_of_no_use(toy_run, tiny_clip, tmp_path, m
         ("nosuch.txt", "--distractors nosuch.txt: No such file or directory; give a file with one text per line"),
         (str(tmp_path), f"--distractors {tmp_path}: Is a directory"),
         ("empty.txt", "--distractors empty.txt: has no text; write one per line"),
-        ("latin.txt", "--distractors latin.txt is damaged: 'utf-8' codec can't decode"),
+        ("latin.txt", "--distractors latin.txt is damaged: byte "),
     ):
         assert words in one_line(capsys, [*with_clip, name])
     said = one_line(capsys, [str(toy_run), "--distractors", "empty.txt"])

@@ -108,7 +108,13 @@ def test_colours():
         (["--alpha", "True", "--background", "1,1,1"], "^--background: not read with --alpha True"),
         (["--alpha", "True", "--frames", "drop"], "^--alpha True: mp4 has no alpha; leave out --frames drop"),
         (["--background", "1,2,256"], "^--background 1,2,256: give R,G,B from 0 to 255"),
-        (["--background", "1,2"], "^--background"),
+        *[
+            (
+                ["--background", given],
+                f"^--background: expected a colour as three numbers R,G,B, such as 255,0,0 for red, got '{given}'$",
+            )
+            for given in ("red", "#ff0000", "1,2", "1,2,3,4")
+        ],
         (["--path", "circel"], "perhaps you meant circle"),
         (["--elevation", "90", "--path", "circle"], "^--elevation: must be less than 90"),
         (["--skip", "200"], "^--skip 200: must be less than --n_frames 200"),

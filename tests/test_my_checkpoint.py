@@ -148,7 +148,10 @@ def test_a_record_that_lacks_a_part_and_another_format_version_are_refused(tmp_p
         with pytest.raises(RunError, match=r"meta.json (is damaged|has no format).*; delete"):
             ckpt.load(path)
     (path / ckpt.META).write_text("[" * 10**5)
-    with pytest.raises(RunError, match="meta.json is damaged: too deep; delete"):
+    with pytest.raises(RunError, match=r"meta.json is damaged: too deep; delete"):
+        ckpt.load(path)
+    (path / ckpt.META).write_text('{"format": 3,\n"step"')
+    with pytest.raises(RunError, match=r"meta.json is damaged: broken JSON at line 2, column 7; delete"):
         ckpt.load(path)
     (path / ckpt.META).write_text(json.dumps({"format": 99}))
     with pytest.raises(RunError, match="format 99"):

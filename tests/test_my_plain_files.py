@@ -34,6 +34,23 @@ def test_what_cannot_be_read_is_said(tmp_path, read, text, why):
     assert str(error.value).isprintable() and len(str(error.value)) < 320
 
 
+@pytest.mark.parametrize(
+    "data, why",
+    [
+        (b'{"a": 1,\n "b" 2}', "is damaged: broken JSON at line 2, column 6"),
+        (b"{} {}", "is damaged: broken JSON at line 1, column 4"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is damaged: a number of more than 4300 digits"),
+        (b'{"a": 1, "a": 2}', "is damaged: a is given twice"),
+        (b'{"a": "\xff"}', "is damaged: byte 8 is not of a text in UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_json_is_said_in_our_words(tmp_path, data, why):
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(ValueError) as error:
+        read_json(tmp_path / "x")
+    assert str(error.value) == why
+
+
 def test_messages_are_one_printable_line(capsys):
     assert str(UserError("a\n  b\x1b[2J\u202e")) == "a b\\x1b[2J\\u202e"
     note("c\nd")

@@ -1,5 +1,6 @@
 """Several processes of one run: what torchrun says, who does what, sums with the same bits, and how all of it ends."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -76,6 +78,22 @@ def test_a_signal_ends_a_process_at_a_sum(monkeypatch):
     first = Processes(0, 2)
     monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda *_, **__: Endless(first.heed))
     with pytest.raises(Lost, match="^told to end by SIGTERM"):
+        first.summed([torch.ones(2)])
+
+
+def test_a_process_whose_torchrun_has_ended_is_lost(monkeypatch):
+    """A SIGKILL of torchrun reaches none of its processes."""
+
+    class Unanswered:
+        def is_completed(self):
+            monkeypatch.setattr(os, "getppid", lambda: 1)  # who takes over processes that have lost their parent
+            return False
+
+    monkeypatch.setattr(os, "getppid", lambda: 4321)
+    monkeypatch.setattr(processes, "TIMEOUT_S", 1.0)
+    first = Processes(0, 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda *_, **__: Unanswered())
+    with pytest.raises(Lost, match="^torchrun, which started the processes of this run, has ended"):
         first.summed([torch.ones(2)])
 
 
@@ -227,9 +245,7 @@ def test_the_limit_is_stated():
     assert processes.TIMEOUT_S == 600
 
 
-def test_one_that_waits_for_the_others_to_come_is_ended_by_a_signal(tmp_path):
-    """Though the library waits in C, where no handler of Python is called."""
-    code = f"""
+JOINING = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
 import torch
@@ -240,14 +256,22 @@ def main(argv):
     Processes(1, 2).join(torch.device("cpu"))
 run_main(main, [], several=True)
 """
+
+
+@pytest.fixture
+def second_of_two():
+    """The environment of the second of two processes, the first of which does not come."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        command, env={**os.environ, **where}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as child:
+    return {**os.environ, **where}
+
+
+def test_one_that_waits_for_the_others_to_come_is_ended_by_a_signal(second_of_two):
+    """Though the library waits in C, where no handler of Python is called."""
+    command = [sys.executable, "-c", JOINING]
+    with subprocess.Popen(command, env=second_of_two, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"joining\n"
         with pytest.raises(subprocess.TimeoutExpired):  # it waits
             child.wait(3)
@@ -256,3 +280,20 @@ run_main(main, [], several=True)
             assert child.wait(20) == -signal.SIGTERM
         finally:
             child.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process that its parent has ended")
+def test_one_that_waits_for_the_others_to_come_ends_with_torchrun(second_of_two):
+    """What it writes to is closed with its end. It would wait for the others for 10 minutes."""
+    starter = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    command = [sys.executable, "-c", starter, JOINING]
+    launcher = subprocess.Popen(command, env=second_of_two, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with launcher:
+        assert launcher.stdout.readline() == b"joining\n"
+        (pid,) = (child.pid for child in psutil.Process(launcher.pid).children())
+        try:
+            launcher.kill()
+            assert launcher.communicate(timeout=60) == (b"", None)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

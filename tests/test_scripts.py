@@ -633,7 +633,7 @@ def test_all_published_commands_have_a_preset():
         (["--preset", "burgr"], ["no preset 'burgr' of this script; perhaps you meant burger"]),
         (["--sigma_range", "970,10"], ["--sigma_range must go up", "970, 10"]),
         (["--sigma_range", "5,5"], ["--sigma_range must go up"]),
-        (["--sigma_range", "[1]"], ["--sigma_range: expected a list [an integer, an integer]"]),
+        (["--sigma_range", "[1]"], ["--sigma_range: expected 2 integers with commas between, got"]),
         (["--pose.fov_range", "70,40"], ["--pose.fov_range must go up"]),
         (["--sigma_anneal", "5"], ["--sigma_anneal must lie above"]),
         (["--pose.FoV", "180"], ["--pose.FoV", "less than 180"]),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from families.family import WITHOUT
 from families.libraries import reason, refuse_endless
 from families.sd import layout
-from families.sd.diffusers_folder import read_json
+from families.sd.diffusers_folder import PARTS, read_json
 from families.sd.layout import Source
 from families.sd.wording import several
 from my.errors import UserError, shown, some
@@ -171,6 +171,23 @@ def weight_files(part: str, folder: Path) -> tuple[str, str | None, list[TensorF
         raise ValueError(f"no {stems['.safetensors']}.safetensors and no {stems['.bin']}.bin; get the folder again")
     first = min(found, key=lambda key: (key[0], key[1], key[2] or ""))
     return stems[".safetensors"], first[2], [TensorFile(path) for path in found[first]]
+
+
+def files_of(path: Path, own_vae: Path | None) -> dict[str, list[Path]]:
+    """Return {part: its files} of a diffusers folder, or {"model": [path]} of a single file, and of a VAE given apart.
+
+    Raises OSError or ValueError where a folder lacks a part or its weights.
+    """
+    found = {"model": [path]} if path.is_file() else {}
+    parts = {part: path / part for part in PARTS if not found}
+    if own_vae is not None:
+        found |= {"vae": [own_vae]} if own_vae.is_file() else {}
+        parts["vae"] = own_vae
+    for part, folder in parts.items():
+        if part not in found:
+            weights = [file.path for file in weight_files(part, folder)[2]] if part in NETWORKS else []
+            found[part] = [*sorted({*folder.glob("*.json"), *folder.glob("*.txt")}), *weights]
+    return found
 
 
 def refuse_other_formats(part: str, folder: Path, label: str | Path) -> None:

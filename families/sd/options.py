@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -118,6 +119,22 @@ class Options(Family):
     def checkpoints(self, found: find.Found) -> dict[str, Path]:
         files = {"model": found.place.path, "VAE": found.vae}
         return {what: path for what, path in files.items() if path}
+
+    @property
+    def embedded(self) -> bool:
+        return self.variant == "mini" and not self.checkpoint
+
+    def weights(self, found: find.Found) -> dict[str, list[Path]]:
+        from families.sd.networks import files_of
+
+        path = found.place.path
+        if path is None:
+            return {}
+        files = files_of(path, found.vae)
+        return files | {f"LoRA {lora.path.name}": list(lora.files) for lora in found.loras}
+
+    def decoders(self, names: Collection[str]) -> list[str]:
+        return ["vae"] if "vae" in names else ["model"]
 
     def facts(self, found: find.Found) -> dict[str, str]:
         path = found.place.path

@@ -12,6 +12,7 @@ Precedence, lowest first: defaults, `--preset NAME`, `./config.yml`, flags.
 from my.config.command_line import ANSWERS
 from my.config.describe import describe, near_miss, plain, spelled
 from my.config.layers import (
+    behind,
     by_option,
     given_apart,
     layer_of,
@@ -52,6 +53,7 @@ __all__ = [
     "Given",
     "Layer",
     "Option",
+    "behind",
     "by_option",
     "by_use",
     "coerce",

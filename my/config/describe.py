@@ -18,6 +18,7 @@ from my.version import made_by
 FIRST = 8  # of a group's options, how many a message names
 WIDTH, INDENT = 96, " " * 8  # of the help, characters
 PLAIN = {bool: "True or False", int: "an integer", float: "a finite number", str: "text"}
+SEVERAL = {"an integer": "integers", "a finite number": "finite numbers", "text": "texts"}
 
 
 # ---------------------------------------------------------------- types and values
@@ -35,8 +36,8 @@ def describe(kind: Any) -> str:
         return " or ".join(named + ["None"] * (type(None) in args))
     if choices(kind):
         return "one of " + ", ".join(str(choice) for choice in choices(kind))
-    if origin is tuple and Ellipsis not in args:
-        return f"a list [{', '.join(map(describe, args))}]"
+    if origin is tuple and Ellipsis not in args:  # all of one kind
+        return f"{len(args)} {SEVERAL[describe(args[0])]} with commas between"
     if origin in (list, tuple):
         return f"a list, each {describe(args[0])}"
     return getattr(kind, "__name__", str(kind))

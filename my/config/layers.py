@@ -149,9 +149,16 @@ def show(config: Config) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
-def write(config: Config, path: str | Path) -> None:
-    """Write `show(config)` to `path`, atomically, and behind it the versions that made it, under MADE_BY."""
-    write_atomic(path, show(config) + yaml.safe_dump({MADE_BY: made_by(getattr(config, "command", None))}))
+def write(config: Config, path: str | Path, **facts: Any) -> None:
+    """Write `show(config)` to `path`, atomically, and under MADE_BY the versions that made it and `facts`."""
+    made = {MADE_BY: made_by(getattr(config, "command", None)) | facts}
+    write_atomic(path, show(config) + yaml.safe_dump(made, width=math.inf))
+
+
+def behind(values: Any) -> dict[str, Any]:
+    """Return what `write` has put behind a configuration, whose file has these values; {} where it has nothing."""
+    facts = values.get(MADE_BY) if isinstance(values, dict) else None
+    return facts if isinstance(facts, dict) else {}
 
 
 def read(cls: type[C], path: str | Path) -> C:

@@ -53,7 +53,9 @@ class Option(NamedTuple):
     default: Any  # PydanticUndefined where a value is required
     limits: str  # such as ">= 0, < 1"
     meaning: str
-    extra: dict[str, Any]  # the field's json_schema_extra; its "gone" is {value that it took once: what to do instead}
+    # The field's json_schema_extra. "gone" is {value that it took once: what to do instead}, and "expected" is what a
+    # message calls its values, where the words for its type do not say enough.
+    extra: dict[str, Any]
 
 
 class Apart(NamedTuple):

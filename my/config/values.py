@@ -40,7 +40,8 @@ def coerce(value: Any, option: Option, where: str) -> Any:
         if isinstance(value, str) and value in gone:
             raise UserError(f"{where} {value}: is no longer here; {gone[value]}") from None
         hint = near_miss(value, choices(option.kind)) if isinstance(value, str) else ""
-        raise UserError(f"{where}: expected {describe(option.kind)}, got {quoted(value)}{hint}") from None
+        expected = option.extra.get("expected") or describe(option.kind)
+        raise UserError(f"{where}: expected {expected}, got {quoted(value)}{hint}") from None
 
 
 @functools.cache
