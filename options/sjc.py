@@ -132,8 +132,8 @@ class SJCConfig(Checkpointed, FamilyConfig):
     )
     noise: Literal["fresh", "surface"] = Field(
         "fresh",
-        description="noise that is added to renderings: fresh in each step, or fixed to the surface of the object, where "
-        "a point has the same in all views and steps",
+        description="noise that is added to renderings: fresh in each step, or fixed to the surface of the object, "
+        "where a point has the same in all views and steps",
     )
     score_clip: tuple[Bound, Bound] | None = Field(
         None,

@@ -1,8 +1,10 @@
 """Noise that is fixed to the surface of an object: a point of it has the same noise in all views and in all steps.
 
-Space is divided into cubes, the cells of a lattice, and each cell has unit normal numbers of its own: a function of
-(seed, cell). A pixel has the sum over the cells that its subpixels see, divided by the standard deviation of that sum.
-With m_c subpixels of a pixel in cell c, and the numbers z_c of that cell,
+Space is divided into the cells of a lattice, and each cell has unit normal numbers of its own: a function of
+(seed, cell). There is a lattice for each axis, whose cells are long along it. A surface takes that of the axis which it
+faces, since from another view a soft surface seems to be nearer or farther. A pixel has the sum over the cells that its
+subpixels see, divided by the standard deviation of that sum. With m_c subpixels of a pixel in cell c, and the numbers
+z_c of that cell,
 
     n = sum_c m_c z_c / sqrt(sum_c m_c^2) ~ N(0, 1).
 
@@ -11,8 +13,8 @@ their noise is independent. Example: a pixel with two subpixels in cell 1 and on
 (2 z_1 + z_2) / sqrt(5).
 
 Source: that noise is Gaussian in a view and consistent between views is the idea of Consistent Flow Distillation (arXiv
-2501.05445). What differs: the lattice is the own choice of this project, and only the noise is taken. The paper derives
-its update of the object from the flow of a diffusion's ODE or SDE, and here the rule stays what `--rule` says.
+2501.05445). What differs: only the noise is taken, and the lattice is a choice of this project. The paper derives its
+update of the object from the flow of a diffusion's ODE or SDE, and here the rule stays what `--rule` says.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from voxnerf.render import BG_DEPTH, Rendering
 SUBPIXELS = 6  # per edge of a pixel
 CELLS = 4  # per edge of a pixel that sees the origin in the narrowest view
 SOLID = 0.5  # opacity from which a pixel shows a surface
-BITS = 21  # of each coordinate in the number of a cell
+LONG = 16  # edges of a cell along the axis that its surface faces
+BITS = 20  # of each coordinate in the number of a cell
 
 
 def cell_edge(R: float, fov: float, width: int) -> float:
-    """Return the edge of a cell, world units.
+    """Return the short edge of a cell, world units.
 
     R: distance of the cameras from the origin, world units.  fov: the narrowest view, degrees.  width: in pixels.
     """
@@ -54,12 +57,13 @@ def surface_noise(
     Args:
         r: images (b, h, w), whose size may be another one.
         K, c2w: (b, 3, 3) intrinsics for H x W pixels, and (b, 4, 4) poses.
-        edge: of a cell, world units.
+        edge: the short one of a cell, world units.
         draw: counts what is drawn for a cell.
     """
     C, H, W = fresh.shape[1:]
     points, solid = surface_points(r, K, c2w, H, W)
-    cells = cells_of(points, edge)
+    cells = cells_of(points, facing(points), edge)
+    cells = rearrange(cells, "b (h s) (w t) -> b (h w) (s t)", s=SUBPIXELS, t=SUBPIXELS)
     odd = shared_out(cells)
     z = normal((C,), seed, cells.flatten(), "surface noise", draw, torch.float64).view(*cells.shape, C)
     variance = odd.sum(2)
@@ -69,12 +73,11 @@ def surface_noise(
     return torch.where(known[:, None].to(fresh.device), n, fresh)
 
 
-def surface_points(
-    r: Rendering, K: np.ndarray, c2w: np.ndarray, H: int, W: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the subpixels see (b, H * W, SUBPIXELS^2, 3), world units, and where a surface is (b, H, W).
+def surface_points(r: Rendering, K: np.ndarray, c2w: np.ndarray, H: int, W: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the subpixels see (b, H * SUBPIXELS, W * SUBPIXELS, 3), world units, and where a surface is.
 
     The mean distance of what is seen is interpolated, weighted with its opacity; the background has no part in it.
+    The second result is (b, H, W) bool.
     """
     device = exact_device(r.depth.device)
     depth, opacity = (x.detach().to(device).double() for x in (r.depth, r.opacity))
@@ -83,18 +86,27 @@ def surface_points(
     weighted, weight = F.interpolate(maps, fine, mode="bilinear", antialias=True).flatten(2).unbind(1)
     rays_o, rays_d = pixel_rays(H, W, K, c2w, SUBPIXELS, torch.float64, device)
     points = rays_o + (weighted / weight.clamp(min=1e-6))[..., None] * rays_d
-    points = rearrange(points, "b (h s w t) c -> b (h w) (s t) c", h=H, s=SUBPIXELS, t=SUBPIXELS)
     solid = F.interpolate(opacity[:, None], (H, W), mode="bilinear", antialias=True)[:, 0] >= SOLID
-    return points, solid
+    return points.unflatten(1, fine), solid
 
 
-def cells_of(points: torch.Tensor, edge: float) -> torch.Tensor:
+def facing(points: torch.Tensor) -> torch.Tensor:
+    """Return the axis (b, h, w), 0 to 2, that is nearest to the normal of a surface through points (b, h, w, 3)."""
+    across, down = torch.gradient(points, dim=(2, 1))
+    return torch.linalg.cross(across, down).abs().argmax(-1)
+
+
+def cells_of(points: torch.Tensor, axis: torch.Tensor, edge: float) -> torch.Tensor:
     """Return the numbers (...) int64, none below 0, of the cells that hold points (..., 3), world units.
 
     They repeat after 2^BITS cells along an axis.
+
+    axis: (...) along which cells are long.
     """
-    x, y, z = ((points / edge).floor().long() & (2**BITS - 1)).unbind(-1)
-    return (x << BITS | y) << BITS | z
+    along = axis[..., None] == torch.arange(3, device=axis.device)
+    edges = torch.where(along, LONG * edge, edge)
+    x, y, z = ((points / edges).floor().long() & (2**BITS - 1)).unbind(-1)
+    return ((axis << BITS | x) << BITS | y) << BITS | z
 
 
 def shared_out(cells: torch.Tensor) -> torch.Tensor:
