@@ -39,6 +39,7 @@ from voxnerf.field import VoxRF
 from voxnerf.rays import Rays
 from voxnerf.render import Rendering, pick_march, render_ready
 from voxnerf.resample import begin_from
+from voxnerf.surface_noise import cell_edge, surface_noise
 from voxnerf.train_rays import TrainRays
 
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
@@ -240,18 +241,34 @@ class SJC(Asset):
         return rules.Ask(self.adapter, cond, self.uncond, self.cfg.texts.scale, negatives, bad)
 
     def noise_of(self, i: int, draw: int = 0) -> torch.Tensor:
-        """Return the noise (b, C, H, W) of step `i`; `draw` counts the attempts at the step."""
+        """Return the fresh noise (b, C, H, W) of step `i`; `draw` counts the attempts at the step."""
         return self._make_noise(i, 1, draw)[0] if draw else self.noise.of_step(i)
+
+    def noise_at(self, cameras: list[pose.Camera], r: Rendering, i: int, draw: int = 0) -> torch.Tensor:
+        """Return the noise (b, C, H, W) that step `i` adds to what b own cameras see, fresh or fixed to surfaces.
+
+        `draw` counts the attempts at the step.
+        """
+        n, cfg = self.noise_of(i, draw), self.cfg
+        if cfg.noise == "fresh":
+            return n
+        H, W = n.shape[2:]
+        K, c2w = (np.array(x) for x in zip(*((camera.K(H, W), camera.c2w) for camera in cameras)))
+        edge = cell_edge(cfg.pose.R, cfg.pose.fov_range[0], W)
+        return surface_noise(r, K, c2w, edge, n, cfg.seed, draw)
 
     @torch.no_grad()
     def gradient(
-        self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int, draw: int = 0
+        self, x: torch.Tensor, n: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int
     ) -> torch.Tensor:
-        """Return the score that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views."""
+        """Return the score that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views.
+
+        n: (b, C, H, W) their noise.
+        """
         chance = numpy_rng(self.cfg.seed, i, "rule").uniform() if self.cfg.rule == "asd" else 0.0
         progress = i / self.cfg.n_steps
         ask = self.ask(cameras)
-        g = self.rule(ask, x, self.noise_of(i, draw), rules.Moment(sigma, progress, chance))
+        g = self.rule(ask, x, n, rules.Moment(sigma, progress, chance))
         self.n_calls = ask.n_calls
         if self.cfg.score_clip is not None:
             g = rules.clipped(g, self.cfg.score_clip, progress)
@@ -292,7 +309,7 @@ class SJC(Asset):
         (cameras, rays), sigma = self.views.of_step(i), self.draw_sigma(i)
         r = self.render_views(rays, self.draw_background(i))
         x = resize(r.color, self.adapter.data_shape[1:])
-        g = self.gradient(x.detach(), cameras, sigma, i, draw)
+        g = self.gradient(x.detach(), self.noise_at(cameras, r, i, draw), cameras, sigma, i)
         loss = self.regulariser(r, i)
         self.field.zero_grad(set_to_none=True)
         # Here is the Jacobian: back-propagating g (Eq. 15 or 16) from the rendering x(theta) gives g . J,

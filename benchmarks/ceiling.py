@@ -53,7 +53,7 @@ class Fit(SJC):
 
     @torch.no_grad()
     def gradient(
-        self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int, draw: int = 0
+        self, x: torch.Tensor, n: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int
     ) -> torch.Tensor:
         """Return what step `i` chains (b, C, H, W): Eq. 16 of arXiv 2212.00774, with the truth for the denoised."""
         maps = coverage_maps(self.object, cameras, SIZE)

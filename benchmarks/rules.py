@@ -45,7 +45,7 @@ RULES: dict[str, list[str]] = {
     "sdi": ["--rule", "sdi"],
     "sjc_all_levels": ["--rule", "sjc", "--sigma_anneal", "none"],
     "sds_clip": ["--rule", "sds", "--score_clip", "0.5,0.1"],
-    # "sjc_surface": ["--rule", "sjc", "--noise", "surface"],
+    "sjc_surface": ["--rule", "sjc", "--noise", "surface"],
 }
 CEILING = "ceiling"
 PLAIN = "sjc"

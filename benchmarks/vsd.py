@@ -52,7 +52,7 @@ class Particle(SJC):
 
     @torch.no_grad()
     def gradient(
-        self, x: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int, draw: int = 0
+        self, x: torch.Tensor, n: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int
     ) -> torch.Tensor:
         """Return what step `i` chains (b, C, H, W): all fields are seen by the cameras of this one."""
         rays, behind = self.views.of_step(i)[1], self.draw_background(i)
@@ -60,7 +60,7 @@ class Particle(SJC):
             x if field is self else resize(field.render_views(rays, behind).color, self.adapter.data_shape[1:])
             for field in self.fields
         ]
-        x_sigma = rules.perturbed(x, self.noise_of(i, draw), sigma)
+        x_sigma = rules.perturbed(x, n, sigma)
         D_s = self.ask(cameras).guided(x_sigma, sigma)
         return rules.vsd_direction(D_s, x_sigma, torch.stack(xs), sigma) / self.cfg.batch_views
 

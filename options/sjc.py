@@ -130,6 +130,11 @@ class SJCConfig(Checkpointed, FamilyConfig):
         description="words of bad pictures, which rules nfsd and bridge need, and csd may have; they need a model that "
         "knows them; the embedded ones know blurry, faded and foggy",
     )
+    noise: Literal["fresh", "surface"] = Field(
+        "fresh",
+        description="noise that is added to renderings: fresh in each step, or fixed to the surface of the object, "
+        "where a point has the same in all views and steps",
+    )
     score_clip: tuple[Bound, Bound] | None = Field(
         None,
         description="bounds of what is chained, in the first and the last step, linear between: each number of it is "
@@ -144,6 +149,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
     asks_views: ClassVar[bool] = True
     conditions: ClassVar[Conditions] = {
         "var_red": {"rule": ("sjc",)},
+        "noise": {"rule": ("sjc", "sds", "csd", "nfsd", "bridge", "asd")},
         "bad_words": {"rule": ("nfsd", "bridge", "csd")},
         "bridge_step": {"rule": ("bridge",)},
         "pose.perp_neg": {"rule": ("sjc", "noiseless", "sds", "asd", "ism", "sdi")},

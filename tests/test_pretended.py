@@ -204,6 +204,7 @@ KINDS = {
     "texture": {},
     "plain": {"plain_bg": True},
     "views": {"batch_views": 2, "depth_weight": 1.0},
+    "surface": {"noise": "surface", "batch_views": 2},
     "perp_neg": {"pose": {"rend_hw": 8, "perp_neg": True}},
 }
 
@@ -358,6 +359,7 @@ def test_float64_is_refused_there():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_device_without_float64_takes_steps_and_shows_views(models, family):
     options = combined(SMALL, models[family], KINDS["views"], KINDS["perp_neg"] if family == "sd" else {})
+    options = combined(options, KINDS["surface"])
     with like_mps(combined(options, {"pose": {"rend_hw": 12}})) as (machine, optimisation):  # to be resized
         optimisation.step(0)
         assert not [name for _, name in machine.counts.operators if not known_to_mps(name)]
@@ -444,6 +446,7 @@ def test_the_operators_of_pytorchs_list_are_known():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_deterministic_steps_have_no_operator_that_is_not(models, family):
     options = combined(SMALL, models[family], {"deterministic": True, "pose": {"rend_hw": 12}})  # to be resized
+    options = combined(options, KINDS["surface"])
     with on_device(options) as (machine, optimisation):
         counts = machine.reset()
         optimisation.step(0)

@@ -34,11 +34,12 @@ def test_the_others_change_the_direction():
     first = fields[0]
     (cameras, rays), sigma = first.views.of_step(0), first.levels[-1]
     x = first.render_views(rays, 0).color.detach()
-    x_sigma = x + sigma * first.noise_of(0)
+    n = first.noise_of(0)
+    x_sigma = x + sigma * n
     fields[1].render_views = lambda *_: SimpleNamespace(color=x_sigma)
     D_s = first.ask(cameras).guided(x_sigma, sigma)
     want = sigma**2 / (1 + sigma**2) * (D_s - x_sigma) / sigma
-    torch.testing.assert_close(first.gradient(x, cameras, sigma, 0), want, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(first.gradient(x, n, cameras, sigma, 0), want, atol=1e-4, rtol=1e-3)
 
 
 def test_each_field_is_left_as_a_finished_run(tmp_path, monkeypatch, capsys):
