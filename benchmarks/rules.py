@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         best = lab.tune([*(cfg.rules or RULES), CEILING])
         of_equal_calls = lab.compare(best, lab.steps, cfg.prompts, cfg.seeds)
         of_equal_steps = lab.compare(best, lambda *_: lab.n_steps, cfg.prompts, cfg.seeds)
-        ranked = sorted(set(best) - {CEILING}, key=lambda name: -of_equal_calls[name]["psnr"]["mean"])
+        ranked = sorted((name for name in best if name != CEILING), key=lambda name: -of_equal_calls[name]["psnr"]["mean"])
         chosen = dict.fromkeys([*ranked[: cfg.n_best], *({PLAIN} & set(best)), CEILING]) if cfg.n_best else {}
         of_best = lab.compare({name: best[name] for name in chosen}, lab.steps, PROMPTS, cfg.best_seeds)
         image = picture(lab, best)

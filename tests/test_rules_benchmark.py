@@ -1,86 +1,129 @@
-"""The comparison of rules: what runs it plans, and that each rule is measured with the weight that was best for it."""
+"""The comparison of rules: what runs it plans, and that each rule is measured with the choice that was best for it."""
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import rules as lab
+from benchmarks.quality import make_run
+from benchmarks.warm import call
 from my.errors import RunError, UserError
 
-BEST = {"sjc": lab.Try(3.0, 1.0), "sds": lab.Try(0.1, 1.0)}
+BEST = {"sjc": lab.Try(3.0, 1.0, 0.5), "sds": lab.Try(0.3, 3.0, 2.0), "sdi": lab.Try(1.0, 10.0, 1.0)}
+CEILING = lab.Try(3.0, 1.0, 2.0)
 
 
 def interval(mean):
     return {"mean": mean, "low": None, "high": None}
 
 
+def words(command, flag):
+    return command[command.index(flag) + 1]
+
+
 @pytest.fixture
 def plans(monkeypatch):
-    """The plans that were made; a run's PSNR is the higher the nearer its factor and guidance are to BEST."""
+    """The plans that were made; a run's PSNR is the higher the nearer its numbers are to BEST."""
     made = []
 
-    def evaluate_all(plan, failed, workers):
+    def evaluate_all(plan, failed, pool):
         made.append(plan)
         reports = {}
-        for name in plan:
-            rule, _, choice = name.partition(" ")
-            factor, _, scale = choice.partition("_s")
-            psnr = 20 - abs(float(factor) - BEST[rule].factor) - abs(float(scale) - BEST[rule].scale) if choice else 30
+        for name, runs in plan.items():
+            rule, command = name.partition(" ")[0], next(iter(runs.values()))
+            best = BEST.get(rule, CEILING)
+            base = lab.preset(words(command, "--preset"))
+            psnr = 20 + (rule == "sds") - abs(float(words(command, "--emptiness_weight")) / base["emptiness_weight"] - best.factor)
+            psnr -= abs(float(words(command, "--lr")) / base["lr"] - best.rate)
+            if rule != lab.CEILING:
+                psnr -= abs(float(words(command, "--sd.scale")) - best.scale)
             reports[name] = {"summary": {key: interval(psnr) for key in lab.COLUMNS}}
         return reports
 
-    monkeypatch.setattr(lab, "make_runs", lambda plan, workers: {})
+    monkeypatch.setattr(lab, "make_runs", lambda plan, pool: {})
     monkeypatch.setattr(lab, "evaluate_all", evaluate_all)
+    monkeypatch.setattr(lab, "picture", lambda *_: np.zeros((4, 4, 3), np.uint8))
     return made
 
 
-def test_each_rule_is_measured_with_its_best_weight(plans, tmp_path, capsys):
-    lab.main(["--out", str(tmp_path), "--rules", "sjc,sds", "--seeds", "0,1"])
-    tries, final = plans
-    assert set(tries) == {f"{name} {factor:g}_s1" for name in BEST for factor in lab.FACTORS}
-    tuned = {prompt for runs in tries.values() for flags in runs.values() for prompt in [flags[-3]]}
-    measured = {flags[-3] for runs in final.values() for flags in runs.values()}
-    assert tuned == set(lab.TUNED_ON) and measured == set(lab.MEASURED_ON) and not tuned & measured
-    for name, runs in final.items():
-        assert len(runs) == 2 * len(lab.MEASURED_ON)
-        for folder, flags in runs.items():
-            assert flags[flags.index("--emptiness_weight") + 1] == f"{lab.weight_of('ideal') * BEST[name].factor:g}"
-            assert flags[flags.index("--sd.scale") + 1] == "1"
-            assert flags[flags.index("--rule") + 1] == name.partition("_")[0]
-            assert folder.parent.name == f"{name}_{BEST[name].factor:g}_s1"
+def folders(plan, rule):
+    return [folder for name, runs in plan.items() if name.partition(" ")[0] == rule for folder in runs]
+
+
+def test_each_rule_is_measured_with_its_best_choice(plans, tmp_path, capsys):
+    lab.main(["--out", str(tmp_path), "--rules", "sjc,sds", "--n_steps", "300", "--n_best", "1"])
+    *tuning, equal_calls, equal_steps, best = plans
+    tuned = {words(command, "--sd.prompt") for plan in tuning for runs in plan.values() for command in runs.values()}
+    assert len(tuning) == 3 and tuned == set(lab.TUNED_ON) and not tuned & {*lab.MEASURED_ON, *lab.PROMPTS}
+    for rule in ("sjc", "sds"):  # the same number of tries: 3, then 2, then 2 more
+        assert [len(folders(plan, rule)) for plan in tuning] == [3 * 4, 2 * 4, 2 * 4]
+    assert [len(folders(plan, lab.CEILING)) for plan in tuning] == [3 * 4, 0, 2 * 4]
+    for rule, choice in BEST.items():
+        for plan, prompts in ((equal_calls, lab.MEASURED_ON), (equal_steps, lab.MEASURED_ON)):
+            for command in plan.get(rule, {}).values():
+                assert words(command, "--emptiness_weight") == f"{20 * choice.factor:g}"
+                assert words(command, "--lr") == f"{0.3 * choice.rate:g}"
+                assert words(command, "--sd.scale") == f"{choice.scale:g}" and words(command, "--sd.prompt") in prompts
+    assert len(equal_calls["sjc"]) == 2 * len(lab.MEASURED_ON)
+    assert list(best) == ["sds", "sjc", lab.CEILING]  # the best one, the plain one, and what is left to gain
+    assert len(best["sjc"]) == 3 * len(lab.PROMPTS)
+    assert all(command[0] == lab.FIT and "--rule" not in command for command in best[lab.CEILING].values())
+    # without guidance sjc asks once per view, so it takes twice as many steps for the same calls
+    assert {words(command, "--n_steps") for command in equal_calls["sjc"].values()} == {"600"}
+    assert {words(command, "--n_steps") for command in equal_steps["sjc"].values()} == {"300"}
+    assert equal_calls["sds"] == equal_steps["sds"]  # two calls: the same runs, which are made once
     found = json.loads((tmp_path / "rules.json").read_text(encoding="utf-8"))
-    assert found["best"] == {"sjc": {"factor": 3, "scale": 1}, "sds": {"factor": 0.1, "scale": 1}}
-    assert "| sds | 1 | 2 | 30.000 | 30.00 |" in capsys.readouterr().out
-    assert "| sjc | 1 | 17.10 | 17.30 | 18.00 | 20.00 |" in (tmp_path / "rules.md").read_text(encoding="utf-8")
+    assert found["best"]["sds"] == {"factor": 0.3, "scale": 3, "rate": 2} and found["calls"]["sjc"] == 1
+    text = (tmp_path / "rules.md").read_text(encoding="utf-8")
+    assert "| sds | 3 | 6 | 0.6 | 300 | 600 | 21.000 | 21.00 |" in text and text in capsys.readouterr().out
+    assert "| ceiling | - | 60 | 0.6 | 300 | - | 20.000 |" in text and "e3_s1_r0.5: 20.00" in text
+    assert (tmp_path / "rules.png").exists()
 
 
-def test_the_guidance_is_tuned_too(plans, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(BEST, "bridge", lab.Try(1.0, 3.0))
-    lab.main(["--out", str(tmp_path), "--rules", "bridge", "--factors", "0.3,1", "--scales", "1,3,9"])
-    tries, final = plans
-    assert set(tries) == {f"bridge {factor}_s{scale}" for factor in (0.3, 1) for scale in (1, 3, 9)}
-    (runs,) = final.values()
-    for flags in runs.values():
-        assert flags[flags.index("--sd.scale") + 1] == "3" and "blurry, foggy" in flags
-    text = capsys.readouterr().out
-    assert "| bridge | 3 | 20 | 30.000" in text and "| bridge | 9 | 13.30 | 14.00 |" in text
-    assert set(lab.tries_of(lab.RulesConfig(out="", preset="mini"), "csd")) == {(f, 3.0) for f in lab.FACTORS}
-
-
-def test_default_rules(plans, tmp_path, monkeypatch):
-    for name in lab.RULES:
-        monkeypatch.setitem(BEST, name, lab.Try(1.0, 1.0))
-    lab.main(["--out", str(tmp_path)])
-    assert {name.partition(" ")[0] for name in plans[0]} == set(lab.RULES)
-    assert {name.partition("_s")[2] for name in plans[0] if name.startswith("sds")} == {"1"}
-    assert {name.partition("_s")[2] for name in plans[0] if name.startswith("csd")} == {"5"}
-    lab.main(["--out", str(tmp_path), "--preset", "mini"])
-    assert {name.partition(" ")[0] for name in plans[2]} == set(lab.RULES)
+def test_calls_are_those_that_a_run_makes(tmp_path):
+    """The only step of a run says in its history what it asked."""
+    flags = ["--preset", "ideal", "--rule", "sdi", "--sd.scale", "3", "--n_steps", "1", "--report", "False"]
+    flags += ["--vox.grid_size", "6", "--pose.rend_hw", "8", "--pose.view_words", "sjc", "--ideal.n_cameras", "40"]
+    for seed in ("0", "1"):
+        folder, command = tmp_path / seed, [*flags, "--seed", seed]
+        folder.mkdir()
+        assert call(["run_sjc.py", *command, "--sd.prompt", "a red pig"], folder) is None
+        (row,) = [json.loads(line) for line in (folder / "history.json").read_text(encoding="utf-8").splitlines()]
+        assert row["calls"] == lab.calls_of(command)
 
 
 def test_what_cannot_be_measured(plans, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="lies in the project; give a folder outside it"):
         lab.main(["--out", str(lab.ROOT / "x")])
-    monkeypatch.setattr(lab, "make_runs", lambda plan, workers: {tmp_path / "a": "out of memory"})
+    monkeypatch.setattr(lab, "make_runs", lambda plan, pool: {tmp_path / "a": "out of memory"})
     with pytest.raises(RunError, match=f"1 failed, such as {tmp_path / 'a'}: out of memory"):
         lab.main(["--out", str(tmp_path), "--rules", "sjc"])
+
+
+@pytest.mark.parametrize("preset", ["ideal", "mini"])
+def test_every_rule_is_one_of_run_sjc(preset, tmp_path):
+    """Its options are those that the rule reads, and the number of its calls is known."""
+    cfg = lab.RulesConfig(out=str(tmp_path), preset=preset)
+    it = lab.Lab(cfg, None)
+    n_calls = {name: it.calls(name, lab.Try(1, 3, 1)) for name in lab.RULES}
+    assert {n_calls[name] for name in ("sjc", "sds", "csd", "csd_bad", "bridge")} == {2} and n_calls["asd"] == 3
+    assert 2 < n_calls["nfsd"] <= 3 and 4 <= n_calls["ism"] <= 8 and 6 <= n_calls["sdi"] <= 22
+
+
+def test_a_picture_shows_every_rule(tmp_path):
+    cfg = lab.RulesConfig(out=str(tmp_path), prompts=["a red pig", "a blue duck"], n_steps=3, seeds=[0])
+    choice = lab.Try(1.0, 1.0, 1.0)
+
+    class Here:
+        """Does the work in this process."""
+
+        map = staticmethod(map)
+
+    it = lab.Lab(cfg, Here())
+    small = ["--ideal.n_cameras", "40", "--vox.grid_size", "6", "--pose.rend_hw", "8", "--pose.view_words", "sjc"]
+    for name in ("sjc", "sds"):
+        for folder, command in it.runs(name, choice, it.steps(name, choice), cfg.prompts, [0]).items():
+            assert make_run(folder, [*command, *small]) is None
+    image = lab.picture(it, {"sjc": choice, "sds": choice})
+    assert image.dtype == np.uint8 and image.shape[1] > 2 * 112 and image.shape[0] > 3 * 112
