@@ -131,9 +131,11 @@ def advice(error: Exception, optimisation: SJC) -> str:
 
 def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str, Any]]], report: Live) -> None:
     """Write what a run leaves after some of its steps, while they are taken."""
+    import pose
     from voxnerf import snapshot
 
-    n = optimisation.cfg.n_steps
+    n, p = optimisation.cfg.n_steps, optimisation.cfg.pose
+    path = pose.spiral(N_VISUALS, p.R, p.R, fov=p.FoV)  # the camera moves as the run does
     visual_every, part_every = (max(1, n // parts) for parts in (N_VISUALS, N_PARTS))
     save_every = max(1, math.floor(n * optimisation.cfg.ckpt_every))
     for step, stats in watch.over(steps):
@@ -142,7 +144,7 @@ def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str,
         if log or "retried" in stats:
             watch.log(step, stats, as_row)
         if show:
-            visualise(optimisation, step, watch.worker)
+            visualise(optimisation, path[min(N_VISUALS - 1, step * N_VISUALS // n)], step, watch.worker)
         if part and optimisation.cfg.snapshots:  # before the checkpoint: a run that goes on from that has it
             watch.worker.put(snapshot.write, ".", *snapshot.taken(optimisation.field, step))
         if save:
@@ -157,12 +159,9 @@ def as_row(stats: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return row, {name: f"{float(value):.3g}" for name, value in row.items() if name not in ("calls", "retried")}
 
 
-def visualise(optimisation: SJC, step: int, worker: Worker) -> None:
-    """Render a view after `step` steps, and let the worker write it. The camera moves as the run does."""
-    import pose
-
-    p, k = optimisation.cfg.pose, min(N_VISUALS - 1, step * N_VISUALS // optimisation.cfg.n_steps)
-    view = optimisation.view(pose.spiral(N_VISUALS, p.R, p.R, fov=p.FoV)[k])
+def visualise(optimisation: SJC, camera: Camera, step: int, worker: Worker) -> None:
+    """Render a view after `step` steps, and let the worker write it."""
+    view = optimisation.view(camera)
     worker.put(write_view, f"step_{step:07d}.png", view, optimisation.depth_range)
 
 

@@ -37,7 +37,6 @@ RULES: dict[str, list[str]] = {
     "noiseless": ["--rule", "noiseless"],
     "sds": ["--rule", "sds"],
     "csd": ["--rule", "csd"],
-    "csd_bad": ["--rule", "csd", *BAD],
     "nfsd": ["--rule", "nfsd", *BAD],
     "bridge": ["--rule", "bridge", *BAD],
     "asd": ["--rule", "asd"],
@@ -51,9 +50,9 @@ CEILING = "ceiling"
 PLAIN = "sjc"
 TUNED_ON = ["a green castle", "a red chair", "a yellow duck", "a blue car"]
 MEASURED_ON = ["a purple castle", "a purple chair", "a blue duck", "a green car", "a red burger", "a yellow rocket"]
-FACTORS = [1.0, 0.3, 3.0]  # of the preset's weight of the emptiness loss
-SCALES = {"ideal": [1.0, 3.0, 10.0], "mini": [3.0, 1.5, 10.0]}  # guidances
-RATES = [1.0, 0.5, 2.0]  # factors of the preset's learning rate
+FACTORS = [1.0, 0.3]  # of the preset's weight of the emptiness loss
+SCALES = {"ideal": [1.0, 5.0], "mini": [3.0, 10.0]}  # guidances
+RATES = [1.0, 0.4]  # factors of the preset's learning rate
 VIEW_DEG = (30.0, 75.0)  # azimuth and elevation draw of the pictures
 PLAIN_CALLS = 2  # of the network per view: those of a guided rule
 
