@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SIZE = 64  # edge of the true pictures, pixels
 OF_SCORE = (
-    *("rule", "score_clip", "bad_words", "bridge_step", "var_red", "cls_scaling", "compile"),
+    *("rule", "noise", "score_clip", "bad_words", "bridge_step", "var_red", "cls_scaling", "compile"),
     *("sd.scale", "sd.negative_prompt", "sd.lora", "sd.ema", "sd.precision", "ideal.n_cameras"),
     *("pose.view_words", "pose.view_style", "pose.view_texts", "pose.perp_neg"),
 )  # options that only a model's score reads, or what is chained of it
