@@ -84,13 +84,10 @@ def test_each_rule_is_measured_with_its_best_choice(plans, tmp_path, capsys):
 def test_calls_are_those_that_a_run_makes(tmp_path):
     """The only step of a run says in its history what it asked."""
     flags = ["--preset", "ideal", "--rule", "sdi", "--sd.scale", "3", "--n_steps", "1", "--report", "False"]
-    flags += ["--vox.grid_size", "6", "--pose.rend_hw", "8", "--pose.view_words", "sjc", "--ideal.n_cameras", "40"]
-    for seed in ("0", "1"):
-        folder, command = tmp_path / seed, [*flags, "--seed", seed]
-        folder.mkdir()
-        assert call(["run_sjc.py", *command, "--sd.prompt", "a red pig"], folder) is None
-        (row,) = [json.loads(line) for line in (folder / "history.json").read_text(encoding="utf-8").splitlines()]
-        assert row["calls"] == lab.calls_of(command)
+    flags += ["--vox.grid_size", "6", "--pose.rend_hw", "8", "--pose.view_words", "sjc", "--ideal.n_cameras", "24"]
+    assert call(["run_sjc.py", *flags, "--sd.prompt", "a red pig"], tmp_path) is None
+    (row,) = [json.loads(line) for line in (tmp_path / "history.json").read_text(encoding="utf-8").splitlines()]
+    assert row["calls"] == lab.calls_of(flags) > 4
 
 
 def test_what_cannot_be_measured(plans, tmp_path, monkeypatch):
