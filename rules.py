@@ -101,7 +101,8 @@ def chained_gradient(
 def clipped(g: torch.Tensor, bounds: tuple[float, float], progress: float) -> torch.Tensor:
     """Return the direction g, each number cut to plus or minus a bound, which goes linearly from one to another.
 
-    What is not finite stays, for the run to see it. Source: dynamic score clipping, arXiv 2303.15413.
+    What is not finite stays, for the run to see it. Source: arXiv 2303.15413, where the score of the model is cut, by a
+    bound that rises linearly.
     """
     bound = bounds[0] + (bounds[1] - bounds[0]) * progress
     return torch.where(g.isfinite(), g.clamp(-bound, bound), g)
@@ -201,8 +202,8 @@ def vsd_direction(D_s: torch.Tensor, x_sigma: torch.Tensor, xs: torch.Tensor, si
 def asd(shifted: Callable[[float, float], float]) -> Rule:
     """Return the rule w [(D_s(x_sigma) - x) / sigma - (D_c(x_sigma+) - x) / sigma+]: Asynchronous Score Distillation.
 
-    Both have the same noise. sigma+ lies above sigma by at most ASD_SHARE of its entry in the table. Source: arXiv
-    2407.02040. shifted(sigma, chance): gives sigma+.
+    Both have the same noise. sigma+ lies above sigma by at most ASD_SHARE of its entry in the table, counted from entry
+    0. Source: arXiv 2407.02040. shifted(sigma, chance): gives sigma+.
     """
 
     def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:

@@ -43,7 +43,7 @@ RULES: dict[str, list[str]] = {
     "ism": ["--rule", "ism"],
     "sdi": ["--rule", "sdi"],
     "sjc_all_levels": ["--rule", "sjc", "--sigma_anneal", "none"],
-    "sds_clip": ["--rule", "sds", "--score_clip", "0.5,0.1"],
+    "sds_clip": ["--rule", "sds", "--score_clip", "0.1,0.5"],
     "sjc_surface": ["--rule", "sjc", "--noise", "surface"],
 }
 CEILING = "ceiling"
