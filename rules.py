@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from options.sjc import SJCConfig
 
 NFSD_ENTRY = 200  # of 1000: below this entry of the noise table, the noise is taken from D_u alone
+CSD_TURN = 0.5  # share of the run after which the bad words take the place of no words
 ASD_SHARE = 0.1  # the second level lies at most this share of the entry above the first
 ISM_GAP, ISM_STRIDE = 50, 200  # entries between both levels; entries per step of the inversion below them
 SDI_STEPS, SDI_SCALE = 10, -7.5  # steps of the inversion from the lowest level to the highest; its guidance
@@ -141,7 +142,7 @@ def csd(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
     With --bad_words D_u becomes D_bad in the second half of the run. Source: arXiv 2310.19415, whose ramp of weights
     is a single change here.
     """
-    other = ask.uncond if ask.bad is None or at.progress < 0.5 else ask.bad
+    other = ask.uncond if ask.bad is None or at.progress < CSD_TURN else ask.bad
     d_c, d_other = ask.parts(perturbed(x, n, at.sigma), at.sigma, ask.cond, other)
     return weight(at.sigma) * ask.scale * (d_c - d_other) / at.sigma
 
@@ -186,8 +187,9 @@ def bridge(from_progress: float) -> Rule:
 def vsd_direction(D_s: torch.Tensor, x_sigma: torch.Tensor, xs: torch.Tensor, sigma: float) -> torch.Tensor:
     """Return w (D_s - D_q) / sigma (b, C, H, W): Variational Score Distillation, its own score known exactly.
 
-    D_q is the denoiser of the renderings of K fields by the same cameras, which are all that q has: no network has to
-    learn it. With K = 1 it is the rendering itself, and this is `sds`. Source: ProlificDreamer, arXiv 2305.16213.
+    D_q is the denoiser of q, the set of the renderings of K fields by the same cameras: it is known exactly, and no
+    network has to learn it. With K = 1 it is the rendering itself, and this is `sds`. Source: ProlificDreamer, arXiv
+    2305.16213.
 
     D_s, x_sigma: (b, C, H, W) the guided denoised picture, and one field's perturbed rendering.
     xs: (K, b, C, H, W) renderings of all fields.

@@ -3,7 +3,7 @@
     grad_theta log p(theta) = E_pi [ grad_x log p(x_pi) . J_pi ],     x_pi = render(theta, pi)
 
 The score of a 2D diffusion model at a rendering x_pi is chained through the Jacobian J_pi of the
-renderer, and so moves the parameters theta of a voxel field. `SJC.step` is where it happens.
+renderer, and so moves the parameters theta of a voxel field. `SJC.attempt` is where it happens.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class SJC(Asset):
         return noise[:, self.own.start : self.own.stop].to(self.adapter.device)
 
     def conditions(self, cameras: list[pose.Camera]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Return the conditions (B, ...) of cameras, and the negatives that `denoise` takes.
+        """Return the conditions (b, ...) of b cameras, and the negatives that `denoise` takes.
 
         These are for Perp-Neg. They are None without it, and where no camera has any.
         """
@@ -240,6 +240,11 @@ class SJC(Asset):
         bad = torch.cat([self.bad[camera.view] for camera in cameras]) if self.bad else None
         return rules.Ask(self.adapter, cond, self.uncond, self.cfg.texts.scale, negatives, bad)
 
+    def moment(self, i: int, sigma: float) -> rules.Moment:
+        """Return what the rule is told of step `i` and its level of noise."""
+        chance = numpy_rng(self.cfg.seed, i, "rule").uniform() if self.cfg.rule == "asd" else 0.0
+        return rules.Moment(sigma, i / self.cfg.n_steps, chance)
+
     def noise_of(self, i: int, draw: int = 0) -> torch.Tensor:
         """Return the fresh noise (b, C, H, W) of step `i`; `draw` counts the attempts at the step."""
         return self._make_noise(i, 1, draw)[0] if draw else self.noise.of_step(i)
@@ -261,17 +266,15 @@ class SJC(Asset):
     def gradient(
         self, x: torch.Tensor, n: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int
     ) -> torch.Tensor:
-        """Return the score that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views.
+        """Return the direction that step `i` chains (b, C, H, W) at b own renderings x, for the mean over all B views.
 
         n: (b, C, H, W) their noise.
         """
-        chance = numpy_rng(self.cfg.seed, i, "rule").uniform() if self.cfg.rule == "asd" else 0.0
-        progress = i / self.cfg.n_steps
-        ask = self.ask(cameras)
-        g = self.rule(ask, x, n, rules.Moment(sigma, progress, chance))
+        ask, at = self.ask(cameras), self.moment(i, sigma)
+        g = self.rule(ask, x, n, at)
         self.n_calls = ask.n_calls
         if self.cfg.score_clip is not None:
-            g = rules.clipped(g, self.cfg.score_clip, progress)
+            g = rules.clipped(g, self.cfg.score_clip, at.progress)
         return g if self.cfg.batch_views == 1 else g / self.cfg.batch_views
 
     def render_views(self, rays: Rays, bg_index: int) -> Rendering:

@@ -1,10 +1,10 @@
-"""Fit the field of a run to the truth: what its grid, its cameras and its decoder can reach at best.
+"""Fit the field of a run to the truth: what its grid, its cameras and its decoder reach with the truth for the score.
 
     python -m benchmarks.ceiling --preset ideal --sd.prompt "a blue duck"
 
 It takes the options of run_sjc.py but those of the score, and leaves a run as that does. The score is that of a model
-which knows the one true picture of each training camera: D(x, sigma) is that picture. What a real run lacks against
-this one, its score lacks. What a preset says of the score is not used.
+which knows the one true picture of each training camera: D(x, sigma) is that picture. The difference between a real run
+and this one comes from its score. What a preset says of the score is not used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FitConfig(SJCConfig):
     """The options of run_sjc.py, of which a fit reads no score and no beginning."""
 
     command: ClassVar[str] = "benchmarks.ceiling"
-    conditions: ClassVar[Conditions] = dict.fromkeys((*OF_SCORE, "init", "init_sha256"))
+    conditions: ClassVar[Conditions] = dict.fromkeys((*OF_SCORE, "init", "init_sha256"))  # None: nothing reads it
 
 
 class Fit(SJC):

@@ -22,8 +22,8 @@ from pydantic import Field
 
 from benchmarks.warm import call, processes
 from my import config
-from my.errors import RunError, UserError, run_main
-from my.run_dir import read_heartbeat, refuse_output, write_atomic
+from my.errors import RunError, run_main
+from my.run_dir import read_heartbeat, refuse_inside, refuse_output, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -266,8 +266,7 @@ def document(cfg: QualityConfig, reports: dict[str, Report], failed: dict[Path, 
 def main(argv: list[str] | None = None) -> None:
     """Make the runs, measure them, write the tables; raises RunError at the end if anything failed."""
     cfg = config.load(QualityConfig, argv, prog="python -m benchmarks.quality", doc=__doc__, config_file=None)
-    if Path(cfg.out).resolve().is_relative_to(ROOT):
-        raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
+    refuse_inside("--out", cfg.out, ROOT)
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("quality.md", "quality.json"):

@@ -23,9 +23,9 @@ from pydantic import Field
 from benchmarks.quality import COLUMNS, FIT, PROMPTS, ROOT, RUN, Plan, cell, evaluate_all, make_runs, markdown
 from benchmarks.warm import processes
 from my import config
-from my.errors import RunError, UserError, run_main
+from my.errors import RunError, run_main
 from my.media import labelled_grid, write_png
-from my.run_dir import refuse_output, write_atomic
+from my.run_dir import refuse_inside, refuse_output, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +118,6 @@ def calls_of(flags: list[str]) -> float:
     import torch
 
     import rules
-    from my.seeds import numpy_rng
     from options.found import PRESETS
     from options.sjc import SJCConfig
     from sjc import ready
@@ -129,8 +128,7 @@ def calls_of(flags: list[str]) -> float:
     total = 0
     for i in range(cfg.n_steps):
         ask = rules.Ask(Free(), x, x, cfg.texts.scale, bad=x)  # type: ignore[arg-type]  # all that it needs of a model
-        chance = numpy_rng(cfg.seed, i, "rule").uniform()
-        optimisation.rule(ask, x, x, rules.Moment(optimisation.draw_sigma(i), i / cfg.n_steps, chance))
+        optimisation.rule(ask, x, x, optimisation.moment(i, optimisation.draw_sigma(i)))
         total += ask.n_calls
     return total / cfg.n_steps
 
@@ -218,29 +216,29 @@ class Lab:
         return best
 
     def compare(
-        self, best: dict[str, Try], steps: Callable[[str, Try], int], prompts: list[str], seeds: list[int]
+        self, choices: dict[str, Try], steps: Callable[[str, Try], int], prompts: list[str], seeds: list[int]
     ) -> dict[str, Numbers]:
         """Return {rule: what was measured} of rules with their best choices."""
         return self.measured(
-            {name: self.runs(name, choice, steps(name, choice), prompts, seeds) for name, choice in best.items()}
+            {name: self.runs(name, choice, steps(name, choice), prompts, seeds) for name, choice in choices.items()}
         )
 
 
 # ---------------------------------------------------------------- what it leaves
 
 
-def table(lab: Lab, best: dict[str, Try], steps: Callable[[str, Try], int], found: dict[str, Numbers]) -> str:
+def table(lab: Lab, choices: dict[str, Try], steps: Callable[[str, Try], int], found: dict[str, Numbers]) -> str:
     """Return a table of rules, the best PSNR first and the ceiling last."""
-    heads = ["rule", "guidance", "emptiness weight", "lr", "steps", "calls per view"]
+    heads = ["rule", "guidance", "emptiness weight", "lr", "steps", "calls per view, whole run"]
     order = sorted(found, key=lambda name: (name == CEILING, -found[name]["psnr"]["mean"]))
     rows = [
         [
             name,
-            "-" if name == CEILING else f"{best[name].scale:g}",
-            f"{lab.base['emptiness_weight'] * best[name].factor:g}",
-            f"{lab.base['lr'] * best[name].rate:g}",
-            str(steps(name, best[name])),
-            "-" if name == CEILING else f"{lab.calls(name, best[name]) * steps(name, best[name]):.0f}",
+            "-" if name == CEILING else f"{choices[name].scale:g}",
+            f"{lab.base['emptiness_weight'] * choices[name].factor:g}",
+            f"{lab.base['lr'] * choices[name].rate:g}",
+            str(steps(name, choices[name])),
+            "-" if name == CEILING else f"{lab.calls(name, choices[name]) * steps(name, choices[name]):.0f}",
             *(cell(found[name].get(k), d) for k, (_, d) in COLUMNS.items()),
         ]
         for name in order
@@ -248,11 +246,9 @@ def table(lab: Lab, best: dict[str, Try], steps: Callable[[str, Try], int], foun
     return markdown([*heads, *(name for name, _ in COLUMNS.values())], rows)
 
 
-def document(lab: Lab, best: dict[str, Try], tables: dict[str, str]) -> str:
-    """Return rules.md: the tables, by their captions, and what was tried for each rule."""
-    tried = [
-        [name, *(f"{choice}: {psnr:.2f}" for choice, psnr in tries.items())] for name, tries in lab.tried.items()
-    ]
+def document(lab: Lab, tables: dict[str, str]) -> str:
+    """Return rules.md: tables by their captions, and what was tried for each rule."""
+    tried = [[name, *(f"{choice}: {psnr:.2f}" for choice, psnr in tries.items())] for name, tries in lab.tried.items()]
     n_tries = max(map(len, lab.tried.values()))
     parts = [f"# Rules with --preset {lab.cfg.preset}", "Means over runs, ± half of their 95% bootstrap interval."]
     for caption, text in tables.items():
@@ -265,11 +261,11 @@ def document(lab: Lab, best: dict[str, Try], tables: dict[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def picture(lab: Lab, best: dict[str, Try]) -> np.ndarray:
+def picture(lab: Lab, choices: dict[str, Try]) -> np.ndarray:
     """Return an image (H, W, 3) uint8: a row of views per rule, at equal calls, and the truth in the last."""
     rows: list[tuple[str | None, list[tuple[Any, str]]]] = []
     views: list[tuple[np.ndarray, np.ndarray]] = []
-    for name, choice in best.items():
+    for name, choice in choices.items():
         folders = lab.runs(name, choice, lab.steps(name, choice), lab.cfg.prompts, lab.cfg.seeds[:1])
         views = list(lab.pool.map(view, folders))
         rows.append((name, [(result, prompt) for (result, _), prompt in zip(views, lab.cfg.prompts)]))
@@ -292,42 +288,56 @@ def view(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return result[0][0], truth[0][0]
 
 
+class Results(NamedTuple):
+    """What was measured, {rule: summary}, and the choices that were measured."""
+
+    choices: dict[str, Try]
+    equal_calls: dict[str, Numbers]
+    equal_steps: dict[str, Numbers]
+    all_prompts: dict[str, Numbers]  # of the best rules at equal calls
+
+
+def measure(lab: Lab) -> Results:
+    """Tune the rules, and measure them."""
+    cfg = lab.cfg
+    choices = lab.tune([*(cfg.rules or RULES), CEILING])
+    equal_calls = lab.compare(choices, lab.steps, cfg.prompts, cfg.seeds)
+    equal_steps = lab.compare(choices, lambda *_: lab.n_steps, cfg.prompts, cfg.seeds)
+    ranked = sorted((name for name in choices if name != CEILING), key=lambda name: -equal_calls[name]["psnr"]["mean"])
+    best = dict.fromkeys([*ranked[: cfg.n_best], *({PLAIN} & set(choices)), CEILING]) if cfg.n_best else {}
+    all_prompts = lab.compare({name: choices[name] for name in best}, lab.steps, PROMPTS, cfg.best_seeds)
+    return Results(choices, equal_calls, equal_steps, all_prompts)
+
+
+def tables(lab: Lab, found: Results) -> dict[str, str]:
+    """Return {caption: table}."""
+    cfg, texts = lab.cfg, ", ".join(lab.cfg.prompts)
+    made = {
+        f"At equal calls of the network: {texts}, seeds {cfg.seeds}": (found.equal_calls, lab.steps),
+        "At equal steps: the same prompts and seeds": (found.equal_steps, lambda *_: lab.n_steps),
+        f"The best at equal calls: {len(PROMPTS)} prompts, seeds {cfg.best_seeds}": (found.all_prompts, lab.steps),
+    }
+    return {caption: table(lab, found.choices, steps, rows) for caption, (rows, steps) in made.items() if rows}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Tune and measure the rules, and write the tables and the picture."""
     cfg = config.load(RulesConfig, argv, prog="python -m benchmarks.rules", doc=__doc__, config_file=None)
+    refuse_inside("--out", cfg.out, ROOT)
     out = Path(cfg.out)
-    if out.resolve().is_relative_to(ROOT):
-        raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
     out.mkdir(parents=True, exist_ok=True)
     for name in ("rules.md", "rules.json", "rules.png"):
         refuse_output("--out", out / name)
     with processes(cfg.workers) as pool:
         lab = Lab(cfg, pool)
-        best = lab.tune([*(cfg.rules or RULES), CEILING])
-        of_equal_calls = lab.compare(best, lab.steps, cfg.prompts, cfg.seeds)
-        of_equal_steps = lab.compare(best, lambda *_: lab.n_steps, cfg.prompts, cfg.seeds)
-        ranked = sorted((name for name in best if name != CEILING), key=lambda name: -of_equal_calls[name]["psnr"]["mean"])
-        chosen = dict.fromkeys([*ranked[: cfg.n_best], *({PLAIN} & set(best)), CEILING]) if cfg.n_best else {}
-        of_best = lab.compare({name: best[name] for name in chosen}, lab.steps, PROMPTS, cfg.best_seeds)
-        image = picture(lab, best)
-    texts = ", ".join(cfg.prompts)
-    tables = {
-        f"At equal calls of the network: {texts}, seeds {cfg.seeds}": table(lab, best, lab.steps, of_equal_calls),
-        "At equal steps: the same prompts and seeds": table(lab, best, lambda *_: lab.n_steps, of_equal_steps),
-    }
-    if of_best:
-        tables[f"The best at equal calls: {len(PROMPTS)} prompts, seeds {cfg.best_seeds}"] = table(
-            lab, best, lab.steps, of_best
-        )
-    record = {
+        found = measure(lab)
+        image = picture(lab, found.choices)
+    record = found._asdict() | {
+        "choices": {name: choice._asdict() for name, choice in found.choices.items()},
         "tried": {name: {str(choice): psnr for choice, psnr in tries.items()} for name, tries in lab.tried.items()},
-        "best": {name: choice._asdict() for name, choice in best.items()},
-        "calls": {name: lab.calls(name, choice) for name, choice in best.items()},
-        "equal_calls": of_equal_calls,
-        "equal_steps": of_equal_steps,
-        "all_prompts": of_best,
+        "calls": {name: lab.calls(name, choice) for name, choice in found.choices.items()},
     }
-    text = document(lab, best, tables)
+    text = document(lab, tables(lab, found))
     write_atomic(out / "rules.md", text)
     write_atomic(out / "rules.json", json.dumps(record, indent=2) + "\n")
     write_png(out / "rules.png", image)

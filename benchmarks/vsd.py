@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ import rules
 from adapt import ScoreAdapter, make_adapter
 from my import config, script
 from my.errors import UserError, run_main
+from my.run_dir import refuse_inside
 from options.found import PRESETS
 from options.sjc import SJCConfig
 from sjc import SJC, optimise, resize
@@ -35,12 +36,18 @@ class VsdConfig(config.Config):
 
     out: str = Field(description="folder to make")
     n_fields: int = Field(4, gt=0, description="fields that are optimised together; with one it is SDS")
-    preset: Literal["ideal", "ideal_best", "mini"] = Field("ideal", description="model, field and cameras")
+    preset: Literal["ideal", "ideal_best", "mini", "mini_best"] = Field("ideal", description="model, field and cameras")
     prompt: str = Field("a blue duck", description="the text")
-    scale: float | None = Field(None, gt=0, description="guidance, default the preset's")
+    scale: float | None = Field(None, ge=0, description="guidance, default the preset's")
     emptiness_weight: float | None = Field(None, ge=0, description="weight of the emptiness loss, default the preset's")
     n_steps: int | None = Field(None, gt=0, description="steps of each field, default the preset's")
     seed: int = Field(0, ge=0, description="seed of the first field; each further one has the next")
+
+
+class FieldConfig(SJCConfig):
+    """The options of one of the fields, as its folder has them."""
+
+    command: ClassVar[str] = "benchmarks.vsd"
 
 
 class Particle(SJC):
@@ -65,19 +72,24 @@ class Particle(SJC):
         return rules.vsd_direction(D_s, x_sigma, torch.stack(xs), sigma) / self.cfg.batch_views
 
 
-def particles(cfg: VsdConfig) -> list[Particle]:
-    """Return the optimisations of all fields, which share a model."""
+def particles(cfg: VsdConfig) -> tuple[list[Particle], dict[str, str]]:
+    """Return the optimisations of all fields, which share a model, and {what: fingerprint} of its weights."""
     given = {"emptiness_weight": cfg.emptiness_weight, "n_steps": cfg.n_steps, "sd.scale": cfg.scale}
     flags = ["--preset", cfg.preset, "--rule", "sds", "--sd.prompt", cfg.prompt]
-    flags += [word for name, value in given.items() if value is not None for word in (f"--{name}", f"{value:g}")]
+    flags += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    if cfg.preset.startswith("mini"):
+        flags += ["--sd.offload_text", "False"]  # each field asks the text encoder when it is made
     fields: list[Particle] = []
     adapter: ScoreAdapter | None = None
+    weights: dict[str, str] = {}
     for k in range(cfg.n_fields):
         argv = [*flags, "--seed", str(cfg.seed + k)]
-        run = config.load(SJCConfig, argv, prog="run_sjc.py", doc="", presets_dir=PRESETS, config_file=None)
-        adapter = adapter or make_adapter(run, script.pick_device(run.device), run.check_files())
+        run = config.load(FieldConfig, argv, prog="run_sjc.py", doc="", presets_dir=PRESETS, config_file=None)
+        if adapter is None:
+            found = run.check_files()
+            adapter, weights = make_adapter(run, script.pick_device(run.device), found), run.weights(found)
         fields.append(Particle(run, adapter, fields))
-    return fields
+    return fields, weights
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,18 +98,17 @@ def main(argv: list[str] | None = None) -> None:
 
     cfg = config.load(VsdConfig, argv, prog="python -m benchmarks.vsd", doc=__doc__, config_file=None)
     out = Path(cfg.out).resolve()
-    if out.is_relative_to(ROOT):
-        raise UserError(f"--out {cfg.out}: lies in the project; give a folder outside it")
+    refuse_inside("--out", cfg.out, ROOT)
     if out.exists() and os.listdir(out):
         raise UserError(f"--out {cfg.out}: is not empty; give a new folder")
-    fields = particles(cfg)
+    fields, weights = particles(cfg)
     n_steps = fields[0].cfg.n_steps
     for _ in tqdm(zip(*map(optimise, fields)), total=n_steps, desc="vsd", unit="step"):
         pass
     for k, field in enumerate(fields):
         folder = out / str(k)
         folder.mkdir(parents=True)
-        config.write(field.cfg, folder / script.FULL_CONFIG)
+        config.write(field.cfg, folder / script.FULL_CONFIG, **({script.WEIGHTS: weights} if weights else {}))
         field.save(folder / "ckpt", n_steps)
 
 

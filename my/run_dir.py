@@ -137,6 +137,12 @@ def refuse_project_dir(project_root: str | Path) -> None:
         )
 
 
+def refuse_inside(flag: str, path: str | Path, project_root: str | Path) -> None:
+    """Raise UserError for a folder, which `flag` names, inside the project."""
+    if Path(path).resolve().is_relative_to(Path(project_root).resolve()):
+        raise UserError(f"{flag} {path}: lies in the project; give a folder outside it")
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Hold the current folder while the block runs; UserError if another process holds it.

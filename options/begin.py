@@ -47,7 +47,7 @@ def source_of(cfg: SJCConfig, files: Any = None) -> Source:
             )
         else:
             files = cfg.chosen.check(cfg) if files is None else files
-            weights.tell_other_decoder(flag, cfg, files, recorded_weights(found.folder))
+            weights.refuse_other_decoder(flag, cfg, files, recorded_weights(found.folder))
     return found
 
 

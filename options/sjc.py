@@ -140,7 +140,9 @@ class SJCConfig(Checkpointed, FamilyConfig):
         description="bounds of what is chained, in the first and the last step, linear between: each number of it is "
         "cut to plus or minus the bound; by default nothing is cut",
     )
-    bridge_step: float = Field(0.5, ge=0, le=1, description="fraction of the run after which rule bridge has its own")
+    bridge_step: float = Field(
+        0.5, ge=0, le=1, description="fraction of the run after which rule bridge leaves sds for its own direction"
+    )
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"
     )

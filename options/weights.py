@@ -1,6 +1,6 @@
-"""Whether the weights of a model are those that a run was made with, which its full_config.yml has. Nothing heavy.
+"""Compares the weights of a model with those that a run has recorded in its full_config.yml. Imports nothing heavy.
 
-A run that goes on needs all of them, and a field of latents the decoder. Fingerprints are compared, as
+A run that goes on needs all of them, and a field of latents needs the decoder. What is compared are fingerprints, as
 `my.sha256.fingerprint` makes them.
 """
 
@@ -34,7 +34,7 @@ def refuse_other(where: str, cfg: FamilyConfig, found: Any, recorded: Mapping[st
     note_unknown(where, cfg, recorded)
 
 
-def tell_other_decoder(where: str, cfg: FamilyConfig, found: Any, recorded: Mapping[str, str]) -> None:
+def refuse_other_decoder(where: str, cfg: FamilyConfig, found: Any, recorded: Mapping[str, str]) -> None:
     """Do what `refuse_other` does, but of the decoder alone, by which a field of latents is shown.
 
     Only another decoder of the embedded miniature is refused. Of other models, whose files may differ though they hold
@@ -49,9 +49,9 @@ def tell_other_decoder(where: str, cfg: FamilyConfig, found: Any, recorded: Mapp
 
 
 def files_of(found: Source) -> Any:
-    """Return what the family of a field's run finds of its model, and do what `tell_other_decoder` does."""
+    """Return what the family of a field's run finds of its model, and do what `refuse_other_decoder` does."""
     files = found.cfg.chosen.check(found.cfg)
-    tell_other_decoder(str(found.folder.resolve()), found.cfg, files, recorded_weights(found.folder))
+    refuse_other_decoder(str(found.folder.resolve()), found.cfg, files, recorded_weights(found.folder))
     return files
 
 

@@ -134,7 +134,8 @@ def test_a_grey_copy_has_less_saturation(judge, duck):
 
 
 def test_what_no_run_has_is_a_dash_in_the_table():
-    rows = [{"run": "a", "prompt": "a red pig", "seed": 0} | dict.fromkeys(evaluate.METRICS, 0.5) | {"saturation": None}]
+    known = {"run": "a", "prompt": "a red pig", "seed": 0}
+    rows = [known | dict.fromkeys(evaluate.METRICS, 0.5) | {"saturation": None}]
     summary = evaluate.summarised(rows, evaluate.METRICS)
     assert "saturation" not in summary
     assert [text.split()[-2:] for text in evaluate.table(rows, summary).splitlines()[1:]] == [["0.500", "-"]] * 2

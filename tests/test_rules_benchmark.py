@@ -34,7 +34,8 @@ def plans(monkeypatch):
             rule, command = name.partition(" ")[0], next(iter(runs.values()))
             best = BEST.get(rule, CEILING)
             base = lab.preset(words(command, "--preset"))
-            psnr = 20 + (rule == "sds") - abs(float(words(command, "--emptiness_weight")) / base["emptiness_weight"] - best.factor)
+            psnr = 20 + (rule == "sds")
+            psnr -= abs(float(words(command, "--emptiness_weight")) / base["emptiness_weight"] - best.factor)
             psnr -= abs(float(words(command, "--lr")) / base["lr"] - best.rate)
             if rule != lab.CEILING:
                 psnr -= abs(float(words(command, "--sd.scale")) - best.scale)
@@ -52,7 +53,8 @@ def folders(plan, rule):
 
 
 def test_each_rule_is_measured_with_its_best_choice(plans, tmp_path, capsys):
-    lab.main(["--out", str(tmp_path), "--rules", "sjc,sds", "--n_steps", "300", "--n_best", "1", "--factors", "1,0.3,3", "--scales", "1,3", "--rates", "0.5,2"])
+    tried = ["--factors", "1,0.3,3", "--scales", "1,3", "--rates", "0.5,2"]
+    lab.main(["--out", str(tmp_path), "--rules", "sjc,sds", "--n_steps", "300", "--n_best", "1", *tried])
     *tuning, equal_calls, equal_steps, best = plans
     tuned = {words(command, "--sd.prompt") for plan in tuning for runs in plan.values() for command in runs.values()}
     assert len(tuning) == 3 and tuned == set(lab.TUNED_ON) and not tuned & {*lab.MEASURED_ON, *lab.PROMPTS}
@@ -74,7 +76,7 @@ def test_each_rule_is_measured_with_its_best_choice(plans, tmp_path, capsys):
     assert {words(command, "--n_steps") for command in equal_steps["sjc"].values()} == {"300"}
     assert equal_calls["sds"] == equal_steps["sds"]  # two calls: the same runs, which are made once
     found = json.loads((tmp_path / "rules.json").read_text(encoding="utf-8"))
-    assert found["best"]["sds"] == {"factor": 0.3, "scale": 3, "rate": 2} and found["calls"]["sjc"] == 1
+    assert found["choices"]["sds"] == {"factor": 0.3, "scale": 3, "rate": 2} and found["calls"]["sjc"] == 1
     text = (tmp_path / "rules.md").read_text(encoding="utf-8")
     assert "| sds | 3 | 6 | 0.6 | 300 | 600 | 21.000 | 21.00 |" in text and text in capsys.readouterr().out
     assert "| ceiling | - | 60 | 0.6 | 300 | - | 20.000 |" in text and "e3_s1_r0.5: 20.00" in text

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from benchmarks import vsd
 from my.errors import UserError
@@ -46,6 +47,9 @@ def test_each_field_is_left_as_a_finished_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     vsd.main([*SMALL, "--out", "runs", "--n_fields", "2"])
     found = [find_finished(tmp_path / "runs" / str(k)) for k in range(2)]
+    for source in found:
+        facts = yaml.safe_load((source.folder / "full_config.yml").read_text(encoding="utf-8"))["made_by"]
+        assert facts["command"] == "benchmarks.vsd" and "weights" not in facts  # family ideal has none
     assert [source.cfg.seed for source in found] == [0, 1] and {source.cfg.rule for source in found} == {"sds"}
     with pytest.raises(UserError, match="--out runs: is not empty"):
         vsd.main([*SMALL, "--out", "runs"])

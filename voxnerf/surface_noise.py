@@ -1,10 +1,10 @@
 """Noise that is fixed to the surface of an object: a point of it has the same noise in all views and in all steps.
 
-Space is divided into the cells of a lattice, and each cell has unit normal numbers of its own: a function of
-(seed, cell). There is a lattice for each axis, whose cells are long along it. A surface takes that of the axis which it
-faces, since from another view a soft surface seems to be nearer or farther. A pixel has the sum over the cells that its
-subpixels see, divided by the standard deviation of that sum. With m_c subpixels of a pixel in cell c, and the numbers
-z_c of that cell,
+Space is divided into the cells of three lattices, one for each axis, whose cells are long along it. Each cell has unit
+normal numbers of its own: a function of (seed, cell). A surface takes the lattice of the axis which it faces, since
+from another view a soft surface seems to be nearer or farther. A pixel has the sum over the cells that its subpixels
+see, divided by the standard deviation of that sum. With m_c subpixels of a pixel in cell c, and the numbers z_c of that
+cell,
 
     n = sum_c m_c z_c / sqrt(sum_c m_c^2) ~ N(0, 1).
 
@@ -52,6 +52,7 @@ def surface_noise(
 ) -> torch.Tensor:
     """Return the noise (b, C, H, W) of b views. Where a pixel shows no surface, it is the `fresh` one (b, C, H, W).
 
+    So it is where other pixels of the view have all cells that a pixel sees.
     Nothing waits for the device. It is computed in float64 on `exact_device`.
 
     Args:
@@ -64,10 +65,10 @@ def surface_noise(
     points, solid = surface_points(r, K, c2w, H, W)
     cells = cells_of(points, facing(points), edge)
     cells = rearrange(cells, "b (h s) (w t) -> b (h w) (s t)", s=SUBPIXELS, t=SUBPIXELS)
-    odd = shared_out(cells)
+    shares = shared_out(cells)
     z = normal((C,), seed, cells.flatten(), "surface noise", draw, torch.float64).view(*cells.shape, C)
-    variance = odd.sum(2)
-    n = ((odd > 0)[..., None] * z).sum(2) / variance.clamp(min=1).sqrt()[..., None]
+    variance = shares.sum(2)
+    n = ((shares > 0)[..., None] * z).sum(2) / variance.clamp(min=1).sqrt()[..., None]
     n = rearrange(n, "b (h w) c -> b c h w", h=H).to(fresh)
     known = solid & (variance.view(solid.shape) > 0)
     return torch.where(known[:, None].to(fresh.device), n, fresh)
