@@ -24,6 +24,7 @@ from benchmarks.warm import call, processes
 from my import config
 from my.errors import RunError, run_main
 from my.run_dir import read_heartbeat, refuse_inside, refuse_output, write_atomic
+from my.sha256 import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +37,7 @@ VARIANTS: dict[str, list[str]] = {
     "_sides": ["--pose.view_words", "sides"],
     "_no_var_red": ["--rule", "sjc", "--var_red", "False"],
 }
+MINI = "variant: mini"  # in a preset: the embedded miniature
 RUN, FIT = "run_sjc.py", "benchmarks.ceiling"  # commands: a script, a module
 SETTINGS = {
     **{p + name: [RUN, "--preset", p, *flags] for p in ("ideal", "mini") for name, flags in VARIANTS.items()},
@@ -86,10 +88,11 @@ class QualityConfig(config.Config):
 
 
 def recipe(command: list[str]) -> str:
-    """Return what decides the result of a run, as text: its command, and the present text of its preset."""
+    """Return what decides the result of a run, as text: its command, its preset, and the weights of the miniature."""
     preset = ROOT / "presets" / f"{command[command.index('--preset') + 1]}.yml"
     text = preset.read_text(encoding="utf-8") if preset.exists() else ""
-    return f"{shlex.join(command)}\n{text}"
+    weights = fingerprint(sorted((ROOT / "mini_sd").rglob("*.safetensors"))) if MINI in text else ""
+    return f"{shlex.join(command)}\n{text}{weights}"
 
 
 def finished(folder: Path) -> bool:
