@@ -109,7 +109,7 @@ class Processes:
         def look() -> None:
             while not left.wait(LOOK_S):
                 if self.orphaned:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    signal.raise_signal(signal.SIGTERM)
                     return
 
         threading.Thread(target=look, daemon=True).start()
