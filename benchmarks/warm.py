@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import multiprocessing
@@ -50,4 +51,5 @@ def call(command: Sequence[str], cwd: Path) -> str | None:
         return message
     finally:
         os.chdir(here)
+        gc.collect()  # a run's tensors hang in cycles, and Python sees only how many objects there are
     return None
