@@ -74,6 +74,8 @@ def test_flags_that_pages_name_are_there(page):
         "seeds",
         "preset",
         "scales",
+        "tuned_on",
+        "n_best",
         "n_fields",
         "prompt",
     }  # of doctor.py, benchmarks
