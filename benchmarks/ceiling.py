@@ -9,19 +9,18 @@ and this one comes from its score. What a preset says of the score is not used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter
+from benchmarks import other_score
 from families.family import Conditions
 from my import script
 from my.errors import UserError, run_main
 from options.sjc import SJCConfig
 from rules import chained_gradient
-from run_sjc import ROOT, train
 from sjc import SJC
 from toyworld import compose, coverage_maps
 from toyworld.captions import read_prompt
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 SIZE = 64  # edge of the true pictures, pixels
 OF_SCORE = (
-    *("rule", "noise", "score_clip", "bad_words", "bridge_step", "var_red", "cls_scaling", "compile"),
+    *(*other_score.OF_RULE, "noise", "cls_scaling", "compile"),
     *("sd.scale", "sd.negative_prompt", "sd.lora", "sd.ema", "sd.precision", "ideal.n_cameras"),
     *("pose.view_words", "pose.view_style", "pose.view_texts", "pose.perp_neg"),
 )  # options that only a model's score reads, or what is chained of it
@@ -41,7 +40,7 @@ class FitConfig(SJCConfig):
     """The options of run_sjc.py, of which a fit reads no score and no beginning."""
 
     command: ClassVar[str] = "benchmarks.ceiling"
-    conditions: ClassVar[Conditions] = dict.fromkeys((*OF_SCORE, "init", "init_sha256"))  # None: nothing reads it
+    conditions: ClassVar[Conditions] = dict.fromkeys(OF_SCORE) | other_score.NEW  # None: nothing reads it
 
 
 class Fit(SJC):
@@ -63,28 +62,16 @@ class Fit(SJC):
         return chained_gradient(truth, x, x, sigma, var_red=True) / self.cfg.batch_views
 
 
-def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:
-    """Return the run of the current folder; raises UserError where it has no plain backgrounds."""
+def fit(cfg: SJCConfig, found: Any) -> Fit:
+    """Return the optimisation; raises UserError where it has no plain backgrounds."""
     if not cfg.plain_bg:
         raise UserError("--plain_bg False: the truth stands before plain backgrounds; take --preset ideal or mini")
-    fit = Fit(cfg, make_adapter(cfg, script.pick_device(cfg.device), found))
-    return lambda: train(fit, 0)
+    return Fit(cfg, make_adapter(cfg, script.pick_device(cfg.device), found))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Fit a field in the current folder."""
-    cfg = script.read_config(
-        FitConfig,
-        argv,
-        root=ROOT,
-        settle=FitConfig.absolute,
-        prog="python -m benchmarks.ceiling",
-        doc=__doc__,
-        presets_dir=ROOT / "presets",
-    )
-    if cfg.goes_on or cfg.resume is True:
-        raise UserError("this folder holds a run, and a fit is not continued; start it in an empty folder")
-    script.begin(cfg, prepare, argv)
+    other_score.run(other_score.read_options(FitConfig, argv, __doc__), fit, argv)
 
 
 if __name__ == "__main__":

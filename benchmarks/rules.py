@@ -45,8 +45,11 @@ RULES: dict[str, list[str]] = {
     "sjc_all_levels": ["--rule", "sjc", "--sigma_anneal", "none"],
     "sds_clip": ["--rule", "sds", "--score_clip", "0.1,0.5"],
     "sjc_surface": ["--rule", "sjc", "--noise", "surface"],
+    "vsd": [],
 }
 CEILING = "ceiling"
+COMMANDS = {"vsd": "benchmarks.vsd", CEILING: FIT}  # of rows that are no run of run_sjc.py
+ASKS_AS = {"vsd": "sds"}  # a row whose calls are those of another; of several fields, those of one are counted
 PLAIN = "sjc"
 TUNED_ON = ["a green castle", "a red chair", "a yellow duck", "a blue car"]
 MEASURED_ON = ["a purple castle", "a purple chair", "a blue duck", "a green car", "a red burger", "a yellow rocket"]
@@ -163,7 +166,8 @@ class Lab:
         """Return the calls of the network per view and step."""
         key = name, choice.scale
         if key not in self._calls:
-            self._calls[key] = PLAIN_CALLS if name == CEILING else calls_of(self.flags(name, choice))
+            flags = self.flags(ASKS_AS.get(name, name), choice)
+            self._calls[key] = PLAIN_CALLS if name == CEILING else calls_of(flags)
         return self._calls[key]
 
     def steps(self, name: str, choice: Try) -> int:
@@ -172,7 +176,7 @@ class Lab:
 
     def runs(self, name: str, choice: Try, steps: int, prompts: list[str], seeds: list[int]) -> dict[Path, list[str]]:
         """Return {folder: command} of the runs of a rule with one choice. Equal runs have one folder."""
-        command = [FIT if name == CEILING else RUN, *self.flags(name, choice), "--n_steps", str(steps)]
+        command = [COMMANDS.get(name, RUN), *self.flags(name, choice), "--n_steps", str(steps)]
         where = self.out / "runs" / f"{name}_{choice}_{steps}"
         return {
             where / f"{prompt.replace(' ', '_')}_{seed}": [*command, "--sd.prompt", prompt, "--seed", str(seed)]

@@ -1,53 +1,54 @@
 """Variational Score Distillation with several fields, whose own score is known exactly.
 
-    python -m benchmarks.vsd --out FOLDER --n_fields 4 --prompt "a blue duck"
+    python -m benchmarks.vsd --preset ideal --sd.prompt "a blue duck" --n_fields 4
 
 ProlificDreamer (arXiv 2305.16213) trains several fields, and a network that learns the score of their renderings. Here
 that score is computed: for a camera, the data are the renderings of all fields. So what differs from SDS is the method,
-not how well a network has learnt. It leaves FOLDER/0, FOLDER/1, ..., which evaluate.py takes as finished runs.
+not how well a network has learnt. It takes the options of run_sjc.py but those of the rule. It leaves the first field
+as that leaves its own, and the others in field_2/, field_3/, ..., which evaluate.py takes as finished runs.
 """
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 
 import rules
 from adapt import ScoreAdapter, make_adapter
+from benchmarks import other_score
+from families.family import Conditions
 from my import config, script
-from my.errors import UserError, run_main
-from my.run_dir import refuse_inside
-from options.found import PRESETS
+from my.errors import run_main
 from options.sjc import SJCConfig
-from sjc import SJC, optimise, resize
+from sjc import SJC, Stats, optimise, resize
 
 if TYPE_CHECKING:
     import pose
 
-ROOT = Path(__file__).resolve().parent.parent
 
+class VsdConfig(SJCConfig):
+    """The options of run_sjc.py but those of the rule, and the number of fields."""
 
-class VsdConfig(config.Config):
-    """Every option of benchmarks.vsd."""
-
-    out: str = Field(description="folder to make")
-    n_fields: int = Field(4, gt=0, description="fields that are optimised together; with one it is SDS")
-    preset: Literal["ideal", "ideal_best", "mini", "mini_best"] = Field("ideal", description="model, field and cameras")
-    prompt: str = Field("a blue duck", description="the text")
-    scale: float | None = Field(None, ge=0, description="guidance, default the preset's")
-    emptiness_weight: float | None = Field(None, ge=0, description="weight of the emptiness loss, default the preset's")
-    n_steps: int | None = Field(None, gt=0, description="steps of each field, default the preset's")
-    seed: int = Field(0, ge=0, description="seed of the first field; each further one has the next")
-
-
-class FieldConfig(SJCConfig):
-    """The options of one of the fields, as its folder has them."""
+    n_fields: int = Field(
+        4,
+        gt=0,
+        exclude=True,  # not written, since a folder with one of the fields is as any other run's
+        json_schema_extra=config.FREE,
+        description="fields that are optimised together; with one it is SDS",
+    )
 
     command: ClassVar[str] = "benchmarks.vsd"
+    conditions: ClassVar[Conditions] = {
+        **SJCConfig.conditions,
+        **other_score.NEW,
+        **dict.fromkeys(other_score.OF_RULE),
+        "noise": {},
+        "pose.perp_neg": {},
+    }
 
 
 class Particle(SJC):
@@ -67,49 +68,52 @@ class Particle(SJC):
             x if field is self else resize(field.render_views(rays, behind).color, self.adapter.data_shape[1:])
             for field in self.fields
         ]
-        x_sigma = rules.perturbed(x, n, sigma)
-        D_s = self.ask(cameras).guided(x_sigma, sigma)
+        x_sigma, ask = rules.perturbed(x, n, sigma), self.ask(cameras)
+        D_s = ask.guided(x_sigma, sigma)
+        self.n_calls = ask.n_calls
         return rules.vsd_direction(D_s, x_sigma, torch.stack(xs), sigma) / self.cfg.batch_views
 
 
-def particles(cfg: VsdConfig) -> tuple[list[Particle], dict[str, str]]:
-    """Return the optimisations of all fields, which share a model, and {what: fingerprint} of its weights."""
-    given = {"emptiness_weight": cfg.emptiness_weight, "n_steps": cfg.n_steps, "sd.scale": cfg.scale}
-    flags = ["--preset", cfg.preset, "--rule", "sds", "--sd.prompt", cfg.prompt]
-    flags += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    if cfg.preset.startswith("mini"):
-        flags += ["--sd.offload_text", "False"]  # each field asks the text encoder when it is made
+class Leader(Particle):
+    """The first of several fields, which has the others take their steps after its own."""
+
+    def step(self, i: int) -> Stats:
+        """Take step `i` of all fields; return the statistics of this one."""
+        if i == 0:
+            self.following = [optimise(field) for field in self.fields[1:]]
+        stats = super().step(i)
+        for steps in self.following:
+            next(steps)
+        return stats
+
+
+def particles(cfg: SJCConfig, found: Any, n_fields: int) -> Leader:
+    """Return the first of `n_fields` fields, which share a model. Each has a seed of its own, one after the other."""
+    if cfg.family == "sd":  # each field asks the text encoder when it is made
+        cfg = cfg.model_copy(update={"sd": cfg.sd.model_copy(update={"offload_text": False})})
+    adapter = make_adapter(cfg, script.pick_device(cfg.device), found)
     fields: list[Particle] = []
-    adapter: ScoreAdapter | None = None
-    weights: dict[str, str] = {}
-    for k in range(cfg.n_fields):
-        argv = [*flags, "--seed", str(cfg.seed + k)]
-        run = config.load(FieldConfig, argv, prog="run_sjc.py", doc="", presets_dir=PRESETS, config_file=None)
-        if adapter is None:
-            found = run.check_files()
-            adapter, weights = make_adapter(run, script.pick_device(run.device), found), run.weights(found)
-        fields.append(Particle(run, adapter, fields))
-    return fields, weights
+    leader = Leader(cfg, adapter, fields)
+    others = [cfg.model_copy(update={"seed": cfg.seed + k}) for k in range(1, n_fields)]
+    fields += [leader, *(Particle(other, adapter, fields) for other in others)]
+    return leader
+
+
+def leave(leader: Leader) -> None:
+    """Write the fields but the first, each as a finished run."""
+    weights = script.recorded_weights(".")
+    for k, field in enumerate(leader.fields[1:], 2):
+        folder = Path(f"field_{k}")
+        folder.mkdir(exist_ok=True)
+        config.write(field.cfg, folder / script.FULL_CONFIG, **({script.WEIGHTS: weights} if weights else {}))
+        field.save(folder / "ckpt", field.n_steps_taken)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Optimise the fields together, and leave each as a finished run."""
-    from tqdm import tqdm
-
-    cfg = config.load(VsdConfig, argv, prog="python -m benchmarks.vsd", doc=__doc__, config_file=None)
-    out = Path(cfg.out).resolve()
-    refuse_inside("--out", cfg.out, ROOT)
-    if out.exists() and os.listdir(out):
-        raise UserError(f"--out {cfg.out}: is not empty; give a new folder")
-    fields, weights = particles(cfg)
-    n_steps = fields[0].cfg.n_steps
-    for _ in tqdm(zip(*map(optimise, fields)), total=n_steps, desc="vsd", unit="step"):
-        pass
-    for k, field in enumerate(fields):
-        folder = out / str(k)
-        folder.mkdir(parents=True)
-        config.write(field.cfg, folder / script.FULL_CONFIG, **({script.WEIGHTS: weights} if weights else {}))
-        field.save(folder / "ckpt", n_steps)
+    cfg = other_score.read_options(VsdConfig, argv, __doc__)
+    cfg.rule = "sds"  # of which it is a variant
+    other_score.run(cfg, partial(particles, n_fields=cfg.n_fields), argv, leave)
 
 
 if __name__ == "__main__":

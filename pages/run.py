@@ -202,7 +202,7 @@ def text_of(value: Any) -> str:
 
 def options(cfg: SJCConfig) -> str:
     """Return the options of a run: those that are not at their defaults, and all of them, to be opened."""
-    defaults, there = config.flat(SJCConfig()), config.flat(cfg)
+    defaults, there = config.flat(type(cfg)()), config.flat(cfg)
     changed = [
         (f"--{name}", value_of(value), value_of(defaults[name]))
         for name, value in there.items()

@@ -1,5 +1,6 @@
 """Several fields whose own score is exact: one alone is SDS, and together they part."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,44 +13,88 @@ from options.found import find_finished
 from sjc import SJC, optimise
 from tiny import Affine, config
 
-SMALL = ["--n_steps", "3", "--preset", "ideal", "--prompt", "a red burger"]
+DUCK = ["--preset", "ideal", "--sd.prompt", "a blue duck", "--seed", "3", "--n_steps", "4"]
+SMALL = ["--ideal.n_cameras", "40", "--vox.grid_size", "6", "--pose.rend_hw", "8", "--pose.view_words", "sjc"]
 
 
-def states(fields):
-    for _ in zip(*map(optimise, fields)):
+def state(optimisation):
+    for _ in optimise(optimisation):
         pass
-    return [[p.detach().clone() for p in field.field.parameters()] for field in fields]
+    return [p.detach().clone() for p in optimisation.field.parameters()]
 
 
-def test_one_field_alone_is_sds():
-    fields = []
-    fields.append(vsd.Particle(config(rule="sds"), Affine(), fields))
-    for got, want in zip(states(fields)[0], states([SJC(config(rule="sds"), Affine())])[0]):
+@pytest.fixture
+def on_affine(monkeypatch):
+    """Fields that share a model whose score is linear."""
+    monkeypatch.setattr(vsd, "make_adapter", lambda *_: Affine())
+    return lambda n_fields, **given: vsd.particles(config(rule="sds", **given), None, n_fields)
+
+
+def test_one_field_alone_is_sds(on_affine):
+    for got, want in zip(state(on_affine(1)), state(SJC(config(rule="sds"), Affine()))):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
-def test_the_others_change_the_direction():
+def test_the_others_change_the_direction(on_affine):
     """Where another field is nearer to the noisy rendering, the own score points to it, and the step flees from it."""
-    fields = []
-    fields += [vsd.Particle(config(rule="sds", seed=seed), Affine(), fields) for seed in (0, 1)]
-    first = fields[0]
+    first = on_affine(2)
     (cameras, rays), sigma = first.views.of_step(0), first.levels[-1]
     x = first.render_views(rays, 0).color.detach()
     n = first.noise_of(0)
     x_sigma = x + sigma * n
-    fields[1].render_views = lambda *_: SimpleNamespace(color=x_sigma)
+    first.fields[1].render_views = lambda *_: SimpleNamespace(color=x_sigma)
     D_s = first.ask(cameras).guided(x_sigma, sigma)
     want = sigma**2 / (1 + sigma**2) * (D_s - x_sigma) / sigma
     torch.testing.assert_close(first.gradient(x, n, cameras, sigma, 0), want, atol=1e-4, rtol=1e-3)
 
 
+def test_all_fields_take_the_same_steps(on_affine):
+    """Each has its own seed, and sees the others as they are after the steps before."""
+    first = on_affine(3)
+    seen = []
+    for field in first.fields[1:]:
+        render = field.render_views
+        field.render_views = lambda *given, render=render, field=field: (
+            seen.append((field.cfg.seed, field.n_steps_taken)),
+            render(*given),
+        )[1]
+    first.step(0)
+    assert seen[:2] == [(1, 0), (2, 0)]  # the first field sees the others before their step
+    seen.clear()
+    first.step(1)
+    assert seen[:2] == [(1, 1), (2, 1)]
+    assert [field.n_steps_taken for field in first.fields] == [2, 2, 2]
+    assert first.n_calls == 2  # of one field: with the text and without
+
+
 def test_each_field_is_left_as_a_finished_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    vsd.main([*SMALL, "--out", "runs", "--n_fields", "2"])
-    found = [find_finished(tmp_path / "runs" / str(k)) for k in range(2)]
+    vsd.main([*DUCK, *SMALL, "--n_fields", "3", "--report", "False"])
+    found = [find_finished(folder) for folder in (".", "field_2", "field_3")]
     for source in found:
         facts = yaml.safe_load((source.folder / "full_config.yml").read_text(encoding="utf-8"))["made_by"]
         assert facts["command"] == "benchmarks.vsd" and "weights" not in facts  # family ideal has none
-    assert [source.cfg.seed for source in found] == [0, 1] and {source.cfg.rule for source in found} == {"sds"}
-    with pytest.raises(UserError, match="--out runs: is not empty"):
-        vsd.main([*SMALL, "--out", "runs"])
+    assert [source.cfg.seed for source in found] == [3, 4, 5] and {source.cfg.rule for source in found} == {"sds"}
+    for words in ([], ["--resume", "True"]):
+        with pytest.raises(UserError, match="start (it )?in an empty folder"):
+            vsd.main([*DUCK, *SMALL, *words])
+
+
+def test_the_miniature_keeps_its_text_encoder_for_all_fields(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--vox.grid_size", "6", "--pose.rend_hw", "8", "--n_steps", "1", "--report", "False"]
+    vsd.main(["--preset", "mini", "--sd.prompt", "a red pig", *small, "--n_fields", "2"])
+    for folder in (".", "field_2"):
+        facts = yaml.safe_load((Path(folder) / "full_config.yml").read_text(encoding="utf-8"))["made_by"]
+        assert len(facts["weights"]) > 0
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [("rule", "nfsd"), ("score_clip", "1,2"), ("bad_words", "foggy"), ("bridge_step", "0.3"), ("var_red", "False")],
+)
+def test_options_of_the_rule_are_refused(tmp_path, monkeypatch, flag, value):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^--{flag}: nothing here reads it; leave it out$"):
+        vsd.main([*DUCK, *SMALL, f"--{flag}", value])
+    assert not Path("full_config.yml").exists()

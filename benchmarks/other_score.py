@@ -1,0 +1,48 @@
+"""Runs like those of run_sjc.py whose score is another one: what the commands that make them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from my import script
+from my.errors import UserError
+from options.found import PRESETS
+from options.sjc import SJCConfig
+from run_sjc import ROOT, train
+from sjc import SJC
+
+OF_RULE = ("rule", "score_clip", "bad_words", "bridge_step", "var_red")  # options that say what is chained of a score
+NEW = dict.fromkeys(("init", "init_sha256"))  # such a run begins with a new field: nothing reads these
+Options = TypeVar("Options", bound=SJCConfig)
+Made = TypeVar("Made", bound=SJC)
+
+
+def read_options(cls: type[Options], argv: list[str] | None, doc: str | None) -> Options:
+    """Return the options of such a command; raises UserError where the current folder holds a run already."""
+    cfg = script.read_config(
+        cls, argv, root=ROOT, settle=cls.absolute, prog=f"python -m {cls.command}", doc=doc, presets_dir=PRESETS
+    )
+    if cfg.goes_on or cfg.resume is True:
+        raise UserError("this folder holds a run, and one of this kind is not continued; start it in an empty folder")
+    return cfg
+
+
+def run(
+    cfg: SJCConfig,
+    made: Callable[[SJCConfig, Any], Made],
+    argv: list[str] | None,
+    then: Callable[[Made], None] = lambda _: None,
+) -> None:
+    """Do the run whose optimisation `made(configuration, found files)` returns, and `then` the rest of the work."""
+
+    def prepare(cfg: SJCConfig, found: Any) -> script.Run:
+        optimisation = made(cfg, found)
+
+        def work() -> None:
+            train(optimisation, 0)
+            then(optimisation)
+
+        return work
+
+    script.begin(cfg, prepare, argv)
