@@ -19,6 +19,7 @@ import torch
 
 from adapt import posterior_mean
 from my.errors import UserError
+from options.rule import RULES, rules_where
 
 if TYPE_CHECKING:
     from adapt import ScoreAdapter
@@ -268,10 +269,10 @@ def inverted(denoise: Denoise, x: torch.Tensor, levels: list[float]) -> torch.Te
 
 def make(cfg: SJCConfig, adapter: ScoreAdapter) -> Rule:
     """Return the rule of a run. Raises UserError where the rule needs a text and the model reads none."""
-    if cfg.rule not in ("sjc", "noiseless", "sds") and not adapter.free_guidance:
+    if RULES[cfg.rule].text and not adapter.free_guidance:
+        others = ", ".join(rules_where(lambda rule: not rule.text))
         raise UserError(
-            f"--rule {cfg.rule}: needs a model that reads text, for its score without one; give --rule sjc, noiseless "
-            "or sds"
+            f"--rule {cfg.rule}: needs a model that reads text, for its score without one; give one of: {others}"
         )
     table = adapter.sigmas.tolist()[::-1]
     per_entry = len(table) / ENTRIES

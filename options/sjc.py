@@ -15,6 +15,7 @@ from my.script import FIRST as OF_RUNS
 from my.script import Checkpointed
 from options import begin
 from options.family import FIRST, FamilyConfig
+from options.rule import RULES, rules_where
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -120,7 +121,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
         description="leave out what is behind the object in the pictures of test_<step>/view: they are PNG with "
         "straight alpha",
     )
-    rule: Literal["sjc", "noiseless", "sds", "csd", "nfsd", "bridge", "asd", "ism", "sdi"] = Field(
+    rule: Literal[tuple(RULES)] = Field(  # type: ignore[valid-type]  # its names are computed
         "sjc",
         description="rule of score distillation, by which a step moves a rendering; docs/rules.md has equations, "
         "sources, and calls of the network",
@@ -151,10 +152,10 @@ class SJCConfig(Checkpointed, FamilyConfig):
     asks_views: ClassVar[bool] = True
     conditions: ClassVar[Conditions] = {
         "var_red": {"rule": ("sjc",)},
-        "noise": {"rule": ("sjc", "sds", "csd", "nfsd", "bridge", "asd")},
-        "bad_words": {"rule": ("nfsd", "bridge", "csd")},
+        "noise": {"rule": rules_where(lambda rule: rule.noise)},
+        "bad_words": {"rule": rules_where(lambda rule: rule.bad_words)},
         "bridge_step": {"rule": ("bridge",)},
-        "pose.perp_neg": {"rule": ("sjc", "noiseless", "sds", "asd", "ism", "sdi")},
+        "pose.perp_neg": {"rule": rules_where(lambda rule: rule.guided)},
     }
     first: ClassVar[tuple[str, ...]] = (*FIRST, "n_steps", "lr", *OF_RUNS)
 
@@ -174,7 +175,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
         A run that has a checkpoint has begun: nothing is looked for.
         """
         found = super().check_files()
-        if self.rule in ("nfsd", "bridge") and not self.bad_words:
+        if RULES[self.rule].bad_words == "needed" and not self.bad_words:
             raise UserError(
                 f"--rule {self.rule}: needs words of bad pictures, and a model that knows them; give --bad_words, such "
                 'as "blurry, foggy" with --preset ideal or mini, or another --rule'

@@ -10,6 +10,7 @@ import rules
 from adapt import ScoreAdapter, posterior_mean
 from karras import scaled_linear_betas, sigmas_from_betas
 from my.errors import UserError
+from options.rule import RULES, rules_where
 from rules import Ask, Moment
 from sjc import SJC
 from tiny import Affine, config
@@ -198,7 +199,7 @@ def test_levels_come_from_the_table():
     assert levels("nfsd", 150, bad_words="0") == [150] and levels("nfsd", 250, bad_words="0") == [250]
 
 
-@pytest.mark.parametrize("name", ["nfsd", "bridge"])
+@pytest.mark.parametrize("name", rules_where(lambda rule: rule.bad_words == "needed"))
 def test_rules_that_need_words(name):
     with pytest.raises(UserError, match=f"--rule {name}: needs words of bad pictures, and a model that knows them"):
         config(rule=name).check_files()
@@ -207,7 +208,7 @@ def test_rules_that_need_words(name):
 def test_rules_that_need_a_text():
     adapter = Gaussian()
     adapter.free_guidance = False
-    for name in ("csd", "asd", "ism", "sdi"):
+    for name in rules_where(lambda rule: rule.text and rule.bad_words != "needed"):
         with pytest.raises(UserError, match=f"--rule {name}: needs a model that reads text"):
             made(name, adapter)
     assert made("sds", adapter) and made("sjc", adapter) and made("noiseless", adapter)
@@ -230,9 +231,36 @@ def test_options_of_other_rules_are_refused(options, words):
         cfg.check_files()
 
 
-@pytest.mark.parametrize("name", ["sjc", "noiseless", "sds", "csd", "nfsd", "bridge", "asd", "ism", "sdi"])
+@pytest.mark.parametrize("name", RULES)
+def test_what_a_rule_reads(name):
+    """The facts that refuse options and models are those of the rule, early and late in a run."""
+    facts, rule = RULES[name], made(name, Gaussian())
+
+    def by(n=N, **mus):
+        """Return (direction, whether the guided denoiser was asked) early and late."""
+        found = []
+        for progress in (0.2, 0.7):
+            ask, own = asked(**mus), []
+            ask.adapter.free_guidance = facts.text
+            guided = ask.guided
+            ask.guided = lambda *given, guided=guided, own=own: own.append(1) or guided(*given)
+            found.append((rule(ask, X, n, Moment(SIGMA, progress, 0.5)), bool(own)))
+        return found
+
+    plain = by()
+
+    def differs(other):
+        return any(not torch.equal(g, h) for (g, _), (h, _) in zip(plain, other))
+
+    assert all(guided for _, guided in plain) == facts.guided
+    assert differs(by(n=2 * N)) == facts.noise
+    assert differs(by(bad=9.0)) == bool(facts.bad_words)
+    assert differs(by(u=9.0)) == facts.text
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_a_run_by_each_rule(name):
-    words = {"bad_words": "foggy"} if name in ("nfsd", "bridge", "csd") else {}
+    words = {"bad_words": "foggy"} if RULES[name].bad_words else {}
     fields = []
     for _ in range(2):
         optimisation = SJC(config(rule=name, batch_views=2, **words), Affine())
