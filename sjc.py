@@ -188,12 +188,21 @@ class SJC(Asset):
     # ------------------------------------------------------------------ optimisation
 
     def draw_sigma(self, i: int) -> float:
-        """Return the noise level of step `i`: uniform over the table's entries in `sigma_range`, annealed."""
+        """Return the noise level of step `i`, an entry of the table in `sigma_range`.
+
+        By default it is drawn, all entries being equally likely, and the upper end of the range may fall. `sqrt` is the
+        schedule of HiFA, arXiv 2305.18766: t falls by the square root of the share of the run.
+        """
         cfg, table = self.cfg, self.levels
         low, high = cfg.sigma_range
-        if cfg.sigma_anneal is not None:
-            high = round(high + (cfg.sigma_anneal - high) * i / max(1, cfg.n_steps - 1))
-        t = int(numpy_rng(cfg.seed, i, "sigma").integers(low, max(high, low + 1)))
+        progress = i / max(1, cfg.n_steps - 1)
+        if cfg.sigma_schedule != "random":
+            fallen = math.sqrt(progress) if cfg.sigma_schedule == "sqrt" else progress
+            t = round(high - 1 + (low - high + 1) * fallen)
+        else:
+            if cfg.sigma_anneal is not None:
+                high = round(high + (cfg.sigma_anneal - high) * progress)
+            t = int(numpy_rng(cfg.seed, i, "sigma").integers(low, max(high, low + 1)))
         return table[len(table) - 1 - t]
 
     def draw_background(self, i: int) -> int:
@@ -270,12 +279,15 @@ class SJC(Asset):
 
         n: (b, C, H, W) their noise.
         """
-        ask, at = self.ask(cameras), self.moment(i, sigma)
-        g = self.rule(ask, x, n, at)
+        ask = self.ask(cameras)
+        g = self.clipped(self.rule(ask, x, n, self.moment(i, sigma)), i)
         self.n_calls = ask.n_calls
-        if self.cfg.score_clip is not None:
-            g = rules.clipped(g, self.cfg.score_clip, at.progress)
         return g if self.cfg.batch_views == 1 else g / self.cfg.batch_views
+
+    def clipped(self, g: torch.Tensor, i: int) -> torch.Tensor:
+        """Return the direction `g` of step `i`, cut as --score_clip says."""
+        bounds = self.cfg.score_clip
+        return g if bounds is None else rules.clipped(g, bounds, i / self.cfg.n_steps)
 
     def render_views(self, rays: Rays, bg_index: int) -> Rendering:
         """Render the own views of a step: a `Rendering` whose images (b, ...) have the edge that is trained on."""
@@ -315,7 +327,7 @@ class SJC(Asset):
         g = self.gradient(x.detach(), self.noise_at(cameras, r, i, draw), cameras, sigma, i)
         loss = self.regulariser(r, i)
         self.field.zero_grad(set_to_none=True)
-        # Here is the Jacobian: back-propagating g (Eq. 15 or 16) from the rendering x(theta) gives g . J,
+        # Here is the Jacobian: back-propagating g (by Eq. 16, or another rule) from the rendering x(theta) gives g . J,
         # J = dx / dtheta, without ever forming J. Minus, since the optimizer descends.
         torch.autograd.backward([x, loss], [-g, None])
         r = Rendering(*(each.detach() for each in r))

@@ -339,6 +339,15 @@ def test_sigma_anneals_linearly():
         assert drawn.min() < 10 + high / 50 and high - high / 50 < drawn.max() < high
 
 
+@pytest.mark.parametrize("schedule, at", [("linear", [969, 729, 490, 250, 10]), ("sqrt", [969, 490, 291, 138, 10])])
+def test_sigma_falls_without_chance(schedule, at):
+    """At 0, 1/4, 1/2, 3/4 and all of the run: 969 - 959 p, or its square root; in every seed."""
+    for seed in (0, 1):
+        optimisation = new(sigma_schedule=schedule, n_steps=101, seed=seed)
+        found = [int(ticks(optimisation, [0], step)[0]) for step in (0, 25, 50, 75, 100)]
+        assert np.abs(np.array(found) - at).max() <= 1
+
+
 @pytest.mark.parametrize(
     "options, flag", [({"sigma_range": (10, 1001)}, "--sigma_range"), ({"sigma_anneal": 1500}, "--sigma_anneal")]
 )
