@@ -174,14 +174,17 @@ class SJC(Asset):
         def spoken(prompt: str) -> list[str]:
             return [pose.prompt_of_view(prompt, view, p.view_style, texts) for view in views]
 
-        if p.view_style == "suffix":  # a text that is too long loses its end, which would be the view words
-            prompt = self.adapter.fitting(prompt, spoken)
+        def spoken_of_bad(prompt: str) -> list[str]:
+            if self.cfg.rule != "bridge":
+                return [self.cfg.bad_words] * len(views)
+            return spoken(f"{prompt}, {self.cfg.bad_words}")  # its bad pictures are of the same object and view
+
+        texts_of_bad = spoken_of_bad if self.cfg.bad_words else lambda _: []
+        if p.view_style == "suffix" or self.cfg.rule == "bridge":
+            # a text that is too long loses its end, which would be words of the view or of bad pictures
+            prompt = self.adapter.fitting(prompt, lambda prompt: spoken(prompt) + texts_of_bad(prompt))
         cond = dict(zip(views, self.adapter.embed(spoken(prompt)).split(1)))
-        bad = {}
-        if self.cfg.bad_words:
-            behind = self.cfg.rule == "bridge"  # its bad pictures are of the same object and view
-            texts_of_bad = spoken(f"{prompt}, {self.cfg.bad_words}") if behind else [self.cfg.bad_words] * len(views)
-            bad = dict(zip(views, self.adapter.embed(texts_of_bad).split(1)))
+        bad = dict(zip(views, self.adapter.embed(texts_of_bad(prompt)).split(1))) if self.cfg.bad_words else {}
         self.adapter.text_done()
         return uncond, cond, bad
 

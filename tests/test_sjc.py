@@ -599,6 +599,16 @@ def test_only_words_behind_the_prompt_can_be_lost():
     assert torch.equal(told["prefix"], Affine().embed(["side view of a pig of glass"]))  # its own end is lost anyway
 
 
+def test_bad_words_behind_a_long_prompt_stay():
+    """The model reads 20 characters, and the words of bad pictures take five of them."""
+    wordless = {"view_texts": [f"{view}=" for view in ("side", "front", "backside", "overhead")]}
+    options = {"family": "sd", "vox": {"c": 3}, "rule": "bridge", "bad_words": "dim", "pose": wordless}
+    for prompt, kept in (("a pig", "a pig"), ("a pig of red glass", "a pig of red gl")):
+        bridge = new(Short(), sd={"prompt": prompt}, **options)
+        assert torch.equal(bridge.bad["side view of"], Affine().embed([f"{kept}, dim"]))
+        assert torch.equal(bridge.cond["side view of"], Affine().embed([kept]))
+
+
 @pytest.mark.parametrize(
     "options, told",
     [
