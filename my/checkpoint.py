@@ -177,7 +177,7 @@ def load(path: str | Path) -> Loaded:
     from safetensors.torch import load_file
 
     path = Path(path)
-    record = _record(path)
+    record = record_of(path)
     try:
         whole = sha256_of(path / TENSORS) == record["sha256"]
     except FileNotFoundError:
@@ -193,8 +193,11 @@ def load(path: str | Path) -> Loaded:
     }, {**record["meta"], "step": record["step"]}
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint folder, whose checksum is right and whose values are of the right kinds."""
+def record_of(path: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint folder, whose checksum is right and whose values are of the right kinds.
+
+    Raises what `load` does.
+    """
     meta = path / META
     try:
         record = plain_files.read_json(meta, ["format"])

@@ -254,7 +254,8 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}: line {number} is damaged; delete that line") from None
         before = rows[-1]["step"] if rows else -1
-        if row["step"] < before or (row["step"] == before and STOPPED not in row):
+        stopped = STOPPED in row or (bool(rows) and STOPPED in rows[-1])  # its step may be that of its neighbour
+        if row["step"] < before or (row["step"] == before and not stopped):
             raise UserError(
                 f"{path}: line {number} has step {shown(row['step'])} behind step {before}; delete the wrong one"
             )

@@ -50,7 +50,7 @@ class Watch:
         for item in steps:
             yield item
             self.heartbeat.beat(item[0])
-            self.bar.update()
+            self.bar.update(item[0] - self.bar.n)
             if self.heed.asked:
                 self._stop(item[0], self.heed.asked)
         self.heed.waits = False

@@ -57,6 +57,12 @@ def test_a_resumed_training_goes_on():
     assert [row["run"] for row in read_history("history.json")] == [1, 1, 2, 2]
 
 
+def test_a_resumed_training_may_begin_with_what_is_left_of_its_last_step():
+    with watched("tiny", 4, 2, unsaved) as watch:
+        bars = [watch.bar.n for _ in watch.over((step, None) for step in range(2, 5))]
+        assert (bars, watch.bar.n, watch.heartbeat.step) == ([2, 2, 3], 4, 4)
+
+
 def test_an_exception_in_the_loop_is_told():
     with pytest.raises(ValueError, match="broken"), watched("tiny", 4, 0, unsaved) as watch:
         for step, _ in watch.over((step, None) for step in range(1, 5)):

@@ -23,6 +23,7 @@ from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
 from my.processes import Lost, Processes
 from my.run_dir import History, read_history
+from options import found
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
@@ -315,6 +316,28 @@ def test_a_run_that_has_broken_down_keeps_its_last_good_state(here):
     assert meta["step"] == 20 and meta["left_out"] == list(range(20))
     assert torch.equal(tensors["field/density"], before)
     assert [row["score"] for row in read_history("history.json")] == [None]
+
+
+def test_a_run_that_broke_down_in_its_last_step_is_not_finished(here, capsys):
+    """Started again, it fails again, until the cause is gone."""
+    argv = ["--family", "ideal", "--sd.prompt", "a blue duck", "--device", "cpu"]
+    run_sjc.main([*argv, "--dry_run", "True"])
+
+    def begin(adapter):
+        optimisation = SJC(tiny_config(n_steps=5), adapter)
+        newest = checkpoint.load_newest("ckpt")
+        run_sjc.train(optimisation, optimisation.restore(*newest) if newest else 0)
+
+    for _ in range(2):
+        with pytest.raises(RunError, match="^step 1: its update is not finite"):
+            begin(NotANumber())
+        assert json.loads((here / "heartbeat.json").read_text())["failed"] and not Path("test_5").exists()
+        source = found.find(here)._replace(cfg=tiny_config(n_steps=5))
+        assert not source.finished and source.progress == "at step 5 of 5, and 5 of these are to be tried again"
+    begin(Affine())
+    assert json.loads((here / "heartbeat.json").read_text())["done"] and Path("test_5").exists()
+    assert found.find(here)._replace(cfg=tiny_config(n_steps=5)).finished
+    assert read_history("history.json") == [{"step": 5, "retried": [1, 2, 3, 4, 5]}]
 
 
 @pytest.mark.parametrize("where, saved", [("denoise", True), ("update", False)])
