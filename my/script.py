@@ -158,9 +158,10 @@ def continued(
     saved, free = config.read(cls, FULL_CONFIG), free_on_resume(cls)
     config.refuse_cut_off(cls, FULL_CONFIG, free)
     if cfg.resume == "auto":
+        then = config.flat(saved)
         refuse_changes(
-            config.flat(cfg),
-            config.flat(saved),
+            as_filled_in(cls, config.flat(cfg), then),
+            then,
             free,
             "this folder holds a run that is not finished, and its options are others",
             "continue it with --resume True alone, or start in an empty folder",
@@ -197,6 +198,12 @@ def refuse_lost(leaves: str | Path) -> None:
             f"the run in this folder was at step {shown(beat.get('step'))}, and {leaves} is empty: put that back, or "
             "start in an empty folder"
         )
+
+
+def as_filled_in(cls: type[config.Config], given: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a command gives, with those that it leaves to the run as the run has filled them in."""
+    left = [o.name for o in config.walk(cls) if o.extra.get("filled_in") and given[o.name] is None]
+    return given | {name: saved[name] for name in left}
 
 
 def free_on_resume(cls: type[config.Config]) -> set[str]:

@@ -197,6 +197,24 @@ def test_a_killed_run_has_what_it_began_from(finished, monkeypatch):
         run_sjc.main(["--resume", "True"])
 
 
+def test_the_same_command_goes_on(finished, monkeypatch):
+    """Though it does not give the checksum, which the run has filled in."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    argv = [*FLAGS, "--init", "../first"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_sjc, "follow", stopped)
+        run_sjc.main(argv)
+    shutil.rmtree(finished)
+    goes_on = run_sjc.read_config(argv)
+    assert goes_on.goes_on and goes_on.init == str(finished) and len(goes_on.init_sha256) == 64
+    for other in ([*FLAGS, "--init", "../other"], [*argv, "--init_sha256", "0" * 64]):
+        with pytest.raises(UserError, match="a run that is not finished, and its options are others: --init"):
+            run_sjc.read_config(other)
+
+
 def test_another_checksum_is_refused(finished):
     with pytest.raises(UserError, match="has the SHA-256 [0-9a-f]{16}..., and this run is to begin from 0000"):
         run_sjc.main([*FLAGS, "--init", str(finished), "--init_sha256", "0" * 64])
