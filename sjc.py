@@ -30,6 +30,7 @@ from my.errors import RunError, UserError, note
 from my.exact import exact_device
 from my.left_out import LEFT_OUT, LeftOut
 from my.processes import Processes
+from my.script import OPTIONS, held
 from my.seeds import normal, numpy_rng
 from options.sjc import SJCConfig
 from voxnerf import reference, state
@@ -374,7 +375,7 @@ class SJC(Asset):
 
     def save(self, root: str | Path, step: int) -> None:
         """Write the state after `step` steps below `root`."""
-        meta = {LEFT_OUT: self.left_out.all()}
+        meta = {LEFT_OUT: self.left_out.all(), OPTIONS: held(self.cfg)}
         state.save(root, step, self.field, self.optimizer, meta, self.cfg.ckpt_keep)
 
     def begin(self, found: Source) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import shlex
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 FULL_CONFIG = "full_config.yml"
+OPTIONS = "options"  # the key in the meta of a checkpoint of what `held` returned
 WEIGHTS = "weights"  # the key in it, behind the options, of what `RunOptions.weights` returned when the run began
 
 
@@ -157,6 +159,7 @@ def continued(
     """Return the configuration of the run in this folder, which goes on, for a command's `cfg`."""
     saved, free = config.read(cls, FULL_CONFIG), free_on_resume(cls)
     config.refuse_cut_off(cls, FULL_CONFIG, free)
+    refuse_altered(saved)
     if cfg.resume == "auto":
         then = config.flat(saved)
         refuse_changes(
@@ -198,6 +201,27 @@ def refuse_lost(leaves: str | Path) -> None:
             f"the run in this folder was at step {shown(beat.get('step'))}, and {leaves} is empty: put that back, or "
             "start in an empty folder"
         )
+
+
+def held(cfg: config.Config) -> dict[str, Any]:
+    """Return the options that a resumed run may not change as {dotted name: plain value}, for its checkpoints."""
+    free = free_on_resume(type(cfg))
+    return {name: json.loads(json.dumps(value)) for name, value in config.flat(cfg).items() if name not in free}
+
+
+def refuse_altered(saved: RunOptions) -> None:
+    """Raise UserError where options of FULL_CONFIG, `saved`, are not those that the newest checkpoint was made with."""
+    for path in reversed(checkpoint.checkpoints("ckpt")):
+        with contextlib.suppress(RunError):  # reading it in earnest says what is wrong
+            then = checkpoint.record_of(path)["meta"].get(OPTIONS, {})
+            refuse_changes(
+                {name: now for name, now in held(saved).items() if name in then},  # versions have options of their own
+                then,
+                set(),
+                FULL_CONFIG,
+                f"{path} was made with the latter: put it back there, or start in an empty folder",
+            )
+            return
 
 
 def as_filled_in(cls: type[config.Config], given: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:

@@ -203,6 +203,18 @@ def test_resume_with_a_changed_option_is_refused(straight, monkeypatch, argv, wa
         read("--resume", "True", *argv)
 
 
+def test_checkpoints_hold_the_options_that_a_run_may_not_change(straight, monkeypatch):
+    monkeypatch.chdir(straight[0])
+    kept = Path("full_config.yml")
+    right = kept.read_text()
+    try:
+        kept.write_text(right.replace("prompt: a blue duck", "prompt: a blue dusk"))
+        with pytest.raises(UserError, match=r"^full_config.yml: --sd.prompt a blue dusk \(was a blue duck\); ckpt"):
+            read("--resume", "True")
+    finally:
+        kept.write_text(right)
+
+
 def test_dry_run_of_a_resume_is_not_remembered(straight, monkeypatch, capsys):
     monkeypatch.chdir(straight[0])
     before = (straight[0] / "full_config.yml").read_text()
