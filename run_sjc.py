@@ -67,9 +67,10 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
             pass
         return processes.leave()
     cfg, save = optimisation.cfg, partial(optimisation.save, "ckpt")
-    if cfg.init and first_step == 0 and not latest("ckpt"):
-        save(0)  # from now on the run does not need the field that it began from
-    with Live(cfg) as report, watched("sjc", cfg.n_steps, first_step, save, cfg.ckpt_minutes) as watch:
+    saved = first_step if latest("ckpt") else None
+    with Live(cfg) as report, watched("sjc", cfg.n_steps, first_step, save, cfg.ckpt_minutes, saved) as watch:
+        if cfg.init and saved is None:
+            watch.checkpoint(0)  # from now on the run does not need the field that it began from
         try:
             processes.heed = watch.heed
             follow(watch, optimisation, optimise(optimisation, first_step), report)

@@ -61,7 +61,8 @@ class Watch:
         """Write a checkpoint after `step` steps, once the worker has done its jobs."""
         self.worker.join()
         self.save(step)
-        self.heartbeat.saved, self.saved_at = step, time.monotonic()
+        self.heartbeat.save(step)
+        self.saved_at = time.monotonic()
 
     def _stop(self, step: int, number: int) -> None:
         """Write a checkpoint after `step` steps, and raise Stopped."""
@@ -102,11 +103,16 @@ class Watch:
 
 @contextlib.contextmanager
 def watched(
-    name: str, n_steps: int, first_step: int, save: Callable[[int], object], minutes: float | None = None
+    name: str,
+    n_steps: int,
+    first_step: int,
+    save: Callable[[int], object],
+    minutes: float | None = None,
+    saved: int | None = None,
 ) -> Iterator[Watch]:
     """Open the files of a training of `n_steps` steps in the current folder, and a bar called `name`.
 
-    `save` and `minutes` are as in `Watch`.
+    `save` and `minutes` are as in `Watch`, and `saved` as in `Heartbeat`.
 
     A resumed training begins at `first_step`: history.json keeps its lines up to there, and a note says which of them
     are missing. At the end of the block the
@@ -118,7 +124,7 @@ def watched(
     with (
         gently() as heed,
         History("history.json", first_step, LOG_EVERY) as history,
-        Heartbeat("heartbeat.json", n_steps, start_step=first_step, put=worker.put) as heartbeat,
+        Heartbeat("heartbeat.json", n_steps, start_step=first_step, put=worker.put, saved=saved) as heartbeat,
         tqdm(total=n_steps, initial=first_step, desc=name, unit="step") as bar,
         worker,  # the first to end: its jobs use the others
     ):

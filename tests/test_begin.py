@@ -12,6 +12,7 @@ import run_sjc
 from asset import load_field
 from my import checkpoint, config
 from my.errors import UserError
+from my.run_dir import read_heartbeat
 from options.found import find
 from options.sjc import SJCConfig
 from published_files import a_field, save, tensors_of
@@ -193,8 +194,13 @@ def test_a_killed_run_has_what_it_began_from(finished, monkeypatch):
     for name, value in tensors(0).items():
         assert torch.equal(value, new.field.state_dict()[name.removeprefix("field/")])
     monkeypatch.setattr(checkpoint, "discard", lambda folder: pytest.fail(f"{folder} is away for a moment"))
-    with pytest.raises(KeyboardInterrupt):
-        run_sjc.main(["--resume", "True"])
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_sjc.main(["--resume", "True"])
+        assert read_heartbeat("heartbeat.json")["saved"] == 0
+    shutil.rmtree("ckpt")
+    with pytest.raises(UserError, match="was at step 0, and ckpt has nothing of it"):
+        run_sjc.main([*FLAGS, "--init", str(finished)])
 
 
 def test_the_same_command_goes_on(finished, monkeypatch):

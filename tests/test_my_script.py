@@ -105,6 +105,20 @@ def test_a_file_in_the_way_of_the_runs_folder(read):
         read()
 
 
+def test_what_another_process_does_before_this_one_holds_the_folder(read):
+    """Both had found an empty folder, or an unfinished run. The second would begin again, or go on with its end."""
+    first, second = read(), read()
+    script.begin(first, lambda cfg, found: lambda: checkpoint_with({}))
+    runs, said = [], "another process has been at work in this folder in the meantime"
+    with pytest.raises(UserError, match=said):
+        script.begin(second, lambda cfg, found: lambda: runs.append(1))
+    third, late = read(), read()
+    script.begin(third, lambda cfg, found: lambda: Path("heartbeat.json").write_text('{"done": true, "saved": 1}'))
+    with pytest.raises(UserError, match=said):
+        script.begin(late, lambda cfg, found: lambda: runs.append(1))
+    assert not runs
+
+
 def test_resume_takes_what_was_saved(read):
     script.begin(read("--lr", "0.5"), lambda cfg, found: Path("ckpt/step_0000001").mkdir(parents=True) or dict)
     assert read("--resume", "True", "--device", "cpu").lr == 0.5

@@ -265,10 +265,62 @@ def test_the_same_command_continues_its_unfinished_run(here, capsys):
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(here, flags):
     argv = an_unfinished_run()
     shutil.rmtree("ckpt")
-    with pytest.raises(UserError, match="was at step 1, and ckpt is empty: put that back, or start in an empty"):
-        read(*argv, *flags)
-    Path("heartbeat.json").write_text('{"done": false, "saved": 0, "step": 1}')
+    for _ in range(2):  # what is no checkpoint is none
+        with pytest.raises(UserError, match="was at step 1, and ckpt has nothing of it: put that back, or start in an"):
+            read(*argv, *flags)
+        Path("ckpt").mkdir(exist_ok=True)
+        (Path("ckpt") / "notes.txt").touch()
+    (Path("ckpt") / "notes.txt").unlink()
+    Path("heartbeat.json").write_text('{"done": false, "saved": null, "step": 1}')
     read(*argv, *flags)  # it had saved nothing
+
+
+@pytest.mark.parametrize(
+    "script, argv, done, leaves",
+    [
+        (run_2d_sjc, ["--n_steps", "2", "--copies", "1", "--schedules", "1.0"], "grid.png", "ckpt"),
+        (run_img_sampling, ["--num_images", "1", "--num_t", "2"], "preview.png", "imgs"),
+    ],
+)
+def test_a_finished_run_whose_work_is_gone_does_not_begin_again(here, script, argv, done, leaves):
+    """A command without a heartbeat knows it by the last of its files."""
+    argv = ["--family", "ideal", "--sd.prompt", "a blue duck", "--ideal.n_cameras", "4", "--device", "cpu", *argv]
+    script.main([*argv, "--dry_run", "True"])
+    Path(done).touch()
+    said = f"the run in this folder is finished, and {leaves} has nothing of it: put that back, or start in an empty"
+    for flags in ([], ["--resume", "True"]):
+        with pytest.raises(UserError, match=said):
+            script.main([*argv, *flags])
+    assert Path(done).read_bytes() == b""
+
+
+def test_a_history_without_a_heartbeat_is_not_lost(here, capsys):
+    """Nobody knows whether its steps were saved. A heartbeat that says they were not is believed."""
+    argv = an_unfinished_run()
+    shutil.rmtree("ckpt")
+    Path("history.json").write_text('{"step": 10, "score": 1}\n{"step": 20, "score": 1}\n')
+    for text in (None, "", "{}", '{"step": 20'):
+        Path("heartbeat.json").unlink(missing_ok=True)
+        if text is not None:
+            Path("heartbeat.json").write_text(text)
+        with pytest.raises(UserError, match="was at step 20, and ckpt has nothing of it: put that back"):
+            read(*argv)
+    assert "begins again" not in capsys.readouterr().err
+    Path("heartbeat.json").write_text('{"done": false, "saved": null, "step": 23}')
+    read(*argv)
+    said = "note: the run in this folder had come to step 20, and nothing of it was saved: it begins again\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_heartbeat_tells_at_once_what_is_saved(here, monkeypatch):
+    told = []
+
+    def look(*_):
+        told.append(json.loads(Path("heartbeat.json").read_text())["saved"])
+
+    monkeypatch.setattr(run_sjc, "visualise", look)
+    run_sjc.train(SJC(tiny_config(n_steps=10, ckpt_every=0.2), Affine()), 0)
+    assert told == [None, None, 2, 2, 4, 4, 6, 6, 8, 8]
 
 
 def test_a_checkpoint_folder_that_cannot_be_read_is_not_taken_for_none(here, monkeypatch):
