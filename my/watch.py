@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from my.host_copy import HostCopy
 from my.run_dir import STOPPED, Heartbeat, History
@@ -52,8 +52,10 @@ class Watch:
             self.heartbeat.beat(item[0])
             self.bar.update(item[0] - self.bar.n)
             if self.heed.asked:
-                self._stop(item[0], self.heed.asked)
+                self.stop(item[0], self.heed.asked)
         self.heed.waits = False
+        if self.heed.asked:  # since the last look
+            self.stop(self.heartbeat.step, self.heed.asked)
         self.worker.join()
         self.bar.close()
 
@@ -64,8 +66,20 @@ class Watch:
         self.heartbeat.save(step)
         self.saved_at = time.monotonic()
 
-    def _stop(self, step: int, number: int) -> None:
-        """Write a checkpoint after `step` steps, and raise Stopped."""
+    def rescue(self, step: int) -> None:
+        """Write a checkpoint after `step` steps, where there is none yet, for a training that ends in an exception.
+
+        Its state is whole. So it is saved though a job of the worker may have failed, too.
+        """
+        if self.heartbeat.saved == step:
+            return
+        with contextlib.suppress(Exception):
+            self.worker.join()
+        self.save(step)
+        self.heartbeat.save(step)
+
+    def stop(self, step: int, number: int) -> NoReturn:
+        """Write a checkpoint after `step` steps, where there is none yet, and raise Stopped for a signal."""
         if self.heartbeat.saved != step:
             self.checkpoint(step)
         stopped = Stopped(number, f"the state after step {step} is saved")

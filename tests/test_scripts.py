@@ -23,6 +23,7 @@ from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
 from my.processes import Lost, Processes
 from my.run_dir import History, read_history
+from my.signals import Stopped
 from options import found
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
@@ -508,6 +509,26 @@ def test_where_another_process_is_lost_the_last_whole_step_is_saved(here, monkey
         list(itertools.islice(optimise(whole), n_taken))
         saved = load_file(here / "ckpt" / names[0] / checkpoint.TENSORS)
         assert torch.equal(saved["field/density"], whole.field.density)
+
+
+@pytest.mark.parametrize("n_taken", [3, 0])
+def test_a_signal_to_one_of_several_processes_ends_the_run_as_that_of_one(here, n_taken):
+    """It comes while the first waits for the others, in the midst of a step."""
+
+    class Waiting(SJC):
+        def step(self, i):
+            if i == n_taken:
+                raise Stopped(signal.SIGTERM)
+            return super().step(i)
+
+    with pytest.raises(Stopped) as ended:
+        run_sjc.train(Waiting(tiny_config(n_steps=50, ckpt_every=1), Affine()), 0, Processes(0, 2))
+    assert ended.value.status == 128 + signal.SIGTERM
+    assert ended.value.saved == ("the state after step 3 is saved" if n_taken else "")
+    assert [path.name for path in checkpoint.checkpoints("ckpt")] == ["step_0000003"] * (n_taken > 0)
+    beat = json.loads((here / "heartbeat.json").read_text())
+    assert beat["stopped"] == "SIGTERM" and "failed" not in beat and beat["saved"] == (n_taken or None)
+    assert read_history("history.json") == [{"step": 3, "stopped": "SIGTERM"}] * (n_taken > 0)
 
 
 def test_run_longer_than_its_hundred_pictures(here):
