@@ -14,6 +14,7 @@ from typing import NoReturn
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")  # schedulers send the middle four
 ASKING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))  # no system has all
 ENDED = 128  # plus the number of a signal: the exit status of a command that it ended, as shells have it
+IN_ORDER = "_in_order"  # attribute of an exception that has ended a block of `gently`: whether the block waited
 
 
 class Stopped(BaseException):
@@ -41,13 +42,30 @@ _blocks: list[Heed] = []  # of `gently`, the innermost last
 
 @contextlib.contextmanager
 def gently() -> Iterator[Heed]:
-    """While the block runs and its Heed `waits`, a signal only sets `asked`. This holds inside `stopping`."""
+    """While the block runs and its Heed `waits`, a signal only sets `asked`. This holds inside `stopping`.
+
+    Where the block ends in an exception, what is done about that is not cut short, such as to say what happened: as
+    long as this exception is handled, a signal raises no other.
+    """
     heed = Heed()
     _blocks.append(heed)
     try:
         yield heed
+    except BaseException as error:
+        vars(error)[IN_ORDER] = heed.waits
+        raise
     finally:
         _blocks.remove(heed)
+
+
+def is_ending() -> bool:
+    """Whether an exception is handled that has ended a block of `gently` which waited."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if vars(error).get(IN_ORDER):
+            return True
+        error = error.__context__
+    return False
 
 
 @contextlib.contextmanager
@@ -73,6 +91,8 @@ def stopping(
             end_at_once(number, second)
         if _blocks and _blocks[-1].waits:
             _blocks[-1].asked = number
+            return
+        if is_ending():
             return
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 

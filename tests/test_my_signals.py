@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 TOY = """
 import os, signal, sys
 from my import signals
-from my.errors import run_main
+from my.errors import RunError, run_main
 
 def main(argv):
     number = int(argv[0])
@@ -25,6 +25,15 @@ def main(argv):
                 raise ValueError
         except ValueError:
             pass
+    if "ending" in argv:
+        try:
+            with signals.gently() as heed:
+                heed.waits = True
+                raise RunError("it is broken")
+        finally:
+            for _ in range(1 + ("twice" in argv)):
+                os.kill(os.getpid(), number)
+            print("cleaned up", flush=True)
     if "twice" in argv:
         with signals.gently() as heed:
             heed.waits = True
@@ -89,6 +98,14 @@ def test_a_second_signal_ends_a_command_wherever_it_is(tmp_path):
 def test_what_waits_for_a_block_does_not_outlive_it(tmp_path):
     done = run(tmp_path, int(signal.SIGTERM), "broken", preexec_fn=plans_of_nobody)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "cleaned up\n")
+
+
+def test_a_command_that_ends_for_another_reason_says_that(tmp_path):
+    """Though a signal comes on the way. Torchrun sends one where another process has ended, which is the reason."""
+    done = run(tmp_path, int(signal.SIGTERM), "ending", preexec_fn=plans_of_nobody)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "cleaned up\n", "toy.py: it is broken\n")
+    done = run(tmp_path, int(signal.SIGTERM), "ending", "twice", preexec_fn=plans_of_nobody)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "") and "by a second signal" in done.stderr
 
 
 def test_a_signal_to_what_prints_does_not_keep_a_second_one_from_ending_it(monkeypatch):
