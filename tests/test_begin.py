@@ -193,7 +193,7 @@ def test_a_killed_run_has_what_it_began_from(finished, monkeypatch):
     begin_from(new.field, load_field(find(finished), Affine())[0])
     for name, value in tensors(0).items():
         assert torch.equal(value, new.field.state_dict()[name.removeprefix("field/")])
-    monkeypatch.setattr(checkpoint, "discard", lambda folder: pytest.fail(f"{folder} is away for a moment"))
+    monkeypatch.setattr(checkpoint, "set_aside", lambda folder: pytest.fail(f"{folder} is away for a moment"))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_sjc.main(["--resume", "True"])
