@@ -28,8 +28,9 @@ from my import checkpoint
 from my.ahead import Ahead, to_device
 from my.errors import RunError, UserError, note
 from my.exact import exact_device
-from my.left_out import LeftOut
+from my.left_out import LEFT_OUT, LeftOut
 from my.processes import Processes
+from my.script import OPTIONS, held
 from my.seeds import normal, numpy_rng
 from options.sjc import SJCConfig
 from voxnerf import reference, state
@@ -45,8 +46,6 @@ from voxnerf.train_rays import TrainRays
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # width of the border in the centre-depth loss, as a share of the image's edge
 NEAR = 0.1  # world units: where the centre is nearer than the border by at least this, that loss is the published one
-
-LEFT_OUT = "left_out"  # what a checkpoint calls the steps that are to be tried again
 
 Stats = dict[str, Any]  # numbers that describe one step
 
@@ -391,7 +390,7 @@ class SJC(Asset):
 
     def save(self, root: str | Path, step: int) -> None:
         """Write the state after `step` steps below `root`."""
-        meta = {LEFT_OUT: self.left_out.all()}
+        meta = {LEFT_OUT: self.left_out.all(), OPTIONS: held(self.cfg)}
         state.save(root, step, self.field, self.optimizer, meta, self.cfg.ckpt_keep)
 
     def begin(self, found: Source) -> None:
@@ -465,15 +464,22 @@ def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stat
     """Yield (steps taken, statistics) after each step up to the run's last.
 
     Steps that were left out are tried again some steps later. The statistics then say which, as `retried`; the first
-    step is 1.
+    step is 1. A run that ended while it tried some begins with these: it yields `first_step`, and nothing but
+    `retried`.
     Raises NotFinite where that does not help.
     """
     left_out, n = optimisation.left_out, optimisation.cfg.n_steps
-    for i in range(first_step, n):
-        stats = optimisation.step(i)
-        left_out.add(i, stats["masked"])
-        due = left_out.due(i + 1, last=i + 1 == n)
+
+    def retried(n_taken: int) -> Stats:
+        due = left_out.due(n_taken, last=n_taken == n)
         for late in due:
             optimisation.retry(late)
             left_out.done(late)
-        yield i + 1, {**stats, **({"retried": [late + 1 for late in due]} if due else {})}
+        return {"retried": [late + 1 for late in due]} if due else {}
+
+    if known := retried(first_step):
+        yield first_step, known
+    for i in range(first_step, n):
+        stats = optimisation.step(i)
+        left_out.add(i, stats["masked"])
+        yield i + 1, {**stats, **retried(i + 1)}

@@ -49,10 +49,11 @@ def save(
         error.filename = error.filename or str(scratch / META)
         clear_scratch(root)
         raise
-    if final.exists():
-        discard(final)
+    before = set_aside(final) if final.exists() else None
     move(scratch, final)
     sync_folder(root)
+    if before:
+        delete_folder(before)
     later = [path for path in checkpoints(root) if step_of(path) > step]  # damaged, or the run would be further
     discard_all([*later, *too_old(root, step, keep)])
     return final
@@ -112,9 +113,14 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def discard(folder: Path) -> None:
     """Delete a checkpoint. It is renamed first, so that half of it is never taken for a whole one."""
-    doomed = folder.with_name(f".tmp_{folder.name}_old")
-    move(folder, doomed)
-    delete_folder(doomed)
+    delete_folder(set_aside(folder))
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint to what is none, and return its new path."""
+    aside = folder.with_name(f".tmp_{folder.name}_old")
+    move(folder, aside)
+    return aside
 
 
 def checkpoints(root: str | Path) -> list[Path]:
@@ -177,7 +183,7 @@ def load(path: str | Path) -> Loaded:
     from safetensors.torch import load_file
 
     path = Path(path)
-    record = _record(path)
+    record = record_of(path)
     try:
         whole = sha256_of(path / TENSORS) == record["sha256"]
     except FileNotFoundError:
@@ -193,8 +199,11 @@ def load(path: str | Path) -> Loaded:
     }, {**record["meta"], "step": record["step"]}
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint folder, whose checksum is right and whose values are of the right kinds."""
+def record_of(path: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint folder, whose checksum is right and whose values are of the right kinds.
+
+    Raises what `load` does.
+    """
     meta = path / META
     try:
         record = plain_files.read_json(meta, ["format"])

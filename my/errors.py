@@ -119,7 +119,8 @@ def run_main(
     argv: None is the words of the command line.  go_on: returns how the command goes on, as in `explain`.
     several: whether the command can run as several processes, which torchrun starts. What all of them would say, the
     first on each machine says, and the others wait HEARD_S for it before they end.
-    An exception that is a bug passes through.
+    An exception that is a bug passes through. Where `main` is of the file that Python was started with, the process
+    ends with it: from then on signals are ignored, since all is written and said.
     """
     gc.set_threshold(10_000)  # objects; else a fifth of the seconds of the imports goes into looking for garbage
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
@@ -127,7 +128,7 @@ def run_main(
         sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
-    with stopping(say, go_on):
+    with stopping(say, go_on, whole=getattr(main, "__module__", "") == "__main__") as ignore_signals:
         try:
             with quiet_unless_first():
                 if not several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -135,6 +136,9 @@ def run_main(
                         "torchrun has started several processes, and this command is one; start it with python"
                     )
                 main(sys.argv[1:] if argv is None else argv)
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            ignore_signals()
         except BrokenPipeError:  # whoever read the output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
@@ -142,6 +146,8 @@ def run_main(
             explained = explain(error, go_on())
             if explained is None:
                 raise
+            if is_first():  # the others wait until they are told to end
+                ignore_signals()
             end(error, *explained)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from families.family import Conditions, FieldKind
 from my import checkpoint
-from my.config import FREE, Config
+from my.config import FILLED_IN, FREE, Config
 from my.errors import UserError
 from my.script import FIRST as OF_RUNS
 from my.script import Checkpointed
@@ -117,6 +117,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
     )
     init_sha256: str | None = Field(
         None,
+        json_schema_extra=FILLED_IN,
         description="SHA-256 of the tensors that --init is to have; the run fills it in, so that full_config.yml says "
         "from what it began",
     )

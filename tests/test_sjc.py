@@ -535,6 +535,33 @@ def test_then_in_float32_and_then_the_run_ends(capsys):
     assert all(torch.equal(x, before[name]) for name, x in broken.field.state_dict().items())
 
 
+@pytest.mark.parametrize("n, at", [(35, 20), (35, 30), (35, 35)])
+def test_retries_that_a_run_did_not_come_to_are_the_first_when_it_goes_on(tmp_path, n, at):
+    """Also after the last step. Where they help, the run ends as if nothing had been; else at once."""
+    whole, begun, resumed = (fragile(n_steps=n) for _ in range(3))
+    assert {step for step, stats in optimise(whole) if "retried" in stats} == {20, 30, 35}
+
+    def broken(late):
+        if begun.n_steps_taken == at:
+            raise MemoryError
+        SJC.retry(begun, late)
+
+    begun.retry = broken
+    with pytest.raises(MemoryError):
+        list(optimise(begun))
+    assert begun.n_steps_taken == at and begun.left_out.all()
+    begun.save(tmp_path, at)
+    hopeless = fragile(limit=-math.inf, n_steps=n)
+    with pytest.raises(NotFinite) as ended:
+        list(optimise(hopeless, hopeless.load(checkpoint.latest(tmp_path))))
+    assert hopeless.n_steps_taken == at and ended.value.attempt.i == begun.left_out.all()[0]
+    steps = list(optimise(resumed, resumed.load(checkpoint.latest(tmp_path))))
+    assert [step for step, _ in steps] == list(range(at, n + 1))
+    assert steps[0] == (at, {"retried": [i + 1 for i in begun.left_out.all() if at == n or i < at - 10]})
+    assert not resumed.left_out.all()
+    assert_same(whole, resumed)
+
+
 def moments(optimisation):
     """The tensors of the optimizer's state."""
     return [x for state in optimisation.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
