@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from my.signals import Stopped, named, stopping
+from my.streams import Lasting, lasting
 
 STORAGE_HINTS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -113,21 +114,24 @@ def run_main(
     argv: list[str] | None = None,
     go_on: Callable[[], str] = lambda: "start it again",
     several: bool = False,
+    prints: bool = False,
 ) -> None:
     """Call `main(argv)`, and end the process in one line and an exit status where `explain` has words for its error.
 
     argv: None is the words of the command line.  go_on: returns how the command goes on, as in `explain`.
     several: whether the command can run as several processes, which torchrun starts. What all of them would say, the
     first on each machine says, and the others wait HEARD_S for it before they end.
+    prints: whether what it prints is all that it makes. Then the status is 1 where nobody took that, as it is for
+    --help. Any other command goes on without a stdout or a stderr that takes no more.
     An exception that is a bug passes through.
     """
     gc.set_threshold(10_000)  # objects; else a fifth of the seconds of the imports goes into looking for garbage
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows takes few letters, and a prompt may have any
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
-    with stopping(say, go_on):
+    with lasting(note) as out, stopping(say, go_on):
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
         try:
             with quiet_unless_first():
                 if not several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -135,14 +139,22 @@ def run_main(
                         "torchrun has started several processes, and this command is one; start it with python"
                     )
                 main(sys.argv[1:] if argv is None else argv)
-        except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            end_unread(out, prints)
+        except SystemExit as ended:
+            end_unread(out, not ended.code)  # of --help and --version
+            raise
         except (Exception, KeyboardInterrupt, Stopped) as error:
             explained = explain(error, go_on())
             if explained is None:
                 raise
             end(error, *explained)
+
+
+def end_unread(out: Lasting, wanted: bool) -> None:
+    """Hand on what was printed; end the process with status 1 where it was `wanted`, and nobody took all of it."""
+    out.flush()
+    if wanted and out.lost:
+        sys.exit(1)
 
 
 def end(error: BaseException, message: str, status: int) -> NoReturn:
@@ -254,7 +266,11 @@ def first_line(error: object) -> str:
 def no_stderr() -> Iterator[None]:
     """Drop what native libraries write to stderr while the block runs."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none, as in a process without a console
+        yield
+        return
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
