@@ -22,6 +22,7 @@ from pydantic import Field
 from my import config
 from my.config import Config
 from my.errors import RunError, UserError, run_main
+from my.file_system import real
 from my.run_dir import refuse_project_dir
 
 ROOT = Path(__file__).resolve().parent
@@ -44,8 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_project_dir(ROOT)
     from rerun import whole
 
-    run = Path(cfg.run[0]).expanduser().resolve()
-    out = Path(f"{run.name}_again" if cfg.out is None else cfg.out).expanduser().resolve()
+    run = real(cfg.run[0])
+    out = real(f"{run.name}_again" if cfg.out is None else cfg.out)
     if out == run:
         raise UserError(f"--out {out}: that is the run itself; give another folder")
     command = whole.command_of(run)

@@ -81,7 +81,7 @@ def explain(error: BaseException, go_on: str) -> tuple[str, int] | None:
         return "out of memory; use a smaller grid, image or batch, or a larger device", 1
     if isinstance(error, OSError) and error.errno in STORAGE_HINTS:
         name = error.filename2 or error.filename  # the second is where it was to be moved to
-        where = f"{name}: " if name else ""
+        where = f"{as_message(name)}: " if name else ""
         shared = getattr(error, "winerror", None) in OPEN_ELSEWHERE
         hint = "another program has it open; close that one" if shared else STORAGE_HINTS[error.errno]
         return f"{where}{hint}, then {go_on}", 1

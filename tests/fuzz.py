@@ -107,6 +107,8 @@ COMMANDS = {  # class: the module, and how it reads a command line
     "EvaluateConfig": ("evaluate", "evaluate"),
     "ViewConfig": ("view", "view"),
     "DoctorConfig": ("doctor", "doctor"),
+    "ReplayConfig": ("replay", "replay"),
+    "ReproduceConfig": ("reproduce", "reproduce"),
 }
 RUNS = ("SJCConfig", "NeRFConfig", "SamplingConfig", "CanvasConfig")  # their commands have read_config
 NASTY = [
@@ -149,6 +151,7 @@ NASTY = [
     *(
         "~",
         "~nobody/x",
+        "~nosuchuser/x",
         "/",
         ".",
         "..",
@@ -236,13 +239,10 @@ def read(name: str, argv: list[str]) -> None:
     elif name == "SweepConfig":
         cfg, _ = module.read_config(argv)
     else:
-        more = (
-            {"positional": "runs" if name == "EvaluateConfig" else "run"}
-            if hasattr(cls, "model_fields") and ("run" in cls.model_fields or "runs" in cls.model_fields)
-            else {}
-        )
+        words = [field for field in ("run", "runs", "record") if field in cls.model_fields]  # outside flags
+        more = {"positional": words[0]} if words else {}
         presets = {"presets_dir": ROOT / "presets"} if name == "DoctorConfig" else {}
-        apart = {"apart": OF_RUNS} if more else {}
+        apart = {"apart": OF_RUNS} if more and name not in ("ReplayConfig", "ReproduceConfig") else {}
         cfg = config.load(cls, argv, prog=command, doc="", config_file=None, **more, **presets, **apart)
         if name == "FilmConfig":
             config.refuse_unread(cfg, cfg.read_by)
@@ -257,6 +257,62 @@ def command_line(data: st.DataObject) -> str:
     """A command line of any command."""
     name = data.draw(st.sampled_from(list(COMMANDS)))
     return outcome(lambda: read(name, data.draw(words(config_class(name)))))
+
+
+# ---------------------------------------------------------------- paths
+
+PATHS = [
+    *(
+        "~nosuchuser",
+        "~nosuchuser/x",
+        "a\0b",
+        "\ud800",
+        "\udcff",
+        "",
+        " ",
+        "a\nb",
+        "a" * 300,
+        "x/" * 3000,
+        "/",
+        ".",
+        "~",
+    ),
+    *("ring", "ring/x", "empty", "blank", "blank/x", "pipe", "noise.pt", "link.pt", "/proc/self/mem", "/dev/null"),
+]
+PATH_OPTIONS = [  # a command that leaves a run, and the words before a path
+    *(("run_sjc", ["--family", "gddpm", flag]) for flag in ("--gddpm.checkpoint", "--gddpm.classifier")),
+    *(("run_sjc", ["--preset", "mini", flag]) for flag in ("--sd.checkpoint", "--sd.vae", "--sd.lora")),
+    *(("run_img_sampling", ["--family", "ddpm", "--ddpm.checkpoint"]), ("run_nerf", ["--scene"])),
+    ("run_sjc", ["--preset", "ideal", "--init"]),
+]
+PATH_WORDS = ("replay", "reproduce", "evaluate", "report", "highres_final_vis", "export_mesh", "view", "run_sweep")
+
+
+def take_path(at: int, path: str) -> None:
+    """Do a command that is given a path, up to where it has found its files."""
+    if at >= len(PATH_OPTIONS):
+        importlib.import_module(PATH_WORDS[at - len(PATH_OPTIONS)]).main([path])
+        return
+    command, (*words, flag) = PATH_OPTIONS[at]
+    importlib.import_module(command).read_config([*words, f"{flag}={path}"]).check_files()
+
+
+def odd_files() -> None:
+    """Make what some of PATHS name, in the current folder."""
+    if not os.path.lexists("ring"):
+        os.mkdir("empty")
+        os.mkfifo("pipe")
+        for link, to in (("ring", "ring"), ("link.pt", "noise.pt")):
+            os.symlink(to, link)
+        for name, content in (("blank", b""), ("noise.pt", bytes(range(256)))):
+            Path(name).write_bytes(content)
+
+
+def path(data: st.DataObject) -> str:
+    """A path that a person gives to any command: of a file, a folder, or what is neither."""
+    at = data.draw(st.integers(0, len(PATH_OPTIONS) + len(PATH_WORDS) - 1))
+    odd_files()
+    return outcome(lambda: take_path(at, data.draw(st.one_of(st.sampled_from(PATHS), st.text(max_size=8)))))
 
 
 # ---------------------------------------------------------------- YAML and JSON
@@ -532,7 +588,7 @@ def scene_files() -> dict[str, bytes]:
         return {str(p.relative_to(where)): p.read_bytes() for p in Path(where).rglob("*") if p.is_file()}
 
 
-KINDS = {each.__name__: each for each in (command_line, configuration, sweep, environment, file, folder, scene)}
+KINDS = {each.__name__: each for each in (command_line, path, configuration, sweep, environment, file, folder, scene)}
 
 
 # ---------------------------------------------------------------- the command

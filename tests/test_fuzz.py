@@ -33,6 +33,15 @@ def test_each_is_taken_or_refused_in_one_line(kind, tmp_path, monkeypatch):
     assert "refused" in ends and len(ends) >= N.get(kind, OTHERS)
 
 
+@pytest.mark.parametrize("at", range(len(fuzz.PATH_OPTIONS) + len(fuzz.PATH_WORDS)))
+def test_no_command_takes_a_path_of_nobody_for_a_bug(at, tmp_path, monkeypatch):
+    """A home of a user that nobody knows, a character that no name has, a ring of links."""
+    monkeypatch.chdir(tmp_path)
+    fuzz.odd_files()
+    ends = [fuzz.outcome(lambda path=path: fuzz.take_path(at, path)) for path in ("~nosuchuser/x", "a\0b", "ring")]
+    assert ends[1] == "refused" and (set(ends) == {"refused"} or fuzz.PATH_OPTIONS[at][0] == "run_nerf")
+
+
 def test_what_is_neither_is_noticed():
     """A bug of a command, a message of two lines, and another exit status."""
     with pytest.raises(KeyError):
