@@ -31,6 +31,22 @@ STORAGE_HINTS = {
     errno.EFBIG: "this file is larger than the system allows; raise the limit (ulimit -f), or use another disk",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n), or end other programs",
     errno.EISDIR: "a folder has the name of a file that is to be written; move it away",
+} | {
+    getattr(errno, name): hint
+    for name, hint in {  # no system has all
+        "EIO": "the disk gave an error; look after it, or use another disk",
+        "ESTALE": "this network folder is no longer what it was; mount it again",
+        "ENOTCONN": "this network folder is not connected; mount it again",
+        "ENODEV": "the disk is no longer there; connect it again",
+        "ENXIO": "the disk is no longer there; connect it again",
+        "EUCLEAN": "this file system is damaged; have it repaired, or use another disk",
+        "ENFILE": "the system has too many files open; end other programs",
+        "ELOOP": "links lead in a ring; give the file or folder itself",
+        "ENOTEMPTY": "a folder that is not empty has this name; move it away",
+        "EPERM": "the system does not permit that; work in a folder that you may read and write",
+        "EBUSY": "the system or another program uses it; close that one",
+    }.items()
+    if hasattr(errno, name)
 }
 OPEN_ELSEWHERE = (32, 33)  # errors of Windows, which has the errno of denied permission for them
 

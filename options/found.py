@@ -64,7 +64,7 @@ def find(where: str | Path, given: Layer | None = None, otherwise: Layer | None 
     cfg = stated(folder, given)
     if newest is None:
         raise UserError(f"{folder.resolve()} has no checkpoint: run run_sjc.py there first")
-    return Source(cfg, folder, newest, checkpoint.step_of(newest))
+    return Source(cfg, folder, newest, checkpoint.recorded_step(newest))
 
 
 def find_finished(where: str | Path, given: Layer | None = None) -> Source:
