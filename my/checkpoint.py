@@ -252,6 +252,17 @@ def seal_of(record: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- against a model
 
 
+def refuse_other(command: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Raise UserError for the checkpoint of another command than `command`; its names tell whose it is."""
+    fields = any(name.startswith("field/") for name in tensors)
+    made_by = ("run_nerf.py" if "box" in meta else "run_sjc.py") if fields else "run_2d_sjc.py"
+    if made_by != command:
+        raise UserError(
+            f"the checkpoint is of {made_by}, and this run is of {command}; put the checkpoint of this run back, or "
+            "start in an empty folder"
+        )
+
+
 def check(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Sequence[int]], first: int = 4, most: int = 200
 ) -> None:

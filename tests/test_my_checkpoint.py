@@ -267,6 +267,22 @@ def test_a_folder_of_another_name_has_the_step_of_its_record(tmp_path):
         ckpt.recorded_step(best)
 
 
+@pytest.mark.parametrize(
+    "command, names, meta",
+    [
+        ("run_sjc.py", ["field/density", "optim/density/step"], {}),
+        ("run_nerf.py", ["field/density", "optim/density/step"], {"box": [[-1] * 3, [1] * 3]}),
+        ("run_2d_sjc.py", ["sigma_1.5_eq16_copies_1_seed_0"], {}),
+    ],
+)
+def test_a_checkpoint_of_another_command_is_told(command, names, meta):
+    there = dict.fromkeys(names, torch.zeros(1))
+    ckpt.refuse_other(command, there, meta)
+    for other in {"run_sjc.py", "run_nerf.py", "run_2d_sjc.py"} - {command}:
+        with pytest.raises(UserError, match=f"^the checkpoint is of {command}, and this run is of {other}; put the"):
+            ckpt.refuse_other(other, there, meta)
+
+
 def test_every_leaf_that_does_not_fit_is_named_with_both_shapes():
     there = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "same": torch.zeros(1)}
     ckpt.check(there, {"a": (2, 3), "b": (4,), "same": [1]})
