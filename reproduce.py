@@ -51,7 +51,13 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--out {out}: that is the run itself; give another folder")
     command = whole.command_of(run)
     whole.do_again(run, command, out)
-    first, second = (whole.last_tensors(folder) for folder in (run, out))
+    (step, first), (step_again, second) = (whole.last_field(folder) for folder in (run, out))
+    if step != step_again:
+        older, *steps = (run, step, step_again) if step < step_again else (out, step_again, step)
+        raise RunError(
+            f"{older}: its newest whole checkpoint is of step {steps[0]}, and the other run's of step {steps[1]}: "
+            "fields of two steps are not compared; put that checkpoint back, or do that run again in an empty folder"
+        )
     same, lines = whole.compare(first, second)
     print(*lines, *whole.unlike_facts(run, out), sep="\n")
     if not same:
