@@ -555,6 +555,34 @@ def folder(data: st.DataObject) -> str:
             return outcome(lambda: gone_on(Path()))
 
 
+def record(data: st.DataObject) -> str:
+    """A flight record that says something else, with the right checksum, or something is done to its bytes."""
+    import torch
+    from safetensors.torch import save
+
+    from rerun import flight
+    from tiny import config as tiny_config
+
+    tensors = {"x": torch.ones(2)}
+    about = {"format": flight.FORMAT, "step": 0, "attempt": 0, "sigma": 1.0, "seed": 0, "device": "cpu"}
+    about |= {"cameras": [{"view": "front"}], "statistics": {"x": {"not finite": 0}}}
+    changed = data.draw(st.booleans())
+    if changed:
+        about[data.draw(st.sampled_from(sorted(about)))] = data.draw(values(st.text(max_size=3)))
+        about = json.loads(json.dumps(about, default=str))
+    content = save(tensors, flight.sealed(about, tensors))
+    os.makedirs("run/flight", exist_ok=True)
+    if not os.path.exists("run/full_config.yml"):
+        config.write(tiny_config(), "run/full_config.yml")
+    Path("run/flight/a.safetensors").write_bytes(content if changed else broken(data, content))
+
+    def told() -> None:
+        found = flight.read("run/flight/a.safetensors")
+        list(flight.report(found, []))
+
+    return outcome(told)
+
+
 def scene(data: st.DataObject) -> str:
     """A transforms.json, of which values are others, or something is done to its bytes."""
     from voxnerf.scene import load_scenes
@@ -588,7 +616,9 @@ def scene_files() -> dict[str, bytes]:
         return {str(p.relative_to(where)): p.read_bytes() for p in Path(where).rglob("*") if p.is_file()}
 
 
-KINDS = {each.__name__: each for each in (command_line, path, configuration, sweep, environment, file, folder, scene)}
+KINDS = {
+    each.__name__: each for each in (command_line, path, configuration, sweep, environment, file, folder, record, scene)
+}
 
 
 # ---------------------------------------------------------------- the command

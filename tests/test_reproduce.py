@@ -159,9 +159,7 @@ def test_fields_of_two_steps_are_not_compared(run, here, monkeypatch, capsys):
     shutil.copytree(run, here / "duck")
     newest = latest(here / "duck" / "ckpt")
     (newest / "meta.json").write_text("{}")
-    with pytest.raises(
-        RunError, match="duck: its newest whole checkpoint is of step 1, and the other run's of step 2: f"
-    ):
+    with pytest.raises(RunError, match="duck: its newest whole checkpoint is of step 1, .* run's of step 2: "):
         reproduce.main(["duck"])
     assert f"note: {newest}" in capsys.readouterr().err
 
