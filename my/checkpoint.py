@@ -137,7 +137,7 @@ def recorded_step(path: Path) -> int:
 
     Raises what `load` raises for a record.
     """
-    return step_of(path) if re.fullmatch(NAME, path.name) else int(_record(path)["step"])
+    return step_of(path) if re.fullmatch(NAME, path.name) else int(record_of(path)["step"])
 
 
 def latest(root: str | Path) -> Path | None:
@@ -189,7 +189,7 @@ def load(path: str | Path) -> Loaded:
     from safetensors.torch import load_file
 
     path = Path(path)
-    record = _record(path)
+    record = record_of(path)
     with reading(path / TENSORS):
         whole = sha256_of(path / TENSORS) == record["sha256"]
     if not whole:
@@ -216,8 +216,11 @@ def reading(path: Path) -> Iterator[None]:
         raise Damaged(path, f" cannot be read ({error.strerror})") from None
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint folder, whose checksum is right and whose values are of the right kinds."""
+def record_of(path: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint folder, whose checksum is right and whose values are of the right kinds.
+
+    Raises what `load` does.
+    """
     meta = path / META
     try:
         with reading(meta):

@@ -74,14 +74,19 @@ def scratch_of(path: str | Path, ending: str = "") -> Path:
     return Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp{ending}")
 
 
-def clear_scratch(root: str | Path = ".", folders: Iterable[str] = WRITTEN) -> None:
+def clear_scratch(root: str | Path = ".", folders: Iterable[str] = WRITTEN, held: bool = True) -> None:
     """Delete what processes that were killed have left half-written in `root`, and in some folders in it.
 
     What a living process writes stays. This one is to begin only later: what has its number is of an earlier process,
     which happens where each container counts processes from 1. What cannot be deleted stays too.
+
+    held: whether this process holds `root`. A folder that another holds, or may hold, is left alone: a run that is at
+    work on another machine has a number that nobody has here.
     """
     within = (path for pattern in folders for path in Path(root).glob(pattern) if path.is_dir())
     for folder in (Path(root), *within):
+        if not (held and folder == Path(root)) and is_held(folder) is not False:
+            continue
         with contextlib.suppress(OSError):
             for name in os.listdir(folder):
                 match = SCRATCH.fullmatch(name)

@@ -14,6 +14,7 @@ import torch
 from film.files import replacing
 from my import media, run_dir
 from my.errors import UserError
+from my.file_system import Lock
 from my.run_dir import Heartbeat, History, clear_scratch, read_history, scratch_of, write_atomic
 
 
@@ -70,6 +71,35 @@ def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path, monkey
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {
         os.path.normpath(k) for k in kept
     }
+
+
+def test_what_a_run_on_another_machine_writes_stays(tmp_path, monkeypatch, dead):
+    """Its process is not alive here; that it holds its folder is known here too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    beats = [Path(where, f".heartbeat.json.{dead}.tmp") for where in (".", "runs/a")]
+
+    def cleared(*args, **kw):
+        for beat in beats:
+            beat.touch()
+        clear_scratch(*args, **kw)
+        return [beat for beat in beats if not beat.exists()]
+
+    locks = [Lock(beat.parent.absolute() / run_dir.LOCK) for beat in beats]
+    for lock in locks:
+        assert lock.acquire(0)
+    here, there = beats
+    assert cleared(held=False) == [] and cleared(folders=["runs/*"]) == [here]
+    here.touch()
+    with pytest.raises(ZeroDivisionError), replacing(Path("highres_4")):
+        1 / 0  # noqa: B018 (a film that fails)
+    assert here.exists()
+    locks[1].release()
+    assert cleared(folders=["runs/*"]) == [here, there]
+    locks[0].release()
+    assert cleared(held=False) == [here]
+    monkeypatch.setattr(run_dir, "is_locked", lambda path: None)  # a file system without locks
+    assert cleared(folders=["runs/*"], held=False) == []
 
 
 def test_a_writer_that_is_killed_leaves_what_is_cleared(tmp_path, monkeypatch):
