@@ -37,6 +37,8 @@ from my.errors import LONGEST, RunError, UserError, explain, run_main  # noqa: E
 from options.trained import OF_RUNS  # noqa: E402
 
 SLOWEST_S = 20.0  # that a case may take
+EXECUTED = os.path.join(tempfile.gettempdir(), f"executed_{os.getpid()}")  # the file that a text makes which is run
+BITE = f"touch {EXECUTED}"
 ROUND = 250  # cases of a kind, before those of the next
 
 # ---------------------------------------------------------------- how a case may end
@@ -90,6 +92,10 @@ def outcome(call: Callable[[], object]) -> str:
             if status not in (1, 2) or not message.isprintable() or not message or len(message) > 2 * LONGEST:
                 raise Fault(f"status {status}: {message[:300]!r}") from error
             return "refused"
+        finally:
+            if os.path.exists(EXECUTED):
+                os.remove(EXECUTED)
+                raise Fault("what it was given was executed")
     return "taken"
 
 
@@ -169,8 +175,10 @@ NASTY = [
         "%s",
         "{0}",
         "$HOME",
-        "`id`",
-        "!!python/object/apply:os.system [id]",
+        f"`{BITE}`",
+        f"$({BITE})",
+        f"; {BITE};",
+        f"!!python/object/apply:os.system [{BITE}]",
         "*a",
         "&a b",
         "<<",
@@ -450,6 +458,8 @@ def sound() -> dict[str, tuple[str, bytes, Callable[[Path], object]]]:
         if len(read_history(path)) > 3:
             raise Fault("more rows than there were")
 
+    bite = hostile.call(hostile.named("os", "system"), hostile.text(BITE))
+    biting = b"\x80\x02}(" + hostile.text("x") + bite + hostile.text("w") + hostile.tensor() + b"u."
     parts = crafted.small_parts()
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     low_rank = {"lora_down.weight": torch.ones(2, 32), "lora_up.weight": torch.ones(32, 2), "alpha": torch.tensor(1.0)}
@@ -472,6 +482,13 @@ def sound() -> dict[str, tuple[str, bytes, Callable[[Path], object]]]:
         "mask": ("m.png", picture_files.saved(picture.convert("L"), "PNG"), images.read_mask),
         "history": ("history.json", history, rows),
         "starts": ("starts.json", begun + ended, lambda path: [start.seconds for start in starts.read(path.parent)[0]]),
+        "biting archive": ("a.ckpt", hostile.archive(biting, [("archive/version", b"3\n")]), tensors),
+        "biting stream": ("a.ckpt", hostile.stream(biting), tensors),
+        "biting yaml": (
+            "a.yml",
+            f"a: !!python/object/apply:os.system ['{BITE}']\n".encode(),
+            lambda path: config.read_yaml(path, str(path)),
+        ),
         "yaml": ("a.yml", hostile.SOUND["yaml"](300), lambda path: config.read_yaml(path, str(path))),
     }
 
