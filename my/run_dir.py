@@ -19,7 +19,7 @@ from typing import Any
 
 from my import plain_files
 from my.errors import UserError, note, shown, some
-from my.file_system import Lock, delete_folder, is_locked, move
+from my.file_system import Lock, delete_folder, is_locked, move, real
 from my.signals import who_stopped
 
 LOCK = ".lock"  # the file of a folder's lock
@@ -110,7 +110,7 @@ def refuse_output(flag: str, path: str | Path) -> None:
     Raises OSError where its folder takes no file.
     """
     try:
-        parent, there = Path(path).resolve().parent, Path(path).exists()
+        parent, there = Path(os.path.realpath(path)).parent, Path(path).exists()
     except ValueError as error:  # a character that no name can have
         raise UserError(f"{flag} {shown(str(path))}: {error}; give the name of a file") from None
     if not parent.is_dir():
@@ -144,7 +144,7 @@ def refuse_project_dir(project_root: str | Path) -> None:
 
 def refuse_inside(flag: str, path: str | Path, project_root: str | Path) -> None:
     """Raise UserError for a folder, which `flag` names, inside the project."""
-    if Path(path).resolve().is_relative_to(Path(project_root).resolve()):
+    if real(path).is_relative_to(Path(project_root).resolve()):
         raise UserError(f"{flag} {path}: lies in the project; give a folder outside it")
 
 

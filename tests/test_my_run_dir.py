@@ -152,6 +152,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
 def test_a_file_that_can_be_written_is_not_touched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("old")
+    os.symlink("ring", "ring")
+    with pytest.raises(UserError, match="there is no folder .*ring; make it first"):
+        run_dir.refuse_output("--out", "ring/x")
+    run_dir.refuse_output("--out", "ring")  # a file takes its place
+    run_dir.refuse_inside("--out", "ring", tmp_path / "project")
+    os.unlink("ring")
     for path in ("file", "new.json"):
         run_dir.refuse_output("--out", path)
     assert os.listdir() == ["file"] and Path("file").read_text() == "old"
