@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     config.refuse_unread(cfg, READ_BY)
     named(cfg, 0)
     run_dir.refuse_unwritable()
-    run_dir.clear_scratch(folders=[])
+    run_dir.clear_scratch(folders=[], held=False)
     from asset import open_asset
 
     asset = open_asset(cfg)

@@ -22,6 +22,7 @@ from pydantic import Field
 from my import config
 from my.config import Config
 from my.errors import RunError, UserError, run_main
+from my.file_system import real
 from my.run_dir import refuse_project_dir
 
 ROOT = Path(__file__).resolve().parent
@@ -44,13 +45,19 @@ def main(argv: list[str] | None = None) -> None:
     refuse_project_dir(ROOT)
     from rerun import whole
 
-    run = Path(cfg.run[0]).expanduser().resolve()
-    out = Path(f"{run.name}_again" if cfg.out is None else cfg.out).expanduser().resolve()
+    run = real(cfg.run[0])
+    out = real(f"{run.name}_again" if cfg.out is None else cfg.out)
     if out == run:
         raise UserError(f"--out {out}: that is the run itself; give another folder")
     command = whole.command_of(run)
     whole.do_again(run, command, out)
-    first, second = (whole.last_tensors(folder) for folder in (run, out))
+    (step, first), (step_again, second) = (whole.last_field(folder) for folder in (run, out))
+    if step != step_again:
+        older, *steps = (run, step, step_again) if step < step_again else (out, step_again, step)
+        raise RunError(
+            f"{older}: its newest whole checkpoint is of step {steps[0]}, and the other run's of step {steps[1]}: "
+            "fields of two steps are not compared; put that checkpoint back, or do that run again in an empty folder"
+        )
     same, lines = whole.compare(first, second)
     print(*lines, *whole.unlike_facts(run, out), sep="\n")
     if not same:

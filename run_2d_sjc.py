@@ -76,6 +76,10 @@ def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, t
 
     newest = checkpoint.load_newest("ckpt", KEPT)
     canvases = newest[0] if newest else {}
+    if newest:
+        checkpoint.refuse_other(cfg.command, *newest)
+        cells = {cell_name(s) for row in cfg.rows() for s in row}
+        checkpoint.check(canvases, dict.fromkeys(cells & canvases.keys(), adapter.data_shape))
     remedy = cfg.remedy(adapter.device.type)
     missing = [s for row in cfg.rows() for s in row if cell_name(s) not in canvases]
     with tqdm(total=len(missing) * cfg.n_steps, desc="2D", unit="step") as bar, Worker() as worker:

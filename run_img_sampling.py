@@ -10,12 +10,14 @@ from my.packages import refuse_missing
 
 refuse_missing()  # in one line, before the imports below would fail in a traceback
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from my import run_dir, script
 from my.errors import run_main
+from my.sha256 import sha256_of
 from options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -59,26 +61,29 @@ def picture_file(i: int) -> Path:
     return IMAGES / f"{i:07d}.png"
 
 
-def is_drawn(images: range) -> bool:
-    """Whether a batch's file is whole, and each of its pictures is there."""
-    import numpy as np
+def sums_file(images: range) -> Path:
+    """Return the path of the checksums of a batch's files, which the program sha256sum reads too."""
+    return batch_file(images).with_suffix(".sha256")
 
+
+def is_drawn(images: range) -> bool:
+    """Whether the file of a batch and each of its pictures have the bytes that were written."""
+    paths = [batch_file(images), *map(picture_file, images)]
     try:
-        whole = len(np.load(batch_file(images))) == len(images)
-    except (OSError, ValueError, EOFError):
+        return sums_file(images).read_bytes() == sums({path: sha256_of(path) for path in paths})
+    except OSError:
         return False
-    return whole and all(picture_file(i).exists() for i in images)
+
+
+def sums(found: Mapping[Path, str]) -> bytes:
+    """Return the content of a batch's file of checksums, for {path of a file: its SHA-256}."""
+    return "".join(f"{found[path]}  {path.name}\n" for path in sorted(found)).encode()
 
 
 def sample(cfg: SamplingConfig, adapter: ScoreAdapter, levels: np.ndarray, subjects: list[str]) -> None:
-    """Draw each batch that is not in the folder yet: its .npy file, and a PNG per picture.
-
-    `subjects` says what each picture shows.
-    """
-    import numpy as np
+    """Draw each batch that is not in the folder yet. `subjects` says what each picture shows."""
     from tqdm import tqdm
 
-    from my.media import to_uint8, write_png
     from sampling import draw
 
     remedy = cfg.remedy(adapter.device.type)
@@ -92,9 +97,20 @@ def sample(cfg: SamplingConfig, adapter: ScoreAdapter, levels: np.ndarray, subje
             pictures = decode(adapter, x)
             refuse_broken(remedy, images, pictures, subjects)
             IMAGES.mkdir(exist_ok=True)  # not before, since it marks the folder of a run
-            for i, picture in zip(images, pictures):
-                write_png(picture_file(i), picture)
-            write_npy(batch_file(images), np.stack([to_uint8(p) for p in pictures]))
+            write_batch(images, pictures)
+
+
+def write_batch(images: range, pictures: np.ndarray) -> None:
+    """Write a PNG per picture (B, H, W, 3) in [0, 1], all in one array, and the checksums: then the batch is drawn."""
+    import numpy as np
+
+    from my.media import as_png, to_uint8
+
+    contents = {picture_file(i): as_png(picture) for i, picture in zip(images, pictures)}
+    contents[batch_file(images)] = as_npy(np.stack([to_uint8(p) for p in pictures]))
+    found = {path: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+    for path, content in {**contents, sums_file(images): sums(found)}.items():
+        run_dir.write_atomic(path, content)
 
 
 def refuse_broken(remedy: str, images: range, values: torch.Tensor | np.ndarray, subjects: list[str]) -> None:
@@ -121,15 +137,15 @@ def title(i: int, subject: str) -> str:
     return f"{i}: {'class ' if subject.isdecimal() else ''}{subject}".rstrip(": ")
 
 
-def write_npy(path: Path, array: np.ndarray) -> None:
-    """Write an array in numpy's format, atomically."""
+def as_npy(array: np.ndarray) -> bytes:
+    """Return the bytes of an array in numpy's format."""
     import io
 
     import numpy as np
 
     data = io.BytesIO()
     np.save(data, array)
-    run_dir.write_atomic(path, data.getvalue())
+    return data.getvalue()
 
 
 def preview(cfg: SamplingConfig, subjects: list[str]) -> None:

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from my import config
 from my.errors import RunError, UserError, note, run_main
+from my.file_system import real
 from my.run_dir import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not torch.cuda.is_available():
         raise UserError("benchmarks.gpu needs a GPU with CUDA, and PyTorch sees none here; `python doctor.py` says why")
-    folder = Path(cfg.out).expanduser().resolve()
+    folder = real(cfg.out)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"# {torch.cuda.get_device_name(torch.device(cfg.device))}, PyTorch {torch.__version__}\n", flush=True)
     wrong = [run(name, words, limit, folder) for name, words, limit in stages(cfg, folder)]

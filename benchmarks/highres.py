@@ -20,6 +20,7 @@ from pydantic import Field
 from benchmarks.step import Mark
 from my.config import Config, load
 from my.errors import RunError, first_line, run_main
+from my.file_system import real
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = 20.0  # seconds for 200 frames
@@ -35,7 +36,7 @@ class HighresConfig(Config):
 
 def measure(cfg: HighresConfig) -> tuple[float, float]:
     """Return (seconds, seconds on the CPU) of highres_final_vis.py, its start included."""
-    command = [str(ROOT / "highres_final_vis.py"), str(Path(cfg.run[0]).resolve()), "--device", cfg.device]
+    command = [str(ROOT / "highres_final_vis.py"), str(real(cfg.run[0])), "--device", cfg.device]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from my import config
 from my.errors import RunError, run_main
+from my.file_system import expanded
 from my.run_dir import read_history, refuse_output, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     refuse_output("--out", out / TABLE)
-    scene = Path(cfg.scene).expanduser()
+    scene = expanded(cfg.scene)
     cfg.scene = str(scene.resolve()) if scene.is_dir() else cfg.scene  # the runs start elsewhere
     curves, finals = zip(*(train(cfg, renderer) for renderer in cfg.renderers))
     lines = [

@@ -23,6 +23,7 @@ from pydantic import Field
 from benchmarks.warm import call, processes
 from my import config
 from my.errors import RunError, run_main
+from my.file_system import real
 from my.run_dir import read_heartbeat, refuse_inside, refuse_output, write_atomic
 from my.sha256 import fingerprint, sha256_of_text
 
@@ -124,7 +125,7 @@ def jobs(cfg: QualityConfig) -> Plan:
     steps = ["--n_steps", str(cfg.n_steps)] if cfg.n_steps else []
     return {
         setting: {
-            Path(cfg.out).resolve() / setting / f"{prompt.replace(' ', '_')}_{seed}": [
+            real(cfg.out) / setting / f"{prompt.replace(' ', '_')}_{seed}": [
                 *SETTINGS[setting],
                 *steps,
                 "--sd.prompt",

@@ -24,6 +24,7 @@ from benchmarks.quality import COLUMNS, FIT, PROMPTS, ROOT, RUN, Plan, cell, eva
 from benchmarks.warm import processes
 from my import config
 from my.errors import RunError, run_main
+from my.file_system import real
 from my.media import labelled_grid, write_png
 from my.run_dir import refuse_inside, refuse_output, write_atomic
 
@@ -156,7 +157,7 @@ class Lab:
 
     def __init__(self, cfg: RulesConfig, pool: Executor) -> None:
         self.cfg, self.pool, self.base = cfg, pool, preset(cfg.preset)
-        self.out = Path(cfg.out).resolve()
+        self.out = real(cfg.out)
         self.n_steps = cfg.n_steps or self.base["n_steps"]
         self.scales = cfg.scales or SCALES[cfg.preset]
         self.tried: dict[str, dict[Try, float]] = {}  # {rule: {try: PSNR, dB}}

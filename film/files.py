@@ -59,7 +59,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     A process that is killed at any moment leaves the old folder or none. What is in the old folder, and not of this
     command, stays there.
     """
-    clear_scratch(folder.parent, [])
+    clear_scratch(folder.parent, [], held=False)
     scratch = scratch_of(folder)
     old = folder.with_name(f".{folder.name}.old")
     give_back(old, folder)

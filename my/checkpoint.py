@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 FORMAT = 3
 RECORD = {"format", "step", "sha256", "orders", "meta"}  # keys of the record in META, which SEAL is the checksum of
 SEAL = "seal"
+NAME = r"step_\d{7,}"  # of the folder of a checkpoint
 UNSEALED = 2  # the format that had no SEAL
 TENSORS, META = "tensors.safetensors", "meta.json"
+UNREADABLE = {getattr(errno, name) for name in ("EIO", "EUCLEAN", "EBADMSG") if hasattr(errno, name)}  # of a bad disk
 DAMAGED = "delete {folder} and continue from the checkpoint before it, or start again"
 
 
@@ -125,13 +129,21 @@ def set_aside(folder: Path) -> Path:
 
 def checkpoints(root: str | Path) -> list[Path]:
     """Return the complete checkpoint folders under `root`, oldest step first."""
-    found = [Path(root, name) for name in names_in(root) if re.fullmatch(r"step_\d{7,}", name)]
+    found = [Path(root, name) for name in names_in(root) if re.fullmatch(NAME, name)]
     return sorted(found, key=step_of)
 
 
 def step_of(path: Path) -> int:
     """Return the number of steps after which the checkpoint folder `path` was saved."""
     return int(path.name.removeprefix("step_"))
+
+
+def recorded_step(path: Path) -> int:
+    """Return the number of steps of a checkpoint folder that may have another name: then its record says it.
+
+    Raises what `load` raises for a record.
+    """
+    return step_of(path) if re.fullmatch(NAME, path.name) else int(record_of(path)["step"])
 
 
 def latest(root: str | Path) -> Path | None:
@@ -144,7 +156,7 @@ class Damaged(RunError):
     """A checkpoint that lacks a file, or whose files are not as they were written."""
 
     def __init__(self, path: Path, why: str) -> None:
-        folder = path if path.is_dir() else path.parent
+        folder = path if os.path.isdir(path) else path.parent
         super().__init__(f"{path}{why}; {DAMAGED.format(folder=folder)}")
 
 
@@ -184,10 +196,8 @@ def load(path: str | Path) -> Loaded:
 
     path = Path(path)
     record = record_of(path)
-    try:
+    with reading(path / TENSORS):
         whole = sha256_of(path / TENSORS) == record["sha256"]
-    except FileNotFoundError:
-        raise Damaged(path / TENSORS, ": no such file") from None
     if not whole:
         raise Damaged(path / TENSORS, " is damaged (its SHA-256 differs)")
     tensors, orders = load_file(path / TENSORS), record["orders"]
@@ -199,6 +209,19 @@ def load(path: str | Path) -> Loaded:
     }, {**record["meta"], "step": record["step"]}
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While the block reads the file of a checkpoint, raise `Damaged` where that is gone, or its disk is bad."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise Damaged(path, ": no such file") from None
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise Damaged(path, f" cannot be read ({error.strerror})") from None
+
+
 def record_of(path: Path) -> dict[str, Any]:
     """Return the record of a checkpoint folder, whose checksum is right and whose values are of the right kinds.
 
@@ -206,9 +229,8 @@ def record_of(path: Path) -> dict[str, Any]:
     """
     meta = path / META
     try:
-        record = plain_files.read_json(meta, ["format"])
-    except FileNotFoundError:
-        raise Damaged(meta, ": no such file") from None
+        with reading(meta):
+            record = plain_files.read_json(meta, ["format"])
     except ValueError as error:
         raise Damaged(meta, f" {first_line(error)}") from None
     version, seal = record["format"], record.pop(SEAL, None)
@@ -219,13 +241,14 @@ def record_of(path: Path) -> dict[str, Any]:
     orders = record.get("orders")
     fits = (
         record.keys() == RECORD
+        and type(record["step"]) is int
         and isinstance(record["meta"], dict)
         and isinstance(orders, dict)
         and all(isinstance(order, list) and {*map(type, order)} <= {int} for order in orders.values())
     )
     if not fits:
         raise Damaged(meta, " is damaged (it has other entries)")
-    if re.fullmatch(r"step_\d{7,}", path.name) and record["step"] != step_of(path):
+    if re.fullmatch(NAME, path.name) and record["step"] != step_of(path):
         raise Damaged(meta, f" is damaged (it is of step {shown(record['step'])}, the folder of {step_of(path)})")
     return record
 
@@ -236,6 +259,17 @@ def seal_of(record: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------- against a model
+
+
+def refuse_other(command: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Raise UserError for the checkpoint of another command than `command`; its names tell whose it is."""
+    fields = any(name.startswith("field/") for name in tensors)
+    made_by = ("run_nerf.py" if "box" in meta else "run_sjc.py") if fields else "run_2d_sjc.py"
+    if made_by != command:
+        raise UserError(
+            f"the checkpoint is of {made_by}, and this run is of {command}; put the checkpoint of this run back, or "
+            "start in an empty folder"
+        )
 
 
 def check(

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from my.errors import UserError, shown
+from my.file_system import expanded
 from my.plain_files import read_json
 
 ENV = Path(__file__).resolve().parent.parent / "env.json"
@@ -23,13 +24,13 @@ def data_root() -> Path:
         raise UserError(f"{ENV}: {why}; {EXPECTED}") from None
     if not isinstance(root, str) or not 0 < len(root) <= MAX_PATH or "\0" in root or is_too_long(root):
         raise UserError(f"{ENV}: data_root is {shown(root)}, not the path of a folder; {EXPECTED}")
-    return Path(os.path.expanduser(root))
+    return expanded(root)
 
 
 def is_too_long(path: str) -> bool:
     """Whether the system takes no name as long as one in this path: asking for it would raise OSError later."""
     try:
-        os.stat(os.path.expanduser(path))
+        os.stat(expanded(path))
     except OSError as error:
         return error.errno == errno.ENAMETOOLONG
     except ValueError:  # a name of characters that no file can have, which is then not there

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from my.signals import Stopped, named, stopping
+from my.streams import Lasting, lasting
 
 STORAGE_HINTS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -30,6 +31,22 @@ STORAGE_HINTS = {
     errno.EFBIG: "this file is larger than the system allows; raise the limit (ulimit -f), or use another disk",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n), or end other programs",
     errno.EISDIR: "a folder has the name of a file that is to be written; move it away",
+} | {
+    getattr(errno, name): hint
+    for name, hint in {  # no system has all
+        "EIO": "the disk gave an error; look after it, or use another disk",
+        "ESTALE": "this network folder is no longer what it was; mount it again",
+        "ENOTCONN": "this network folder is not connected; mount it again",
+        "ENODEV": "the disk is no longer there; connect it again",
+        "ENXIO": "the disk is no longer there; connect it again",
+        "EUCLEAN": "this file system is damaged; have it repaired, or use another disk",
+        "ENFILE": "the system has too many files open; end other programs",
+        "ELOOP": "links lead in a ring; give the file or folder itself",
+        "ENOTEMPTY": "a folder that is not empty has this name; move it away",
+        "EPERM": "the system does not permit that; work in a folder that you may read and write",
+        "EBUSY": "the system or another program uses it; close that one",
+    }.items()
+    if hasattr(errno, name)
 }
 OPEN_ELSEWHERE = (32, 33)  # errors of Windows, which has the errno of denied permission for them
 
@@ -80,7 +97,7 @@ def explain(error: BaseException, go_on: str) -> tuple[str, int] | None:
         return "out of memory; use a smaller grid, image or batch, or a larger device", 1
     if isinstance(error, OSError) and error.errno in STORAGE_HINTS:
         name = error.filename2 or error.filename  # the second is where it was to be moved to
-        where = f"{name}: " if name else ""
+        where = f"{as_message(name)}: " if name else ""
         shared = getattr(error, "winerror", None) in OPEN_ELSEWHERE
         hint = "another program has it open; close that one" if shared else STORAGE_HINTS[error.errno]
         return f"{where}{hint}, then {go_on}", 1
@@ -113,12 +130,15 @@ def run_main(
     argv: list[str] | None = None,
     go_on: Callable[[], str] = lambda: "start it again",
     several: bool = False,
+    prints: bool = False,
 ) -> None:
     """Call `main(argv)`, and end the process in one line and an exit status where `explain` has words for its error.
 
     argv: None is the words of the command line.  go_on: returns how the command goes on, as in `explain`.
     several: whether the command can run as several processes, which torchrun starts. What all of them would say, the
     first on each machine says, and the others wait HEARD_S for it before they end.
+    prints: whether what it prints is all that it makes. Then the status is 1 where nobody took that, as it is for
+    --help. Any other command goes on without a stdout or a stderr that takes no more.
     An exception that is a bug passes through. Where `main` is of the file that Python was started with, the process
     ends with it: from then on signals are ignored, since all is written and said.
     """
@@ -126,9 +146,12 @@ def run_main(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows takes few letters, and a prompt may have any
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
-    with stopping(say, go_on, whole=getattr(main, "__module__", "") == "__main__") as ignore_signals:
+    with (
+        lasting(note) as out,
+        stopping(say, go_on, whole=getattr(main, "__module__", "") == "__main__") as ignore_signals,
+    ):
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
         try:
             with quiet_unless_first():
                 if not several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -136,12 +159,13 @@ def run_main(
                         "torchrun has started several processes, and this command is one; start it with python"
                     )
                 main(sys.argv[1:] if argv is None else argv)
+            end_unread(out, prints)
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             ignore_signals()
-        except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        except SystemExit as ended:
+            end_unread(out, not ended.code)  # of --help and --version
+            raise
         except (Exception, KeyboardInterrupt, Stopped) as error:
             explained = explain(error, go_on())
             if explained is None:
@@ -149,6 +173,13 @@ def run_main(
             if is_first():  # the others wait until they are told to end
                 ignore_signals()
             end(error, *explained)
+
+
+def end_unread(out: Lasting, wanted: bool) -> None:
+    """Hand on what was printed; end the process with status 1 where it was `wanted`, and nobody took all of it."""
+    out.flush()
+    if wanted and out.lost:
+        sys.exit(1)
 
 
 def end(error: BaseException, message: str, status: int) -> NoReturn:
@@ -260,7 +291,11 @@ def first_line(error: object) -> str:
 def no_stderr() -> Iterator[None]:
     """Drop what native libraries write to stderr while the block runs."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none, as in a process without a console
+        yield
+        return
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)

@@ -72,6 +72,22 @@ def error_of(number: int, path: str | Path) -> OSError:
     return OSError(number, os.strerror(number), str(path))
 
 
+# ---------------------------------------------------------------- paths that a person gives
+
+
+def expanded(text: str | Path) -> Path:
+    """Return the path that a text means, where ~ is a home folder. There need not be such a file.
+
+    The ~ of a user that nobody knows stays: it begins a name, where `Path.expanduser` raises RuntimeError.
+    """
+    return Path(os.path.expanduser(text))
+
+
+def real(text: str | Path) -> Path:
+    """Return the absolute path of a text, without links. `Path.resolve` raises RuntimeError for a ring of them."""
+    return Path(os.path.realpath(expanded(text)))
+
+
 # ---------------------------------------------------------------- locks
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from my.errors import RunError, first_line, note
 from my.file_system import move
-from my.run_dir import scratch_of, write_atomic
+from my.run_dir import remove, scratch_of, write_atomic
 
 LABEL = 14  # height of a line of text, pixels
 MIN_CELL = 112  # least width of a labelled grid's cells, pixels: room for a caption
@@ -248,7 +248,7 @@ class VideoWriter:
                 self._verify()
                 move(self.scratch, self.path)
         finally:
-            self.scratch.unlink(missing_ok=True)
+            remove(self.scratch)  # where another program has it open, it stays, and hides no other error
 
     def _verify(self) -> None:
         """Look whether all frames arrived: the encoder reports no error where the disk fills up at the end."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from my import plain_files
 from my.errors import UserError, note, shown, some
-from my.file_system import Lock, delete_folder, is_locked, move
+from my.file_system import Lock, delete_folder, is_locked, move, real
 from my.signals import who_stopped
 
 LOCK = ".lock"  # the file of a folder's lock
@@ -74,14 +74,19 @@ def scratch_of(path: str | Path, ending: str = "") -> Path:
     return Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp{ending}")
 
 
-def clear_scratch(root: str | Path = ".", folders: Iterable[str] = WRITTEN) -> None:
+def clear_scratch(root: str | Path = ".", folders: Iterable[str] = WRITTEN, held: bool = True) -> None:
     """Delete what processes that were killed have left half-written in `root`, and in some folders in it.
 
     What a living process writes stays. This one is to begin only later: what has its number is of an earlier process,
     which happens where each container counts processes from 1. What cannot be deleted stays too.
+
+    held: whether this process holds `root`. A folder that another holds, or may hold, is left alone: a run that is at
+    work on another machine has a number that nobody has here.
     """
     within = (path for pattern in folders for path in Path(root).glob(pattern) if path.is_dir())
     for folder in (Path(root), *within):
+        if not (held and folder == Path(root)) and is_held(folder) is not False:
+            continue
         with contextlib.suppress(OSError):
             for name in os.listdir(folder):
                 match = SCRATCH.fullmatch(name)
@@ -105,7 +110,7 @@ def refuse_output(flag: str, path: str | Path) -> None:
     Raises OSError where its folder takes no file.
     """
     try:
-        parent, there = Path(path).resolve().parent, Path(path).exists()
+        parent, there = Path(os.path.realpath(path)).parent, Path(path).exists()
     except ValueError as error:  # a character that no name can have
         raise UserError(f"{flag} {shown(str(path))}: {error}; give the name of a file") from None
     if not parent.is_dir():
@@ -139,7 +144,7 @@ def refuse_project_dir(project_root: str | Path) -> None:
 
 def refuse_inside(flag: str, path: str | Path, project_root: str | Path) -> None:
     """Raise UserError for a folder, which `flag` names, inside the project."""
-    if Path(path).resolve().is_relative_to(Path(project_root).resolve()):
+    if real(path).is_relative_to(Path(project_root).resolve()):
         raise UserError(f"{flag} {path}: lies in the project; give a folder outside it")
 
 

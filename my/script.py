@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -20,7 +19,7 @@ from pydantic import Field, PrivateAttr
 from my import checkpoint, config, machine, nvidia, plain_files, run_dir, starts
 from my.errors import RunError, UserError, note, shown, some
 from my.processes import of_torchrun
-from my.version import made_by
+from my.version import versions
 
 if TYPE_CHECKING:
     import torch
@@ -334,6 +333,8 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run], argv: Sequence[s
             config.write(kept, FULL_CONFIG, **({WEIGHTS: weights} if weights else {}))
             print(config.show(kept), end="", flush=True)
         if run:
+            if kept.goes_on:
+                starts.tell_other_versions(versions())
             with starts.recorded(**facts_of_start(kept, argv)) if first else contextlib.nullcontext():
                 run()
 
@@ -350,7 +351,7 @@ def facts_of_start(cfg: RunOptions, argv: Sequence[str] | None) -> dict[str, Any
         "device": f"{device}: {machine.device_name(device)}",
         "threads": torch.get_num_threads(),
         "processes": processes.n,
-        "versions": {**made_by(), "python": platform.python_version(), "platform": platform.platform()},
+        "versions": versions(),
     }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from my import errors, plain_files
-from my.errors import UserError
+from my.errors import UserError, note, shown
 from my.machine import peak_memory
 from my.run_dir import append
 from my.signals import who_stopped
@@ -27,6 +27,7 @@ from my.signals import who_stopped
 FILE = "starts.json"
 MOST_NOTES = 100  # of one command, that the file takes
 KINDS = ("start", "note", "use", "end")
+OURS = {"version": "this project", "torch": "torch", "warp": "warp"}  # versions that a note tells of, and their names
 DONE = "done"  # how a command ended; other words say what stopped it, or what went wrong
 
 
@@ -78,6 +79,18 @@ def recorded(**facts: Any) -> Iterator[None]:
                 add("end", how=how(error), **peak_memory())
             raise
     add("end", how=DONE, **peak_memory())
+
+
+def tell_other_versions(now: dict[str, str]) -> None:
+    """Say in a note which versions of OURS are others `now` than when the run of the current folder began."""
+    begun, _ = read(".")
+    then = begun[0].facts.get("versions") if begun else None
+    if not isinstance(then, dict):
+        return
+    other = [name for name in OURS if name in then and then[name] != now[name]]
+    if other:
+        before, after = (", ".join(f"{OURS[name]} {shown(each[name])}" for name in other) for each in (then, now))
+        note(f"the run began with {before}, and goes on with {after}: its numbers may change from here on")
 
 
 def use() -> None:

@@ -73,7 +73,7 @@ def find(where: str | Path, given: Layer | None = None, otherwise: Layer | None 
     cfg = stated(folder, given)
     if newest is None:
         raise UserError(f"{folder.resolve()} has no checkpoint: run run_sjc.py there first")
-    return Source(cfg, folder, newest, checkpoint.step_of(newest), left_out=left_out_in(newest))
+    return Source(cfg, folder, newest, checkpoint.recorded_step(newest), left_out=left_out_in(newest))
 
 
 def left_out_in(path: Path) -> int:

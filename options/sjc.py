@@ -11,6 +11,7 @@ from families.family import Conditions, FieldKind
 from my import checkpoint
 from my.config import FILLED_IN, FREE, Config
 from my.errors import UserError
+from my.file_system import expanded
 from my.script import FIRST as OF_RUNS
 from my.script import Checkpointed
 from options import begin
@@ -172,7 +173,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
 
     def absolute(self) -> Self:
         if self.init is not None:
-            self.init = os.path.abspath(os.path.expanduser(self.init))
+            self.init = os.path.abspath(expanded(self.init))
         return super().absolute()
 
     def check_files(self) -> Any:

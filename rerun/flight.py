@@ -7,6 +7,7 @@ the last attempt at the step, and facts about it: cameras, sigma, seed, the numb
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from adapt import make_adapter
-from my import config
+from my import checkpoint, config
 from my.errors import RunError, UserError, first_line, shown
+from my.plain_files import parse_json
 from my.run_dir import write_atomic
 from my.script import FULL_CONFIG, free_on_resume, recorded_weights, refuse_other_run
 from my.tensor_file import TensorFile
@@ -28,7 +30,8 @@ from sjc import SJC, NotFinite
 from voxnerf import state
 
 FOLDER = "flight"
-FORMAT, ABOUT = 1, "flight"  # the name of what a file says of itself
+FORMAT, ABOUT = 2, "flight"  # the name of what a file says of itself
+SEAL, SUM = "seal", "sha256"  # in that: the checksum of all else that it says, and that of the tensors
 FIELD = "field/"  # before the names of the field's tensors
 ADVICE = "give a file of flight/ in the folder of a run"
 
@@ -64,8 +67,23 @@ def write(root: str | Path, optimisation: SJC, error: NotFinite) -> Path:
     }
     path = Path(root) / FOLDER / f"step_{attempt.i + 1:07d}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    write_atomic(path, save(tensors, {ABOUT: json.dumps(about)}))
+    write_atomic(path, save(tensors, sealed(about, tensors)))
     return path
+
+
+def sealed(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Return what the file of a record says of itself: facts about it, with checksums of these and of its tensors."""
+    about = {**about, SUM: sum_of(tensors)}
+    return {ABOUT: json.dumps({**about, SEAL: checkpoint.seal_of(about)})}
+
+
+def sum_of(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of tensors: their names, types, shapes and numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def statistics(tensor: torch.Tensor) -> dict[str, Any]:
@@ -87,19 +105,42 @@ class Record(NamedTuple):
     tensors: dict[str, torch.Tensor]
 
 
+def facts_in(file: TensorFile) -> dict[str, Any]:
+    """Return what a flight record says of itself; raises UserError where it is none, or is damaged."""
+    none = UserError(f"{file.path} is no flight record; {ADVICE}")
+    try:
+        about = parse_json(file.metadata[ABOUT])
+        version, seal = about["format"], about.pop(SEAL, None)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise none from None
+    if version != FORMAT:
+        raise UserError(f"{file.path}: a flight record of format {shown(version)}, this code reads {FORMAT}")
+    if seal != checkpoint.seal_of(about):
+        raise UserError(f"{file.path} is damaged (its checksum differs); {ADVICE}")
+    if not is_whole(about):
+        raise none
+    return about
+
+
+def is_whole(about: dict[str, Any]) -> bool:
+    """Whether a record says all that is read of it, in values of the right kinds."""
+    try:
+        counts = (facts["not finite"] for facts in about["statistics"].values())
+        numbers = [about["step"], about["attempt"], about["seed"], *counts]
+        texts = [about["device"], about[SUM], *(camera["view"] for camera in about["cameras"])]
+        fits = {*map(type, numbers)} == {int} and min(numbers) >= 0 and {*map(type, texts)} == {str}
+        return fits and type(about["sigma"]) is float and math.isfinite(about["sigma"])
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
 def read(path: str | Path) -> Record:
     """Return a flight record. Raises UserError for a file that is none, and where the run's folder is not around it."""
     file = TensorFile(path)
-    try:
-        about = json.loads(file.metadata[ABOUT])
-        step, attempt, sigma = about["step"], about["attempt"], about["sigma"]
-        fits = {type(step), type(attempt)} == {int} and min(step, attempt) >= 0 and math.isfinite(sigma)
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
-        fits = False
-    if not fits:
-        raise UserError(f"{path} is no flight record; {ADVICE}")
-    if about.get("format") != FORMAT:
-        raise UserError(f"{path}: a flight record of format {shown(about.get('format'))}, this code reads {FORMAT}")
+    about = facts_in(file)
+    tensors = {name: file.tensor(name) for name in file.shapes}
+    if about[SUM] != sum_of(tensors):
+        raise UserError(f"{path} is damaged (the checksum of its tensors differs); {ADVICE}")
     folder = Path(path).resolve().parent.parent
     if not (folder / FULL_CONFIG).exists():
         raise UserError(f"{path}: {folder} has no {FULL_CONFIG}; {ADVICE}")
@@ -107,7 +148,9 @@ def read(path: str | Path) -> Record:
     cfg = config.read(SJCConfig, folder / FULL_CONFIG)
     config.reset(cfg, free_on_resume(SJCConfig))
     cfg.init = cfg.init_sha256 = None  # the field is in the record
-    return Record(folder, cfg, about, {name: file.tensor(name) for name in file.shapes})
+    if about["step"] >= cfg.n_steps:
+        raise UserError(f"{path}: of step {about['step'] + 1}, and the run in {folder} has {cfg.n_steps}; {ADVICE}")
+    return Record(folder, cfg, about, tensors)
 
 
 # ---------------------------------------------------------------- the step again

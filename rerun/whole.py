@@ -73,21 +73,27 @@ def do_again(run: Path, command: str, folder: Path) -> None:
 
 
 def attended(words: Sequence[str], folder: Path) -> int:
-    """Run a command in a folder, and return its exit status. A signal to this process is passed on, and it saves."""
+    """Run a command in a folder, and return its exit status. A signal to this process is passed on, and it saves.
+
+    Windows gives a Ctrl-C to both, and there `terminate` would end a command at once, in the midst of saving.
+    """
     with subprocess.Popen(words, cwd=folder, start_new_session=True) as child:  # one signal: a terminal's goes to all
         try:
             return child.wait()
         except (Stopped, KeyboardInterrupt):
-            child.terminate()
+            if sys.platform != "win32":
+                child.terminate()
+            child.wait()
             raise
 
 
-def last_tensors(run: Path) -> dict[str, torch.Tensor]:
-    """Return the field of a run after its last step: {name: tensor}."""
+def last_field(run: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """Return (steps, {name: tensor}) of the field in the newest checkpoint of a run that is whole."""
     loaded = checkpoint.load_newest(run / CKPT)
     if loaded is None:
         raise UserError(f"{run}: has no checkpoint; give the folder of a finished run")
-    return {name: x for name, x in loaded[0].items() if not name.startswith("optim/")}
+    tensors, meta = loaded
+    return meta["step"], {name: x for name, x in tensors.items() if not name.startswith("optim/")}
 
 
 def compare(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> tuple[bool, Iterator[str]]:

@@ -15,6 +15,7 @@ from families.family import Place
 from families.libraries import refuse_endless
 from my import plain_files
 from my.errors import UserError, note, shown
+from my.file_system import expanded
 from my.tensor_file import TensorFile
 
 FILES = ["*.json", "*.txt", "model*.safetensors"]  # of a repository, what is read
@@ -40,7 +41,7 @@ def find(text: str, flag: str) -> Found:
 
     Raises UserError where there is none, and for a folder that is no whole CLIP.
     """
-    label, path = f"{flag} {text}", Path(os.path.expanduser(text))
+    label, path = f"{flag} {text}", expanded(text)
     if text.strip() and os.path.isdir(path):
         return check(label, path)
     if not hub.HUB_ID.fullmatch(text) or os.path.exists(path):

@@ -37,6 +37,8 @@ from my.errors import LONGEST, RunError, UserError, explain, run_main  # noqa: E
 from options.trained import OF_RUNS  # noqa: E402
 
 SLOWEST_S = 20.0  # that a case may take
+EXECUTED = os.path.join(tempfile.gettempdir(), f"executed_{os.getpid()}")  # the file that a text makes which is run
+BITE = f"touch {EXECUTED}"
 ROUND = 250  # cases of a kind, before those of the next
 
 # ---------------------------------------------------------------- how a case may end
@@ -90,6 +92,10 @@ def outcome(call: Callable[[], object]) -> str:
             if status not in (1, 2) or not message.isprintable() or not message or len(message) > 2 * LONGEST:
                 raise Fault(f"status {status}: {message[:300]!r}") from error
             return "refused"
+        finally:
+            if os.path.exists(EXECUTED):
+                os.remove(EXECUTED)
+                raise Fault("what it was given was executed")
     return "taken"
 
 
@@ -107,6 +113,8 @@ COMMANDS = {  # class: the module, and how it reads a command line
     "EvaluateConfig": ("evaluate", "evaluate"),
     "ViewConfig": ("view", "view"),
     "DoctorConfig": ("doctor", "doctor"),
+    "ReplayConfig": ("replay", "replay"),
+    "ReproduceConfig": ("reproduce", "reproduce"),
 }
 RUNS = ("SJCConfig", "NeRFConfig", "SamplingConfig", "CanvasConfig")  # their commands have read_config
 NASTY = [
@@ -149,6 +157,7 @@ NASTY = [
     *(
         "~",
         "~nobody/x",
+        "~nosuchuser/x",
         "/",
         ".",
         "..",
@@ -166,8 +175,10 @@ NASTY = [
         "%s",
         "{0}",
         "$HOME",
-        "`id`",
-        "!!python/object/apply:os.system [id]",
+        f"`{BITE}`",
+        f"$({BITE})",
+        f"; {BITE};",
+        f"!!python/object/apply:os.system [{BITE}]",
         "*a",
         "&a b",
         "<<",
@@ -236,13 +247,10 @@ def read(name: str, argv: list[str]) -> None:
     elif name == "SweepConfig":
         cfg, _ = module.read_config(argv)
     else:
-        more = (
-            {"positional": "runs" if name == "EvaluateConfig" else "run"}
-            if hasattr(cls, "model_fields") and ("run" in cls.model_fields or "runs" in cls.model_fields)
-            else {}
-        )
+        words = [field for field in ("run", "runs", "record") if field in cls.model_fields]  # outside flags
+        more = {"positional": words[0]} if words else {}
         presets = {"presets_dir": ROOT / "presets"} if name == "DoctorConfig" else {}
-        apart = {"apart": OF_RUNS} if more else {}
+        apart = {"apart": OF_RUNS} if more and name not in ("ReplayConfig", "ReproduceConfig") else {}
         cfg = config.load(cls, argv, prog=command, doc="", config_file=None, **more, **presets, **apart)
         if name == "FilmConfig":
             config.refuse_unread(cfg, cfg.read_by)
@@ -257,6 +265,62 @@ def command_line(data: st.DataObject) -> str:
     """A command line of any command."""
     name = data.draw(st.sampled_from(list(COMMANDS)))
     return outcome(lambda: read(name, data.draw(words(config_class(name)))))
+
+
+# ---------------------------------------------------------------- paths
+
+PATHS = [
+    *(
+        "~nosuchuser",
+        "~nosuchuser/x",
+        "a\0b",
+        "\ud800",
+        "\udcff",
+        "",
+        " ",
+        "a\nb",
+        "a" * 300,
+        "x/" * 3000,
+        "/",
+        ".",
+        "~",
+    ),
+    *("ring", "ring/x", "empty", "blank", "blank/x", "pipe", "noise.pt", "link.pt", "/proc/self/mem", "/dev/null"),
+]
+PATH_OPTIONS = [  # a command that leaves a run, and the words before a path
+    *(("run_sjc", ["--family", "gddpm", flag]) for flag in ("--gddpm.checkpoint", "--gddpm.classifier")),
+    *(("run_sjc", ["--preset", "mini", flag]) for flag in ("--sd.checkpoint", "--sd.vae", "--sd.lora")),
+    *(("run_img_sampling", ["--family", "ddpm", "--ddpm.checkpoint"]), ("run_nerf", ["--scene"])),
+    ("run_sjc", ["--preset", "ideal", "--init"]),
+]
+PATH_WORDS = ("replay", "reproduce", "evaluate", "report", "highres_final_vis", "export_mesh", "view", "run_sweep")
+
+
+def take_path(at: int, path: str) -> None:
+    """Do a command that is given a path, up to where it has found its files."""
+    if at >= len(PATH_OPTIONS):
+        importlib.import_module(PATH_WORDS[at - len(PATH_OPTIONS)]).main([path])
+        return
+    command, (*words, flag) = PATH_OPTIONS[at]
+    importlib.import_module(command).read_config([*words, f"{flag}={path}"]).check_files()
+
+
+def odd_files() -> None:
+    """Make what some of PATHS name, in the current folder."""
+    if not os.path.lexists("ring"):
+        os.mkdir("empty")
+        os.mkfifo("pipe")
+        for link, to in (("ring", "ring"), ("link.pt", "noise.pt")):
+            os.symlink(to, link)
+        for name, content in (("blank", b""), ("noise.pt", bytes(range(256)))):
+            Path(name).write_bytes(content)
+
+
+def path(data: st.DataObject) -> str:
+    """A path that a person gives to any command: of a file, a folder, or what is neither."""
+    at = data.draw(st.integers(0, len(PATH_OPTIONS) + len(PATH_WORDS) - 1))
+    odd_files()
+    return outcome(lambda: take_path(at, data.draw(st.one_of(st.sampled_from(PATHS), st.text(max_size=8)))))
 
 
 # ---------------------------------------------------------------- YAML and JSON
@@ -394,6 +458,8 @@ def sound() -> dict[str, tuple[str, bytes, Callable[[Path], object]]]:
         if len(read_history(path)) > 3:
             raise Fault("more rows than there were")
 
+    bite = hostile.call(hostile.named("os", "system"), hostile.text(BITE))
+    biting = b"\x80\x02}(" + hostile.text("x") + bite + hostile.text("w") + hostile.tensor() + b"u."
     parts = crafted.small_parts()
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     low_rank = {"lora_down.weight": torch.ones(2, 32), "lora_up.weight": torch.ones(32, 2), "alpha": torch.tensor(1.0)}
@@ -416,6 +482,13 @@ def sound() -> dict[str, tuple[str, bytes, Callable[[Path], object]]]:
         "mask": ("m.png", picture_files.saved(picture.convert("L"), "PNG"), images.read_mask),
         "history": ("history.json", history, rows),
         "starts": ("starts.json", begun + ended, lambda path: [start.seconds for start in starts.read(path.parent)[0]]),
+        "biting archive": ("a.ckpt", hostile.archive(biting, [("archive/version", b"3\n")]), tensors),
+        "biting stream": ("a.ckpt", hostile.stream(biting), tensors),
+        "biting yaml": (
+            "a.yml",
+            f"a: !!python/object/apply:os.system ['{BITE}']\n".encode(),
+            lambda path: config.read_yaml(path, str(path)),
+        ),
         "yaml": ("a.yml", hostile.SOUND["yaml"](300), lambda path: config.read_yaml(path, str(path))),
     }
 
@@ -499,6 +572,34 @@ def folder(data: st.DataObject) -> str:
             return outcome(lambda: gone_on(Path()))
 
 
+def record(data: st.DataObject) -> str:
+    """A flight record that says something else, with the right checksum, or something is done to its bytes."""
+    import torch
+    from safetensors.torch import save
+
+    from rerun import flight
+    from tiny import config as tiny_config
+
+    tensors = {"x": torch.ones(2)}
+    about = {"format": flight.FORMAT, "step": 0, "attempt": 0, "sigma": 1.0, "seed": 0, "device": "cpu"}
+    about |= {"cameras": [{"view": "front"}], "statistics": {"x": {"not finite": 0}}}
+    changed = data.draw(st.booleans())
+    if changed:
+        about[data.draw(st.sampled_from(sorted(about)))] = data.draw(values(st.text(max_size=3)))
+        about = json.loads(json.dumps(about, default=str))
+    content = save(tensors, flight.sealed(about, tensors))
+    os.makedirs("run/flight", exist_ok=True)
+    if not os.path.exists("run/full_config.yml"):
+        config.write(tiny_config(), "run/full_config.yml")
+    Path("run/flight/a.safetensors").write_bytes(content if changed else broken(data, content))
+
+    def told() -> None:
+        found = flight.read("run/flight/a.safetensors")
+        list(flight.report(found, []))
+
+    return outcome(told)
+
+
 def scene(data: st.DataObject) -> str:
     """A transforms.json, of which values are others, or something is done to its bytes."""
     from voxnerf.scene import load_scenes
@@ -532,7 +633,9 @@ def scene_files() -> dict[str, bytes]:
         return {str(p.relative_to(where)): p.read_bytes() for p in Path(where).rglob("*") if p.is_file()}
 
 
-KINDS = {each.__name__: each for each in (command_line, configuration, sweep, environment, file, folder, scene)}
+KINDS = {
+    each.__name__: each for each in (command_line, path, configuration, sweep, environment, file, folder, record, scene)
+}
 
 
 # ---------------------------------------------------------------- the command

@@ -52,6 +52,9 @@ def test_one_checkpoint_of_a_run(run, monkeypatch):
     assert (asset.load(found, "cpu").field.density == 2).all()
     monkeypatch.chdir(checkpoint.latest(run / "ckpt"))
     assert asset.find(".").step == 4
+    (run / "ckpt" / "step_0000002").rename(run / "ckpt" / "best")
+    found = asset.find(run / "ckpt" / "best")
+    assert (found.folder, found.step) == (run, 2) and (asset.load(found, "cpu").field.density == 2).all()
 
 
 def test_options_of_the_machine_do_not_bind_whoever_shows_an_asset(run):

@@ -7,6 +7,7 @@ import torch
 import run_2d_sjc
 from adapt import PixelAdapter, make_adapter
 from canvas import noise_levels, optimise
+from my import checkpoint
 from my.errors import RunError, UserError, run_main
 from my.seeds import torch_rng
 from options.canvas import ANNEALED, UNIFORM, CanvasConfig, Setting
@@ -181,6 +182,18 @@ def test_resume_computes_what_is_missing(here, flags, monkeypatch):
     assert len(computed) == len(set(computed)) == 8 and (here / "grid.png").exists()
     with pytest.raises(UserError, match="already holds a finished run"):
         run_2d_sjc.main(flags)
+
+
+def test_a_checkpoint_of_something_else_is_refused(here):
+    cfg = CanvasConfig(family="ideal", n_steps=3, schedules=["1.5"], copies=[1], n_seeds=1)
+    for names, words in (
+        (["field/density"], "the checkpoint is of run_sjc.py, and this run is of run_2d_sjc.py"),
+        (["sigma_9_eq16_copies_1_seed_0"], "sigma_9_eq16_copies_1_seed_0 is .* there, absent here"),
+        ([run_2d_sjc.cell_name(cfg.rows()[0][0])], "sigma_1.5_eq.* is .1, 2, 2. there, .* here"),
+    ):
+        checkpoint.save("ckpt", 1, dict.fromkeys(names, torch.zeros(1, 2, 2)), {})
+        with pytest.raises(UserError, match=words):
+            run_2d_sjc.compute(cfg, Affine(), "")
 
 
 def test_a_canvas_that_breaks_down(here):

@@ -161,13 +161,32 @@ def test_what_is_no_record(here, monkeypatch, capsys):
     elsewhere = here / "flight" / "x.safetensors"
 
     def refused(words, **changes):
-        save_file(tensors, elsewhere, {flight.ABOUT: json.dumps(about | changes)})
+        save_file(tensors, elsewhere, flight.sealed(about | changes, tensors))
         with pytest.raises(UserError, match=words):
             flight.read(elsewhere)
 
-    for changes in ({"step": "1"}, {"step": -1}, {"attempt": None}, {"sigma": math.nan}, {"sigma": []}):
+    about.pop(flight.SEAL)
+    for changes in (
+        *({"step": "1"}, {"step": -1}, {"attempt": None}, {"sigma": math.nan}, {"sigma": []}, {"seed": None}),
+        *({"device": 0}, {"cameras": [{}]}, {"cameras": ["front"]}, {"cameras": None}, {"statistics": []}),
+        *({"statistics": {"x": {}}}, {"statistics": {"x": {"not finite": "1"}}}, {"statistics": {"x": 1}}),
+    ):
         refused("is no flight record; give a file of flight/", **changes)
-    refused("a flight record of format 7, this code reads 1", format=7)
+    refused("a flight record of format 1, this code reads 2", format=1)
+    refused("of step 4, and the run in .* has 3; give a file of flight/", step=3)
+    for name in ("format", "step", "attempt", "sigma", "seed", "device", "cameras", "statistics"):  # what is read
+        less = {key: value for key, value in about.items() if key != name}
+        save_file(tensors, elsewhere, flight.sealed(less, tensors))
+        with pytest.raises(UserError, match="is no flight record; give a file of flight/"):
+            flight.read(elsewhere)
+    save_file(tensors, elsewhere, {flight.ABOUT: json.dumps(about | {"seed": 1})})
+    with pytest.raises(UserError, match=r"is damaged \(its checksum differs\)"):
+        flight.read(elsewhere)
+    content = bytearray(record.read_bytes())
+    content[-1] ^= 1
+    elsewhere.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged \(the checksum of its tensors differs\)"):
+        flight.read(elsewhere)
     ckpt = checkpoint.latest("ckpt") / checkpoint.TENSORS
     capsys.readouterr()
     for path, words in ((ckpt, "is no flight record"), (here / "none", "no such file")):

@@ -1,6 +1,7 @@
 """A disk that is full, at every size that it may have; a file system that turns read-only; a folder that disappears;
 a clock that jumps. The command ends in one line, every file is whole, and the run goes on where there is room."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -200,6 +201,21 @@ def test_a_folder_that_disappears(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_run_goes_on_where_nobody_reads_what_it_says(name, truth, tmp_path, monkeypatch, capsys):
+    """As behind `2>&1 | tee`, which a Ctrl-C ends first."""
+    want = whole(name, truth, tmp_path, monkeypatch, capsys)
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    with contextlib.ExitStack() as opened:
+        for stream in ("stdout", "stderr"):
+            reads, writes = os.pipe()
+            os.close(reads)
+            monkeypatch.setattr(sys, stream, opened.enter_context(os.fdopen(writes, "w")))
+        assert command(name, capsys) == (0, [])
+    assert Folder(tmp_path / "run").contents() == want
+
+
 def test_a_folder_that_is_moved(truth, tmp_path, monkeypatch, capsys):
     """The run goes on in it."""
     want = whole("sjc", truth, tmp_path, monkeypatch, capsys)
@@ -233,4 +249,6 @@ def test_a_clock_that_jumps(by_s, truth, tmp_path, monkeypatch, capsys):
     have["full_config.yml"]["ckpt_minutes"] = None
     assert have == want
     (start,), _ = starts.read(".")
-    assert start.ended == starts.DONE and start.seconds >= 0 and read_heartbeat("heartbeat.json")["elapsed_s"] < 1e4
+    least, most = (0.0, 0.0) if by_s < 0 else (by_s, by_s + 1e4)  # a time before the start counts as none
+    assert start.ended == starts.DONE and least <= start.seconds <= most
+    assert read_heartbeat("heartbeat.json")["elapsed_s"] < 1e4

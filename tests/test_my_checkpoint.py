@@ -256,6 +256,58 @@ def test_what_a_killed_save_did_not_delete_goes_when_the_run_goes_on(tmp_path):
     assert names() == ["step_0000002", "step_0000003", "step_0000004"]  # the damaged one stays until the next save
 
 
+@pytest.mark.parametrize("name", [ckpt.TENSORS, ckpt.META])
+def test_a_checkpoint_on_a_bad_part_of_the_disk_is_as_one_that_is_damaged(tmp_path, monkeypatch, capsys, name):
+    for step in (1, 2):
+        ckpt.save(tmp_path, step, tensors(step), {})
+    number, bad = errno.EIO, tmp_path / "step_0000002" / name
+
+    def unreadable(read):
+        def tried(path, *args):
+            if Path(path) == bad:
+                raise OSError(number, os.strerror(number))
+            return read(path, *args)
+
+        return tried
+
+    monkeypatch.setattr(ckpt, "sha256_of", unreadable(ckpt.sha256_of))
+    monkeypatch.setattr(ckpt.plain_files, "read_json", unreadable(ckpt.plain_files.read_json))
+    assert ckpt.load_newest(tmp_path)[1]["step"] == 1
+    told = (
+        f"note: {bad} cannot be read ({os.strerror(errno.EIO)}); {tmp_path / 'step_0000001'}, from before it, is taken"
+    )
+    assert capsys.readouterr().err == f"{told}\n"
+    number = errno.EMFILE  # says nothing of the checkpoint
+    with pytest.raises(OSError, match="Too many open files"):
+        ckpt.load_newest(tmp_path)
+
+
+def test_a_folder_of_another_name_has_the_step_of_its_record(tmp_path):
+    path = ckpt.save(tmp_path, 7, tensors(), {})
+    assert ckpt.recorded_step(path) == 7
+    best = path.rename(tmp_path / "best")
+    assert ckpt.recorded_step(best) == ckpt.load(best)[1]["step"] == 7
+    flip(best / ckpt.META)
+    with pytest.raises(ckpt.Damaged, match="best/meta.json is damaged"):
+        ckpt.recorded_step(best)
+
+
+@pytest.mark.parametrize(
+    "command, names, meta",
+    [
+        ("run_sjc.py", ["field/density", "optim/density/step"], {}),
+        ("run_nerf.py", ["field/density", "optim/density/step"], {"box": [[-1] * 3, [1] * 3]}),
+        ("run_2d_sjc.py", ["sigma_1.5_eq16_copies_1_seed_0"], {}),
+    ],
+)
+def test_a_checkpoint_of_another_command_is_told(command, names, meta):
+    there = dict.fromkeys(names, torch.zeros(1))
+    ckpt.refuse_other(command, there, meta)
+    for other in {"run_sjc.py", "run_nerf.py", "run_2d_sjc.py"} - {command}:
+        with pytest.raises(UserError, match=f"^the checkpoint is of {command}, and this run is of {other}; put the"):
+            ckpt.refuse_other(other, there, meta)
+
+
 def test_every_leaf_that_does_not_fit_is_named_with_both_shapes():
     there = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "same": torch.zeros(1)}
     ckpt.check(there, {"a": (2, 3), "b": (4,), "same": [1]})

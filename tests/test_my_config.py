@@ -162,6 +162,8 @@ def test_a_value_that_begins_with_two_dashes_needs_the_equals_spelling(load):
         (["--tags", ""], ["--tags: expected a list, each text, got ''"]),
         (["--views", " "], ["--views: expected a list"]),
         (["--preset", "../x"], ["no preset '../x'"]),
+        (["--sd.prompt", "a\0b"], ["--sd.prompt: has a character that no name of a file can have, got 'a\\x00b'"]),
+        (["--tags", "a,\ud800"], ["--tags: has a character that no name of a file can have, got 'a,\\ud800'"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_flag(load, argv, words):

@@ -1,6 +1,7 @@
 """How a command ends: in one line and an exit status, or in the traceback of a bug."""
 
 import ast
+import errno
 import os
 import signal
 import subprocess
@@ -50,6 +51,19 @@ class OutOfMemoryError(RuntimeError):
         (OSError(36, "Too long", "x" * 300), 1, "longer than the system allows"),
         (OSError(27, "Too large", "a.mp4"), 1, "a.mp4: this file is larger than the system allows"),
         (OSError(24, "Too many"), 1, "ulimit -n"),
+        *(
+            (OSError(getattr(errno, name), "words of the system", "a.png"), 1, f"a.png: {words}")
+            for name, words in {
+                "EIO": "the disk gave an error; look after it, or use another disk, then start it once more",
+                "ESTALE": "this network folder is no longer what it was; mount it again, then",
+                "ENOTCONN": "this network folder is not connected; mount it again, then",
+                "ENODEV": "the disk is no longer there; connect it again, then",
+                "ENFILE": "the system has too many files open; end other programs, then",
+                "ELOOP": "links lead in a ring; give the file or folder itself, then",
+                "ENOTEMPTY": "a folder that is not empty has this name; move it away, then",
+                "EPERM": "the system does not permit that; work in a folder that you may read and write, then",
+            }.items()
+        ),
         (OutOfMemoryError("CUDA"), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4e12"), 1, "out of memory"),
         (OSError(28, "No space"), 1, "free some space, then start it once more"),

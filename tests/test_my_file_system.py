@@ -1,5 +1,6 @@
 """Renaming, syncing and locks, also where a system refuses them."""
 
+import ast
 import errno
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from my import file_system, run_dir
 from my.errors import UserError
-from my.file_system import Lock, is_locked
+from my.file_system import Lock, expanded, is_locked, real
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +34,29 @@ def refusing(function, times, error):
         return function(*args, **kw)
 
     return refused
+
+
+# ---------------------------------------------------------------- paths that a person gives
+
+
+def test_paths_that_a_person_gives(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    os.symlink("ring", "ring")
+    os.symlink("there", "link")
+    assert expanded("~/x") == tmp_path / "home" / "x" and expanded("~nosuchuser/x") == Path("~nosuchuser/x")
+    root = Path(os.path.realpath(tmp_path))
+    found = {text: real(text) for text in ("~nosuchuser/x", "link/a/..", "ring")}
+    assert found == {"~nosuchuser/x": root / "~nosuchuser" / "x", "link/a/..": root / "there", "ring": root / "ring"}
+
+
+def test_no_path_is_expanded_by_what_raises():
+    """`Path.expanduser` does, for the home of a user that nobody knows."""
+    for path in ROOT.rglob("*.py"):
+        if path.relative_to(ROOT).parts[0] != ".venv":
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Attribute) and node.attr == "expanduser":
+                    assert ast.unparse(node.value) == "os.path", f"{path}:{node.lineno}"
 
 
 # ---------------------------------------------------------------- renaming and syncing

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import imageio.v3 as iio
@@ -114,6 +115,17 @@ def test_a_failed_video_leaves_the_old_one(tmp_path):
     with pytest.raises(ValueError, match=r"expected frames \(4, 4, 3\), got \(4, 5, 3\)"):
         media.write_video(path, [np.zeros((4, 4, 3)), np.zeros((4, 5, 3))])
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["v.mp4"]
+
+
+def test_a_failed_video_that_another_program_has_open_hides_no_error(tmp_path, monkeypatch):
+    def refuse(path, **kw):
+        raise PermissionError(13, "it is being used by another process", str(path))
+
+    video = media.VideoWriter(tmp_path / "v.mp4")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError), video:
+        video.append(np.zeros((2, 2, 3), np.uint8))
+        patch.setattr(Path, "unlink", refuse)
+        raise ZeroDivisionError
 
 
 def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path):

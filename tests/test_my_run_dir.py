@@ -14,6 +14,7 @@ import torch
 from film.files import replacing
 from my import media, run_dir
 from my.errors import UserError
+from my.file_system import Lock
 from my.run_dir import Heartbeat, History, clear_scratch, read_history, scratch_of, write_atomic
 
 
@@ -72,6 +73,35 @@ def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path, monkey
     }
 
 
+def test_what_a_run_on_another_machine_writes_stays(tmp_path, monkeypatch, dead):
+    """Its process is not alive here; that it holds its folder is known here too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    beats = [Path(where, f".heartbeat.json.{dead}.tmp") for where in (".", "runs/a")]
+
+    def cleared(*args, **kw):
+        for beat in beats:
+            beat.touch()
+        clear_scratch(*args, **kw)
+        return [beat for beat in beats if not beat.exists()]
+
+    locks = [Lock(beat.parent.absolute() / run_dir.LOCK) for beat in beats]
+    for lock in locks:
+        assert lock.acquire(0)
+    here, there = beats
+    assert cleared(held=False) == [] and cleared(folders=["runs/*"]) == [here]
+    here.touch()
+    with pytest.raises(ZeroDivisionError), replacing(Path("highres_4")):
+        1 / 0  # noqa: B018 (a film that fails)
+    assert here.exists()
+    locks[1].release()
+    assert cleared(folders=["runs/*"]) == [here, there]
+    locks[0].release()
+    assert cleared(held=False) == [here]
+    monkeypatch.setattr(run_dir, "is_locked", lambda path: None)  # a file system without locks
+    assert cleared(folders=["runs/*"], held=False) == []
+
+
 def test_a_writer_that_is_killed_leaves_what_is_cleared(tmp_path, monkeypatch):
     """Each kind of writer, at the moment before its file gets its name."""
     monkeypatch.chdir(tmp_path)
@@ -122,6 +152,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
 def test_a_file_that_can_be_written_is_not_touched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("old")
+    os.symlink("ring", "ring")
+    with pytest.raises(UserError, match="there is no folder .*ring; make it first"):
+        run_dir.refuse_output("--out", "ring/x")
+    run_dir.refuse_output("--out", "ring")  # a file takes its place
+    run_dir.refuse_inside("--out", "ring", tmp_path / "project")
+    os.unlink("ring")
     for path in ("file", "new.json"):
         run_dir.refuse_output("--out", path)
     assert os.listdir() == ["file"] and Path("file").read_text() == "old"

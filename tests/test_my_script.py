@@ -54,7 +54,21 @@ def test_each_command_that_begins_is_recorded(read):
     assert [first.facts["command"], first.facts["seed"]] == ["run_tiny.py --seed 7", 7]
     assert second.facts["command"] == "run_tiny.py --resume True --device 'a b'"
     assert first.facts["device"].startswith(("cpu: ", "cuda: ")) and first.facts["threads"] >= 1
-    assert first.facts["versions"].keys() == {"version", "torch", "python", "platform"}
+    assert first.facts["versions"].keys() == {"version", "torch", "warp", "python", "platform"}
+
+
+def test_a_run_that_goes_on_with_another_torch_says_so(read, monkeypatch, capsys):
+    now = script.versions()
+    monkeypatch.setattr(script, "versions", lambda: now)
+    script.begin(read(), lambda cfg, found: lambda: None)
+    Path("ckpt").mkdir()
+    capsys.readouterr()
+    now = now | {"torch": "9.9"}
+    script.begin(read("--resume", "True"), lambda cfg, found: lambda: None)
+    told = [line for line in capsys.readouterr().err.splitlines() if "the run began with torch" in line]
+    (_, second), _ = starts.read(".")
+    assert len(told) == 1 and told[0].endswith(" goes on with torch 9.9: its numbers may change from here on")
+    assert second.notes == [told[0].removeprefix("note: ")]
 
 
 def test_begin_clears_what_killed_processes_left(read, monkeypatch):

@@ -47,6 +47,25 @@ def test_a_command_from_its_start_to_its_end(here, capsys, monkeypatch):
     assert "note: before" in capsys.readouterr().err and str(here) not in Path(FILE).read_text()
 
 
+def test_other_versions_than_a_run_began_with_are_told_once(capsys):
+    own = {"version": "1", "torch": "2.3", "warp": "1.9", "python": "3.11"}
+    starts.tell_other_versions(own)  # nothing is recorded
+    for at, torch in enumerate(("2.3", "2.4")):
+        starts.add("start", versions={**own, "torch": torch, "warp": "1.9"} if at else {**own, "python": "3.10"})
+    starts.tell_other_versions(own)
+    assert capsys.readouterr().err == ""
+    starts.tell_other_versions({**own, "version": "2", "torch": "2.4"})
+    assert capsys.readouterr().err == (
+        "note: the run began with this project 1, torch 2.3, and goes on with this project 2, torch 2.4: its numbers "
+        "may change from here on\n"
+    )
+    Path(FILE).write_text('{"kind": "start", "versions": {"torch": "2.3"}}\n')  # of before that had a version
+    starts.tell_other_versions(own)
+    Path(FILE).write_text('{"kind": "start", "versions": "none"}\n')
+    starts.tell_other_versions(own)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "error, how",
     [

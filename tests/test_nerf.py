@@ -372,6 +372,12 @@ def test_checkpoint_of_another_grid_is_rebuilt(scene, tmp_path):
     assert torch.equal(other.field.color, nerf.field.color) and other.field.alpha_mask is None
 
 
+def test_checkpoint_of_another_command_is_refused(scene, tmp_path):
+    checkpoint.save(tmp_path, 3, {"field/density": torch.zeros(1, 1, 2, 2, 2)}, {"left_out": []})
+    with pytest.raises(UserError, match="the checkpoint is of run_sjc.py, and this run is of run_nerf.py"):
+        NeRF(cfg_of(), scene).load(checkpoint.latest(tmp_path))
+
+
 # ---------------------------------------------------------------- run_nerf.py
 
 

@@ -2,12 +2,15 @@
 
 import ast
 import errno
+import fcntl
 import functools
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +50,7 @@ def elsewhere(request, tmp_path, monkeypatch):
     }.items():
         for name in names:
             monkeypatch.delattr(module, name)
+    monkeypatch.setattr(fcntl, "flock", locked_by_linux)
     for name in ("fcntl", "resource", "termios", "pwd", "grp"):
         monkeypatch.setitem(sys.modules, name, None)
     refused = dict.fromkeys(("replace", "rmtree"), 0)
@@ -69,9 +73,47 @@ def elsewhere(request, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", at_the_third_try("replace", os.replace))
     monkeypatch.setattr(file_system.shutil, "rmtree", at_the_third_try("rmtree", rmtree))
     if getattr(request, "param", "") == "no locks":
-        monkeypatch.setattr(filelock, "lock_descriptor", lambda *args, **kw: (_ for _ in ()).throw(OSError(38, "none")))
+        load_anew("filelock", monkeypatch)
+        with pytest.raises(OSError, match="fcntl is unavailable"):
+            importlib.import_module("filelock").lock_descriptor(0, blocking=False)
+    else:
+        monkeypatch.setattr(filelock, "lock_descriptor", Locks())
     yield refused
     assert not [name for name in os.listdir() if name.startswith(".")]
+
+
+def locked_by_linux(*_):
+    raise AssertionError("a file was locked by what Linux has")
+
+
+def load_anew(package, monkeypatch):
+    """Have the next import of a package find which modules there are now."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] == package:
+            monkeypatch.delitem(sys.modules, name)
+    warnings.filterwarnings("ignore", "only soft file lock is available")
+
+
+class Locks:
+    """Locks of files that the system itself does not know: each is held until its handle is closed."""
+
+    def __init__(self):
+        self.held = {}
+
+    def __call__(self, handle, *, blocking):
+        assert not blocking
+        file = self.file(handle)
+        holder = self.held.setdefault(file, handle)
+        if holder != handle and self.file(holder) != file:
+            holder = self.held[file] = handle
+        return holder == handle
+
+    @staticmethod
+    def file(handle):
+        try:
+            return os.path.realpath(f"/proc/self/fd/{handle}"), os.fstat(handle).st_ino
+        except OSError:
+            return None
 
 
 def rmtree(folder):
@@ -94,6 +136,16 @@ def test_a_run_ends_there_and_another_goes_on(elsewhere, capsys):
     assert sorted(os.listdir("ckpt")) == ["step_0000003", "step_0000004"]
     begun, n_damaged = starts.read(".")
     assert [start.ended for start in begun] == [starts.DONE] * 2 and not n_damaged
+
+
+def test_a_folder_is_held_by_one_there(elsewhere):
+    with run_dir.alone():
+        assert run_dir.is_held(".")
+        with pytest.raises(UserError, match="another process is at work in this folder"), run_dir.alone():
+            pass
+    assert run_dir.is_held(".") is False and not Path(run_dir.LOCK).exists()
+    with run_dir.alone():  # which was given back
+        assert run_dir.is_held(".")
 
 
 def test_pictures_are_drawn_there(elsewhere):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 
 import reproduce
 import run_sjc
-from my.checkpoint import save
+from my.checkpoint import latest, save
 from my.errors import RunError, UserError
 from rerun import whole
 
@@ -90,14 +91,15 @@ from rerun.whole import attended
 run_main(lambda argv: attended([sys.executable, "child.py"], Path(".")), go_on=lambda: "start it again")
 """
 CHILD = """
-import signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 def save(*_):
-    Path("saved").touch()
     time.sleep(0.5)
-    Path("ended").touch()
+    Path("ended").write_text(f"whoever started it waits: {os.getppid() == parent}")
     sys.exit(143)
+
+parent = os.getppid()
 
 signal.signal(signal.SIGTERM, save)
 print("there", flush=True)
@@ -117,7 +119,49 @@ def test_a_signal_is_passed_on_and_the_run_saves_before_the_command_ends(tmp_pat
     parent.send_signal(number)
     _, told = parent.communicate(timeout=60)
     assert parent.returncode == 128 + number and told.startswith("parent.py: stopped"), told
-    assert (tmp_path / "ended").exists()
+    assert (tmp_path / "ended").read_text() == "whoever started it waits: True"
+
+
+def test_on_windows_nothing_ends_a_run_that_saves(tmp_path, monkeypatch):
+    """A Ctrl-C has reached it too: whoever started it waits."""
+    done = []
+
+    class Child:
+        def __init__(self, *args, **kw):
+            self.waits = iter([KeyboardInterrupt, None])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def wait(self):
+            done.append("wait")
+            if error := next(self.waits):
+                raise error
+
+        def terminate(self):
+            done.append("terminate")
+
+    monkeypatch.setattr(whole.subprocess, "Popen", Child)
+    for system, want in (("win32", ["wait", "wait"]), ("linux", ["wait", "terminate", "wait"])):
+        done.clear()
+        monkeypatch.setattr(whole.sys, "platform", system)
+        with pytest.raises(KeyboardInterrupt):
+            whole.attended(["x"], tmp_path)
+        assert done == want
+
+
+def test_fields_of_two_steps_are_not_compared(run, here, monkeypatch, capsys):
+    """Where the newest checkpoint of one run is damaged, the one before it would be taken."""
+    in_process(monkeypatch)
+    shutil.copytree(run, here / "duck")
+    newest = latest(here / "duck" / "ckpt")
+    (newest / "meta.json").write_text("{}")
+    with pytest.raises(RunError, match="duck: its newest whole checkpoint is of step 1, .* run's of step 2: "):
+        reproduce.main(["duck"])
+    assert f"note: {newest}" in capsys.readouterr().err
 
 
 def test_what_cannot_be_done_again(run, here, monkeypatch):
@@ -170,4 +214,5 @@ def test_what_bits_depend_on(tmp_path):
     assert list(whole.unlike_facts(tmp_path / "a", tmp_path / "b")) == ["threads: 1 there, 2 here"]
     assert not list(whole.unlike_facts(tmp_path / "a", tmp_path / "a"))
     save(tmp_path / "c" / "ckpt", 3, {"field/x": torch.ones(1), "optim/x/step": torch.ones(())}, {})
-    assert list(whole.last_tensors(tmp_path / "c")) == ["field/x"]
+    step, tensors = whole.last_field(tmp_path / "c")
+    assert step == 3 and list(tensors) == ["field/x"]

@@ -1,5 +1,6 @@
 """run_img_sampling.py: pictures depend on seed and number only, every one is written, mistakes end in one line."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -164,10 +165,30 @@ def test_resume_draws_what_is_missing(here, flags):
     assert kept.stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("name", ["0000002.png", "step_0000002.npy", "step_0000002.sha256"])
+@pytest.mark.parametrize("harm", ["empty", "flip"])
+def test_resume_draws_what_is_damaged(here, name, harm):
+    """Each of the files of a batch, whichever bit; the other batches stay."""
+    batches = [range(2), range(2, 4)]
+    for images in batches:
+        (here / "imgs").mkdir(exist_ok=True)
+        run_img_sampling.write_batch(images, np.full((2, 4, 4, 3), 0.5))
+    assert all(map(run_img_sampling.is_drawn, batches)) and not run_img_sampling.is_drawn(range(4, 6))
+    path = here / "imgs" / name
+    whole = path.read_bytes()
+    for at in (0, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(b"" if harm == "empty" else whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        assert list(map(run_img_sampling.is_drawn, batches)) == [True, False]
+    path.write_bytes(whole)
+    sums = (here / "imgs" / "step_0000002.sha256").read_text().splitlines()
+    assert [line.split("  ")[1] for line in sums] == ["0000002.png", "0000003.png", "step_0000002.npy"]
+    assert sums[0].split()[0] == hashlib.sha256((here / "imgs" / "0000002.png").read_bytes()).hexdigest()
+
+
 def test_a_long_sheet_is_cut(here):
     cfg = SamplingConfig(num_images=70, batch_size=70)
     (here / "imgs").mkdir()
-    run_img_sampling.write_npy(run_img_sampling.batch_file(range(70)), np.zeros((70, 112, 112, 3), np.uint8))
+    run_img_sampling.write_batch(range(70), np.zeros((70, 112, 112, 3), np.uint8))
     run_img_sampling.preview(cfg, cfg.subjects(None))
     assert iio.imread(here / "preview.png").shape == (8 * (112 + 14 + 4) + 4, 8 * (112 + 4) + 4, 3)
 
@@ -190,7 +211,12 @@ def test_a_picture_that_breaks_down_leaves_no_run(here, monkeypatch, flags):
     monkeypatch.setattr("adapt.make_adapter", lambda cfg, device, found=None: LateNaN())
     with pytest.raises(RunError, match="^picture 3: "):
         run_img_sampling.main(flags)
-    assert sorted(p.name for p in (here / "imgs").iterdir()) == ["0000000.png", "0000001.png", "step_0000000.npy"]
+    assert sorted(p.name for p in (here / "imgs").iterdir()) == [
+        "0000000.png",
+        "0000001.png",
+        "step_0000000.npy",
+        "step_0000000.sha256",
+    ]
     monkeypatch.setattr("adapt.make_adapter", lambda cfg, device, found=None: Affine())
     run_img_sampling.main(["--resume", "True"])
     assert len(list((here / "imgs").glob("*.png"))) == 5

@@ -1,7 +1,6 @@
 """What a run records of the weights of its model, and what commands say that open it with other ones."""
 
 import hashlib
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -91,8 +90,10 @@ def finished(tmp_path, monkeypatch):
     (folder / "heartbeat.json").write_text('{"done": true}')
     (folder / "history.json").write_text("")
     (folder / "flight").mkdir()
-    about = {"format": flight.FORMAT, "step": 0, "attempt": 0, "sigma": 1.0}
-    save_file({"x": torch.zeros(1)}, folder / "flight" / "a.safetensors", {flight.ABOUT: json.dumps(about)})
+    about = {"format": flight.FORMAT, "step": 0, "attempt": 0, "sigma": 1.0, "seed": 0, "device": "cpu"}
+    about |= {"cameras": [], "statistics": {}}
+    tensors = {"x": torch.zeros(1)}
+    save_file(tensors, folder / "flight" / "a.safetensors", flight.sealed(about, tensors))
     return folder
 
 

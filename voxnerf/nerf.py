@@ -331,7 +331,11 @@ class NeRF:
         return self.restore(*checkpoint.load(path))
 
     def restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> int:
-        """Restore the state of a checkpoint; return the number of steps taken. Raises what `state.restore` raises."""
+        """Restore the state of a checkpoint; return the number of steps taken.
+
+        Raises what `state.restore` raises, and UserError for a checkpoint of another command.
+        """
+        checkpoint.refuse_other("run_nerf.py", tensors, meta)
         self._set_field(np.array(meta["box"]), meta["shape"], meta["view_dependent"])
         if meta["masked"]:
             self.field.update_alpha_mask()  # a mask of the right shape, to be overwritten

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from families.ddpm import pipeline
 from families.family import Family, Place
+from my.file_system import expanded, real
 
 if TYPE_CHECKING:
     from options.family import FamilyConfig
@@ -29,9 +31,8 @@ class Options(Family):
     reads = ("compile",)
 
     def absolute(self) -> None:
-        path = self.checkpoint and Path(self.checkpoint).expanduser()
-        if path and path.exists():  # else it is a hub id
-            self.checkpoint = str(path.resolve())
+        if self.checkpoint and os.path.exists(expanded(self.checkpoint)):  # else it is a hub id
+            self.checkpoint = str(real(self.checkpoint))
 
     def check(self, run: FamilyConfig) -> Found:
         place = pipeline.find(self.checkpoint)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from families.family import WITHOUT, Place
 from my.errors import UserError, shown, some
+from my.file_system import expanded
 from my.plain_files import read_json
 
 TAKES = "this family takes pixel-space pipelines of a unet and a discrete scheduler, such as google/ddpm-cifar10-32"
@@ -53,7 +54,7 @@ def find(checkpoint: str | None) -> Place:
             "--family ddpm needs --ddpm.checkpoint: the folder or hub id of an unconditional diffusers pipeline, such "
             "as google/ddpm-cifar10-32"
         )
-    flag, folder = f"--ddpm.checkpoint {checkpoint}", Path(checkpoint).expanduser()
+    flag, folder = f"--ddpm.checkpoint {checkpoint}", expanded(checkpoint)
     if folder.is_dir():
         return Place(flag, folder)
     if folder.exists() or folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:

@@ -5,6 +5,7 @@ Imports nothing heavy. The parameter `gddpm` is the family's group of options.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from families.gddpm import layout
 from families.gddpm.published import FILES, LSUN_FILES, MULTIPLES, N_CLASSES, PUBLISHED, SETTINGS, find
 from families.openai_unet import below
 from my.errors import UserError, shown, some
+from my.file_system import expanded
 from my.tensor_file import TensorFile
 
 if TYPE_CHECKING:
@@ -71,9 +73,9 @@ def find_unet(gddpm: Options) -> tuple[Path, str]:
 
 def given(option: str, name: str) -> Path:
     """Return the path of the file `name`, which an option gives; raises UserError for what cannot be such a file."""
-    path = Path(name).expanduser()
-    if not path.is_file():
-        why = "that is a folder" if path.is_dir() else "no such file"
+    path = expanded(name)
+    if not os.path.isfile(path):
+        why = "that is a folder" if os.path.isdir(path) else "no such file"
         raise UserError(f"--gddpm.{option} {name}: {why}; give a guided-diffusion .pt file, or {WITHOUT}")
     step = re.fullmatch(r"opt(\d*)\.pt", path.name)
     if step:

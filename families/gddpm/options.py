@@ -11,6 +11,7 @@ from families.family import Conditions, Family
 from families.gddpm import files, published
 from my.config import FREE
 from my.errors import UserError
+from my.file_system import real
 from my.seeds import numpy_rng
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Options(Family):
         for name in ("checkpoint", "classifier"):
             path = getattr(self, name)
             if path:
-                setattr(self, name, str(Path(path).expanduser().resolve()))
+                setattr(self, name, str(real(path)))
 
     def check(self, run: FamilyConfig) -> Found:
         net = files.unet(self) if self.checkpoint else None  # for a published model, all is known without its file

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from families.family import WITHOUT, Place
 from families.hub import HUB_ID
 from families.sd import diffusers_folder, hub, lora_files, prompts
-from families.sd.lora_files import LoRA, expanded
+from families.sd.lora_files import LoRA
 from my.env import ENV, data_root
 from my.errors import UserError
+from my.file_system import expanded
 
 if TYPE_CHECKING:
     from families.sd.options import Options

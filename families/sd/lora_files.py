@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from my.errors import UserError, some
+from my.file_system import expanded
 
 CONFIG = "adapter_config.json"  # peft writes it beside the weights
 PEFT_STEM = "adapter_model"
@@ -31,11 +32,6 @@ def split(text: str) -> tuple[Path, float]:
         return expanded(path if colon else text), float(weight) if colon else 1.0
     except ValueError:
         return expanded(text), 1.0
-
-
-def expanded(text: str) -> Path:
-    """Return the path that a text means, where ~ is the home folder. There need not be such a file."""
-    return Path(os.path.expanduser(text))
 
 
 def names_file(text: str) -> bool:

@@ -34,7 +34,7 @@ def coerce(value: Any, option: Option, where: str) -> Any:
     The limits of the option are not checked: `build` does that, once all layers lie over one another.
     """
     try:
-        return reader(option.kind).validate_python(value)
+        found = reader(option.kind).validate_python(value)
     except ValidationError:
         gone = option.extra.get("gone", {})
         if isinstance(value, str) and value in gone:
@@ -42,6 +42,17 @@ def coerce(value: Any, option: Option, where: str) -> Any:
         hint = near_miss(value, choices(option.kind)) if isinstance(value, str) else ""
         expected = option.extra.get("expected") or describe(option.kind)
         raise UserError(f"{where}: expected {expected}, got {quoted(value)}{hint}") from None
+    if not all(map(is_sayable, found if isinstance(found, list) else [found])):
+        raise UserError(f"{where}: has a character that no name of a file can have, got {quoted(value)}; leave it out")
+    return found
+
+
+def is_sayable(value: Any) -> bool:
+    """Whether a text can name a file: it has no NUL, and no half of a character. What is no text is taken."""
+    try:
+        return not isinstance(value, str) or b"\0" not in value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 @functools.cache

@@ -7,7 +7,6 @@ folders of tools that write no such file. docs/scenes.md lists all of it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import torch
 
 from my.env import ENV, data_root
 from my.errors import UserError, note
+from my.file_system import expanded
 from voxnerf.lens import Lens
 from voxnerf.scene.camera import intrinsics_of, lens_of, pose_of, read_all
 from voxnerf.scene.frame import Frame, Remarks
@@ -52,11 +52,7 @@ def find_scene(name: str) -> Path:
 
     Raises UserError saying where it looked.
     """
-    tried = list(
-        dict.fromkeys(
-            [Path(os.path.expanduser(name)).absolute(), data_root() / "nerf_synthetic" / name, data_root() / name]
-        )
-    )
+    tried = list(dict.fromkeys([expanded(name).absolute(), data_root() / "nerf_synthetic" / name, data_root() / name]))
     for folder in tried:
         if folder.is_dir():
             return folder
