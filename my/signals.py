@@ -88,22 +88,13 @@ def stopping(
         came.append(number)
         second = len(came) > 1
         if second or is_importing(frame):
-            end_at_once(number, second)
+            end_at_once(number, second, say, go_on)
         if _blocks and _blocks[-1].waits:
             _blocks[-1].asked = number
             return
         if is_ending():
             return
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
-
-    def end_at_once(number: int, second: bool) -> NoReturn:
-        why = f"stopped by a second signal, {name_of(number)}: ended at once" if second else named(number)
-        try:
-            if second:  # the bar of a training may stand on the line
-                print(file=sys.stderr)
-            say(f"{why}; {go_on()}")
-        finally:  # whatever the signal has interrupted
-            os._exit(ENDED + number)
 
     def ignore() -> None:
         for number in taken:
@@ -123,6 +114,17 @@ def stopping(
     finally:
         for number, before in taken.items():
             signal.signal(number, signal.SIG_IGN if whole and done else before)  # type: ignore[arg-type]  # one of `own`
+
+
+def end_at_once(number: int, second: bool, say: Callable[[str], object], go_on: Callable[[], str]) -> NoReturn:
+    """End the process for a signal, the first or a second one, in the line that `say` gets."""
+    why = f"stopped by a second signal, {name_of(number)}: ended at once" if second else named(number)
+    try:
+        if second:  # the bar of a training may stand on the line
+            print(file=sys.stderr)
+        say(f"{why}; {go_on()}")
+    finally:  # whatever the signal has interrupted, such as another line
+        os._exit(ENDED + number)
 
 
 def plans_of_nobody() -> dict[int, object]:
