@@ -173,5 +173,5 @@ def open_asset(cfg: TrainedConfig) -> Asset:
     """Return the asset that the options of a command choose; a note says where its run is not finished."""
     found = find(cfg.run[0], config.given_apart(cfg))
     if not found.finished:
-        note(f"{found.folder.resolve()}: this run is at step {found.step} of {found.cfg.n_steps}; that field is taken")
+        note(f"{found.folder.resolve()}: this run is {found.progress}; that field is taken")
     return load(found, cfg.device)

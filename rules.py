@@ -7,7 +7,9 @@ denoiser: D_c with the text, D_u without, D_bad with words of bad pictures, and,
 
 e is the noise that a network predicts, and w = sigma_t^2 in the terms of papers in which x is scaled by
 1 / sqrt(1 + sigma^2). Each rule returns the ascent direction g at x, which the renderer's Jacobian chains. It is minus
-the gradient of the paper, up to a factor that is the same at all levels.
+the gradient of the paper, up to a factor that is the same at all levels where nothing else is said.
+
+The guidance s counts from D_u. Where a paper writes D_c + s' (D_c - D_u), its s' is s = s' + 1 here.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from options.sjc import SJCConfig
 
 NFSD_ENTRY = 200  # of 1000: below this entry of the noise table, the noise is taken from D_u alone
-CSD_TURN = 0.5  # share of the run after which the bad words take the place of no words
-ASD_SHARE = 0.1  # the second level lies at most this share of the entry above the first
+CSD_TURN = 0.5  # share of the run in which bad words take the place of no words
+ASD_SHARE = 0.1  # the second level lies above the first by at most this share of its entries in --sigma_range
 ISM_GAP, ISM_STRIDE = 50, 200  # entries between both levels; entries per step of the inversion below them
 SDI_STEPS, SDI_SCALE = 10, -7.5  # steps of the inversion from the lowest level to the highest; its guidance
 ENTRIES = 1000  # of the noise tables in which papers count
@@ -62,6 +64,12 @@ class Ask:
         """Return D(x, sigma) for each of several conditions (b, ...), in one call of the network."""
         self.n_calls += len(texts)
         return self.adapter.denoise_each(x, sigma, texts)
+
+    def texts(self, x: torch.Tensor, sigma: float, *others: torch.Tensor) -> list[torch.Tensor]:
+        """Return D_c(x, sigma), with Perp-Neg where the run has it, and D(x, sigma) for other conditions (b, ...)."""
+        if self.negatives is None:
+            return self.parts(x, sigma, self.cond, *others)
+        return [self.guided(x, sigma, 1.0), *(self.parts(x, sigma, *others) if others else ())]
 
     def unconditional(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         """Return D_u(x, sigma)."""
@@ -131,27 +139,29 @@ def noiseless(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.T
 def sds(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
     """w (D_s - x) / sigma = w (n - e_s): Score Distillation Sampling.
 
-    Source: DreamFusion, arXiv 2209.14988, with w(t) = sigma_t^2. Its guidance is counted from D_c: its weight 100 is
-    s = 101 here.
+    Source: DreamFusion, arXiv 2209.14988, with w(t) = sigma_t^2. Its guidance counts from D_c: its 100 is s = 101.
     """
     return weight(at.sigma) * (ask.guided(perturbed(x, n, at.sigma), at.sigma) - x) / at.sigma
 
 
 def csd(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
-    """w s (D_c - D_u) / sigma: Classifier Score Distillation.
+    """w s (D_c - D_other) / sigma: Classifier Score Distillation.
 
-    With --bad_words D_u becomes D_bad in the second half of the run. Source: arXiv 2310.19415, whose ramp of weights
-    is a single change here.
+    D_other is D_u. With --bad_words it goes linearly to D_bad until CSD_TURN of the run, and stays there. Source: arXiv
+    2310.19415, whose released settings have several such ramps; this is one of them. Its weight is s.
     """
-    other = ask.uncond if ask.bad is None or at.progress < CSD_TURN else ask.bad
-    d_c, d_other = ask.parts(perturbed(x, n, at.sigma), at.sigma, ask.cond, other)
+    bad = 0.0 if ask.bad is None else min(1.0, at.progress / CSD_TURN)
+    others = [(share, text) for share, text in ((1 - bad, ask.uncond), (bad, ask.bad)) if text is not None and share]
+    d_c, *d_others = ask.texts(perturbed(x, n, at.sigma), at.sigma, *(text for _, text in others))
+    d_other = sum(share * d for (share, _), d in zip(others, d_others))
     return weight(at.sigma) * ask.scale * (d_c - d_other) / at.sigma
 
 
 def nfsd(entry: Callable[[float], float]) -> Rule:
     """Return the rule w / sigma [s (D_c - D_u) + delta]: Noise-Free Score Distillation.
 
-    delta is D_u - x_sigma below entry NFSD_ENTRY of the noise table, and D_u - D_bad above. Source: arXiv 2310.17590.
+    delta is D_u - x_sigma below entry NFSD_ENTRY of the noise table, and D_u - D_bad above. Source: arXiv 2310.17590,
+    whose s is this one.
     entry: gives the entry of a level, of ENTRIES.
     """
 
@@ -159,10 +169,10 @@ def nfsd(entry: Callable[[float], float]) -> Rule:
         assert ask.bad is not None  # the configuration refused it
         x_sigma = perturbed(x, n, at.sigma)
         if entry(at.sigma) < NFSD_ENTRY:
-            d_c, d_u = ask.parts(x_sigma, at.sigma, ask.cond, ask.uncond)
+            d_c, d_u = ask.texts(x_sigma, at.sigma, ask.uncond)
             delta = d_u - x_sigma
         else:
-            d_c, d_u, d_bad = ask.parts(x_sigma, at.sigma, ask.cond, ask.uncond, ask.bad)
+            d_c, d_u, d_bad = ask.texts(x_sigma, at.sigma, ask.uncond, ask.bad)
             delta = d_u - d_bad
         return weight(at.sigma) / at.sigma * (ask.scale * (d_c - d_u) + delta)
 
@@ -172,14 +182,15 @@ def nfsd(entry: Callable[[float], float]) -> Rule:
 def bridge(from_progress: float) -> Rule:
     """Return the rule sds up to a share of the run, then w s (D_c - D_bad) / sigma.
 
-    D_bad has the words of bad pictures behind the prompt. Source: arXiv 2406.09417.
+    D_bad has the words of bad pictures behind the prompt. s is the guidance of both parts. Source: SDS-Bridge, arXiv
+    2406.09417. Its released settings for 3D have no w in the second part.
     """
 
     def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
         assert ask.bad is not None  # the configuration refused it
         if at.progress < from_progress:
             return sds(ask, x, n, at)
-        d_c, d_bad = ask.parts(perturbed(x, n, at.sigma), at.sigma, ask.cond, ask.bad)
+        d_c, d_bad = ask.texts(perturbed(x, n, at.sigma), at.sigma, ask.bad)
         return weight(at.sigma) * ask.scale * (d_c - d_bad) / at.sigma
 
     return rule
@@ -190,7 +201,7 @@ def vsd_direction(D_s: torch.Tensor, x_sigma: torch.Tensor, xs: torch.Tensor, si
 
     D_q is the denoiser of q, the set of the renderings of K fields by the same cameras: it is known exactly, and no
     network has to learn it. With K = 1 it is the rendering itself, and this is `sds`. Source: ProlificDreamer, arXiv
-    2305.16213.
+    2305.16213. From where its guidance 7.5 counts was not looked up.
 
     D_s, x_sigma: (b, C, H, W) the guided denoised picture, and one field's perturbed rendering.
     xs: (K, b, C, H, W) renderings of all fields.
@@ -205,14 +216,14 @@ def vsd_direction(D_s: torch.Tensor, x_sigma: torch.Tensor, xs: torch.Tensor, si
 def asd(shifted: Callable[[float, float], float]) -> Rule:
     """Return the rule w [(D_s(x_sigma) - x) / sigma - (D_c(x_sigma+) - x) / sigma+]: Asynchronous Score Distillation.
 
-    Both have the same noise. sigma+ lies above sigma by at most ASD_SHARE of its entry in the table, counted from entry
-    0. Source: arXiv 2407.02040. shifted(sigma, chance): gives sigma+.
+    Both have the same noise. sigma+ lies above sigma by at most ASD_SHARE of its entries in --sigma_range. Source:
+    arXiv 2407.02040, whose 7.5 is s = 7.5. shifted(sigma, chance): gives sigma+.
     """
 
     def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
         above = shifted(at.sigma, at.chance)
         d_s = ask.guided(perturbed(x, n, at.sigma), at.sigma)
-        (d_c,) = ask.parts(perturbed(x, n, above), above, ask.cond)
+        (d_c,) = ask.texts(perturbed(x, n, above), above)
         return weight(at.sigma) * ((d_s - x) / at.sigma - (d_c - x) / above)
 
     return rule
@@ -222,8 +233,9 @@ def ism(below: Callable[[float], list[float]]) -> Rule:
     """Return the rule sigma [e_u(x_s, sigma_s) - e_s(x_t, sigma)]: Interval Score Matching.
 
     x_s is x, inverted without text to a level below sigma, and x_t is x_s after one more step of that inversion. No
-    noise is drawn. Source: LucidDreamer, arXiv 2311.11284. below(sigma): gives the levels of the inversion, the
-    last of which is sigma_s; it has one at least.
+    noise is drawn. Source: LucidDreamer, arXiv 2311.11284, whose 7.5 is s = 7.5. Its released code begins the inversion
+    with a little noise, and lets the gap between both levels shrink during the run. below(sigma): gives the levels of
+    the inversion, the last of which is sigma_s; it has one at least.
     """
 
     def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
@@ -240,7 +252,9 @@ def sdi(below: Callable[[float], list[float]]) -> Rule:
     """Return the rule D_s(x_hat) - x: Score Distillation via Inversion.
 
     x_hat is x, inverted with the guidance SDI_SCALE up to sigma. Source: arXiv 2405.15891. There the level falls during
-    the run, as with --sigma_anneal. below(sigma): gives the levels of the inversion, without sigma.
+    the run without chance, as with --sigma_schedule linear, and the inversion adds noise. Its 7.5, and -7.5 in the
+    inversion, are these s where its code uses Perp-Neg, else they count from D_c. below(sigma): gives the levels of the
+    inversion, without sigma.
     """
 
     def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
@@ -253,8 +267,8 @@ def sdi(below: Callable[[float], list[float]]) -> Rule:
 def inverted(denoise: Denoise, x: torch.Tensor, levels: list[float]) -> torch.Tensor:
     """Return x, moved from no noise up to the last of `levels`, which rise, by DDIM backwards.
 
-    In sigma space that is Euler's method for dx / dsigma = (x - D(x, sigma)) / sigma. At no noise D(x) is x: the first
-    step takes the slope at its end. Source: DDIM, arXiv 2010.02502, section 4.3.
+    In sigma space that is Euler's method for dx / dsigma = (x - D(x, sigma)) / sigma, but for the first step. At no
+    noise D(x) is x, and the slope 0 / 0: that step takes it at its end. Source: DDIM, arXiv 2010.02502, section 4.3.
     """
     slope_at = levels[0]
     sigma = 0.0
@@ -282,7 +296,7 @@ def make(cfg: SJCConfig, adapter: ScoreAdapter) -> Rule:
 
     def shifted(sigma: float, chance: float) -> float:
         t = adapter.timestep(sigma)
-        return table[min(round(t * (1 + ASD_SHARE * chance)), len(table) - 1)]
+        return table[min(round(t + ASD_SHARE * chance * (t - cfg.sigma_range[0])), len(table) - 1)]
 
     def ladder(sigma: float, stride: float, gap: float) -> list[float]:
         """Return the levels every `stride` entries up to `gap` entries below sigma, the lowest first."""

@@ -91,7 +91,7 @@ def compute(cfg: CanvasConfig, adapter: ScoreAdapter, asked: str) -> dict[str, t
                 bar.update()
             worker.join()
             canvases[cell_name(setting)] = x[0].cpu()
-            checkpoint.save("ckpt", len(canvases), canvases, {}, KEPT)
+            checkpoint.save("ckpt", len(canvases), canvases, {script.OPTIONS: script.held(cfg)}, KEPT)
     return canvases
 
 

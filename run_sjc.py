@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from my import script
 from my.errors import RunError, is_out_of_memory, run_main
 from my.processes import Lost, Processes, of_torchrun
+from my.signals import Stopped
 from my.watch import LOG_EVERY, Watch, watched
 from my.worker import Worker
 from options.sjc import SJCConfig
@@ -56,7 +57,7 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
     """Optimise the field; write history, heartbeat, pictures, checkpoints and the page, and at last the test views.
 
     Of several processes the first writes. Where another one is lost, it saves the state after the last whole step, and
-    raises Lost.
+    raises Lost; where a signal comes while it waits for the others, it does as much, and raises Stopped.
     """
     from my.checkpoint import latest
     from sjc import optimise
@@ -67,24 +68,34 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
             pass
         return processes.leave()
     cfg, save = optimisation.cfg, partial(optimisation.save, "ckpt")
-    if cfg.init and first_step == 0 and not latest("ckpt"):
-        save(0)  # from now on the run does not need the field that it began from
-    with Live(cfg) as report, watched("sjc", cfg.n_steps, first_step, save, cfg.ckpt_minutes) as watch:
+    newest = first_step if latest("ckpt") else None
+    with Live(cfg) as report, watched("sjc", cfg.n_steps, first_step, save, cfg.ckpt_minutes, newest) as watch:
+        if cfg.init and newest is None:
+            watch.checkpoint(0)  # from now on the run does not need the field that it began from
         try:
             processes.heed = watch.heed
             follow(watch, optimisation, optimise(optimisation, first_step), report)
+        except Stopped as stopped:
+            if not stopped.saved and optimisation.n_steps_taken > first_step:  # as this one waited for the others
+                watch.stop(optimisation.n_steps_taken, stopped.number)
+            raise
         except Exception as error:
             ended = as_end(error, optimisation)
             if ended is None:
                 raise
             free_memory(error)
-            step, saved = optimisation.n_steps_taken, ""
-            if step > first_step:
-                watch.checkpoint(step)
-                saved = f"; the state after step {step} is saved"
+            saved = rescued(watch, optimisation.n_steps_taken, first_step)
             raise type(ended)(f"{ended}{saved}; {advice(error, optimisation)}") from None
         processes.leave()
         save_test_views(optimisation)
+
+
+def rescued(watch: Watch, step: int, first_step: int) -> str:
+    """Save the state after `step` steps, where there are any new ones, and return words that say so."""
+    if step == first_step:
+        return ""
+    watch.rescue(step)
+    return f"; the state after step {step} is saved"
 
 
 def as_end(error: Exception, optimisation: SJC) -> RunError | None:

@@ -28,8 +28,9 @@ from my import checkpoint
 from my.ahead import Ahead, to_device
 from my.errors import RunError, UserError, note
 from my.exact import exact_device
-from my.left_out import LeftOut
+from my.left_out import LEFT_OUT, LeftOut
 from my.processes import Processes
+from my.script import OPTIONS, held
 from my.seeds import normal, numpy_rng
 from options.sjc import SJCConfig
 from voxnerf import reference, state
@@ -45,8 +46,6 @@ from voxnerf.train_rays import TrainRays
 MIN_CENTRE = 3  # smallest edge of an image with a centre and a border
 BORDER = 7 / 64  # width of the border in the centre-depth loss, as a share of the image's edge
 NEAR = 0.1  # world units: where the centre is nearer than the border by at least this, that loss is the published one
-
-LEFT_OUT = "left_out"  # what a checkpoint calls the steps that are to be tried again
 
 Stats = dict[str, Any]  # numbers that describe one step
 
@@ -174,26 +173,38 @@ class SJC(Asset):
         def spoken(prompt: str) -> list[str]:
             return [pose.prompt_of_view(prompt, view, p.view_style, texts) for view in views]
 
-        if p.view_style == "suffix":  # a text that is too long loses its end, which would be the view words
-            prompt = self.adapter.fitting(prompt, spoken)
+        def spoken_of_bad(prompt: str) -> list[str]:
+            if self.cfg.rule != "bridge":
+                return [self.cfg.bad_words] * len(views)
+            return spoken(f"{prompt}, {self.cfg.bad_words}")  # its bad pictures are of the same object and view
+
+        texts_of_bad = spoken_of_bad if self.cfg.bad_words else lambda _: []
+        if p.view_style == "suffix" or self.cfg.rule == "bridge":
+            # a text that is too long loses its end, which would be words of the view or of bad pictures
+            prompt = self.adapter.fitting(prompt, lambda prompt: spoken(prompt) + texts_of_bad(prompt))
         cond = dict(zip(views, self.adapter.embed(spoken(prompt)).split(1)))
-        bad = {}
-        if self.cfg.bad_words:
-            behind = self.cfg.rule == "bridge"  # its bad pictures are of the same object and view
-            texts_of_bad = spoken(f"{prompt}, {self.cfg.bad_words}") if behind else [self.cfg.bad_words] * len(views)
-            bad = dict(zip(views, self.adapter.embed(texts_of_bad).split(1)))
+        bad = dict(zip(views, self.adapter.embed(texts_of_bad(prompt)).split(1))) if self.cfg.bad_words else {}
         self.adapter.text_done()
         return uncond, cond, bad
 
     # ------------------------------------------------------------------ optimisation
 
     def draw_sigma(self, i: int) -> float:
-        """Return the noise level of step `i`: uniform over the table's entries in `sigma_range`, annealed."""
+        """Return the noise level of step `i`, an entry of the table in `sigma_range`.
+
+        By default it is drawn, all entries being equally likely, and the upper end of the range may fall. `sqrt` is the
+        schedule of HiFA, arXiv 2305.18766: t falls by the square root of the share of the run.
+        """
         cfg, table = self.cfg, self.levels
         low, high = cfg.sigma_range
-        if cfg.sigma_anneal is not None:
-            high = round(high + (cfg.sigma_anneal - high) * i / max(1, cfg.n_steps - 1))
-        t = int(numpy_rng(cfg.seed, i, "sigma").integers(low, max(high, low + 1)))
+        progress = i / max(1, cfg.n_steps - 1)
+        if cfg.sigma_schedule != "random":
+            fallen = math.sqrt(progress) if cfg.sigma_schedule == "sqrt" else progress
+            t = round(high - 1 + (low - high + 1) * fallen)
+        else:
+            if cfg.sigma_anneal is not None:
+                high = round(high + (cfg.sigma_anneal - high) * progress)
+            t = int(numpy_rng(cfg.seed, i, "sigma").integers(low, max(high, low + 1)))
         return table[len(table) - 1 - t]
 
     def draw_background(self, i: int) -> int:
@@ -270,12 +281,15 @@ class SJC(Asset):
 
         n: (b, C, H, W) their noise.
         """
-        ask, at = self.ask(cameras), self.moment(i, sigma)
-        g = self.rule(ask, x, n, at)
+        ask = self.ask(cameras)
+        g = self.clipped(self.rule(ask, x, n, self.moment(i, sigma)), i)
         self.n_calls = ask.n_calls
-        if self.cfg.score_clip is not None:
-            g = rules.clipped(g, self.cfg.score_clip, at.progress)
         return g if self.cfg.batch_views == 1 else g / self.cfg.batch_views
+
+    def clipped(self, g: torch.Tensor, i: int) -> torch.Tensor:
+        """Return the direction `g` of step `i`, cut as --score_clip says."""
+        bounds = self.cfg.score_clip
+        return g if bounds is None else rules.clipped(g, bounds, i / self.cfg.n_steps)
 
     def render_views(self, rays: Rays, bg_index: int) -> Rendering:
         """Render the own views of a step: a `Rendering` whose images (b, ...) have the edge that is trained on."""
@@ -315,7 +329,7 @@ class SJC(Asset):
         g = self.gradient(x.detach(), self.noise_at(cameras, r, i, draw), cameras, sigma, i)
         loss = self.regulariser(r, i)
         self.field.zero_grad(set_to_none=True)
-        # Here is the Jacobian: back-propagating g (Eq. 15 or 16) from the rendering x(theta) gives g . J,
+        # Here is the Jacobian: back-propagating g (by Eq. 16, or another rule) from the rendering x(theta) gives g . J,
         # J = dx / dtheta, without ever forming J. Minus, since the optimizer descends.
         torch.autograd.backward([x, loss], [-g, None])
         r = Rendering(*(each.detach() for each in r))
@@ -376,7 +390,7 @@ class SJC(Asset):
 
     def save(self, root: str | Path, step: int) -> None:
         """Write the state after `step` steps below `root`."""
-        meta = {LEFT_OUT: self.left_out.all()}
+        meta = {LEFT_OUT: self.left_out.all(), OPTIONS: held(self.cfg)}
         state.save(root, step, self.field, self.optimizer, meta, self.cfg.ckpt_keep)
 
     def begin(self, found: Source) -> None:
@@ -450,15 +464,22 @@ def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stat
     """Yield (steps taken, statistics) after each step up to the run's last.
 
     Steps that were left out are tried again some steps later. The statistics then say which, as `retried`; the first
-    step is 1.
+    step is 1. A run that ended while it tried some begins with these: it yields `first_step`, and nothing but
+    `retried`.
     Raises NotFinite where that does not help.
     """
     left_out, n = optimisation.left_out, optimisation.cfg.n_steps
-    for i in range(first_step, n):
-        stats = optimisation.step(i)
-        left_out.add(i, stats["masked"])
-        due = left_out.due(i + 1, last=i + 1 == n)
+
+    def retried(n_taken: int) -> Stats:
+        due = left_out.due(n_taken, last=n_taken == n)
         for late in due:
             optimisation.retry(late)
             left_out.done(late)
-        yield i + 1, {**stats, **({"retried": [late + 1 for late in due]} if due else {})}
+        return {"retried": [late + 1 for late in due]} if due else {}
+
+    if known := retried(first_step):
+        yield first_step, known
+    for i in range(first_step, n):
+        stats = optimisation.step(i)
+        left_out.add(i, stats["masked"])
+        yield i + 1, {**stats, **retried(i + 1)}

@@ -3,8 +3,8 @@
     python -m benchmarks.ceiling --preset ideal --sd.prompt "a blue duck"
 
 It takes the options of run_sjc.py but those of the score, and leaves a run as that does. The score is that of a model
-which knows the one true picture of each training camera: D(x, sigma) is that picture. The difference between a real run
-and this one comes from its score. What a preset says of the score is not used.
+which knows the one true picture of each training camera: D(x, sigma) is that picture, at every sigma. What is chained
+is D - x, minus the gradient of half the squared error. What a preset says of the score and of noise is not used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from families.family import Conditions
 from my import script
 from my.errors import UserError, run_main
 from options.sjc import SJCConfig
-from rules import chained_gradient
 from sjc import SJC
 from toyworld import compose, coverage_maps
 from toyworld.captions import read_prompt
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 SIZE = 64  # edge of the true pictures, pixels
 OF_SCORE = (
-    *(*other_score.OF_RULE, "noise", "cls_scaling", "compile"),
+    *(*other_score.OF_RULE, "noise", "sigma_range", "sigma_anneal", "sigma_schedule", "cls_scaling", "compile"),
     *("sd.scale", "sd.negative_prompt", "sd.lora", "sd.ema", "sd.precision", "ideal.n_cameras"),
     *("pose.view_words", "pose.view_style", "pose.view_texts", "pose.perp_neg"),
 )  # options that only a model's score reads, or what is chained of it
@@ -54,12 +53,12 @@ class Fit(SJC):
     def gradient(
         self, x: torch.Tensor, n: torch.Tensor, cameras: list[pose.Camera], sigma: float, i: int
     ) -> torch.Tensor:
-        """Return what step `i` chains (b, C, H, W): Eq. 16 of arXiv 2212.00774, with the truth for the denoised."""
+        """Return what step `i` chains (b, C, H, W): the truth less the rendering."""
         maps = coverage_maps(self.object, cameras, SIZE)
         pictures = compose(maps, self.color, PLAIN_BACKGROUNDS[self.draw_background(i)])
         size = self.adapter.picture_size
         truth = self.adapter.encode(F.interpolate(pictures, (size, size), mode="area").to(x.device))
-        return chained_gradient(truth, x, x, sigma, var_red=True) / self.cfg.batch_views
+        return (truth - x) / self.cfg.batch_views
 
 
 def fit(cfg: SJCConfig, found: Any) -> Fit:

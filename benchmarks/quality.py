@@ -25,7 +25,7 @@ from my import config
 from my.errors import RunError, run_main
 from my.file_system import real
 from my.run_dir import read_heartbeat, refuse_inside, refuse_output, write_atomic
-from my.sha256 import fingerprint
+from my.sha256 import fingerprint, sha256_of_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +38,10 @@ VARIANTS: dict[str, list[str]] = {
     "_sides": ["--pose.view_words", "sides"],
     "_no_var_red": ["--rule", "sjc", "--var_red", "False"],
 }
+RULES = [  # the files that say what is chained: with others a run is made again
+    *(ROOT / name for name in ("rules.py", "benchmarks/ceiling.py", "benchmarks/vsd.py")),
+    *sorted((ROOT / "families" / "ideal").glob("*.py")),
+]
 MINI = "variant: mini"  # in a preset: the embedded miniature
 RUN, FIT = "run_sjc.py", "benchmarks.ceiling"  # commands: a script, a module
 SETTINGS = {
@@ -89,11 +93,11 @@ class QualityConfig(config.Config):
 
 
 def recipe(command: list[str]) -> str:
-    """Return what decides the result of a run, as text: its command, its preset, and the weights of the miniature."""
+    """Return what decides the result of a run, as text: command, preset, weights of the miniature, and RULES."""
     preset = ROOT / "presets" / f"{command[command.index('--preset') + 1]}.yml"
     text = preset.read_text(encoding="utf-8") if preset.exists() else ""
     weights = fingerprint(sorted((ROOT / "mini_sd").rglob("*.safetensors"))) if MINI in text else ""
-    return f"{shlex.join(command)}\n{text}{weights}"
+    return f"{shlex.join(command)}\n{text}{weights}{fingerprint(RULES)}"
 
 
 def finished(folder: Path) -> bool:
@@ -172,7 +176,7 @@ def evaluate_all(plan: Plan, failed: dict[Path, str], pool: Executor) -> dict[st
 
 def evaluate(folder: Path, runs: list[Path]) -> tuple[Report | None, str | None]:
     """Return (report, None) of evaluate.py on a setting's finished runs, or (None, error line)."""
-    out = folder / "results.json"
+    out = folder / f"results_{sha256_of_text('|'.join(map(str, runs)))[:8]}.json"  # a folder may have several sets
     if report := measured(out, runs):
         return report, None
     files = ["--out", str(out), "--figure", str(folder / "figure.png")]

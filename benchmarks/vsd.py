@@ -29,6 +29,8 @@ from sjc import SJC, Stats, optimise, resize
 if TYPE_CHECKING:
     import pose
 
+APART = 1000  # so that runs with seeds 0, 1, 2, ... share no field
+
 
 class VsdConfig(SJCConfig):
     """The options of run_sjc.py but those of the rule, and the number of fields."""
@@ -46,8 +48,8 @@ class VsdConfig(SJCConfig):
         **SJCConfig.conditions,
         **other_score.NEW,
         **dict.fromkeys(other_score.OF_RULE),
+        "score_clip": {},
         "noise": {},
-        "pose.perp_neg": {},
     }
 
 
@@ -71,7 +73,8 @@ class Particle(SJC):
         x_sigma, ask = rules.perturbed(x, n, sigma), self.ask(cameras)
         D_s = ask.guided(x_sigma, sigma)
         self.n_calls = ask.n_calls
-        return rules.vsd_direction(D_s, x_sigma, torch.stack(xs), sigma) / self.cfg.batch_views
+        g = rules.vsd_direction(D_s, x_sigma, torch.stack(xs), sigma)
+        return self.clipped(g, i) / self.cfg.batch_views
 
 
 class Leader(Particle):
@@ -88,13 +91,13 @@ class Leader(Particle):
 
 
 def particles(cfg: SJCConfig, found: Any, n_fields: int) -> Leader:
-    """Return the first of `n_fields` fields, which share a model. Each has a seed of its own, one after the other."""
+    """Return the first of `n_fields` fields, which share a model. The seeds of two differ by APART at least."""
     if cfg.family == "sd":  # each field asks the text encoder when it is made
         cfg = cfg.model_copy(update={"sd": cfg.sd.model_copy(update={"offload_text": False})})
     adapter = make_adapter(cfg, script.pick_device(cfg.device), found)
     fields: list[Particle] = []
     leader = Leader(cfg, adapter, fields)
-    others = [cfg.model_copy(update={"seed": cfg.seed + k}) for k in range(1, n_fields)]
+    others = [cfg.model_copy(update={"seed": cfg.seed + k * APART}) for k in range(1, n_fields)]
     fields += [leader, *(Particle(other, adapter, fields) for other in others)]
     return leader
 

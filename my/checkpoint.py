@@ -53,10 +53,11 @@ def save(
         error.filename = error.filename or str(scratch / META)
         clear_scratch(root)
         raise
-    if final.exists():
-        discard(final)
+    before = set_aside(final) if final.exists() else None
     move(scratch, final)
     sync_folder(root)
+    if before:
+        delete_folder(before)
     later = [path for path in checkpoints(root) if step_of(path) > step]  # damaged, or the run would be further
     discard_all([*later, *too_old(root, step, keep)])
     return final
@@ -116,9 +117,14 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def discard(folder: Path) -> None:
     """Delete a checkpoint. It is renamed first, so that half of it is never taken for a whole one."""
-    doomed = folder.with_name(f".tmp_{folder.name}_old")
-    move(folder, doomed)
-    delete_folder(doomed)
+    delete_folder(set_aside(folder))
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint to what is none, and return its new path."""
+    aside = folder.with_name(f".tmp_{folder.name}_old")
+    move(folder, aside)
+    return aside
 
 
 def checkpoints(root: str | Path) -> list[Path]:

@@ -139,13 +139,15 @@ def run_main(
     first on each machine says, and the others wait HEARD_S for it before they end.
     prints: whether what it prints is all that it makes. Then the status is 1 where nobody took that, as it is for
     --help. Any other command goes on without a stdout or a stderr that takes no more.
-    An exception that is a bug passes through.
+    An exception that is a bug passes through. Where `main` is of the file that Python was started with, the process
+    ends with it: from then on signals are ignored, since all is written and said.
     """
     gc.set_threshold(10_000)  # objects; else a fifth of the seconds of the imports goes into looking for garbage
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows takes few letters, and a prompt may have any
         sys.stdout.reconfigure(errors="backslashreplace")
-    with lasting(note) as out, stopping(say, go_on):
+    whole = getattr(main, "__module__", "") == "__main__"
+    with lasting(note) as out, stopping(say, go_on, whole) as ignore_signals:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
         try:
@@ -156,6 +158,7 @@ def run_main(
                     )
                 main(sys.argv[1:] if argv is None else argv)
             end_unread(out, prints)
+            ignore_signals()
         except SystemExit as ended:
             end_unread(out, not ended.code)  # of --help and --version
             raise
@@ -163,6 +166,8 @@ def run_main(
             explained = explain(error, go_on())
             if explained is None:
                 raise
+            if is_first():  # the others wait until they are told to end
+                ignore_signals()
             end(error, *explained)
 
 

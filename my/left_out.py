@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK = 10  # steps whose flags are read together
+LEFT_OUT = "left_out"  # what the meta of a checkpoint calls the steps that are to be tried again
 
 
 class LeftOut:

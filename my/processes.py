@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from my.errors import RunError, UserError, first_line
-from my.signals import Heed, at_once
+from my.signals import Heed, Stopped, at_once
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ POLL_S = 1e-4  # between two looks at a sum that is on its way
 
 
 class Lost(RunError):
-    """Ends a process whose run cannot go on, since another process has ended, or is told to end. All end alike."""
+    """Ends a process whose run cannot go on, since another process has ended. All end alike."""
 
     alike = True
 
@@ -129,8 +129,8 @@ class Processes:
         """Return the sums of tensors over all processes, in one exchange. All get the same bits.
 
         Each process gives tensors of the same shapes. They are added in the order of ranks. Raises Lost where the
-        others do not answer within TIMEOUT_S, where torchrun has ended, and where a signal asks the run to end that
-        `heed` knows of.
+        others do not answer within TIMEOUT_S, and where torchrun has ended. Raises Stopped where a signal that `heed`
+        knows of asks the run to end: torchrun sends one, too, where another process has ended.
         """
         if self.n == 1:
             return list(tensors)
@@ -160,10 +160,10 @@ class Processes:
             if not self.heed.asked:
                 work.wait()  # at once; it raises what went wrong
         except RuntimeError:
-            raise Lost("another process of this run has ended") from None
+            if not self.heed.asked:
+                raise Lost("another process of this run has ended") from None
         if self.heed.asked:
-            name = signal.Signals(self.heed.asked).name
-            raise Lost(f"told to end by {name}; torchrun sends SIGTERM where another process of the run has ended")
+            raise Stopped(self.heed.asked)
         return every
 
 

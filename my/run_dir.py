@@ -259,7 +259,8 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}: line {number} is damaged; delete that line") from None
         before = rows[-1]["step"] if rows else -1
-        if row["step"] < before or (row["step"] == before and STOPPED not in row):
+        stopped = STOPPED in row or (bool(rows) and STOPPED in rows[-1])  # its step may be that of its neighbour
+        if row["step"] < before or (row["step"] == before and not stopped):
             raise UserError(
                 f"{path}: line {number} has step {shown(row['step'])} behind step {before}; delete the wrong one"
             )
@@ -300,9 +301,10 @@ class Heartbeat:
     """Tells other programs how far a run is, in one small JSON file.
 
     path: the file; it holds step, n_steps, progress in [0, 1], eta_s, elapsed_s, updated (ISO, UTC),
-    done, saved (steps after which the newest checkpoint was written), pid, and `failed` ("Type: message") after an
-    exception inside the `with` block, or `stopped` (its name) after a signal.
+    done, saved (steps after which the newest checkpoint was written, null before the first), pid, and `failed`
+    ("Type: message") after an exception inside the `with` block, or `stopped` (its name) after a signal.
     every_s: least number of seconds between writes of `beat`.  start_step: where a resumed run begins.
+    saved: what the file is to say of that at first; without it, a resumed run has a checkpoint where it begins.
     clock: returns monotonic seconds.  put: calls its first argument with the others, now or later; `beat` writes by it.
     """
 
@@ -314,9 +316,11 @@ class Heartbeat:
         start_step: int = 0,
         clock: Callable[[], float] = time.monotonic,
         put: Callable[..., object] = lambda job, *args: job(*args),
+        saved: int | None = None,
     ) -> None:
         self.path, self.n_steps, self.every_s, self.clock, self.put = path, n_steps, every_s, clock, put
-        self.start_step = self.step = self.saved = start_step
+        self.start_step = self.step = start_step
+        self.saved = saved if saved is not None else start_step or None
         self.started = clock()
         self.written = -math.inf
 
@@ -325,6 +329,11 @@ class Heartbeat:
         self.step = step
         if self.clock() - self.written >= self.every_s:
             self.put(write_atomic, self.path, self._state(done=False))
+
+    def save(self, step: int) -> None:
+        """Record, at once, that the state after `step` steps has been saved."""
+        self.step = self.saved = step
+        self._write(done=False)
 
     def finish(self) -> None:
         """Record that the run is complete."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PrivateAttr
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 FULL_CONFIG = "full_config.yml"
+OPTIONS = "options"  # the key in the meta of a checkpoint of what `held` returned
+SAVED = re.compile(r"step_\d{7,}")  # begins the names of what commands save, by which a run goes on
 WEIGHTS = "weights"  # the key in it, behind the options, of what `RunOptions.weights` returned when the run began
 
 
@@ -64,6 +69,8 @@ class RunOptions(OnDevice):
     command: ClassVar[str]  # the file name of the command, such as "run_sjc.py"
 
     _began_with: dict[str, str] | None = PrivateAttr(None)  # of a run that goes on, what `recorded_weights` returned
+    _stood: Standing | None = PrivateAttr(None)  # what `_look` returned to `read_config`
+    _look: Callable[[], Standing] | None = PrivateAttr(None)
 
     @property
     def goes_on(self) -> bool:
@@ -136,18 +143,42 @@ def read_config(
     refuse_other_run(cls)
     if Path(leaves).is_file():
         raise UserError(f"{leaves}: this run would write a folder of that name, and a file has it; move it away")
-    holds = any(not name.startswith(".") for name in run_dir.names_in(leaves))  # else it was not finished
-    if not holds:
-        refuse_lost(leaves)
-        if cfg.resume is not True:
-            return cfg
+    look = partial(standing, leaves, finished)
+    stands = look()
+    if not stands.saved:
+        refuse_lost(leaves, stands)
+    if stands.holds or cfg.resume is True:
+        refuse_to_go_on(leaves, stands, cfg.resume)
+        cfg = continued(cls, argv, cfg, settle, **spec)
+    cfg._stood, cfg._look = stands, look
+    return cfg
+
+
+class Standing(NamedTuple):
+    """What a folder has of a run, by which it is decided whether a command begins one, goes on with it, or neither."""
+
+    holds: bool  # there is something in the folder by which a run is recognised
+    saved: bool  # and that is what a command saves
+    finished: bool
+    trained: int  # the last step in the history of a run that has nothing saved
+
+
+def standing(leaves: str | Path, finished: Callable[[], bool]) -> Standing:
+    """Return how the run of the current folder stands; `leaves` and `finished` are as in `read_config`."""
+    names = [name for name in run_dir.names_in(leaves) if not name.startswith(".")]  # else it is not whole
+    saved = any(map(SAVED.match, names))
+    rows = run_dir.read_history("history.json") if not saved and os.path.exists("history.json") else []
+    return Standing(bool(names), saved, finished(), rows[-1]["step"] if rows else 0)
+
+
+def refuse_to_go_on(leaves: str | Path, stands: Standing, resume: str | bool) -> None:
+    """Raise UserError where the run of this folder cannot go on, or is not to."""
     if not Path(FULL_CONFIG).exists():
-        told = "--resume True" if cfg.resume is True else f"this folder already holds a run, in {leaves}"
+        told = "--resume True" if resume is True else f"this folder already holds a run, in {leaves}"
         raise UserError(f"{told}: no {FULL_CONFIG} here; go to the folder of the run, or start in an empty folder")
-    if cfg.resume is False or (cfg.resume == "auto" and finished()):
-        how = "a finished run: " if cfg.resume == "auto" else "a run: continue it with --resume True, or "
+    if resume is False or (resume == "auto" and stands.finished):
+        how = "a finished run: " if resume == "auto" else "a run: continue it with --resume True, or "
         raise UserError(f"this folder already holds {how}start in an empty folder")
-    return continued(cls, argv, cfg, settle, **spec)
 
 
 def continued(
@@ -156,10 +187,12 @@ def continued(
     """Return the configuration of the run in this folder, which goes on, for a command's `cfg`."""
     saved, free = config.read(cls, FULL_CONFIG), free_on_resume(cls)
     config.refuse_cut_off(cls, FULL_CONFIG, free)
+    refuse_altered(saved)
     if cfg.resume == "auto":
+        then = config.flat(saved)
         refuse_changes(
-            config.flat(cfg),
-            config.flat(saved),
+            as_filled_in(cls, config.flat(cfg), then),
+            then,
             free,
             "this folder holds a run that is not finished, and its options are others",
             "continue it with --resume True alone, or start in an empty folder",
@@ -188,14 +221,53 @@ def recorded_weights(folder: str | Path) -> dict[str, str]:
     return {str(name): str(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
 
 
-def refuse_lost(leaves: str | Path) -> None:
-    """Raise UserError where a run has saved something, and its folder `leaves` is empty: it would begin again."""
+def refuse_lost(leaves: str | Path, stands: Standing) -> None:
+    """Raise UserError where a run has saved something, of which nothing is left in `leaves`: it would begin again.
+
+    One that has a history begins again only where its heartbeat says that nothing was ever saved; a note says so.
+    """
     beat = run_dir.read_heartbeat("heartbeat.json")
-    if beat.get("done") or beat.get("saved"):
+    saved = beat.get("saved", stands.trained or None)
+    if stands.finished or saved is not None:
+        how = "is finished" if stands.finished else f"was at step {shown(beat.get('step', stands.trained))}"
         raise UserError(
-            f"the run in this folder was at step {shown(beat.get('step'))}, and {leaves} is empty: put that back, or "
-            "start in an empty folder"
+            f"the run in this folder {how}, and {leaves} has nothing of it: put that back, or start in an empty folder"
         )
+    if stands.trained:
+        note(f"the run in this folder had come to step {stands.trained}, and nothing of it was saved: it begins again")
+
+
+def refuse_meanwhile(cfg: RunOptions) -> None:
+    """Raise UserError where the folder stands otherwise than when `read_config` looked, before this process held it."""
+    if cfg._look is not None and cfg._look() != cfg._stood:
+        raise UserError("another process has been at work in this folder in the meantime; give the command once more")
+
+
+def held(cfg: config.Config) -> dict[str, Any]:
+    """Return the options that a resumed run may not change as {dotted name: plain value}, for its checkpoints."""
+    free = free_on_resume(type(cfg))
+    return {name: json.loads(json.dumps(value)) for name, value in config.flat(cfg).items() if name not in free}
+
+
+def refuse_altered(saved: RunOptions) -> None:
+    """Raise UserError where options of FULL_CONFIG, `saved`, are not those that the newest checkpoint was made with."""
+    for path in reversed(checkpoint.checkpoints("ckpt")):
+        with contextlib.suppress(RunError):  # reading it in earnest says what is wrong
+            then = checkpoint.record_of(path)["meta"].get(OPTIONS, {})
+            refuse_changes(
+                {name: now for name, now in held(saved).items() if name in then},  # versions have options of their own
+                then,
+                set(),
+                FULL_CONFIG,
+                f"{path} was made with the latter: put it back there, or start in an empty folder",
+            )
+            return
+
+
+def as_filled_in(cls: type[config.Config], given: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a command gives, with those that it leaves to the run as the run has filled them in."""
+    left = [o.name for o in config.walk(cls) if o.extra.get("filled_in") and given[o.name] is None]
+    return given | {name: saved[name] for name in left}
 
 
 def free_on_resume(cls: type[config.Config]) -> set[str]:
@@ -247,6 +319,7 @@ def begin(cfg: Options, prepare: Callable[[Options, Any], Run], argv: Sequence[s
     kept, first = cfg.model_copy(update=OF_ONE_COMMAND), of_torchrun().first
     with run_dir.alone() if first else contextlib.nullcontext(), starts.heard_warnings():
         if first:
+            refuse_meanwhile(cfg)
             run_dir.clear_scratch()
             checkpoint.clear_scratch("ckpt")
         found = kept.check_files()

@@ -9,10 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")  # schedulers send the middle four
 ASKING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))  # no system has all
 ENDED = 128  # plus the number of a signal: the exit status of a command that it ended, as shells have it
+IN_ORDER = "_in_order"  # attribute of an exception that has ended a block of `gently`: whether the block waited
 
 
 class Stopped(BaseException):
@@ -40,51 +42,98 @@ _blocks: list[Heed] = []  # of `gently`, the innermost last
 
 @contextlib.contextmanager
 def gently() -> Iterator[Heed]:
-    """While the block runs and its Heed `waits`, a signal only sets `asked`. A second one ends the process at once.
+    """While the block runs and its Heed `waits`, a signal only sets `asked`. This holds inside `stopping`.
 
-    This holds inside `stopping`. It goes on behind a block that ends in an exception: what is to be done then, such as
-    to save and to say what happened, is not cut short.
+    Where the block ends in an exception, what is done about that is not cut short, such as to say what happened: as
+    long as this exception is handled, a signal raises no other.
     """
     heed = Heed()
     _blocks.append(heed)
-    yield heed
-    _blocks.remove(heed)
+    try:
+        yield heed
+    except BaseException as error:
+        vars(error)[IN_ORDER] = heed.waits
+        raise
+    finally:
+        _blocks.remove(heed)
+
+
+def is_ending() -> bool:
+    """Whether an exception is handled that has ended a block of `gently` which waited."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if vars(error).get(IN_ORDER):
+            return True
+        error = error.__context__
+    return False
 
 
 @contextlib.contextmanager
-def stopping(say: Callable[[str], object], go_on: Callable[[], str]) -> Iterator[None]:
+def stopping(
+    say: Callable[[str], object], go_on: Callable[[], str], whole: bool = False
+) -> Iterator[Callable[[], None]]:
     """While the block runs, have a signal of ASKING raise Stopped, or KeyboardInterrupt for Ctrl-C.
 
     Inside an import it ends the process: a half imported library may do anything with an exception, from nothing at
-    all to an abort in C++. `say` then says so, with what `go_on` returns. A signal that whoever started the command
-    had other plans with, such as to ignore it, is left alone.
+    all to an abort in C++. A second signal ends the process too, wherever it is. `say` then says so, with what `go_on`
+    returns. A signal that whoever started the command had other plans with, such as to ignore it, is left alone.
+
+    Yields what has signals ignored, for when the command is done, and only its end is left. Where the block is the
+    `whole` process, they then stay ignored: what Python does at its end would otherwise make another exit status of
+    one. Else they are behind the block what they were before it.
     """
+    came: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        heed = _blocks[-1] if _blocks and _blocks[-1].waits else None
-        if heed and heed.asked is None:
-            heed.asked = number
+        came.append(number)
+        second = len(came) > 1
+        if second or is_importing(frame):
+            end_at_once(number, second)
+        if _blocks and _blocks[-1].waits:
+            _blocks[-1].asked = number
             return
-        if heed or is_importing(frame):
-            why = f"stopped by a second signal, {name_of(number)}: ended at once" if heed else named(number)
-            if heed:  # the bar of a training stands on the line
-                print(file=sys.stderr)
-            say(f"{why}; {go_on()}")
-            os._exit(ENDED + number)
+        if is_ending():
+            return
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
+    def end_at_once(number: int, second: bool) -> NoReturn:
+        why = f"stopped by a second signal, {name_of(number)}: ended at once" if second else named(number)
+        try:
+            if second:  # the bar of a training may stand on the line
+                print(file=sys.stderr)
+            say(f"{why}; {go_on()}")
+        finally:  # whatever the signal has interrupted
+            os._exit(ENDED + number)
+
+    def ignore() -> None:
+        for number in taken:
+            signal.signal(number, signal.SIG_IGN)
+
     _blocks.clear()
-    own = (signal.SIG_DFL, signal.default_int_handler)
-    taken: dict[int, object] = {}
-    if threading.current_thread() is threading.main_thread():
-        taken = {number: signal.getsignal(number) for number in ASKING if signal.getsignal(number) in own}
+    taken = plans_of_nobody()
     for number in taken:
         signal.signal(number, stop)
+    done = False
     try:
-        yield
+        yield ignore
+        done = True
+    except SystemExit:
+        done = True
+        raise
     finally:
         for number, before in taken.items():
-            signal.signal(number, before)  # type: ignore[arg-type]  # one of `own`
+            signal.signal(number, signal.SIG_IGN if whole and done else before)  # type: ignore[arg-type]  # one of `own`
+
+
+def plans_of_nobody() -> dict[int, object]:
+    """Return {signal: its handler} of the signals of ASKING with which Python does what it does by itself.
+
+    There is none for a thread beside the main one, which cannot have handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    own = (signal.SIG_DFL, signal.default_int_handler)
+    return {number: signal.getsignal(number) for number in ASKING if signal.getsignal(number) in own}
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from my.host_copy import HostCopy
 from my.run_dir import STOPPED, Heartbeat, History
@@ -50,10 +50,12 @@ class Watch:
         for item in steps:
             yield item
             self.heartbeat.beat(item[0])
-            self.bar.update()
+            self.bar.update(item[0] - self.bar.n)
             if self.heed.asked:
-                self._stop(item[0], self.heed.asked)
+                self.stop(item[0], self.heed.asked)
         self.heed.waits = False
+        if self.heed.asked:  # since the last look
+            self.stop(self.heartbeat.step, self.heed.asked)
         self.worker.join()
         self.bar.close()
 
@@ -61,10 +63,23 @@ class Watch:
         """Write a checkpoint after `step` steps, once the worker has done its jobs."""
         self.worker.join()
         self.save(step)
-        self.heartbeat.saved, self.saved_at = step, time.monotonic()
+        self.heartbeat.save(step)
+        self.saved_at = time.monotonic()
 
-    def _stop(self, step: int, number: int) -> None:
-        """Write a checkpoint after `step` steps, and raise Stopped."""
+    def rescue(self, step: int) -> None:
+        """Write a checkpoint after `step` steps, where there is none yet, for a training that ends in an exception.
+
+        Its state is whole. So it is saved though a job of the worker may have failed, too.
+        """
+        if self.heartbeat.saved == step:
+            return
+        with contextlib.suppress(Exception):
+            self.worker.join()
+        self.save(step)
+        self.heartbeat.save(step)
+
+    def stop(self, step: int, number: int) -> NoReturn:
+        """Write a checkpoint after `step` steps, where there is none yet, and raise Stopped for a signal."""
         if self.heartbeat.saved != step:
             self.checkpoint(step)
         stopped = Stopped(number, f"the state after step {step} is saved")
@@ -102,11 +117,16 @@ class Watch:
 
 @contextlib.contextmanager
 def watched(
-    name: str, n_steps: int, first_step: int, save: Callable[[int], object], minutes: float | None = None
+    name: str,
+    n_steps: int,
+    first_step: int,
+    save: Callable[[int], object],
+    minutes: float | None = None,
+    saved: int | None = None,
 ) -> Iterator[Watch]:
     """Open the files of a training of `n_steps` steps in the current folder, and a bar called `name`.
 
-    `save` and `minutes` are as in `Watch`.
+    `save` and `minutes` are as in `Watch`, and `saved` as in `Heartbeat`.
 
     A resumed training begins at `first_step`: history.json keeps its lines up to there, and a note says which of them
     are missing. At the end of the block the
@@ -118,7 +138,7 @@ def watched(
     with (
         gently() as heed,
         History("history.json", first_step, LOG_EVERY) as history,
-        Heartbeat("heartbeat.json", n_steps, start_step=first_step, put=worker.put) as heartbeat,
+        Heartbeat("heartbeat.json", n_steps, start_step=first_step, put=worker.put, saved=saved) as heartbeat,
         tqdm(total=n_steps, initial=first_step, desc=name, unit="step") as bar,
         worker,  # the first to end: its jobs use the others
     ):

@@ -38,7 +38,7 @@ def source_of(cfg: SJCConfig, files: Any = None) -> Source:
         raise UserError(f"--init {error}") from None  # which names what was given
     refuse_other_colors(flag, found, cfg)
     if not found.finished:
-        note(f"{flag}: this run is at step {found.step} of {found.cfg.n_steps}; that field is taken")
+        note(f"{flag}: this run is {found.progress}; that field is taken")
     if kind == LATENTS and not found.published:
         if model_of(found.cfg) != model_of(cfg):
             note(

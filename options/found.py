@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from my import checkpoint, config
 from my.config import Given, Layer
-from my.errors import UserError, some
+from my.errors import RunError, UserError, some
+from my.left_out import LEFT_OUT
 from my.script import FULL_CONFIG, refuse_other_run
 from options.sjc import SJCConfig
 from voxnerf.published import Published
@@ -30,11 +31,19 @@ class Source(NamedTuple):
     path: Path  # of the checkpoint
     step: int  # steps after which that was saved
     published: Published | None = None  # what a checkpoint of the published code holds
+    left_out: int = 0  # steps that changed nothing, since their numbers were not finite, and are to be tried again
 
     @property
     def finished(self) -> bool:
         """Whether the run has taken all of its steps; a file whose name has no step counts as the end of its run."""
-        return self.step >= self.cfg.n_steps or (self.published is not None and self.step == 0)
+        taken = self.step >= self.cfg.n_steps or (self.published is not None and self.step == 0)
+        return taken and not self.left_out
+
+    @property
+    def progress(self) -> str:
+        """How far the run is, in words."""
+        again = f", and {self.left_out} of these are to be tried again" if self.left_out else ""
+        return f"at step {self.step} of {self.cfg.n_steps}{again}"
 
 
 def find(where: str | Path, given: Layer | None = None, otherwise: Layer | None = None) -> Source:
@@ -64,7 +73,16 @@ def find(where: str | Path, given: Layer | None = None, otherwise: Layer | None 
     cfg = stated(folder, given)
     if newest is None:
         raise UserError(f"{folder.resolve()} has no checkpoint: run run_sjc.py there first")
-    return Source(cfg, folder, newest, checkpoint.recorded_step(newest))
+    return Source(cfg, folder, newest, checkpoint.recorded_step(newest), left_out=left_out_in(newest))
+
+
+def left_out_in(path: Path) -> int:
+    """Return how many steps a checkpoint says are to be tried again; 0 for one that is damaged, as loading it says."""
+    try:
+        known = checkpoint.record_of(path)["meta"].get(LEFT_OUT)
+    except RunError:
+        return 0
+    return len(known) if isinstance(known, list) else 0
 
 
 def find_finished(where: str | Path, given: Layer | None = None) -> Source:
@@ -72,8 +90,7 @@ def find_finished(where: str | Path, given: Layer | None = None) -> Source:
     found = find(where, given)
     if not found.finished:
         raise UserError(
-            f"{found.folder.resolve()}: at step {found.step} of {found.cfg.n_steps}; finish it there "
-            "first with run_sjc.py --resume True"
+            f"{found.folder.resolve()}: {found.progress}; finish it there first with run_sjc.py --resume True"
         )
     return found
 

@@ -9,22 +9,21 @@ from typing import Literal, NamedTuple
 class Facts(NamedTuple):
     """What a rule reads."""
 
-    guided: bool = False  # the guided denoiser, in each of its steps: Perp-Neg is a part of that
     noise: bool = True  # noise that is added to the rendering
     text: bool = True  # a score without text, which only a model that reads text has
     bad_words: Literal["needed", "read"] | None = None
 
 
 RULES = {
-    "sjc": Facts(guided=True, text=False),
-    "noiseless": Facts(guided=True, text=False, noise=False),
-    "sds": Facts(guided=True, text=False),
+    "sjc": Facts(text=False),
+    "noiseless": Facts(text=False, noise=False),
+    "sds": Facts(text=False),
     "csd": Facts(bad_words="read"),
     "nfsd": Facts(bad_words="needed"),
     "bridge": Facts(bad_words="needed"),
-    "asd": Facts(guided=True),
-    "ism": Facts(guided=True, noise=False),
-    "sdi": Facts(guided=True, noise=False),
+    "asd": Facts(),
+    "ism": Facts(noise=False),
+    "sdi": Facts(noise=False),
 }
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from families.family import Conditions, FieldKind
 from my import checkpoint
-from my.config import FREE, Config
+from my.config import FILLED_IN, FREE, Config
 from my.errors import UserError
 from my.file_system import expanded
 from my.script import FIRST as OF_RUNS
@@ -81,6 +81,11 @@ class SJCConfig(Checkpointed, FamilyConfig):
         None,
         description="move the upper end of sigma_range linearly to this entry until the last step; by default it stays",
     )
+    sigma_schedule: Literal["random", "linear", "sqrt"] = Field(
+        "random",
+        description="how a step gets its level: random draws one of sigma_range, linear and sqrt fall from its upper "
+        "to its lower end, by the share of the run that is done or its square root",
+    )
     emptiness_scale: float = Field(
         10.0, ge=0, le=1e6, description="s of the emptiness loss, the mean of log(1 + s w) over samples of weight w"
     )
@@ -113,6 +118,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
     )
     init_sha256: str | None = Field(
         None,
+        json_schema_extra=FILLED_IN,
         description="SHA-256 of the tensors that --init is to have; the run fills it in, so that full_config.yml says "
         "from what it began",
     )
@@ -143,7 +149,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
         "cut to plus or minus the bound; by default nothing is cut",
     )
     bridge_step: float = Field(
-        0.5, ge=0, le=1, description="fraction of the run after which rule bridge leaves sds for its own direction"
+        0.8, ge=0, le=1, description="fraction of the run after which rule bridge leaves sds for its own direction"
     )
     var_red: bool = Field(
         True, description="subtract the rendering from the denoised picture (Eq. 16), not the noisy rendering (Eq. 15)"
@@ -156,7 +162,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
         "noise": {"rule": rules_where(lambda rule: rule.noise)},
         "bad_words": {"rule": rules_where(lambda rule: rule.bad_words)},
         "bridge_step": {"rule": ("bridge",)},
-        "pose.perp_neg": {"rule": rules_where(lambda rule: rule.guided)},
+        "sigma_anneal": {"sigma_schedule": ("random",)},
     }
     first: ClassVar[tuple[str, ...]] = (*FIRST, "n_steps", "lr", *OF_RUNS)
 

@@ -354,14 +354,14 @@ def test_view_words_behind_a_long_prompt_stay(sd, capsys):
     assert kept == " ".join(prompt.split()[: 16 - n]) and len(kept.split()) < 15
     assert max(map(sd.n_tokens, suffixed(kept))) == 16
     err = capsys.readouterr().err
-    assert f"the prompt has {15 + n} tokens with its view words" in err and err.endswith(" blue duck\n")
+    assert f"the prompt has {15 + n} tokens with the words behind it" in err and err.endswith(" blue duck\n")
     assert sd.fitting("a blue duck", suffixed) == "a blue duck" and not capsys.readouterr().err
 
 
 def test_a_prompt_without_spaces_is_cut_between_characters():
     sd = SimpleNamespace(tokenizer=SimpleNamespace(model_max_length=10), n_tokens=len)
     assert StableDiffusionAdapter.fitting(sd, "x" * 30, lambda p: [p + ", side"]) == "xxxx"
-    with pytest.raises(UserError, match="--pose.view_style suffix: .* has 42 tokens, .* reads 10: no room"):
+    with pytest.raises(UserError, match="--sd.prompt: .* has 42 tokens, .* reads 10: no room"):
         StableDiffusionAdapter.fitting(sd, "x" * 30, lambda p: [p + ", underneath"])
 
 

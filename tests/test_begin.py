@@ -12,6 +12,7 @@ import run_sjc
 from asset import load_field
 from my import checkpoint, config
 from my.errors import UserError
+from my.run_dir import read_heartbeat
 from options.found import find
 from options.sjc import SJCConfig
 from published_files import a_field, save, tensors_of
@@ -192,9 +193,32 @@ def test_a_killed_run_has_what_it_began_from(finished, monkeypatch):
     begin_from(new.field, load_field(find(finished), Affine())[0])
     for name, value in tensors(0).items():
         assert torch.equal(value, new.field.state_dict()[name.removeprefix("field/")])
-    monkeypatch.setattr(checkpoint, "discard", lambda folder: pytest.fail(f"{folder} is away for a moment"))
-    with pytest.raises(KeyboardInterrupt):
-        run_sjc.main(["--resume", "True"])
+    monkeypatch.setattr(checkpoint, "set_aside", lambda folder: pytest.fail(f"{folder} is away for a moment"))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_sjc.main(["--resume", "True"])
+        assert read_heartbeat("heartbeat.json")["saved"] == 0
+    shutil.rmtree("ckpt")
+    with pytest.raises(UserError, match="was at step 0, and ckpt has nothing of it"):
+        run_sjc.main([*FLAGS, "--init", str(finished)])
+
+
+def test_the_same_command_goes_on(finished, monkeypatch):
+    """Though it does not give the checksum, which the run has filled in."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    argv = [*FLAGS, "--init", "../first"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_sjc, "follow", stopped)
+        run_sjc.main(argv)
+    shutil.rmtree(finished)
+    goes_on = run_sjc.read_config(argv)
+    assert goes_on.goes_on and goes_on.init == str(finished) and len(goes_on.init_sha256) == 64
+    for other in ([*FLAGS, "--init", "../other"], [*argv, "--init_sha256", "0" * 64]):
+        with pytest.raises(UserError, match="a run that is not finished, and its options are others: --init"):
+            run_sjc.read_config(other)
 
 
 def test_another_checksum_is_refused(finished):

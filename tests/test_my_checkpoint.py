@@ -92,33 +92,58 @@ class Killed(BaseException):
     """Stands for the end of the process at a chosen system call."""
 
 
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Has a call of a function be killed at its system call of some number, from 0; whether it was."""
+
+    def killed(call, function):
+        calls = iter(range(call + 1))
+
+        def killed_later(function):
+            def wrapped(*args, **kw):
+                if next(calls, None) == call:
+                    raise Killed
+                return function(*args, **kw)
+
+            return wrapped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(file_system.os, "fsync", killed_later(file_system.os.fsync))
+            patch.setattr(file_system.shutil, "rmtree", killed_later(file_system.shutil.rmtree))
+            patch.setattr(file_system.os, "replace", killed_later(file_system.os.replace))
+            try:
+                function()
+            except Killed:
+                return True
+        return False
+
+    return killed
+
+
 @pytest.mark.parametrize("call", range(8))
-def test_a_save_killed_at_any_moment_leaves_the_latest_whole(tmp_path, monkeypatch, call):
+def test_a_save_killed_at_any_moment_leaves_the_latest_whole(tmp_path, killed_at, call):
     ckpt.save(tmp_path, 1, tensors(1), {})
     ckpt.save(tmp_path, 2, tensors(2), {}, keep=1)
-    calls = iter(range(call + 1))
-
-    def killed_later(function):
-        def wrapped(*args, **kw):
-            if next(calls, None) == call:
-                raise Killed
-            return function(*args, **kw)
-
-        return wrapped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(file_system.os, "fsync", killed_later(file_system.os.fsync))
-        patch.setattr(file_system.shutil, "rmtree", killed_later(file_system.shutil.rmtree))
-        patch.setattr(file_system.os, "replace", killed_later(file_system.os.replace))
-        try:
-            ckpt.save(tmp_path, 3, tensors(3), {}, keep=1)
-            assert call == 7  # four fsyncs, two renames, one rmtree: 7 places to be killed
-        except Killed:
-            pass
+    # four fsyncs, two renames, one rmtree: 7 places to be killed
+    assert killed_at(call, lambda: ckpt.save(tmp_path, 3, tensors(3), {}, keep=1)) == (call < 7)
     got, meta = ckpt.load(ckpt.latest(tmp_path))
     assert meta["step"] in (2, 3) and got["step"] == meta["step"]
     ckpt.save(tmp_path, 4, tensors(4), {}, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step_0000004"]
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_what_is_saved_again_is_deleted_once_the_new_one_is_there(tmp_path, killed_at, call):
+    """Two renames follow one another: between them, none has its name, and both are whole."""
+    ckpt.save(tmp_path, 2, tensors(2), {}, keep=1)
+    assert killed_at(call, lambda: ckpt.save(tmp_path, 2, tensors(2), {"again": True}, keep=1)) == (call < 7)
+    names = {path.name for path in tmp_path.iterdir()}
+    if call == 4:
+        assert names == {".tmp_step_0000002_old", ".tmp_step_0000002_new"}
+        for name in names:
+            ckpt.load(tmp_path / name)
+    else:
+        assert ckpt.load(ckpt.latest(tmp_path))[1] == {"step": 2, **({"again": True} if call > 4 else {})}
 
 
 def cut(path):

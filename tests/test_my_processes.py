@@ -17,6 +17,7 @@ import run_nerf
 from my import errors, processes
 from my.errors import RunError, UserError, note, run_main
 from my.processes import Lost, Processes, of_torchrun
+from my.signals import Stopped
 
 ROOT = Path(run_nerf.__file__).parent
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -77,8 +78,32 @@ def test_a_signal_ends_a_process_at_a_sum(monkeypatch):
     """Where else it comes, what it interrupts is finished before."""
     first = Processes(0, 2)
     monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda *_, **__: Endless(first.heed))
-    with pytest.raises(Lost, match="^told to end by SIGTERM"):
+    with pytest.raises(Stopped, match="^SIGTERM$"):
         first.summed([torch.ones(2)])
+
+
+def test_a_signal_counts_for_more_than_what_it_has_led_to(monkeypatch):
+    """It goes to all processes, and another one may end of it first."""
+
+    class Broken(Endless):
+        def wait(self):
+            raise RuntimeError("connection closed by peer")
+
+        def is_completed(self):
+            return True
+
+    first = Processes(0, 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda *_, **__: Broken(first.heed))
+    with pytest.raises(Lost, match="^another process of this run has ended$"):
+        first.summed([torch.ones(2)])
+    monkeypatch.setattr(Broken, "wait", told_and_broken)
+    with pytest.raises(Stopped, match="^SIGTERM$"):
+        first.summed([torch.ones(2)])
+
+
+def told_and_broken(work):
+    work.heed.asked = signal.SIGTERM
+    raise RuntimeError("connection closed by peer")
 
 
 def test_a_process_whose_torchrun_has_ended_is_lost(monkeypatch):

@@ -1,13 +1,15 @@
 """How a script's run begins: its configuration, its resumption, its device."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import Field
 
-from my import run_dir, script, starts
+from my import checkpoint, run_dir, script, starts
 from my.config import by_use, walk
 from my.errors import RunError, UserError, explain
 from my.processes import Processes
@@ -117,6 +119,20 @@ def test_a_file_in_the_way_of_the_runs_folder(read):
         read()
 
 
+def test_what_another_process_does_before_this_one_holds_the_folder(read):
+    """Both had found an empty folder, or an unfinished run. The second would begin again, or go on with its end."""
+    first, second = read(), read()
+    script.begin(first, lambda cfg, found: lambda: checkpoint_with({}))
+    runs, said = [], "another process has been at work in this folder in the meantime"
+    with pytest.raises(UserError, match=said):
+        script.begin(second, lambda cfg, found: lambda: runs.append(1))
+    third, late = read(), read()
+    script.begin(third, lambda cfg, found: lambda: Path("heartbeat.json").write_text('{"done": true, "saved": 1}'))
+    with pytest.raises(UserError, match=said):
+        script.begin(late, lambda cfg, found: lambda: runs.append(1))
+    assert not runs
+
+
 def test_resume_takes_what_was_saved(read):
     script.begin(read("--lr", "0.5"), lambda cfg, found: Path("ckpt/step_0000001").mkdir(parents=True) or dict)
     assert read("--resume", "True", "--device", "cpu").lr == 0.5
@@ -126,6 +142,45 @@ def test_resume_takes_what_was_saved(read):
         read()
     with pytest.raises(UserError, match="already holds a run"):
         read("--resume", "False")
+
+
+def checkpoint_with(meta, step=1):
+    checkpoint.save("ckpt", step, {"x": torch.zeros(1)}, meta)
+
+
+def test_an_option_that_has_changed_on_the_disk_is_told(read):
+    """The configuration has no checksum, but the checkpoints have: they hold what a run may not change."""
+    script.begin(read("--lr", "0.3"), lambda cfg, found: lambda: checkpoint_with({script.OPTIONS: script.held(cfg)}))
+    kept = Path(script.FULL_CONFIG)
+    right = kept.read_text()
+    for name, was, now in (("lr", 0.3, 0.1), ("seed", 0, 1)):
+        assert f"{name}: {was}" in right
+        kept.write_text(right.replace(f"{name}: {was}", f"{name}: {now}"))
+        said = rf"^full_config.yml: --{name} {now} \(was {was}\); ckpt/step_0000001 was made with the latter"
+        for argv in (["--resume", "True"], ["--lr", "0.3"]):
+            with pytest.raises(UserError, match=said):
+                read(*argv)
+    kept.write_text(right.replace("device: auto", "device: cpu"))  # which a run may change
+    assert read("--resume", "True").device == "cpu"
+
+
+def test_which_checkpoints_hold_options(read):
+    """The newest that is not damaged. Those of earlier versions hold none, or options that there are no more."""
+    script.begin(read("--lr", "0.3"), lambda cfg, found: lambda: checkpoint_with({}))
+    assert read("--resume", "True").lr == 0.3
+    checkpoint_with({script.OPTIONS: {"lr": 0.5, "gone": 1}}, 2)
+    with pytest.raises(UserError, match=r"--lr 0.3 \(was 0.5\); ckpt/step_0000002"):
+        read("--resume", "True")
+    (Path("ckpt") / "step_0000002" / checkpoint.META).write_text("{")
+    assert read("--resume", "True").lr == 0.3
+
+
+@pytest.mark.parametrize("cls", [SJCConfig, SamplingConfig, CanvasConfig, NeRFConfig])
+def test_what_is_held_are_plain_values_of_all_that_is_not_free(cls):
+    cfg = cls(**({"family": "ideal", "sd": {"prompt": "a blue duck"}} if cls is not NeRFConfig else {}))
+    known = script.held(cfg)
+    assert known.keys() == {option.name for option in walk(cls)} - script.free_on_resume(cls)
+    assert json.loads(json.dumps(known)) == known and "seed" in known
 
 
 def test_a_run_that_left_nothing_whole_can_be_started_again(read):
@@ -146,8 +201,6 @@ def test_precision_is_of_the_machine_and_may_change():
 
 
 def test_a_run_keeps_its_number_of_threads(read, capsys):
-    import torch
-
     own, used = torch.get_num_threads(), []
 
     def prepare(cfg, found):

@@ -8,16 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from my.signals import ASKING
+from my.signals import ASKING, Stopped, stopping
 
 ROOT = Path(__file__).parent.parent
 TOY = """
 import os, signal, sys
 from my import signals
-from my.errors import run_main
+from my.errors import RunError, run_main
 
 def main(argv):
     number = int(argv[0])
+    if "broken" in argv:
+        try:
+            with signals.gently() as heed:
+                heed.waits = True
+                raise ValueError
+        except ValueError:
+            pass
+    if "ending" in argv:
+        try:
+            with signals.gently() as heed:
+                heed.waits = True
+                raise RunError("it is broken")
+        finally:
+            for _ in range(1 + ("twice" in argv)):
+                os.kill(os.getpid(), number)
+            print("cleaned up", flush=True)
     if "twice" in argv:
         with signals.gently() as heed:
             heed.waits = True
@@ -31,6 +47,8 @@ def main(argv):
     except Exception:
         print("swallowed")
     finally:
+        if "again" in argv:
+            os.kill(os.getpid(), signal.SIGINT)
         print("cleaned up", flush=True)
     print("not reached")
 
@@ -38,8 +56,8 @@ run_main(main, go_on=lambda: "start it again")
 """
 
 
-def run(tmp_path, *words, **options):
-    (tmp_path / "toy.py").write_text(TOY)
+def run(tmp_path, *words, toy=TOY, **options):
+    (tmp_path / "toy.py").write_text(toy)
     return subprocess.run(
         [sys.executable, tmp_path / "toy.py", *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -68,6 +86,71 @@ def test_a_second_signal_ends_a_training_at_once(tmp_path):
     told = done.stderr.splitlines()
     assert told == ["half of a bar", "toy.py: stopped by a second signal, SIGTERM: ended at once; start it again"]
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "went on\n")
+
+
+def test_a_second_signal_ends_a_command_wherever_it_is(tmp_path):
+    """As in what is done about the first one."""
+    done = run(tmp_path, int(signal.SIGTERM), "again", preexec_fn=plans_of_nobody)
+    assert done.stderr == "\ntoy.py: stopped by a second signal, Ctrl-C: ended at once; start it again\n"
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, "")
+
+
+def test_what_waits_for_a_block_does_not_outlive_it(tmp_path):
+    done = run(tmp_path, int(signal.SIGTERM), "broken", preexec_fn=plans_of_nobody)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "cleaned up\n")
+
+
+def test_a_command_that_ends_for_another_reason_says_that(tmp_path):
+    """Though a signal comes on the way. Torchrun sends one where another process has ended, which is the reason."""
+    done = run(tmp_path, int(signal.SIGTERM), "ending", preexec_fn=plans_of_nobody)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "cleaned up\n", "toy.py: it is broken\n")
+    done = run(tmp_path, int(signal.SIGTERM), "ending", "twice", preexec_fn=plans_of_nobody)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "") and "by a second signal" in done.stderr
+
+
+def test_a_signal_to_what_prints_does_not_keep_a_second_one_from_ending_it(monkeypatch):
+    """The library for files raises an exception where a handler prints in the midst of what it has interrupted."""
+
+    def reentrant(_):
+        raise RuntimeError("reentrant call")
+
+    def ended(status):
+        raise SystemExit(status)
+
+    before = {number: signal.getsignal(number) for number in ASKING}
+    plans_of_nobody()
+    monkeypatch.setattr(os, "_exit", ended)
+    try:
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)), stopping(reentrant, str):
+            with pytest.raises(Stopped):
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+AT_THE_END = """
+import atexit, os, signal, sys
+from my.errors import run_main
+
+def main(argv):
+    print("done")
+    if "refused" in argv:
+        sys.exit(2)
+
+atexit.register(lambda: os.write(1, b"at the end"))
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+run_main(main, go_on=lambda: "start it again")
+"""
+
+
+@pytest.mark.parametrize("argv, status", [((), 0), (("refused",), 2)])
+def test_a_signal_to_a_command_that_is_done_changes_nothing(tmp_path, argv, status):
+    """What it has printed is on its way by then."""
+    done = run(tmp_path, *argv, toy=AT_THE_END, preexec_fn=plans_of_nobody)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout == "done\nat the end"
 
 
 def test_a_signal_that_is_to_be_ignored_is_ignored(tmp_path):

@@ -57,6 +57,12 @@ def test_a_resumed_training_goes_on():
     assert [row["run"] for row in read_history("history.json")] == [1, 1, 2, 2]
 
 
+def test_a_resumed_training_may_begin_with_what_is_left_of_its_last_step():
+    with watched("tiny", 4, 2, unsaved) as watch:
+        bars = [watch.bar.n for _ in watch.over((step, None) for step in range(2, 5))]
+        assert (bars, watch.bar.n, watch.heartbeat.step) == ([2, 2, 3], 4, 4)
+
+
 def test_an_exception_in_the_loop_is_told():
     with pytest.raises(ValueError, match="broken"), watched("tiny", 4, 0, unsaved) as watch:
         for step, _ in watch.over((step, None) for step in range(1, 5)):
@@ -132,20 +138,58 @@ def test_an_estimate_of_the_length_can_change():
     assert heartbeat()["n_steps"] == 3
 
 
+@pytest.fixture
+def plans_of_nobody():
+    """Signals do what they do by themselves, whoever has started the tests."""
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in ASKING}
+    yield
+    for n, handler in before.items():
+        signal.signal(n, handler)
+
+
+def test_a_signal_as_the_last_step_ends_is_heard(plans_of_nobody):
+    """It comes after the last look of the loop. The last step is saved once."""
+    saved = []
+
+    def steps():
+        yield from ((step, None) for step in range(1, 4))
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped) as caught, stopping(print, str), watched("tiny", 3, 0, saved.append) as watch:
+        for step, _ in watch.over(steps()):
+            if watch.due(step, 2):
+                watch.checkpoint(step)
+    assert saved == [2, 3] and caught.value.saved == "the state after step 3 is saved"
+    assert read_history("history.json") == [{"step": 3, "stopped": "SIGTERM"}] and heartbeat()["stopped"] == "SIGTERM"
+
+
+def test_a_job_that_failed_does_not_keep_a_whole_state_from_being_saved():
+    saved = []
+
+    def fail():
+        raise OSError("no picture")
+
+    with pytest.raises(RunError, match="out of memory"), watched("tiny", 9, 0, saved.append) as watch:
+        watch.worker.put(fail)
+        with pytest.raises(OSError, match="no picture"):
+            watch.checkpoint(3)
+        for _ in range(2):  # it is saved once
+            watch.rescue(3)
+        assert heartbeat()["saved"] == 3
+        raise RunError("out of memory")
+    assert saved == [3]
+
+
 @pytest.mark.parametrize("number", ASKING)
-def test_a_signal_ends_a_training_once_the_running_step_is_done(number):
+def test_a_signal_ends_a_training_once_the_running_step_is_done(number, plans_of_nobody):
     """The state is saved after what the worker has to do, and the last beat and the last row say what happened."""
-    saved, before = [], {n: signal.signal(n, signal.SIG_DFL) for n in ASKING}
-    try:
-        with pytest.raises(Stopped) as caught, stopping(print, str), watched("tiny", 9, 0, saved.append) as watch:
-            for step, _ in watch.over((step, None) for step in range(1, 10)):
-                watch.log(step, {"loss": 1}, shown)
-                if step == 3:
-                    signal.raise_signal(number)
-                    watch.worker.put(saved.append, "the worker's")
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
+    saved = []
+    with pytest.raises(Stopped) as caught, stopping(print, str), watched("tiny", 9, 0, saved.append) as watch:
+        for step, _ in watch.over((step, None) for step in range(1, 10)):
+            watch.log(step, {"loss": 1}, shown)
+            if step == 3:
+                signal.raise_signal(number)
+                watch.worker.put(saved.append, "the worker's")
     name = "Ctrl-C" if number == signal.SIGINT else number.name
     assert saved == ["the worker's", 3] and caught.value.status == 128 + number
     assert caught.value.saved == "the state after step 3 is saved"

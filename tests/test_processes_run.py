@@ -1,5 +1,6 @@
 """Runs whose views torchrun shares out over processes, on one machine by gloo."""
 
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from my import checkpoint
+from my import checkpoint, starts
 from my.run_dir import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,25 +98,45 @@ def test_more_processes_than_views_are_refused(folders):
     assert done.returncode != 0 and "--batch_views 1 with 2 processes: each needs one at least" in done.stderr
 
 
-def test_a_lost_process_ends_the_run_and_loses_no_whole_step(tmp_path):
-    """SIGKILL of the second: the first saves the last whole step, says so in one line, and one process goes on."""
+def struck(folder, strike):
+    """Run two processes for long, call `strike` with torchrun once they train, and return what they said on stderr."""
     argv = ["4000" if word == "6" else word for word in RUN]
-    with open(tmp_path / "stderr", "w+") as stderr:
-        torchrun = subprocess.Popen(command(2, *argv), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=stderr)
+    with open(folder / "stderr", "w+") as stderr:
+        torchrun = subprocess.Popen(command(2, *argv), cwd=folder, stdout=subprocess.DEVNULL, stderr=stderr)
         deadline = time.monotonic() + 240
-        while not (tmp_path / "img" / "step_0000080.png").exists():  # the first checkpoint is after 200
+        while not (folder / "img" / "step_0000080.png").exists():  # the first checkpoint is after 200
             assert torchrun.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        os.kill(process_of(torchrun.pid, 1), signal.SIGKILL)
+        strike(torchrun)
         assert torchrun.wait(timeout=120) != 0
         stderr.seek(0)
-        said = stderr.read()
+        return stderr.read()
+
+
+def saved_step(said):
+    """The step that the only line of some words says is saved."""
     (line,) = [line for line in said.splitlines() if "is saved" in line]
-    step = int(re.search(r"the state after step (\d+) is saved; continue with --resume True$", line)[1])
+    return int(re.search(r"the state after step (\d+) is saved; continue with --resume True$", line)[1])
+
+
+def test_a_signal_to_torchrun_ends_the_run_as_one_to_a_single_process(tmp_path):
+    """Wherever it comes, such as at a sum: the heartbeat, the history, and how the command ended say the signal."""
+    step = saved_step(struck(tmp_path, lambda torchrun: torchrun.terminate()))
+    assert step >= 80 and checkpoint.step_of(checkpoint.latest(tmp_path / "ckpt")) == step
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert beat["stopped"] == "SIGTERM" and beat["saved"] == beat["step"] == step and "failed" not in beat
+    assert read_history(tmp_path / "history.json")[-1] == {"step": step, "stopped": "SIGTERM"}
+    assert starts.read(tmp_path)[0][-1].ended == "stopped by SIGTERM"
+
+
+def test_a_lost_process_ends_the_run_and_loses_no_whole_step(tmp_path):
+    """SIGKILL of the second: the first saves the last whole step, says so in one line, and one process goes on."""
+    step = saved_step(struck(tmp_path, lambda torchrun: os.kill(process_of(torchrun.pid, 1), signal.SIGKILL)))
     assert step >= 80 and checkpoint.step_of(checkpoint.latest(tmp_path / "ckpt")) == step
     assert read_history(tmp_path / "history.json")[-1]["step"] <= step
     before = last(tmp_path)
     go_on = subprocess.Popen(command(1, "--resume", "True"), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
     while read_history(tmp_path / "history.json")[-1]["step"] < step + 20:
         assert go_on.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rules
-from adapt import ScoreAdapter, posterior_mean
+from adapt import ScoreAdapter
 from karras import scaled_linear_betas, sigmas_from_betas
 from my.errors import UserError
 from options.rule import RULES, rules_where
@@ -63,22 +63,17 @@ TOWARD = k(SIGMA) * (MU_C - MU_U)  # D_c - D_u
 ABOVE, BELOW = 2.0, 0.9
 
 
-def by_hand_ism(levels):
-    x_s, sigma = X, 0.0
-    for level, slope in zip(levels, [levels[0], *levels]):
-        x_s = x_s + (level - sigma) * k(slope) * (x_s - MU_U) / slope
-        sigma = level
-    e_u = k(sigma) * (x_s - MU_U) / sigma
-    x_t = x_s + (SIGMA - sigma) * e_u
-    return SIGMA * e_u - k(SIGMA) * (x_t - MU_S)
+def by_hand_ism():
+    """With levels 0.2 and BELOW: k is 2/17 at 0.2, and a step of length l scales x - mu by 1 + l k / sigma."""
+    x_s = MU_U + (X - MU_U) * (1 + 2 / 17) * (1 + 0.7 * 10 / 17)  # the first is 0.2 long
+    e_u = 27 / 37 * (x_s - MU_U) / BELOW
+    return SIGMA * e_u - k(SIGMA) * (x_s + 0.8 * e_u - MU_S)
 
 
-def by_hand_sdi(levels):
-    x_hat, sigma, mu = X, 0.0, MU_U + rules.SDI_SCALE * (MU_C - MU_U)
-    for level, slope in zip(levels, [levels[0], *levels]):
-        x_hat = x_hat + (level - sigma) * k(slope) * (x_hat - mu) / slope
-        sigma = level
-    return x_hat + k(sigma) * (MU_S - x_hat) - X
+def by_hand_sdi():
+    """With levels BELOW and SIGMA: k is 27/37 at BELOW. The inversion goes away from mu = -0.2 - 7.5 * 0.9."""
+    x_hat = -6.95 + (X + 6.95) * (1 + 27 / 37) * (1 + 0.8 * 30 / 37)
+    return x_hat + k(SIGMA) * (MU_S - x_hat) - X
 
 
 LOW, HIGH = (lambda sigma: 100.0), (lambda sigma: 300.0)  # entries of the noise table
@@ -87,13 +82,13 @@ CASES = {
     "Eq. 15": (rules.sjc(False), lambda: moved(MU_S) / SIGMA - N, 2),
     "noiseless": (rules.noiseless, lambda: k(SIGMA) * (MU_S - X), 2),
     "sds": (rules.sds, lambda: W * moved(MU_S) / SIGMA, 2),
-    "csd": (rules.csd, lambda: W * SCALE * TOWARD / SIGMA + 0 * X, 2),
+    "csd": (rules.csd, lambda: W * SCALE * k(SIGMA) * (MU_C - 0.6 * MU_U - 0.4 * MU_BAD) / SIGMA + 0 * X, 3),
     "nfsd, little noise": (rules.nfsd(LOW), lambda: W / SIGMA * (SCALE * TOWARD + moved(MU_U) - SIGMA * N), 2),
     "nfsd": (rules.nfsd(HIGH), lambda: W / SIGMA * (SCALE * TOWARD + k(SIGMA) * (MU_U - MU_BAD)) + 0 * X, 3),
     "bridge, first": (rules.bridge(0.5), lambda: W * moved(MU_S) / SIGMA, 2),
     "asd": (rules.asd(lambda sigma, chance: ABOVE), lambda: W * (moved(MU_S) / SIGMA - moved(MU_C, ABOVE) / ABOVE), 3),
-    "ism": (rules.ism(lambda sigma: [0.2, BELOW]), lambda: by_hand_ism([0.2, BELOW]), 2 + 1 + 2),
-    "sdi": (rules.sdi(lambda sigma: [BELOW]), lambda: by_hand_sdi([BELOW, SIGMA]), 2 * 2 + 2),
+    "ism": (rules.ism(lambda sigma: [0.2, BELOW]), by_hand_ism, 2 + 1 + 2),
+    "sdi": (rules.sdi(lambda sigma: [BELOW]), by_hand_sdi, 2 * 2 + 2),
 }
 
 
@@ -113,12 +108,21 @@ def test_rule_by_hand_and_its_calls(name):
 
 def test_rules_that_change_on_their_way():
     late = Moment(SIGMA, 0.6, 0.5)
-    from_bad = W * SCALE * k(SIGMA) * (MU_C - MU_BAD) / SIGMA + 0 * X
+
+    def away_from(mu):
+        return W * SCALE * k(SIGMA) * (MU_C - mu) / SIGMA + 0 * X
+
     for rule in (rules.bridge(0.5), rules.csd):
-        torch.testing.assert_close(rule(asked(), X, N, late), from_bad)
+        ask = asked()
+        torch.testing.assert_close(rule(ask, X, N, late), away_from(MU_BAD))
+        assert ask.n_calls == 2
+    for progress, mu, n_calls in ((0.0, MU_U, 2), (0.1, 0.8 * MU_U + 0.2 * MU_BAD, 3), (0.5, MU_BAD, 2)):
+        ask = asked()
+        torch.testing.assert_close(rules.csd(ask, X, N, Moment(SIGMA, progress, 0.5)), away_from(mu))
+        assert ask.n_calls == n_calls
     ask = asked()
     ask.bad = None
-    torch.testing.assert_close(rules.csd(ask, X, N, late), CASES["csd"][1]())
+    torch.testing.assert_close(rules.csd(ask, X, N, late), away_from(MU_U))
 
 
 def test_rules_that_reduce_to_one_another():
@@ -129,7 +133,7 @@ def test_rules_that_reduce_to_one_another():
 
     torch.testing.assert_close(g(rules.sds), W * g(rules.sjc(True)))
     torch.testing.assert_close(g(rules.sjc(False)), g(rules.sjc(True)) - N)
-    assert (g(rules.csd, u=MU_C) == 0).all()  # D_c = D_u
+    assert g(rules.csd, u=MU_C, bad=MU_C).abs().max() < 1e-12  # D_c = D_u
     noise_gone = (rules.sjc(True)(asked(), X, N, at) + rules.sjc(True)(asked(), X, -N, at)) / 2
     torch.testing.assert_close(SIGMA * noise_gone, g(rules.noiseless))  # in expectation, D being linear
     no_gap = rules.ism(lambda sigma: [0.2, sigma])  # s = t: classifier guidance at the inverted x
@@ -167,8 +171,9 @@ def test_vsd_ends_where_the_fields_are_the_data():
     """Then no direction is left; sds would move them on."""
     y = drawn(4)[:1].repeat(5, 1, 1, 1) + 0.3 * torch.from_numpy(np.random.default_rng(5).normal(size=(5, 3, 4, 4)))
     x_sigma = y[:1] + SIGMA * N[:1]
-    d_s = posterior_mean(x_sigma[0], SIGMA, y)[None]
-    assert (rules.vsd_direction(d_s, x_sigma, y[:, None], SIGMA) == 0).all()
+    weights = [math.exp(-((x_sigma[0] - each) ** 2).sum().item() / (2 * SIGMA**2)) for each in y]
+    d_s = sum(weight * each for weight, each in zip(weights, y))[None] / sum(weights)
+    assert rules.vsd_direction(d_s, x_sigma, y[:, None], SIGMA).abs().max() < 1e-12
     assert rules.vsd_direction(d_s, x_sigma, y[:1, None], SIGMA).abs().max() > 0.1
 
 
@@ -191,7 +196,8 @@ def test_levels_come_from_the_table():
         made(name, adapter, **options)(ask, X[:1], N[:1], Moment(table[t], 0.0, chance))
         return list(seen)
 
-    assert levels("asd", 600) == [600, 630] and levels("asd", 990, 0.9) == [990, 999]
+    assert levels("asd", 600, 1.0) == [600, 659] and levels("asd", 990, 0.9) == [990, 999]
+    assert levels("asd", 600, 0.5, sigma_range=(500, 990)) == [600, 605]
     assert levels("ism", 600) == [200, 200, 400, 550, 600]
     assert levels("ism", 20) == [0, 0, 20]
     assert levels("sdi", 600) == [100, 100, 200, 300, 400, 500, 600]
@@ -237,25 +243,35 @@ def test_what_a_rule_reads(name):
     facts, rule = RULES[name], made(name, Gaussian())
 
     def by(n=N, **mus):
-        """Return (direction, whether the guided denoiser was asked) early and late."""
-        found = []
-        for progress in (0.2, 0.7):
-            ask, own = asked(**mus), []
-            ask.adapter.free_guidance = facts.text
-            guided = ask.guided
-            ask.guided = lambda *given, guided=guided, own=own: own.append(1) or guided(*given)
-            found.append((rule(ask, X, n, Moment(SIGMA, progress, 0.5)), bool(own)))
-        return found
+        """Return the direction early and late."""
+        ask = asked(**mus)
+        ask.adapter.free_guidance = facts.text
+        return torch.stack([rule(ask, X, n, Moment(SIGMA, progress, 0.5)) for progress in (0.2, 0.9)])
 
-    plain = by()
+    assert torch.equal(by(n=2 * N), by()) != facts.noise
+    assert torch.equal(by(bad=9.0), by()) != bool(facts.bad_words)
+    assert torch.equal(by(u=9.0), by()) != facts.text
 
-    def differs(other):
-        return any(not torch.equal(g, h) for (g, _), (h, _) in zip(plain, other))
 
-    assert all(guided for _, guided in plain) == facts.guided
-    assert differs(by(n=2 * N)) == facts.noise
-    assert differs(by(bad=9.0)) == bool(facts.bad_words)
-    assert differs(by(u=9.0)) == facts.text
+@pytest.mark.parametrize("name", RULES)
+def test_perp_neg_is_a_part_of_every_rule(name):
+    """It changes D_c, early and late in a run; by hand where a rule is s w / sigma times that."""
+    mus = [torch.full(SHAPE, mu, dtype=torch.float64) for mu in (MU_C, MU_U, MU_BAD)]
+    away = drawn(2)
+    perpendicular = away - MU_U - (away - MU_U).mean((1, 2, 3), keepdim=True)  # to a constant picture
+    rule = made(name, Gaussian())
+
+    def by(progress, negatives):
+        ask = Ask(Gaussian(), mus[0], mus[1], SCALE, negatives, mus[2])
+        g = rule(ask, X, N, Moment(SIGMA, progress, 0.5))
+        assert ask.adapter.rows == ask.n_calls * len(X)
+        return g
+
+    for progress in (0.2, 0.9):
+        change = by(progress, (away[:, None], torch.full((2, 1), 0.5))) - by(progress, None)
+        assert change.abs().amax() > 0.01
+        if name in ("sds", "csd", "nfsd", "bridge"):
+            torch.testing.assert_close(change, -W * SCALE / SIGMA * k(SIGMA) * 0.5 * perpendicular)
 
 
 @pytest.mark.parametrize("name", RULES)

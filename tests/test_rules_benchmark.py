@@ -24,7 +24,10 @@ def words(command, flag):
 
 @pytest.fixture
 def plans(monkeypatch):
-    """The plans that were made; a run's PSNR is the higher the nearer its numbers are to BEST."""
+    """The plans that were made; a run's PSNR is the higher the nearer its numbers are to BEST.
+
+    With another guidance another weight is best: 1 times that of the preset.
+    """
     made = []
 
     def evaluate_all(plan, failed, pool):
@@ -35,11 +38,12 @@ def plans(monkeypatch):
             best = BEST.get(rule, CEILING)
             base = lab.preset(words(command, "--preset"))
             psnr = 20 + (rule == "sds")
-            psnr -= abs(float(words(command, "--emptiness_weight")) / base["emptiness_weight"] - best.factor)
+            same = rule == lab.CEILING or float(words(command, "--sd.scale")) == best.scale
+            factor = float(words(command, "--emptiness_weight")) / base["emptiness_weight"]
+            psnr -= abs(factor - best.factor) if same else 0.1 + abs(factor - 1)
             psnr -= abs(float(words(command, "--lr")) / base["lr"] - best.rate)
-            if rule != lab.CEILING:
-                psnr -= abs(float(words(command, "--sd.scale")) - best.scale)
-            reports[name] = {"summary": {key: interval(psnr) for key in lab.COLUMNS}}
+            rows = [{"prompt": words(each, "--sd.prompt"), "psnr": psnr} for each in runs.values()]
+            reports[name] = {"summary": {key: interval(psnr) for key in lab.COLUMNS}, "runs": rows}
         return reports
 
     monkeypatch.setattr(lab, "make_runs", lambda plan, pool: {})
@@ -57,10 +61,10 @@ def test_each_rule_is_measured_with_its_best_choice(plans, tmp_path, capsys):
     lab.main(["--out", str(tmp_path), "--rules", "sjc,sds", "--n_steps", "300", "--n_best", "1", *tried])
     *tuning, equal_calls, equal_steps, best = plans
     tuned = {words(command, "--sd.prompt") for plan in tuning for runs in plan.values() for command in runs.values()}
-    assert len(tuning) == 3 and tuned == set(lab.TUNED_ON) and not tuned & {*lab.MEASURED_ON, *lab.PROMPTS}
-    for rule in ("sjc", "sds"):  # the same number of tries: 3, then 1, then 1 more
-        assert [len(folders(plan, rule)) for plan in tuning] == [3 * 4, 4, 4]
-    assert [len(folders(plan, lab.CEILING)) for plan in tuning] == [3 * 4, 0, 4]
+    assert len(tuning) == 2 and tuned == set(lab.TUNED_ON) and not tuned & {*lab.MEASURED_ON, *lab.PROMPTS}
+    for rule in ("sjc", "sds"):  # the same number of tries: 3 weights times 2 guidances, then 1 more rate
+        assert [len(folders(plan, rule)) for plan in tuning] == [3 * 2 * 4, 4]
+    assert [len(folders(plan, lab.CEILING)) for plan in tuning] == [3 * 4, 4]
     for rule, choice in BEST.items():
         for plan, prompts in ((equal_calls, lab.MEASURED_ON), (equal_steps, lab.MEASURED_ON)):
             for command in plan.get(rule, {}).values():
@@ -79,8 +83,19 @@ def test_each_rule_is_measured_with_its_best_choice(plans, tmp_path, capsys):
     assert found["choices"]["sds"] == {"factor": 0.3, "scale": 3, "rate": 2} and found["calls"]["sjc"] == 1
     text = (tmp_path / "rules.md").read_text(encoding="utf-8")
     assert "| sds | 3 | 6 | 0.6 | 300 | 600 | 21.000 | 21.00 |" in text and text in capsys.readouterr().out
-    assert "| ceiling | - | 60 | 0.6 | 300 | - | 20.000 |" in text and "e3_s1_r0.5: 20.00" in text
+    assert "| ceiling | - | 60 | 0.6 | 600 | - | 20.000 |" in text and "e3_s1_r0.5: 20.00" in text
+    (row,) = {line for line in text.splitlines() if line.startswith("| sds | 3 |")}
+    assert row.endswith("| 21.000 | 1.00 ± 0.00 |")  # 21 dB in each prompt, less 20 of the plain rule
     assert (tmp_path / "rules.png").exists()
+
+
+def test_a_difference_is_taken_within_each_prompt():
+    """The plain rule has 1 and 2 dB for the prompts, so that the other gains 1 and 4; rows of seeds count once."""
+    rows = [("a", 2.0), ("b", 5.0), ("b", 7.0)]
+    own = lab.psnr_by_prompt({"runs": [{"prompt": prompt, "psnr": psnr} for prompt, psnr in rows]})
+    found = lab.over(own, {"a": 1.0, "b": 2.0})[lab.OVER_PLAIN]
+    assert own == {"a": 2.0, "b": 6.0} and found == {"mean": 2.5, "low": 1.0, "high": 4.0}
+    assert lab.over(own, None) == {} and lab.over(own, {"a": 1.0}) == {}
 
 
 def test_calls_are_those_that_a_run_makes(tmp_path):
@@ -108,6 +123,10 @@ def test_every_rule_is_one_of_run_sjc(preset, tmp_path):
     n_calls = {name: it.calls(name, lab.Try(1, 3, 1)) for name in lab.RULES}
     assert {n_calls[name] for name in ("sjc", "sds", "csd", "bridge")} == {2} and n_calls["asd"] == 3
     assert 2 < n_calls["nfsd"] <= 3 and 4 <= n_calls["ism"] <= 8 and 6 <= n_calls["sdi"] <= 22
+    assert n_calls["vsd"] == 2 * 4 and it.steps("vsd", lab.Try(1, 3, 1)) == round(it.n_steps / 4)
+    once = {name: it.calls(name, lab.Try(1, 1, 1)) for name in lab.RULES}
+    assert {once[name] for name in ("sjc", "noiseless", "sds", lab.CEILING) if name in once} == {1}
+    assert once["asd"] == 2 and once["csd"] == 2 and 1 < once["bridge"] < 2 and once["vsd"] == 4
 
 
 def test_a_picture_shows_every_rule(tmp_path):

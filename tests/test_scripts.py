@@ -23,6 +23,8 @@ from my import checkpoint, config
 from my.errors import RunError, UserError, run_main
 from my.processes import Lost, Processes
 from my.run_dir import History, read_history
+from my.signals import Stopped
+from options import found
 from options.nerf import NeRFConfig
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
@@ -202,6 +204,18 @@ def test_resume_with_a_changed_option_is_refused(straight, monkeypatch, argv, wa
         read("--resume", "True", *argv)
 
 
+def test_checkpoints_hold_the_options_that_a_run_may_not_change(straight, monkeypatch):
+    monkeypatch.chdir(straight[0])
+    kept = Path("full_config.yml")
+    right = kept.read_text()
+    try:
+        kept.write_text(right.replace("prompt: a blue duck", "prompt: a blue dusk"))
+        with pytest.raises(UserError, match=r"^full_config.yml: --sd.prompt a blue dusk \(was a blue duck\); ckpt"):
+            read("--resume", "True")
+    finally:
+        kept.write_text(right)
+
+
 def test_dry_run_of_a_resume_is_not_remembered(straight, monkeypatch, capsys):
     monkeypatch.chdir(straight[0])
     before = (straight[0] / "full_config.yml").read_text()
@@ -252,10 +266,62 @@ def test_the_same_command_continues_its_unfinished_run(here, capsys):
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(here, flags):
     argv = an_unfinished_run()
     shutil.rmtree("ckpt")
-    with pytest.raises(UserError, match="was at step 1, and ckpt is empty: put that back, or start in an empty"):
-        read(*argv, *flags)
-    Path("heartbeat.json").write_text('{"done": false, "saved": 0, "step": 1}')
+    for _ in range(2):  # what is no checkpoint is none
+        with pytest.raises(UserError, match="was at step 1, and ckpt has nothing of it: put that back, or start in an"):
+            read(*argv, *flags)
+        Path("ckpt").mkdir(exist_ok=True)
+        (Path("ckpt") / "notes.txt").touch()
+    (Path("ckpt") / "notes.txt").unlink()
+    Path("heartbeat.json").write_text('{"done": false, "saved": null, "step": 1}')
     read(*argv, *flags)  # it had saved nothing
+
+
+@pytest.mark.parametrize(
+    "script, argv, done, leaves",
+    [
+        (run_2d_sjc, ["--n_steps", "2", "--copies", "1", "--schedules", "1.0"], "grid.png", "ckpt"),
+        (run_img_sampling, ["--num_images", "1", "--num_t", "2"], "preview.png", "imgs"),
+    ],
+)
+def test_a_finished_run_whose_work_is_gone_does_not_begin_again(here, script, argv, done, leaves):
+    """A command without a heartbeat knows it by the last of its files."""
+    argv = ["--family", "ideal", "--sd.prompt", "a blue duck", "--ideal.n_cameras", "4", "--device", "cpu", *argv]
+    script.main([*argv, "--dry_run", "True"])
+    Path(done).touch()
+    said = f"the run in this folder is finished, and {leaves} has nothing of it: put that back, or start in an empty"
+    for flags in ([], ["--resume", "True"]):
+        with pytest.raises(UserError, match=said):
+            script.main([*argv, *flags])
+    assert Path(done).read_bytes() == b""
+
+
+def test_a_history_without_a_heartbeat_is_not_lost(here, capsys):
+    """Nobody knows whether its steps were saved. A heartbeat that says they were not is believed."""
+    argv = an_unfinished_run()
+    shutil.rmtree("ckpt")
+    Path("history.json").write_text('{"step": 10, "score": 1}\n{"step": 20, "score": 1}\n')
+    for text in (None, "", "{}", '{"step": 20'):
+        Path("heartbeat.json").unlink(missing_ok=True)
+        if text is not None:
+            Path("heartbeat.json").write_text(text)
+        with pytest.raises(UserError, match="was at step 20, and ckpt has nothing of it: put that back"):
+            read(*argv)
+    assert "begins again" not in capsys.readouterr().err
+    Path("heartbeat.json").write_text('{"done": false, "saved": null, "step": 23}')
+    read(*argv)
+    said = "note: the run in this folder had come to step 20, and nothing of it was saved: it begins again\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_heartbeat_tells_at_once_what_is_saved(here, monkeypatch):
+    told = []
+
+    def look(*_):
+        told.append(json.loads(Path("heartbeat.json").read_text())["saved"])
+
+    monkeypatch.setattr(run_sjc, "visualise", look)
+    run_sjc.train(SJC(tiny_config(n_steps=10, ckpt_every=0.2), Affine()), 0)
+    assert told == [None, None, 2, 2, 4, 4, 6, 6, 8, 8]
 
 
 def test_a_checkpoint_folder_that_cannot_be_read_is_not_taken_for_none(here, monkeypatch):
@@ -315,6 +381,28 @@ def test_a_run_that_has_broken_down_keeps_its_last_good_state(here):
     assert meta["step"] == 20 and meta["left_out"] == list(range(20))
     assert torch.equal(tensors["field/density"], before)
     assert [row["score"] for row in read_history("history.json")] == [None]
+
+
+def test_a_run_that_broke_down_in_its_last_step_is_not_finished(here, capsys):
+    """Started again, it fails again, until the cause is gone."""
+    argv = ["--family", "ideal", "--sd.prompt", "a blue duck", "--device", "cpu"]
+    run_sjc.main([*argv, "--dry_run", "True"])
+
+    def begin(adapter):
+        optimisation = SJC(tiny_config(n_steps=5), adapter)
+        newest = checkpoint.load_newest("ckpt")
+        run_sjc.train(optimisation, optimisation.restore(*newest) if newest else 0)
+
+    for _ in range(2):
+        with pytest.raises(RunError, match="^step 1: its update is not finite"):
+            begin(NotANumber())
+        assert json.loads((here / "heartbeat.json").read_text())["failed"] and not Path("test_5").exists()
+        source = found.find(here)._replace(cfg=tiny_config(n_steps=5))
+        assert not source.finished and source.progress == "at step 5 of 5, and 5 of these are to be tried again"
+    begin(Affine())
+    assert json.loads((here / "heartbeat.json").read_text())["done"] and Path("test_5").exists()
+    assert found.find(here)._replace(cfg=tiny_config(n_steps=5)).finished
+    assert read_history("history.json") == [{"step": 5, "retried": [1, 2, 3, 4, 5]}]
 
 
 @pytest.mark.parametrize("where, saved", [("denoise", True), ("update", False)])
@@ -421,6 +509,26 @@ def test_where_another_process_is_lost_the_last_whole_step_is_saved(here, monkey
         list(itertools.islice(optimise(whole), n_taken))
         saved = load_file(here / "ckpt" / names[0] / checkpoint.TENSORS)
         assert torch.equal(saved["field/density"], whole.field.density)
+
+
+@pytest.mark.parametrize("n_taken", [3, 0])
+def test_a_signal_to_one_of_several_processes_ends_the_run_as_that_of_one(here, n_taken):
+    """It comes while the first waits for the others, in the midst of a step."""
+
+    class Waiting(SJC):
+        def step(self, i):
+            if i == n_taken:
+                raise Stopped(signal.SIGTERM)
+            return super().step(i)
+
+    with pytest.raises(Stopped) as ended:
+        run_sjc.train(Waiting(tiny_config(n_steps=50, ckpt_every=1), Affine()), 0, Processes(0, 2))
+    assert ended.value.status == 128 + signal.SIGTERM
+    assert ended.value.saved == ("the state after step 3 is saved" if n_taken else "")
+    assert [path.name for path in checkpoint.checkpoints("ckpt")] == ["step_0000003"] * (n_taken > 0)
+    beat = json.loads((here / "heartbeat.json").read_text())
+    assert beat["stopped"] == "SIGTERM" and "failed" not in beat and beat["saved"] == (n_taken or None)
+    assert read_history("history.json") == [{"step": 3, "stopped": "SIGTERM"}] * (n_taken > 0)
 
 
 def test_run_longer_than_its_hundred_pictures(here):

@@ -339,6 +339,15 @@ def test_sigma_anneals_linearly():
         assert drawn.min() < 10 + high / 50 and high - high / 50 < drawn.max() < high
 
 
+@pytest.mark.parametrize("schedule, at", [("linear", [969, 729, 490, 250, 10]), ("sqrt", [969, 490, 291, 138, 10])])
+def test_sigma_falls_without_chance(schedule, at):
+    """At 0, 1/4, 1/2, 3/4 and all of the run: 969 - 959 p, or its square root; in every seed."""
+    for seed in (0, 1):
+        optimisation = new(sigma_schedule=schedule, n_steps=101, seed=seed)
+        found = [int(ticks(optimisation, [0], step)[0]) for step in (0, 25, 50, 75, 100)]
+        assert np.abs(np.array(found) - at).max() <= 1
+
+
 @pytest.mark.parametrize(
     "options, flag", [({"sigma_range": (10, 1001)}, "--sigma_range"), ({"sigma_anneal": 1500}, "--sigma_anneal")]
 )
@@ -526,6 +535,33 @@ def test_then_in_float32_and_then_the_run_ends(capsys):
     assert all(torch.equal(x, before[name]) for name, x in broken.field.state_dict().items())
 
 
+@pytest.mark.parametrize("n, at", [(35, 20), (35, 30), (35, 35)])
+def test_retries_that_a_run_did_not_come_to_are_the_first_when_it_goes_on(tmp_path, n, at):
+    """Also after the last step. Where they help, the run ends as if nothing had been; else at once."""
+    whole, begun, resumed = (fragile(n_steps=n) for _ in range(3))
+    assert {step for step, stats in optimise(whole) if "retried" in stats} == {20, 30, 35}
+
+    def broken(late):
+        if begun.n_steps_taken == at:
+            raise MemoryError
+        SJC.retry(begun, late)
+
+    begun.retry = broken
+    with pytest.raises(MemoryError):
+        list(optimise(begun))
+    assert begun.n_steps_taken == at and begun.left_out.all()
+    begun.save(tmp_path, at)
+    hopeless = fragile(limit=-math.inf, n_steps=n)
+    with pytest.raises(NotFinite) as ended:
+        list(optimise(hopeless, hopeless.load(checkpoint.latest(tmp_path))))
+    assert hopeless.n_steps_taken == at and ended.value.attempt.i == begun.left_out.all()[0]
+    steps = list(optimise(resumed, resumed.load(checkpoint.latest(tmp_path))))
+    assert [step for step, _ in steps] == list(range(at, n + 1))
+    assert steps[0] == (at, {"retried": [i + 1 for i in begun.left_out.all() if at == n or i < at - 10]})
+    assert not resumed.left_out.all()
+    assert_same(whole, resumed)
+
+
 def moments(optimisation):
     """The tensors of the optimizer's state."""
     return [x for state in optimisation.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
@@ -588,6 +624,16 @@ def test_only_words_behind_the_prompt_can_be_lost():
     }
     assert torch.equal(told["suffix"], Affine().embed(["a pig, side view"]))  # room for ", overhead view"
     assert torch.equal(told["prefix"], Affine().embed(["side view of a pig of glass"]))  # its own end is lost anyway
+
+
+def test_bad_words_behind_a_long_prompt_stay():
+    """The model reads 20 characters, and the words of bad pictures take five of them."""
+    wordless = {"view_texts": [f"{view}=" for view in ("side", "front", "backside", "overhead")]}
+    options = {"family": "sd", "vox": {"c": 3}, "rule": "bridge", "bad_words": "dim", "pose": wordless}
+    for prompt, kept in (("a pig", "a pig"), ("a pig of red glass", "a pig of red gl")):
+        bridge = new(Short(), sd={"prompt": prompt}, **options)
+        assert torch.equal(bridge.bad["side view of"], Affine().embed([f"{kept}, dim"]))
+        assert torch.equal(bridge.cond["side view of"], Affine().embed([kept]))
 
 
 @pytest.mark.parametrize(

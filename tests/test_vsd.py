@@ -48,6 +48,13 @@ def test_the_others_change_the_direction(on_affine):
     torch.testing.assert_close(first.gradient(x, n, cameras, sigma, 0), want, atol=1e-4, rtol=1e-3)
 
 
+def test_the_direction_is_clipped(on_affine):
+    first = on_affine(2, score_clip=(0.01, 0.01))
+    (cameras, rays), sigma = first.views.of_step(0), first.levels[-1]
+    x = first.render_views(rays, 0).color.detach()
+    assert first.gradient(x, first.noise_of(0), cameras, sigma, 0).abs().max() == pytest.approx(0.01)
+
+
 def test_all_fields_take_the_same_steps(on_affine):
     """Each has its own seed, and sees the others as they are after the steps before."""
     first = on_affine(3)
@@ -59,10 +66,10 @@ def test_all_fields_take_the_same_steps(on_affine):
             render(*given),
         )[1]
     first.step(0)
-    assert seen[:2] == [(1, 0), (2, 0)]  # the first field sees the others before their step
+    assert seen[:2] == [(1000, 0), (2000, 0)]  # the first field sees the others before their step
     seen.clear()
     first.step(1)
-    assert seen[:2] == [(1, 1), (2, 1)]
+    assert seen[:2] == [(1000, 1), (2000, 1)]
     assert [field.n_steps_taken for field in first.fields] == [2, 2, 2]
     assert first.n_calls == 2  # of one field: with the text and without
 
@@ -74,7 +81,7 @@ def test_each_field_is_left_as_a_finished_run(tmp_path, monkeypatch, capsys):
     for source in found:
         facts = yaml.safe_load((source.folder / "full_config.yml").read_text(encoding="utf-8"))["made_by"]
         assert facts["command"] == "benchmarks.vsd" and "weights" not in facts  # family ideal has none
-    assert [source.cfg.seed for source in found] == [3, 4, 5] and {source.cfg.rule for source in found} == {"sds"}
+    assert [source.cfg.seed for source in found] == [3, 1003, 2003] and {source.cfg.rule for source in found} == {"sds"}
     for words in ([], ["--resume", "True"]):
         with pytest.raises(UserError, match="start (it )?in an empty folder"):
             vsd.main([*DUCK, *SMALL, *words])
@@ -90,8 +97,7 @@ def test_the_miniature_keeps_its_text_encoder_for_all_fields(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "flag, value",
-    [("rule", "nfsd"), ("score_clip", "1,2"), ("bad_words", "foggy"), ("bridge_step", "0.3"), ("var_red", "False")],
+    "flag, value", [("rule", "nfsd"), ("bad_words", "foggy"), ("bridge_step", "0.3"), ("var_red", "False")]
 )
 def test_options_of_the_rule_are_refused(tmp_path, monkeypatch, flag, value):
     monkeypatch.chdir(tmp_path)

@@ -45,7 +45,7 @@ import numpy as np  # noqa: E402  # the path to the root comes first
 from pydantic import Field  # noqa: E402
 
 from my import checkpoint, config, errors, plain_files, starts  # noqa: E402
-from my.run_dir import SCRATCH, STOPPED, WRITTEN, read_history  # noqa: E402
+from my.run_dir import SCRATCH, STOPPED, WRITTEN, read_heartbeat, read_history  # noqa: E402
 
 TERM_SHARE = 0.2  # of all signals that are SIGTERM
 MOST_KILLS = 9  # of one run, before it may finish
@@ -440,7 +440,7 @@ class Torture:
         if kind == signal.SIGKILL:
             self.tally.fell[self._where(folder, look)] += 1
         else:
-            self._ended_in_order(folder, status)
+            self._ended_in_order(folder, status, pid)
         return False
 
     def _is_finished(self, folder: Path, status: int | None) -> bool:
@@ -496,8 +496,11 @@ class Torture:
             return "in the imports"
         return "elsewhere"
 
-    def _ended_in_order(self, folder: Path, status: int) -> None:
-        """Raise AssertionError unless a command that SIGTERM has ended said so in a line, and saved its state."""
+    def _ended_in_order(self, folder: Path, status: int, pid: int) -> None:
+        """Raise AssertionError unless a command that SIGTERM has ended said so in a line, and saved its state.
+
+        pid: the number of its process.
+        """
         said = self._said(folder).strip()
         if getattr(self.starter, "n", 1) > 1:
             assert status != 0
@@ -505,7 +508,7 @@ class Torture:
         assert status in (128 + signal.SIGTERM, -signal.SIGTERM), f"status {status}: {said[-2000:]}"
         assert "Traceback" not in said, said[-3000:]
         if status < 0:  # before the command was there to hear it
-            assert not self._begun(folder), said
+            assert not self._begun(folder), f"status {status}: {said[-2000:]}"
             return
         last = said.splitlines()[-1]
         assert "stopped by SIGTERM" in last, last
@@ -514,6 +517,8 @@ class Torture:
         if step:
             assert newest and checkpoint.step_of(newest) == int(step[1])
             assert read_history(folder / "history.json")[-1][STOPPED]
+        lost = trained_by(folder, pid) - (checkpoint.step_of(newest) if newest else 0)
+        assert lost <= 0, f"{lost} steps are in history.json, and not saved: {last}"
 
     def _finish(self, name: str, folder: Path) -> None:
         """Start a run again, and let it finish."""
@@ -534,6 +539,13 @@ class Torture:
         assert not other, f"other contents: {other[:9]}"
         assert not look.scratch(), f"left behind: {look.scratch()[:9]}"
         self.tally.equal[name] += 1
+
+
+def trained_by(folder: Path, pid: int) -> int:
+    """Return the last step in the history that a process has opened, whose beats say so; 0 where it has opened none."""
+    if read_heartbeat(folder / "heartbeat.json").get("pid") != pid:
+        return 0  # its lines are those of an earlier process, which was killed
+    return max((row["step"] for row in read_history(folder / "history.json")), default=0)
 
 
 def process_of(launcher: int, rank: int) -> int:

@@ -34,8 +34,8 @@ class IdealAdapter(PixelAdapter):
     """D(x, sigma) = sum_i y_i N(x; y_i, sigma^2 I) / sum_i N(x; y_i, sigma^2 I) over pictures y_i.
 
     `names` are the view prompts. `paint(word)` returns the pictures that each of them selects, made bad by a word of
-    DEGRADATIONS, or by "" good ones. `world()` returns the coverage maps (n, 5, H, W) of every object. Both are called
-    when a denoising first needs them, for a finished run needs no picture.
+    DEGRADATIONS, or by "" good ones. `world()` returns the coverage maps (n, 5, H, W) of every object, and how likely
+    each is (n). Both are called when a denoising first needs them, for a finished run needs no picture.
     Source: EDM, arXiv 2206.00364, appendix B.3.
     """
 
@@ -44,7 +44,7 @@ class IdealAdapter(PixelAdapter):
         names: Iterable[str],
         size: int,
         paint: Callable[[str], Pictures],
-        world: Callable[[], torch.Tensor],
+        world: Callable[[], tuple[torch.Tensor, torch.Tensor]],
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
@@ -56,7 +56,7 @@ class IdealAdapter(PixelAdapter):
     @cached_property
     def all_pairs(self) -> AllPairs:
         """The pictures of every object in every colour."""
-        return AllPairs(self._world(), self.data_shape[1], self.device)
+        return AllPairs(*self._world(), self.data_shape[1], self.device)
 
     def pictures(self, view: int = ANY_VIEW, bad: int = 0) -> torch.Tensor:
         """Return the pictures (n, 3, H, W) of a condition (view, bad) whose prompt has an object."""

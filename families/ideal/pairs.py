@@ -71,15 +71,18 @@ class Set:
 
 
 class AllPairs:
-    """The pictures of every pair of colour and object: D(x, sigma) over them, all being equally likely.
+    """The pictures of every pair of colour and object: D(x, sigma) over them.
 
-    maps: (n, 5, H, W) uint8 of n poses of objects, as `toyworld.coverage_maps` returns them.  size: edge of pictures.
+    maps: (n, 5, H, W) uint8 of n poses of objects, as `toyworld.coverage_maps` returns them.
+    likely: (n) how likely the pictures of each pose are, up to a factor.
+    size: edge of pictures.
 
     It computes in float64, where |y|^2 - 2 x y keeps enough digits, on the host for devices without.
     """
 
-    def __init__(self, maps: torch.Tensor, size: int, device: torch.device) -> None:
+    def __init__(self, maps: torch.Tensor, likely: torch.Tensor, size: int, device: torch.device) -> None:
         self.maps, self.size, self.device = maps, size, exact_device(device)
+        self.log_likely = to_device(likely.double().log().numpy(), self.device)[:, None]
         self._z: dict[bool, torch.Tensor] = {}
         self._sets: dict[str, Set] = {}
 
@@ -93,14 +96,15 @@ class AllPairs:
         return self._sets[bad]
 
     def posterior_mean(self, x: torch.Tensor, sigma: float, bad: Sequence[str] = ("",)) -> torch.Tensor:
-        """Return the mean (3, size, size) of pictures y, RGB in [-1, 1], weighted by N(x; y, sigma^2 I).
+        """Return the mean (3, size, size) of pictures y, RGB in [-1, 1], weighted by N(x; y, sigma^2 I) and `likely`.
 
         bad: words of LOOKS, whose pictures are taken together.
         """
         sets = [self._set(word) for word in bad]
         t = (x.to(self.device, torch.float64).flatten(1) + 1) / 2
         distances = torch.stack([each.distances(t) for each in sets])
-        weights = (distances.flatten() * (-2 / sigma**2)).softmax(0).view_as(distances)  # 4 d / 2: the range is twice
+        logits = distances * (-2 / sigma**2) + self.log_likely  # 4 d / 2: the range is twice
+        weights = logits.flatten().softmax(0).view_as(logits)
         mean = torch.stack([each.weighted(w) for each, w in zip(sets, weights)]).sum(0)
         return (2 * mean - 1).view_as(x).to(x)
 

@@ -17,7 +17,7 @@ Pictures = dict[str, torch.Tensor]  # {view prompt: (n, 3, size, size), RGB in [
 
 RENDER_SIZE = 64
 RENDER_BATCH = 16
-WORLD_SHARE = 4  # one of so many cameras takes every object: rendering is what takes long
+WORLD_SHARE = 4  # one of so many cameras takes the other objects: rendering is what takes long
 
 
 class Photographer:
@@ -46,14 +46,16 @@ class Photographer:
             pictures[view] = 2 * F.interpolate(torch.cat(looks), (self.size, self.size), mode="area") - 1
         return pictures
 
-    def world(self) -> torch.Tensor:
-        """Return the coverage maps (n, 5, RENDER_SIZE, RENDER_SIZE) uint8 of every object, from the same few cameras.
+    def world(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return coverage maps (n, 5, RENDER_SIZE, RENDER_SIZE) uint8 of every object, and how likely each is (n).
 
-        They are one of WORLD_SHARE of all cameras, and at least one.
+        All objects are equally likely. The one of the prompt is seen by all cameras, so that its pictures are among
+        those of all. The others are seen by one of WORLD_SHARE cameras, and at least by one.
         """
         few = self.cameras[: max(1, len(self.cameras) // WORLD_SHARE)]
         others = rendered([obj for obj in OBJECTS if obj != self.obj], few)
-        return torch.cat([self.maps[: len(few)], others])
+        n = len(self.maps)
+        return torch.cat([self.maps, others]), torch.cat([torch.full((n,), len(few) / n), torch.ones(len(others))])
 
 
 def rendered(objects: Iterable[str], cameras: list[pose.Camera]) -> torch.Tensor:

@@ -157,14 +157,13 @@ class StableDiffusionAdapter(ScoreAdapter):
                 break
         else:
             raise UserError(
-                f"--pose.view_style suffix: with its view words, the prompt has {tokens} tokens, and the "
-                f"text encoder reads {length}: no room is left for the prompt; give shorter words with "
-                "--pose.view_texts"
+                f"--sd.prompt: with the words behind it, it has {tokens} tokens, and the text encoder reads {length}: "
+                "no room is left for itself; give shorter words with --pose.view_texts, or --bad_words"
             )
         kept = prompt[: ends[n - 1]].rstrip(" ,;.")
         note(
-            f"the prompt has {tokens} tokens with its view words, and the text encoder reads {length}: so that the "
-            f"view words stay, its own end is left out: {shown(prompt[len(kept) :].strip(' ,;.'))}"
+            f"the prompt has {tokens} tokens with the words behind it, and the text encoder reads {length}: so that "
+            f"these stay, its own end is left out: {shown(prompt[len(kept) :].strip(' ,;.'))}"
         )
         return kept
 

@@ -27,6 +27,7 @@ from my.config.layers import (
 )
 from my.config.options import (
     EVER,
+    FILLED_IN,
     FREE,
     MADE_BY,
     Apart,
@@ -46,6 +47,7 @@ from my.config.values import coerce
 __all__ = [
     "ANSWERS",
     "EVER",
+    "FILLED_IN",
     "FREE",
     "MADE_BY",
     "Apart",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from pydantic_core import PydanticUndefined
 
 FREE: dict[str, Any] = {"free_on_resume": True}  # json_schema_extra of an option that a resumed run may change
+FILLED_IN: dict[str, Any] = {"filled_in": True}  # of one that a run fills in where it is not given
 EVER: dict[str, Any] = {"ever": True}  # json_schema_extra of an option that every version had
 MADE_BY = "made_by"  # key of a written configuration under which versions stand: it is no option, and readers skip it
 SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}  # of pydantic's limits
