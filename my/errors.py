@@ -146,10 +146,8 @@ def run_main(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # else PyTorch's idle threads spin 5 ms on cores that others need
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows takes few letters, and a prompt may have any
         sys.stdout.reconfigure(errors="backslashreplace")
-    with (
-        lasting(note) as out,
-        stopping(say, go_on, whole=getattr(main, "__module__", "") == "__main__") as ignore_signals,
-    ):
+    whole = getattr(main, "__module__", "") == "__main__"
+    with lasting(note) as out, stopping(say, go_on, whole) as ignore_signals:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_MININTERVAL", "30")  # s; in a file every refresh of a bar is a line
         try:
@@ -160,8 +158,6 @@ def run_main(
                     )
                 main(sys.argv[1:] if argv is None else argv)
             end_unread(out, prints)
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
             ignore_signals()
         except SystemExit as ended:
             end_unread(out, not ended.code)  # of --help and --version

@@ -160,8 +160,9 @@ def test_only_the_registry_knows_the_families(path):
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_nothing_executes_what_it_reads(path):
     writes = path == Path("tests/crafted.py")  # the files that the readers are tried on
+    proves = path == Path("tests/test_fuzz.py")  # that its payloads, which are its own, would be noticed
     for name in ("exec", "torch.load", "yaml.unsafe_load", "pickle.load", "pickle.Unpickler"):
-        assert not calls(path, name), f"{path} uses {name}"
+        assert not calls(path, name) or proves, f"{path} uses {name}"
     for name in ("eval", "torch.save", "pickle.loads"):  # pickle.loads and eval are named there, inside an attack
         assert not calls(path, name) or writes or (name == "torch.save" and path.parts[0] == "tests"), f"{path}: {name}"
     assert writes or not imports(path) & {"pickle", "dill", "cloudpickle", "joblib"}
