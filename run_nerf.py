@@ -80,7 +80,9 @@ def follow(watch: Watch, nerf: NeRF, test_scene: Scene, first_step: int) -> None
 
 def as_end(error: Exception, nerf: NeRF) -> RunError | None:
     """Return in words what ends a training whose state is whole; None for any other error."""
-    return error if isinstance(error, NeverFinite) else ending.out_of_memory(error, nerf, nerf.device)
+    if isinstance(error, NeverFinite):
+        return RunError(error)
+    return ending.out_of_memory(error, nerf, nerf.device)
 
 
 def advice(error: Exception, nerf: NeRF) -> str:

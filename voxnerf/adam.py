@@ -30,6 +30,9 @@ class Adam(torch.optim.Adam):
     def __init__(self, field: VoxRF, lr: float, betas: tuple[float, float], eps: float = 1e-8) -> None:
         super().__init__([{"params": [p]} for p in field.parameters()], lr, betas, eps)
         self.field, self.whole = field, True
+        for p in field.parameters():  # at once: a step needs no more memory, and a state is never without
+            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.state[p] = {"step": torch.tensor(0.0), **moments}
 
     @torch.no_grad()
     def finite(self, loss: Tensor) -> Tensor:
@@ -42,21 +45,16 @@ class Adam(torch.optim.Adam):
 
         Nothing waits for the device, so the count of steps grows in both cases.
         """
-        rows = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for _, p, _ in rows:  # memory for moments may run out: before anything changes
-            if not self.state[p]:
-                self.state[p] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
         self.whole = False
-        for group, p, g in rows:
-            state, (beta1, beta2) = self.state[p], group["betas"]
+        for group in self.param_groups:
+            (p,), (beta1, beta2) = group["params"], group["betas"]
+            if p.grad is None:
+                continue
+            state = self.state[p]
             state["step"] += 1
             t = state["step"].item()  # on the CPU
             rates = Rates(beta1, beta2, group["lr"] / (1 - beta1**t), (1 - beta2**t) ** 0.5, group["eps"])
-            self.update(finite, p, g, state["exp_avg"], state["exp_avg_sq"], rates)
+            self.update(finite, p, p.grad, state["exp_avg"], state["exp_avg_sq"], rates)
         self.whole = True
 
     def update(self, finite: Tensor, p: Tensor, g: Tensor, m: Tensor, v: Tensor, rates: Rates) -> None:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def all_finite(numbers: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """Return whether numbers () and the squares of one or more gradients have finite sums, as a flag () on the device.
+    """Return whether numbers () and one or more gradients are finite, as a flag () on their device.
 
-    A square that is too large counts, since optimizers keep it: of float32, those of gradients above 1.8e19.
+    So must be the sum of all their squares, since Adam keeps squares: in float32, that of a number above 1.8e19 is not.
     """
     sizes = torch._foreach_norm(gradients)  # one launch for all
-    return torch.isfinite(torch.stack([*numbers, *sizes]).sum())
+    return torch.isfinite(torch.linalg.vector_norm(torch.stack([*numbers, *sizes])))
 
 
 def replace_where(finite: Tensor, old: Tensor, new: Tensor) -> None:

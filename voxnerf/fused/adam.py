@@ -28,7 +28,7 @@ class OccupiedAdam(Adam):
         gradients = {p: p.grad for p in self.field.parameters() if p.grad is not None}
         grids = rows_of(gradients.pop(self.field.density)), rows_of(gradients.pop(self.field.color))
         squares = sweep(kernels.dot, volume(mask.shape), mask_flags(mask)[1], grids, grids)
-        return all_finite([loss, squares.sum()], list(gradients.values()))
+        return all_finite([loss, squares.sum().sqrt()], list(gradients.values()))
 
     def update(self, finite: Tensor, p: Tensor, g: Tensor, m: Tensor, v: Tensor, rates: Rates) -> None:
         """Do what `Adam.update` does. Raises ValueError for a grid or a gradient that is not stored channels-last."""
