@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ def all_finite(numbers: list[Tensor], gradients: list[Tensor]) -> Tensor:
     So must be the sum of all their squares, since Adam keeps squares: in float32, that of a number above 1.8e19 is not.
     """
     sizes = torch._foreach_norm(gradients)  # one launch for all
-    return torch.isfinite(torch.linalg.vector_norm(torch.stack([*numbers, *sizes])))
+    return torch.linalg.vector_norm(torch.stack([*numbers, *sizes])) < math.inf  # NaN is not
 
 
 def replace_where(finite: Tensor, old: Tensor, new: Tensor) -> None:
