@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -198,10 +197,6 @@ class NeRF:
                 break
             find_empty_space(self.field) if share is None else self.grow(share, due >= HARMONICS)
             self.n_events += 1
-        self._set_rates(progress)
-
-    def _set_rates(self, progress: float) -> None:
-        """Give the optimizer the learning rates of a moment of the run."""
         for name, group in zip(state.parameter_names(self.field), self.optimizer.param_groups, strict=True):
             group["lr"] = self.cfg.lr * LR_FACTORS.get(name, 1.0) * LR_DECAY**progress
 
@@ -284,12 +279,11 @@ class NeRF:
         self.optimizer.step_where(finite)
         return {"loss": loss.detach(), "psnr": psnr(loss.detach()), "masked": ~finite}
 
-    def retry(self, step: int, progress: float) -> None:
-        """Take a step, which was left out, again: with fresh rays, at the learning rates of now.
+    def retry(self, step: int) -> None:
+        """Take a step, which was left out, again: with fresh rays, at the learning rates of the last step.
 
         Raises NeverFinite where its update is not finite then.
         """
-        self._set_rates(progress)
         if self.update(step, draw=1)["masked"]:
             raise NeverFinite(step, "with fresh rays")
 
@@ -397,8 +391,7 @@ def optimise(nerf: NeRF, first_step: int = 0) -> Iterator[tuple[int, float, dict
         stats = nerf.step(step, progress)
         step += 1
         progress = nerf.progress(step)
-        retry = partial(nerf.retry, progress=progress)
-        yield step, progress, nerf.left_out.follow(step - 1, stats, progress >= 1, retry)
+        yield step, progress, nerf.left_out.follow(step - 1, stats, progress >= 1, nerf.retry)
 
 
 def find_empty_space(field: VoxRF) -> None:
