@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from my import run_dir, script
-from my.errors import UserError, run_main, shown, some
-from my.watch import LOG_EVERY, watched
+from my import ending, run_dir, script
+from my.errors import RunError, UserError, run_main, shown, some
+from my.left_out import NeverFinite
+from my.watch import LOG_EVERY, Watch, watched
 from my.worker import Worker
 from options.nerf import NeRFConfig
 
@@ -51,39 +52,53 @@ def absolute(cfg: NeRFConfig) -> NeRFConfig:
 
 def train(nerf: NeRF, test_scene: Scene, first_step: int) -> None:
     """Optimise the field and test it; write history, heartbeat, panes, checkpoints and test views."""
+    save = partial(nerf.save, "ckpt")
+    with watched("nerf", nerf.n_steps, first_step, save, nerf.cfg.ckpt_minutes) as watch:
+        with ending.saved_whole(watch, nerf, first_step, as_end, advice):
+            follow(watch, nerf, test_scene, first_step)
+        test(nerf, test_scene, nerf.n_steps_taken)
+
+
+def follow(watch: Watch, nerf: NeRF, test_scene: Scene, first_step: int) -> None:
+    """Take the steps of a run from `first_step` on, and write what it leaves after some of them."""
     from voxnerf.nerf import optimise
 
-    step, before, running = first_step, nerf.progress(first_step), RunningPSNR()
-    cfg, save = nerf.cfg, partial(nerf.save, "ckpt")
-    with watched("nerf", nerf.n_steps, first_step, save, cfg.ckpt_minutes) as watch:
-        for step, progress, stats in watch.over(optimise(nerf, first_step)):
-            parts = (N_PANES, 1 / cfg.ckpt_every)
-            show, due = (progress >= 1 or math.floor(progress * n) > math.floor(before * n) for n in parts)
-            before = progress
-            row = row_of(nerf, test_scene, step, stats, logged=show or step % LOG_EVERY == 0)
-            if row:
-                watch.log(step, row, partial(judged, running, step))
-            if show:
-                draw_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene, watch.worker)
-            if due or watch.late:
-                watch.checkpoint(step)
-            watch.expect(max(step, round(step / progress)))  # under max_minutes, an estimate
-        test(nerf, test_scene, step)
+    before, running = nerf.progress(first_step), RunningPSNR()
+    for step, progress, stats in watch.over(optimise(nerf, first_step)):
+        parts = (N_PANES, 1 / nerf.cfg.ckpt_every)
+        show, due = (progress >= 1 or math.floor(progress * n) > math.floor(before * n) for n in parts)
+        before = progress
+        row = row_of(nerf, test_scene, step, stats, logged=show or step % LOG_EVERY == 0 or "retried" in stats)
+        if row:
+            watch.log(step, row, running.judge)
+        if show:
+            draw_pane(Path("pane") / f"step_{step:07d}.png", nerf, test_scene, watch.worker)
+        if due or watch.late:
+            watch.checkpoint(step)
+        watch.expect(max(step, round(step / progress)))  # under max_minutes, an estimate
+
+
+def as_end(error: Exception, nerf: NeRF) -> RunError | None:
+    """Return in words what ends a training whose state is whole; None for any other error."""
+    if isinstance(error, NeverFinite):
+        return RunError(error)
+    return ending.out_of_memory(error, nerf, nerf.device)
+
+
+def advice(error: Exception, nerf: NeRF) -> str:
+    """Return what to do after an error of `as_end`."""
+    if isinstance(error, NeverFinite):
+        return "start in an empty folder with a smaller --lr"
+    return ending.advice_on_memory(["model.grid_size", "bs", *["subpixels"] * (nerf.cfg.subpixels > 1)])
 
 
 def row_of(nerf: NeRF, test_scene: Scene, step: int, stats: dict[str, Any], logged: bool) -> dict[str, Any]:
     """Return the values that history.json gets for a step; {} for none."""
     row = {**stats, "minutes": nerf.minutes} if logged else {}
+    row.pop("masked", None)
     if nerf.cfg.test_every and step % nerf.cfg.test_every == 0:
         row["test_psnr"] = mean(view["psnr"] for view in nerf.evaluate(test_scene))
     return row
-
-
-def judged(running: RunningPSNR, step: int, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a row of history.json, and what the bar shows then; raises RunError if the step's loss is not finite."""
-    stats: dict[str, Any] = {name: row[name] for name in ("loss", "psnr") if name in row}
-    script.check_finite(stats, f"step {step}", "a checkpoint, if there is one, is from before it; try a smaller --lr")
-    return row, running.add(row)
 
 
 class RunningPSNR:
@@ -92,14 +107,14 @@ class RunningPSNR:
     def __init__(self) -> None:
         self.shown: dict[str, float] = {}
 
-    def add(self, row: dict[str, Any]) -> dict[str, str]:
-        """Take in a row of history.json; return {name: number as text}."""
-        if "psnr" in row:
-            new = float(row["psnr"])
+    def judge(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Take in a row of history.json; return it, and {name: number as text}. A PSNR must be finite to count."""
+        new = float(row.get("psnr", math.nan))
+        if math.isfinite(new):
             self.shown["psnr"] = SMOOTH * self.shown.get("psnr", new) + (1 - SMOOTH) * new
         if "test_psnr" in row:
             self.shown["test"] = row["test_psnr"]
-        return {k: f"{v:.2f}" for k, v in self.shown.items()}
+        return row, {k: f"{v:.2f}" for k, v in self.shown.items()}
 
 
 def mean(values: Iterable[float]) -> float:

@@ -12,16 +12,14 @@ refuse_missing()  # in one line, before the imports below would fail in a traceb
 
 
 import math
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from my import script
-from my.errors import RunError, is_out_of_memory, run_main
+from my import ending, script
+from my.errors import RunError, run_main
 from my.processes import Lost, Processes, of_torchrun
-from my.signals import Stopped
 from my.watch import LOG_EVERY, Watch, watched
 from my.worker import Worker
 from options.sjc import SJCConfig
@@ -72,30 +70,11 @@ def train(optimisation: SJC, first_step: int, processes: Processes | None = None
     with Live(cfg) as report, watched("sjc", cfg.n_steps, first_step, save, cfg.ckpt_minutes, newest) as watch:
         if cfg.init and newest is None:
             watch.checkpoint(0)  # from now on the run does not need the field that it began from
-        try:
+        with ending.saved_whole(watch, optimisation, first_step, as_end, advice):
             processes.heed = watch.heed
             follow(watch, optimisation, optimise(optimisation, first_step), report)
-        except Stopped as stopped:
-            if not stopped.saved and optimisation.n_steps_taken > first_step:  # as this one waited for the others
-                watch.stop(optimisation.n_steps_taken, stopped.number)
-            raise
-        except Exception as error:
-            ended = as_end(error, optimisation)
-            if ended is None:
-                raise
-            free_memory(error)
-            saved = rescued(watch, optimisation.n_steps_taken, first_step)
-            raise type(ended)(f"{ended}{saved}; {advice(error, optimisation)}") from None
         processes.leave()
         save_test_views(optimisation)
-
-
-def rescued(watch: Watch, step: int, first_step: int) -> str:
-    """Save the state after `step` steps, where there are any new ones, and return words that say so."""
-    if step == first_step:
-        return ""
-    watch.rescue(step)
-    return f"; the state after step {step} is saved"
 
 
 def as_end(error: Exception, optimisation: SJC) -> RunError | None:
@@ -114,30 +93,18 @@ def as_end(error: Exception, optimisation: SJC) -> RunError | None:
         return RunError(
             f"{error}; {record} has what led there: python {ROOT / 'replay.py'} {record} says where it begins"
         )
-    if is_out_of_memory(error) and optimisation.optimizer.whole:
-        return RunError(f"step {optimisation.n_steps_taken + 1}: out of memory on {optimisation.adapter.device}")
-    return None
-
-
-def free_memory(error: Exception) -> None:
-    """Let go what the functions hold that an error has ended: a GPU whose memory is full has none for a checkpoint."""
-    import torch
-
-    traceback.clear_frames(error.__traceback__)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return ending.out_of_memory(error, optimisation, optimisation.adapter.device)
 
 
 def advice(error: Exception, optimisation: SJC) -> str:
     """Return what to do after an error of `as_end`."""
-    cfg, go_on = optimisation.cfg, script.go_on()
+    cfg = optimisation.cfg
     if isinstance(error, Lost):
-        return go_on
+        return script.go_on()
     if isinstance(error, RunError):
         return f"try a smaller --lr; {cfg.remedy(optimisation.adapter.device.type)}"
     less = " --low_vram True" * (optimisation.latent and not cfg.low_vram)
-    smaller = ", ".join(f"--{name}" for name in ("vox.grid_size", "pose.rend_hw", "batch_views"))
-    return f"end other programs on the device and {go_on}{less}, or start in an empty folder with a smaller {smaller}"
+    return ending.advice_on_memory(["vox.grid_size", "pose.rend_hw", "batch_views"], less)
 
 
 def follow(watch: Watch, optimisation: SJC, steps: Iterable[tuple[int, dict[str, Any]]], report: Live) -> None:

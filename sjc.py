@@ -26,9 +26,9 @@ from adapt import ScoreAdapter, make_adapter
 from asset import Asset, Source, load_field, new_field
 from my import checkpoint
 from my.ahead import Ahead, to_device
-from my.errors import RunError, UserError, note
+from my.errors import UserError, note
 from my.exact import exact_device
-from my.left_out import LEFT_OUT, LeftOut
+from my.left_out import LEFT_OUT, LeftOut, NeverFinite
 from my.processes import Processes
 from my.script import OPTIONS, held
 from my.seeds import normal, numpy_rng
@@ -37,6 +37,7 @@ from voxnerf import reference, state
 from voxnerf.adamax import Adamax, Update, update_where
 from voxnerf.capacity import device_memory, refuse_large_grid
 from voxnerf.field import VoxRF
+from voxnerf.finite import all_finite
 from voxnerf.rays import Rays
 from voxnerf.render import Rendering, pick_march, render_ready
 from voxnerf.resample import begin_from
@@ -122,17 +123,14 @@ class Attempt(NamedTuple):
     loss: torch.Tensor  # () the regulariser
 
 
-class NotFinite(RunError):
-    """Ends a run in which a step gave numbers that are not finite, however often it was tried.
+class NotFinite(NeverFinite):
+    """Has the last attempt at the step.
 
-    attempt: the last.  exact: whether its networks computed in float32.
+    attempt: that one.  exact: whether its networks computed in float32.
     """
 
-    alike = True
-
     def __init__(self, attempt: Attempt, exact: bool) -> None:
-        how = "with fresh noise" + " and in float32" * exact
-        super().__init__(f"step {attempt.i + 1}: its update is not finite, nor is it {how}")
+        super().__init__(attempt.i, "with fresh noise" + " and in float32" * exact)
         self.attempt, self.exact = attempt, exact
 
 
@@ -341,9 +339,7 @@ class SJC(Asset):
         square, loss, opaque = self._over_processes([g.square().sum(), attempt.loss, opacity.sum()])
         n_views = self.cfg.batch_views
         score = (square / (n_views * math.prod(g.shape[1:]))).sqrt()
-        gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
-        largest = torch._foreach_norm(gradients, math.inf)  # one launch for all
-        finite = torch.isfinite(torch.stack([score, loss, *largest]).sum())
+        finite = all_finite([score, loss], [p.grad for p in self.field.parameters() if p.grad is not None])
         self._set_rates(attempt.i)
         self.optimizer.step_where(finite)
         return {
@@ -469,17 +465,7 @@ def optimise(optimisation: SJC, first_step: int = 0) -> Iterator[tuple[int, Stat
     Raises NotFinite where that does not help.
     """
     left_out, n = optimisation.left_out, optimisation.cfg.n_steps
-
-    def retried(n_taken: int) -> Stats:
-        due = left_out.due(n_taken, last=n_taken == n)
-        for late in due:
-            optimisation.retry(late)
-            left_out.done(late)
-        return {"retried": [late + 1 for late in due]} if due else {}
-
-    if known := retried(first_step):
+    if known := left_out.retried(first_step, first_step == n, optimisation.retry):
         yield first_step, known
     for i in range(first_step, n):
-        stats = optimisation.step(i)
-        left_out.add(i, stats["masked"])
-        yield i + 1, {**stats, **retried(i + 1)}
+        yield i + 1, left_out.follow(i, optimisation.step(i), i + 1 == n, optimisation.retry)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
+from my.errors import RunError
 from my.host_copy import HostCopy
 
 if TYPE_CHECKING:
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
 
 BLOCK = 10  # steps whose flags are read together
 LEFT_OUT = "left_out"  # what the meta of a checkpoint calls the steps that are to be tried again
+
+
+class NeverFinite(RunError):
+    """Ends a run in which a step gave numbers that are not finite, however often it was tried; `how` says that."""
+
+    alike = True
+
+    def __init__(self, i: int, how: str) -> None:
+        super().__init__(f"step {i + 1}: its update is not finite, nor is it {how}")
 
 
 class LeftOut:
@@ -26,6 +36,23 @@ class LeftOut:
         self.known = sorted(known)  # steps that were left out
         self.running: list[tuple[int, torch.Tensor]] = []  # steps of the running block, and their flags on the device
         self.coming: list[tuple[tuple[int, ...], HostCopy]] = []  # steps of the blocks before, and their flags
+
+    def follow(self, i: int, stats: dict[str, Any], last: bool, retry: Callable[[int], object]) -> dict[str, Any]:
+        """Take in the statistics of step `i`, of which `masked` () is whether it was left out; try again what is due.
+
+        `retry` does that for a step, and raises where it fails: then the step stays due. Returns the statistics, which
+        say as `retried` which steps were tried again; the first step is 1.
+        """
+        self.add(i, stats["masked"])
+        return {**stats, **self.retried(i + 1, last, retry)}
+
+    def retried(self, n_taken: int, last: bool, retry: Callable[[int], object]) -> dict[str, Any]:
+        """Try again what is due after `n_taken` steps, as `follow` does; return {} where that is nothing."""
+        due = self.due(n_taken, last)
+        for late in due:
+            retry(late)
+            self.done(late)
+        return {"retried": [late + 1 for late in due]} if due else {}
 
     def add(self, i: int, flag: torch.Tensor) -> None:
         """Take in the flag () of step `i`: whether it was left out."""

@@ -1,7 +1,9 @@
 """A scene that is known: a box of two colours, its pictures, and short trainings on them."""
 
+import json
 import math
 
+import imageio.v3 as iio
 import numpy as np
 import torch
 
@@ -65,3 +67,25 @@ def train(nerf, first_step=0, last_step=math.inf):
         if item[0] == last_step:
             break
     return done
+
+
+def write(folder, scene, test_scene):
+    """Write two scenes to a folder in the Blender layout, and return it."""
+    folder.mkdir()
+    for split, views in (("train", scene), ("test", test_scene)):
+        frames = [
+            {"file_path": f"./{split}_{name}", "transform_matrix": c2w.tolist()}
+            for name, c2w in zip(views.names, views.c2w)
+        ]
+        for frame, image in zip(frames, views.images):
+            iio.imwrite(folder / frame["file_path"], image.numpy())
+        (folder / f"transforms_{split}.json").write_text(
+            json.dumps({"camera_angle_x": math.radians(50), "frames": frames})
+        )
+    return folder
+
+
+def flags(folder, *more, n_epoch=1):
+    """The words of run_nerf.py for a run of 42 steps per epoch on such a folder."""
+    of_run = f"--device cpu --bs 64 --model.grid_size 8 --model.bbox_len 1 --n_epoch {n_epoch} --scene {folder}"
+    return [*of_run.split(), *more]

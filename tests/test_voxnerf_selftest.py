@@ -219,7 +219,7 @@ def test_sums_that_depend_on_their_order_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "part, named", [("fused_adamax.update_where", "Adamax"), ("OccupiedAdam.step", "Adam with a mask")]
+    "part, named", [("fused_adamax.update_where", "Adamax"), ("OccupiedAdam.update", "Adam with a mask")]
 )
 def test_an_optimizer_that_does_nothing_is_named(part, named, monkeypatch):
     monkeypatch.setattr(f"voxnerf.fused.selftest.{part}", lambda *args: None)
@@ -232,6 +232,14 @@ def test_a_step_that_is_not_left_out_is_named(monkeypatch):
 
     monkeypatch.setattr(selftest.fused_adamax, "update_where", update)
     assert "color after Adamax by 0.05" in selftest.run(CPU, LATENTS).verdict
+
+
+def test_a_step_of_adam_that_is_not_left_out_is_named(monkeypatch):
+    update = selftest.OccupiedAdam.update
+    monkeypatch.setattr(
+        selftest.OccupiedAdam, "update", lambda self, finite, *args: update(self, torch.ones_like(finite), *args)
+    )
+    assert "color after Adam with a mask by 0.0" in selftest.run(CPU, LATENTS).verdict
 
 
 def test_an_exception_is_a_verdict(monkeypatch):
@@ -370,7 +378,17 @@ def test_the_digest_is_of_the_kernels_and_of_the_reference(tmp_path, monkeypatch
     (tmp_path / "fused").mkdir()
     monkeypatch.setattr(reference, "__file__", str(tmp_path / "reference.py"))
     digests = set()
-    read = ("fused/march.py", "fused/kernels.py", "reference.py", "field.py", "sh.py", "rays.py", "adamax.py")
+    read = (
+        "fused/march.py",
+        "fused/kernels.py",
+        "reference.py",
+        "field.py",
+        "sh.py",
+        "rays.py",
+        "adam.py",
+        "adamax.py",
+        "finite.py",
+    )
     for n, name in enumerate((*read, "nerf.py")):
         (tmp_path / name).write_text("x = 1")
         digests.add(selftest.code_digest.__wrapped__())

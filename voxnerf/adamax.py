@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from voxnerf.finite import replace_where
+
 Tensors = list[Tensor]
 Update = Callable[[Tensor, Tensors, Tensors, Tensors, Tensors, float, float, list[float], float], None]
 
@@ -61,8 +63,7 @@ def update_where(
 
     m <- m + rate (g - m), u <- max(beta2 u, |g| + eps), p <- p - speed m / u.
     """
-    for old_p, grad, old_m, old_u, speed in zip(p, g, m, u, speeds):
-        new_m, new_u = old_m.lerp(grad, rate), torch.maximum(beta2 * old_u, grad.abs() + eps)
-        new_p = torch.addcdiv(old_p, new_m, new_u, value=-speed)
-        for old, new in ((old_p, new_p), (old_m, new_m), (old_u, new_u)):
-            old.copy_(torch.where(finite, new, old))
+    for each_p, grad, each_m, each_u, speed in zip(p, g, m, u, speeds):
+        replace_where(finite, each_m, each_m.lerp(grad, rate))
+        replace_where(finite, each_u, torch.maximum(beta2 * each_u, grad.abs() + eps))
+        replace_where(finite, each_p, each_p.addcdiv(each_m, each_u, value=-speed))

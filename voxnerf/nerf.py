@@ -22,8 +22,11 @@ import torch.nn.functional as F
 
 from my import checkpoint
 from my.errors import UserError, note
+from my.left_out import LEFT_OUT, LeftOut, NeverFinite
+from my.script import OPTIONS, held
 from my.seeds import torch_rng
 from voxnerf import reference, state
+from voxnerf.adam import Adam
 from voxnerf.field import VoxRF, from_all_sides, make_field
 from voxnerf.likeness import mse, psnr, ssim
 from voxnerf.pixels import PixelCameras, Pixels
@@ -92,6 +95,8 @@ class View(NamedTuple):
 class NeRF:
     """One training: a field, the images that shape it, its optimizer and its clock.
 
+    `n_steps_taken` counts its steps. `left_out` knows those whose update was left out.
+
     Args:
         scene: the training views.
         device: where field, images and rays are.
@@ -100,7 +105,7 @@ class NeRF:
     """
 
     field: VoxRF
-    optimizer: torch.optim.Optimizer
+    optimizer: Adam
 
     def __init__(
         self,
@@ -117,10 +122,11 @@ class NeRF:
         events: list[tuple[float, float | None]] = [*GROWTH[1:], *((due, None) for due in MASKS)]
         self.schedule = sorted(events, key=lambda event: event[0])  # (progress, share of growth, or None for a mask)
         self.n_events = 0  # how many events of the schedule are over
+        self.n_steps_taken, self.left_out = 0, LeftOut()
         b = cfg.model.bbox_len
         box = np.array([[-b] * 3, [b] * 3])
         self._refuse_elsewhere(box, scene)
-        self._set_field(box, grid_shape(box, cfg.model.grid_size * GROWTH[0][1]))
+        self._set_field(box, self._new_field(box, grid_shape(box, cfg.model.grid_size * GROWTH[0][1])))
 
     def _refuse_elsewhere(self, box: np.ndarray, scene: Scene) -> None:
         """Raise UserError if next to no ray of the views passes through `box` (2, 3), or if cameras look away from it.
@@ -150,11 +156,10 @@ class NeRF:
                 "give a larger --model.bbox_len"
             )
 
-    def _set_field(self, box: np.ndarray, shape: Sequence[int], view_dependent: bool = False) -> None:
-        """Make a new field in `box` (2, 3), of `shape` (X, Y, Z) voxels, and the optimizer that goes with it."""
+    def _new_field(self, box: np.ndarray, shape: Sequence[int], view_dependent: bool = False) -> VoxRF:
+        """Return a new field in `box` (2, 3), of `shape` (X, Y, Z) voxels."""
         m = self.cfg.model
-        self.box = box  # as given: in the field it is rounded
-        self.field = make_field(
+        return make_field(
             m.model_type,
             box,
             shape,
@@ -165,7 +170,11 @@ class NeRF:
             view_dependent=view_dependent,
             generator=torch_rng(self.cfg.seed, 0, "field"),
         ).to(self.device)
-        self.optimizer = new_adam(self.field, self.cfg.lr, self.cfg.renderer)
+
+    def _set_field(self, box: np.ndarray, field: VoxRF) -> None:
+        """Take a field in `box` (2, 3), and a new optimizer for it: both, or nothing where memory runs out."""
+        optimizer = new_adam(field, self.cfg.lr, self.cfg.renderer)
+        self.box, self.field, self.optimizer = box, field, optimizer  # the box as given: in the field it is rounded
 
     # ------------------------------------------------------------------ schedule
 
@@ -187,7 +196,7 @@ class NeRF:
         for due, share in self.schedule[self.n_events :]:
             if progress < due or step < min(due * self.n_steps, WARM_UP):
                 break
-            self.find_empty_space() if share is None else self.grow(share, due >= HARMONICS)
+            find_empty_space(self.field) if share is None else self.grow(share, due >= HARMONICS)
             self.n_events += 1
         for name, group in zip(state.parameter_names(self.field), self.optimizer.param_groups, strict=True):
             group["lr"] = self.cfg.lr * LR_FACTORS.get(name, 1.0) * LR_DECAY**progress
@@ -201,64 +210,83 @@ class NeRF:
         old, old_box = self.field, self.box
         box = old_box if old.alpha_mask is None else occupied_box(old.alpha_mask, old_box)
         shape = grid_shape(box, self.cfg.model.grid_size * share)
-        self._set_field(box, shape, self.cfg.view_dependent and harmonics)
-        for (name, new), before in zip(self.field.named_parameters(), old.parameters()):
+        field = self._new_field(box, shape, self.cfg.view_dependent and harmonics)
+        for (name, new), before in zip(field.named_parameters(), old.parameters()):
             given = resample(before, old_box, box, shape) if new.ndim == 5 else before
             new.copy_(from_all_sides(given) if name == "color" and new.shape != given.shape else given)
         if old.alpha_mask is not None:
-            self.find_empty_space()
-
-    def find_empty_space(self) -> None:
-        """Set the field's mask. A field that is empty everywhere gets none, since a mask would keep it empty."""
-        self.field.update_alpha_mask(SPECK)
-        if self.field.alpha_mask is not None and not self.field.alpha_mask.any():
-            self.field.alpha_mask = None
+            find_empty_space(field)
+        self._set_field(box, field)
 
     # ------------------------------------------------------------------ training
 
-    def draw_batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _rng(self, step: int, stream: str, draw: int) -> torch.Generator:
+        """Return the generator of a stream of random numbers in a step; `draw` counts the attempts at the step."""
+        return torch_rng(self.cfg.seed, step, stream + f"/{draw}" * (draw > 0))
+
+    def draw_batch(self, step: int, draw: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return this step's rays_o, rays_d (bs * n, 3), and the pixels' colours and backgrounds (bs, 3).
 
         There are n = subpixels^2 rays per pixel, side by side. If the images have alpha, each pixel gets a random
-        background, since white fog cannot be seen before a white one.
+        background, since white fog cannot be seen before a white one. `draw` counts the attempts at the step.
         """
-        pixel = self.pixels.draw(self.cfg.bs, torch_rng(self.cfg.seed, step, "pixels"))
+        pixel = self.pixels.draw(self.cfg.bs, self._rng(step, "pixels", draw))
         view, y, x = self.pixels.locate(pixel)
-        dy, dx = self.draw_subpixels(step)
+        dy, dx = self.draw_subpixels(step, draw)
         rays = self.cameras.rays(view, y[:, None] + dy, x[:, None] + dx)
         rays_o, rays_d = (each.flatten(0, 1) for each in rays)
         colors = self.pixels.colors[pixel].float() / 255
         if self.pixels.opaque:
             return rays_o, rays_d, colors, torch.ones_like(colors)
-        bg = torch.rand(colors.shape, generator=torch_rng(self.cfg.seed, step, "background"))
+        bg = torch.rand(colors.shape, generator=self._rng(step, "background", draw))
         bg = bg.to(self.device, non_blocking=self.device.type == "cuda")
         return rays_o, rays_d, colors + (bg - 1) * (1 - self.pixels.alpha[pixel, None].float() / 255), bg
 
-    def draw_subpixels(self, step: int) -> torch.Tensor:
+    def draw_subpixels(self, step: int, draw: int = 0) -> torch.Tensor:
         """Return where this step's rays pass their pixels: (2, bs, n) or (2, 1, 1), y and x off the centre, in pixels.
 
         A single ray passes through the centre. n = s^2 rays pass through the s x s squares of a pixel, each at a random
-        point of its own square.
+        point of its own square. `draw` counts the attempts at the step.
         """
         s = self.cfg.subpixels
         if s == 1:
             return torch.zeros(2, 1, 1, device=self.device)
         square = torch.arange(s * s)
         corner = torch.stack([square // s, square % s])[:, None]  # (2, 1, n)
-        inside = torch.rand(2, self.cfg.bs, s * s, generator=torch_rng(self.cfg.seed, step, "subpixels"))
+        inside = torch.rand(2, self.cfg.bs, s * s, generator=self._rng(step, "subpixels", draw))
         return ((corner + inside) / s - 0.5).to(self.device, non_blocking=self.device.type == "cuda")
 
     def step(self, step: int, progress: float) -> dict[str, torch.Tensor]:
-        """Take one step; return {loss, psnr (dB, of the batch)}, tensors on the device."""
+        """Take one step; return {loss, psnr (dB, of the batch), masked}, tensors on the device.
+
+        Where the loss or the field's gradient is not finite, the field stays as it is, and `masked` is True. Nothing
+        waits for the device.
+        """
         self.keep_to_schedule(step, progress)
-        rays_o, rays_d, colors, bg = self.draw_batch(step)
+        stats = self.update(step)
+        self.n_steps_taken = step + 1
+        return stats
+
+    def update(self, step: int, draw: int = 0) -> dict[str, torch.Tensor]:
+        """Update the field by the rays of a step; returns what `step` does. `draw` counts the attempts at the step."""
+        rays_o, rays_d, colors, bg = self.draw_batch(step, draw)
         n = self.cfg.subpixels**2
         r = render_rays(self.field, rays_o, rays_d, bg.repeat_interleave(n, dim=0), EMPTINESS_SCALE, self.cfg.renderer)
         loss = F.mse_loss(r.color.unflatten(0, (-1, n)).mean(dim=1), colors)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss + EMPTINESS_WEIGHT * r.emptiness.mean()).backward()
-        self.optimizer.step()
-        return {"loss": loss.detach(), "psnr": psnr(loss.detach())}
+        total = loss + EMPTINESS_WEIGHT * r.emptiness.mean()
+        total.backward()
+        finite = self.optimizer.finite(total.detach())
+        self.optimizer.step_where(finite)
+        return {"loss": loss.detach(), "psnr": psnr(loss.detach()), "masked": ~finite}
+
+    def retry(self, step: int) -> None:
+        """Take a step, which was left out, again: with fresh rays, at the learning rates of the last step.
+
+        Raises NeverFinite where its update is not finite then.
+        """
+        if self.update(step, draw=1)["masked"]:
+            raise NeverFinite(step, "with fresh rays")
 
     # ------------------------------------------------------------------ evaluation
 
@@ -320,6 +348,8 @@ class NeRF:
             "masked": self.field.alpha_mask is not None,
             "view_dependent": self.field.view_dependent,
             "minutes": self.minutes,
+            LEFT_OUT: self.left_out.all(),
+            OPTIONS: held(self.cfg),  # type: ignore[arg-type]  # the protocol names only what a field reads of them
         }
         state.save(root, step, self.field, self.optimizer, meta, self.cfg.ckpt_keep)
 
@@ -336,31 +366,48 @@ class NeRF:
         Raises what `state.restore` raises, and UserError for a checkpoint of another command.
         """
         checkpoint.refuse_other("run_nerf.py", tensors, meta)
-        self._set_field(np.array(meta["box"]), meta["shape"], meta["view_dependent"])
+        box = np.array(meta["box"])
+        self._set_field(box, self._new_field(box, meta["shape"], meta["view_dependent"]))
         if meta["masked"]:
             self.field.update_alpha_mask()  # a mask of the right shape, to be overwritten
         state.restore(self.field, self.optimizer, tensors, meta["step"])
         self.n_events, self.minutes_before, self.started = meta["n_events"], meta["minutes"], self.clock()
-        return meta["step"]
+        self.n_steps_taken, self.left_out = meta["step"], LeftOut(meta.get(LEFT_OUT, ()))
+        return self.n_steps_taken
 
 
-def new_adam(field: VoxRF, lr: float, renderer: str) -> torch.optim.Adam:
-    """Return Adam for a field, with a group per parameter: `OccupiedAdam` where the fused renderer is used."""
+def new_adam(field: VoxRF, lr: float, renderer: str) -> Adam:
+    """Return Adam for a field: `OccupiedAdam` where the fused renderer is used."""
     if pick_march(renderer, field) is reference.march:
-        return torch.optim.Adam([{"params": [p]} for p in field.parameters()], lr, BETAS)
+        return Adam(field, lr, BETAS)
     from voxnerf.fused.adam import OccupiedAdam
 
     return OccupiedAdam(field, lr, BETAS)
 
 
 def optimise(nerf: NeRF, first_step: int = 0) -> Iterator[tuple[int, float, dict[str, torch.Tensor]]]:
-    """Yield (steps taken, progress, statistics) after each step until progress is 1; a new run takes one at least."""
+    """Yield (steps taken, progress, statistics) after each step until progress is 1; a new run takes one at least.
+
+    Steps that were left out are tried again some steps later, and `retried` is added to the statistics, as
+    `LeftOut.follow` does. A run that ended while it tried some begins with these: it yields `first_step`, and nothing
+    but `retried`.
+    Raises NeverFinite where that does not help.
+    """
     step, progress = first_step, nerf.progress(first_step)
+    if known := nerf.left_out.retried(step, progress >= 1, nerf.retry):
+        yield step, progress, known
     while progress < 1 or step == 0:
         stats = nerf.step(step, progress)
         step += 1
         progress = nerf.progress(step)
-        yield step, progress, stats
+        yield step, progress, nerf.left_out.follow(step - 1, stats, progress >= 1, nerf.retry)
+
+
+def find_empty_space(field: VoxRF) -> None:
+    """Set the field's mask. A field that is empty everywhere gets none, since a mask would keep it empty."""
+    field.update_alpha_mask(SPECK)
+    if field.alpha_mask is not None and not field.alpha_mask.any():
+        field.alpha_mask = None
 
 
 # ---------------------------------------------------------------- grids

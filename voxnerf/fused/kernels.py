@@ -697,7 +697,7 @@ def sweep_kernel(run: wp.Function) -> wp.Kernel:
 
 @functools.cache
 def adam_kernel(channels: int) -> wp.Kernel:
-    """Return the kernel of a step of Adam on rows of `channels` values, in flagged blocks."""
+    """Return the kernel of a step of Adam on rows of `channels` values, in flagged blocks; none without `finite`."""
     rows = vector(channels)
 
     @wp.kernel(enable_backward=False, module="unique", module_options=OPTIONS)
@@ -706,6 +706,7 @@ def adam_kernel(channels: int) -> wp.Kernel:
         stride: int,
         volume: Volume,
         flags: wp.array(dtype=wp.uint8),
+        finite: wp.array(dtype=wp.bool),
         beta1: float,
         beta2: float,
         rate: float,
@@ -717,7 +718,7 @@ def adam_kernel(channels: int) -> wp.Kernel:
         v: wp.array(dtype=rows),
     ):
         block = block_at(first + wp.tid() * stride, volume.blocks)
-        if not voxels_reached(flags, block, volume.blocks):
+        if not finite[0] or not voxels_reached(flags, block, volume.blocks):
             return
         size = volume.size
         for z in range(block[2] * BLOCK, wp.min((block[2] + 1) * BLOCK, size[2])):

@@ -26,6 +26,7 @@ from my import nvidia, plain_files
 from my.errors import RunError, first_line, is_out_of_memory, no_stderr, note
 from my.run_dir import write_atomic
 from voxnerf import adamax, reference
+from voxnerf.adam import Adam
 from voxnerf.field import VoxRF
 from voxnerf.fused import adamax as fused_adamax
 from voxnerf.fused import march as fused
@@ -51,7 +52,9 @@ SOURCES = (
     "field.py",
     "sh.py",
     "rays.py",
+    "adam.py",
     "adamax.py",
+    "finite.py",
 )  # below voxnerf/: what a verdict is about
 
 
@@ -291,14 +294,14 @@ def difference(got: torch.Tensor, want: torch.Tensor, allowed: float) -> Differe
 
 
 def stepped(field: VoxRF, gradients: list[torch.Tensor]) -> dict[str, Difference]:
-    """Return how far colours are from those of PyTorch's optimizers, after two steps with the same gradients.
+    """Return how far colours are from those of the optimizers in PyTorch, after two steps with the same gradients.
 
-    Adamax takes one step more, which is left out by its flag.
+    One step more is left out by its flag.
     """
     new, old = (adamax_steps(field, gradients, update) for update in (fused_adamax.update_where, adamax.update_where))
     found = {"color after Adamax": difference(new, old, OUTPUT_TOLERANCE * old.abs().max().item())}
-    if field.alpha_mask is not None:  # else `OccupiedAdam` is PyTorch's
-        new, old = (adam_steps(field, gradients, occupied) for occupied in (True, False))
+    if field.alpha_mask is not None:  # else `OccupiedAdam` is `Adam`
+        new, old = (adam_steps(field, gradients, kind) for kind in (OccupiedAdam, Adam))
         found["color after Adam"] = difference(new, old, OUTPUT_TOLERANCE * old.abs().max().item())
     return found
 
@@ -312,14 +315,12 @@ def adamax_steps(field: VoxRF, gradients: list[torch.Tensor], update: adamax.Upd
     return copy.color.detach()
 
 
-def adam_steps(field: VoxRF, gradients: list[torch.Tensor], occupied: bool) -> torch.Tensor:
-    """Return the colours of a field after two steps of Adam: `OccupiedAdam`, or PyTorch's."""
-    copy, lr, betas = with_gradients(field, gradients), 0.05, (0.9, 0.99)
-    optimizer: torch.optim.Optimizer = torch.optim.Adam([{"params": [p]} for p in copy.parameters()], lr, betas)
-    if occupied:
-        optimizer = OccupiedAdam(copy, lr, betas)
-    for _ in range(2):
-        optimizer.step()
+def adam_steps(field: VoxRF, gradients: list[torch.Tensor], kind: type[Adam]) -> torch.Tensor:
+    """Return the colours of a field after two steps of one kind of Adam, and one that is left out."""
+    copy = with_gradients(field, gradients)
+    optimizer = kind(copy, 0.05, (0.9, 0.99))
+    for finite in (True, True, False):
+        optimizer.step_where(torch.tensor(finite, device=field.density.device))
     return copy.color.detach()
 
 
