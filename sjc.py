@@ -32,6 +32,7 @@ from my.left_out import LEFT_OUT, LeftOut, NeverFinite
 from my.processes import Processes
 from my.script import OPTIONS, held
 from my.seeds import normal, numpy_rng
+from options.rule import RULES
 from options.sjc import SJCConfig
 from voxnerf import reference, state
 from voxnerf.adamax import Adamax, Update, update_where
@@ -126,11 +127,11 @@ class Attempt(NamedTuple):
 class NotFinite(NeverFinite):
     """Has the last attempt at the step.
 
-    attempt: that one.  exact: whether its networks computed in float32.
+    attempt: that one.  exact: whether its networks computed in float32.  again: how it was tried again.
     """
 
-    def __init__(self, attempt: Attempt, exact: bool) -> None:
-        super().__init__(attempt.i, "with fresh noise" + " and in float32" * exact)
+    def __init__(self, attempt: Attempt, exact: bool, again: str) -> None:
+        super().__init__(attempt.i, again + " and in float32" * exact)
         self.attempt, self.exact = attempt, exact
 
 
@@ -360,17 +361,18 @@ class SJC(Asset):
     def retry(self, i: int) -> None:
         """Take step `i`, which was left out, again: with fresh noise, and then in float32 where that is more exact.
 
-        Raises NotFinite where its update is not finite then.
+        A rule that adds no noise sees the field of some steps later. Raises NotFinite where its update is not finite.
         """
+        again = "with fresh noise" if RULES[self.cfg.rule].noise else "some steps later"
         attempt, exact = self.attempt(i, draw=1), self.adapter.is_exact
         left_out = self.apply(attempt)["masked"]
         if left_out and not exact:
-            note(f"step {i + 1}: its update is not finite with fresh noise either; it is tried in float32")
+            note(f"step {i + 1}: its update is not finite {again} either; it is tried in float32")
             with self.adapter.in_float32():
                 attempt, exact = self.attempt(i, draw=2), True
             left_out = self.apply(attempt)["masked"]
         if left_out:
-            raise NotFinite(attempt, exact)
+            raise NotFinite(attempt, exact, again)
 
     def _over_processes(self, statistics: list[torch.Tensor]) -> list[torch.Tensor]:
         """Sum the gradients of the field over all processes, and return such sums of statistics."""

@@ -532,6 +532,8 @@ def test_then_in_float32_and_then_the_run_ends(capsys):
     ):
         list(optimise(broken))
     assert broken.n_steps_taken == 20 and broken.left_out.all() == list(range(20))
+    with pytest.raises(NotFinite, match="finite, nor is it some steps later and in float32$"):  # there is no noise
+        list(optimise(fragile(limit=-math.inf, n_steps=5, rule="noiseless")))
     assert all(torch.equal(x, before[name]) for name, x in broken.field.state_dict().items())
 
 
