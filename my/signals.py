@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
@@ -14,6 +15,7 @@ from typing import NoReturn
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")  # schedulers send the middle four
 ASKING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))  # no system has all
 ENDED = 128  # plus the number of a signal: the exit status of a command that it ended, as shells have it
+ECHO_S = 1.0  # after the first signal, in which another one that no person typed is its echo
 IN_ORDER = "_in_order"  # attribute of an exception that has ended a block of `gently`: whether the block waited
 
 
@@ -76,17 +78,21 @@ def stopping(
 
     Inside an import it ends the process: a half imported library may do anything with an exception, from nothing at
     all to an abort in C++. A second signal ends the process too, wherever it is. `say` then says so, with what `go_on`
-    returns. A signal that whoever started the command had other plans with, such as to ignore it, is left alone.
+    returns. But one that comes within ECHO_S, and is no Ctrl-C, is an echo: schedulers send a signal to torchrun and to
+    its processes, and torchrun passes it on. A signal that whoever started the command had other plans with, such as to
+    ignore it, is left alone.
 
     Yields what has signals ignored, for when the command is done, and only its end is left. Where the block is the
     `whole` process, they then stay ignored: what Python does at its end would otherwise make another exit status of
     one. Else they are behind the block what they were before it.
     """
-    came: list[int] = []
+    came: list[float] = []  # when, s
 
     def stop(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        came.append(time.monotonic())
         second = len(came) > 1
+        if second and number != signal.SIGINT and came[-1] - came[0] < ECHO_S:
+            return
         if second or is_importing(frame):
             end_at_once(number, second, say, go_on)
         if _blocks and _blocks[-1].waits:

@@ -1,5 +1,6 @@
 """Signals that ask a command to end: outside of a training at once, with a line that says how to go on."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from my.signals import ASKING, Stopped, stopping
+from my import signals
+from my.signals import ASKING, Stopped, gently, stopping
 
 ROOT = Path(__file__).parent.parent
 TOY = """
@@ -18,6 +20,7 @@ from my.errors import RunError, run_main
 
 def main(argv):
     number = int(argv[0])
+    signals.ECHO_S = 0.0
     if "broken" in argv:
         try:
             with signals.gently() as heed:
@@ -119,6 +122,7 @@ def test_a_signal_to_what_prints_does_not_keep_a_second_one_from_ending_it(monke
 
     before = {number: signal.getsignal(number) for number in ASKING}
     plans_of_nobody()
+    monkeypatch.setattr(signals, "ECHO_S", 0.0)
     monkeypatch.setattr(os, "_exit", ended)
     try:
         with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)), stopping(reentrant, str):
@@ -128,6 +132,34 @@ def test_a_signal_to_what_prints_does_not_keep_a_second_one_from_ending_it(monke
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    "number, later, ends", [(signal.SIGTERM, 0.9, False), (signal.SIGTERM, 1.1, True), (signal.SIGINT, 0.1, True)]
+)
+def test_an_echo_of_a_signal_does_not_count(monkeypatch, number, later, ends):
+    """Schedulers send one to torchrun and to its processes, and torchrun passes it on. A person types Ctrl-C twice."""
+
+    def ended(status):
+        raise SystemExit(status)
+
+    before = {each: signal.getsignal(each) for each in ASKING}
+    plans_of_nobody()
+    now = iter([100.0, 100.0 + later])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(os, "_exit", ended)
+    try:
+        with contextlib.suppress(SystemExit), stopping(lambda _: None, str), gently() as heed:
+            heed.waits = True
+            signal.raise_signal(signal.SIGTERM)
+            assert heed.asked == signal.SIGTERM
+            signal.raise_signal(number)
+            assert not ends and heed.asked == signal.SIGTERM
+            ends = True
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ends
 
 
 AT_THE_END = """
