@@ -203,7 +203,8 @@ def ddpm(_parts, device=CUDA):
 
 
 def ideal(_parts, device=CUDA):
-    views, world = {"front view of": torch.zeros(5, 3, 8, 8)}, torch.zeros(2, 5, 16, 16, dtype=torch.uint8)
+    views = {"front view of": torch.zeros(5, 3, 8, 8)}
+    world = torch.zeros(2, 5, 16, 16, dtype=torch.uint8), torch.ones(2)
     return IdealAdapter(views, 8, lambda word: views, lambda: world, device)
 
 
