@@ -93,13 +93,15 @@ def stopping(
         second = len(came) > 1
         if second and number != signal.SIGINT and came[-1] - came[0] < ECHO_S:
             return
-        if second or is_importing(frame):
+        if second:
             end_at_once(number, second, say, go_on)
         if _blocks and _blocks[-1].waits:
             _blocks[-1].asked = number
             return
         if is_ending():
             return
+        if is_importing(frame):
+            end_at_once(number, second, say, go_on)
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
     def ignore() -> None:

@@ -162,6 +162,35 @@ def test_an_echo_of_a_signal_does_not_count(monkeypatch, number, later, ends):
     assert ends
 
 
+def test_inside_an_import_a_training_waits_as_elsewhere(monkeypatch):
+    """Only an exception would be wrong there. A training that has ended for a reason of its own says that one."""
+    before = {each: signal.getsignal(each) for each in ASKING}
+    plans_of_nobody()
+    monkeypatch.setattr(signals, "is_importing", lambda frame: True)
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("ended at once"))
+    try:
+        with stopping(lambda _: None, str):
+            try:
+                with gently() as heed:
+                    heed.waits = True
+                    signal.raise_signal(signal.SIGTERM)
+                    assert heed.asked == signal.SIGTERM
+                    raise ValueError
+            except ValueError:
+                monkeypatch.setattr(signals, "ECHO_S", 1e9)
+                signal.raise_signal(signal.SIGTERM)
+        with stopping(lambda _: None, str):
+            try:
+                with gently() as heed:
+                    heed.waits = True
+                    raise ValueError
+            except ValueError:
+                signal.raise_signal(signal.SIGTERM)  # the first: what is done about the exception goes on
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 AT_THE_END = """
 import atexit, os, signal, sys
 from my.errors import run_main
