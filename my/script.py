@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FULL_CONFIG = "full_config.yml"
 OPTIONS = "options"  # the key in the meta of a checkpoint of what `held` returned
-SAVED = re.compile(r"step_\d{7,}")  # begins the names of what commands save, by which a run goes on
+SAVED = re.compile(checkpoint.NAME)  # begins the names of what commands save, by which a run goes on
 WEIGHTS = "weights"  # the key in it, behind the options, of what `RunOptions.weights` returned when the run began
 
 
