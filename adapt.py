@@ -10,7 +10,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -42,14 +42,47 @@ class Scheduler(Protocol):
     betas: torch.Tensor  # (n,)
 
 
+Level = float | torch.Tensor  # a level of noise out of a model's table, or one of each row: (B, 1, 1, 1) on the device
+
+
+class Question(NamedTuple):
+    """What a denoiser is asked: D(x, sigma), guided away from `uncond` and towards `cond`."""
+
+    x: torch.Tensor  # (B, C, H, W)
+    sigma: float  # out of the model's table
+    cond: torch.Tensor  # (B, ...)
+    uncond: torch.Tensor | None = None  # likewise; None for no guidance
+    scale: float = 1.0
+    negatives: tuple[torch.Tensor, torch.Tensor] | None = None  # conditions (B, n, ...) and weights (B, n)
+
+    def texts(self) -> list[torch.Tensor]:
+        """Return the conditions (B, ...) for which the network is evaluated."""
+        if self.uncond is None or (self.scale == 1 and self.negatives is None):
+            return [self.cond]
+        return [self.cond, self.uncond, *(() if self.negatives is None else self.negatives[0].unbind(1))]
+
+    def answer(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return D_u + scale (D_c - D_u) (B, C, H, W) of D for each of `texts` (arXiv 2207.12598, Eq. 6, in D).
+
+        The negatives change D_c - D_u, by `perp_neg`.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        d_cond, d_uncond, *d_others = parts
+        toward = d_cond - d_uncond
+        if self.negatives is not None and d_others:
+            toward = perp_neg(toward, torch.stack(d_others, 1) - d_uncond[:, None], self.negatives[1])
+        return d_uncond + self.scale * toward
+
+
 class ScoreAdapter(ABC):
     """A denoiser D(x, sigma | text): the mean of the clean x0 given x = x0 + sigma n, n ~ N(0, I).
 
     Space: x is (B, C, H, W) float32, `data_shape` = (C, H, W), in the model's own space: RGB in
     [-1, 1] for pixel models, scaled latents for latent ones. `decode` turns it into a picture,
     `encode` back.
-    Noise: `sigmas` (n,) float64, largest first, are the levels the model was trained at; `denoise`
-    takes one of them, and `round_sigma` finds the nearest to any other. They stay on the host.
+    Noise: `sigmas` (n,) float64, largest first, are the levels the model was trained at. They stay on the host.
+    `denoise` takes one of them, and `answers` takes several at once. `round_sigma` finds the nearest to any other.
     Text: `embed` turns prompts into a batch of conditions (B, ...), rows that can be gathered and
     concatenated; the condition of "" is the unconditional one, unless not `free_guidance`: then
     there is none, and `denoise` does not guide. Conditions are on `device`, or on the host where
@@ -65,8 +98,8 @@ class ScoreAdapter(ABC):
     free_guidance: bool = True
 
     @abstractmethod
-    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
-        """Return D(x, sigma | cond) (B, C, H, W) for a float sigma out of `sigmas`: the network call."""
+    def _denoise(self, x: torch.Tensor, sigma: Level, cond: torch.Tensor) -> torch.Tensor:
+        """Return D(x, sigma | cond) (B, C, H, W): the network call."""
 
     @abstractmethod
     def embed(self, prompts: list[str]) -> torch.Tensor:
@@ -94,26 +127,23 @@ class ScoreAdapter(ABC):
         scale: float = 1.0,
         negatives: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Return the guided denoised x: D_u + scale (D_c - D_u) (arXiv 2207.12598, Eq. 6, in D).
+        """Return the answer to one `Question`."""
+        return self.answers([Question(x, sigma, cond, uncond, scale, negatives)])[0]
 
-        `x` (B, C, H, W); `sigma` a float out of `sigmas`; `cond` (B, ...); `uncond` likewise or
-        None for no guidance. `negatives` is None or (conditions (B, n, ...), weights (B, n)) by which
-        `perp_neg` changes D_c - D_u.
-        """
-        if uncond is None or not self.free_guidance or (scale == 1 and negatives is None):
-            return self._denoise(x, sigma, cond)
-        others, weights = negatives or (cond[:, None][:, :0], cond.new_zeros(len(cond), 0))
-        n = others.shape[1]
-        d_cond, d_uncond, *d_others = self.denoise_each(x, sigma, [cond, uncond, *others.unbind(1)])
-        toward = d_cond - d_uncond
-        if n:
-            toward = perp_neg(toward, torch.stack(d_others, 1) - d_uncond[:, None], weights)
-        return d_uncond + scale * toward
+    def answers(self, questions: Sequence[Question]) -> list[torch.Tensor]:
+        """Return the answers to several questions, in one call of the network. Each has its own level of noise."""
+        questions = [self.askable(question) for question in questions]
+        asked = [(q.x, q.sigma, text) for q in questions for text in q.texts()]
+        xs, levels, conds = zip(*asked)
+        sigma = levels[0]
+        if len(set(levels)) > 1:
+            sigma = torch.cat([x.new_full((len(x), 1, 1, 1), level) for x, level in zip(xs, levels)])
+        parts = iter(self._denoise(torch.cat(xs), sigma, torch.cat(conds)).split([len(x) for x in xs]))
+        return [q.answer([next(parts) for _ in q.texts()]) for q in questions]
 
-    def denoise_each(self, x: torch.Tensor, sigma: float, conds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return D(x, sigma | cond) for each of several conditions (B, ...), in one call of the network."""
-        n = len(conds)
-        return list(self._denoise(x.repeat(n, 1, 1, 1), sigma, torch.cat(list(conds))).chunk(n))
+    def askable(self, question: Question) -> Question:
+        """Return the question that this model can be asked: without guidance, where it has no D_u."""
+        return question if self.free_guidance else question._replace(uncond=None)
 
     def fitting(self, prompt: str, spoken: Callable[[str], list[str]]) -> str:
         """Return the prompt, cut at its end where the model would not read each text of `spoken(prompt)` to its end.
@@ -186,8 +216,10 @@ class ScoreAdapter(ABC):
         """Return the time step that networks take: the index of the entry nearest to `sigma`, from the smallest on."""
         return len(self._levels) - 1 - self._nearest(sigma)
 
-    def timestep_on_device(self, sigma: float) -> torch.Tensor:
-        """Return `timestep` as a tensor (1,) on the device, out of a table there: a copy of a number would wait."""
+    def timestep_on_device(self, sigma: Level) -> torch.Tensor:
+        """Return `timestep` as a tensor on the device, (1,) or one of each row (B,): a copy of a number would wait."""
+        if isinstance(sigma, torch.Tensor):
+            return (self._rising - sigma.flatten()[:, None]).abs().argmin(1)
         t = self.timestep(sigma)
         return self._timesteps[t : t + 1]
 
@@ -200,6 +232,11 @@ class ScoreAdapter(ABC):
     def _timesteps(self) -> torch.Tensor:
         """All time steps (n,) on the device."""
         return torch.arange(len(self.sigmas), device=self.device)
+
+    @cached_property
+    def _rising(self) -> torch.Tensor:
+        """All levels (n,) float32 on the device, the smallest first."""
+        return self.sigmas.flip(0).float().to(self.device)
 
     def _nearest(self, sigma: float | torch.Tensor) -> int:
         """Return the index of the entry of `sigmas` nearest to `sigma`."""
@@ -242,7 +279,7 @@ def scheduler_sigmas(scheduler: Scheduler) -> torch.Tensor:
     return ((1 - abar) / abar).sqrt().flip(0)
 
 
-def denoised(x: torch.Tensor, sigma: float, out: torch.Tensor, prediction_type: str = "epsilon") -> torch.Tensor:
+def denoised(x: torch.Tensor, sigma: Level, out: torch.Tensor, prediction_type: str = "epsilon") -> torch.Tensor:
     """Return D of a network's answer `out` at x / sqrt(1 + sigma^2), by what it predicts: epsilon, v or the sample.
 
     Source: EDM, arXiv 2206.00364, Table 1, VP; for v, arXiv 2202.00512, appendix D.
@@ -255,10 +292,11 @@ def denoised(x: torch.Tensor, sigma: float, out: torch.Tensor, prediction_type: 
     return x - sigma * out
 
 
-def posterior_mean(x: torch.Tensor, sigma: float, y: torch.Tensor) -> torch.Tensor:
+def posterior_mean(x: torch.Tensor, sigma: Level, y: torch.Tensor) -> torch.Tensor:
     """Return D(x, sigma) (C, H, W) where the data are the pictures y (n, C, H, W), equally likely.
 
     It is their mean, weighted by N(x; y_i, sigma^2 I). Source: EDM, arXiv 2206.00364, appendix B.3.
+    sigma: a float, or a tensor without axes.
     """
     rows = y.flatten(1)
     distance = torch.linalg.vector_norm(rows - x.flatten(), dim=1)  # by |y|^2 - 2 xy + |x|^2 digits would cancel

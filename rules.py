@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from adapt import posterior_mean
+from adapt import Question, posterior_mean
 from my.errors import UserError
 from options.rule import RULES, rules_where
 
@@ -53,27 +53,29 @@ class Ask:
         self.uncond, self.bad = uncond.expand_as(cond), None if bad is None else bad.expand_as(cond)
         self.n_calls = 0
 
+    def answers(self, *questions: Question) -> list[torch.Tensor]:
+        """Return the answers to several questions, in one call of the network."""
+        self.n_calls += sum(len(self.adapter.askable(question).texts()) for question in questions)
+        return self.adapter.answers(questions)
+
+    def towards_text(self, x: torch.Tensor, sigma: float, scale: float | None = None) -> Question:
+        """Return the question for D_s(x, sigma), with Perp-Neg where the run has it; at scale 1 it is D_c.
+
+        `scale` takes the place of the run's guidance.
+        """
+        return Question(x, sigma, self.cond, self.uncond, self.scale if scale is None else scale, self.negatives)
+
     def guided(self, x: torch.Tensor, sigma: float, scale: float | None = None) -> torch.Tensor:
-        """Return D_s(x, sigma), with Perp-Neg where the run has it; `scale` takes the place of the run's guidance."""
-        s = self.scale if scale is None else scale
-        plain = not self.adapter.free_guidance or (s == 1 and self.negatives is None)
-        self.n_calls += 1 if plain else 2 + (0 if self.negatives is None else self.negatives[0].shape[1])
-        return self.adapter.denoise(x, sigma, self.cond, self.uncond, s, self.negatives)
+        """Return the answer to `towards_text`."""
+        return self.answers(self.towards_text(x, sigma, scale))[0]
 
-    def parts(self, x: torch.Tensor, sigma: float, *texts: torch.Tensor) -> list[torch.Tensor]:
-        """Return D(x, sigma) for each of several conditions (b, ...), in one call of the network."""
-        self.n_calls += len(texts)
-        return self.adapter.denoise_each(x, sigma, texts)
-
-    def texts(self, x: torch.Tensor, sigma: float, *others: torch.Tensor) -> list[torch.Tensor]:
+    def each(self, x: torch.Tensor, sigma: float, *others: torch.Tensor) -> list[torch.Tensor]:
         """Return D_c(x, sigma), with Perp-Neg where the run has it, and D(x, sigma) for other conditions (b, ...)."""
-        if self.negatives is None:
-            return self.parts(x, sigma, self.cond, *others)
-        return [self.guided(x, sigma, 1.0), *(self.parts(x, sigma, *others) if others else ())]
+        return self.answers(self.towards_text(x, sigma, 1.0), *(Question(x, sigma, text) for text in others))
 
     def unconditional(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         """Return D_u(x, sigma)."""
-        return self.parts(x, sigma, self.uncond)[0]
+        return self.answers(Question(x, sigma, self.uncond))[0]
 
 
 class Moment(NamedTuple):
@@ -152,7 +154,7 @@ def csd(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
     """
     bad = 0.0 if ask.bad is None else min(1.0, at.progress / CSD_TURN)
     others = [(share, text) for share, text in ((1 - bad, ask.uncond), (bad, ask.bad)) if text is not None and share]
-    d_c, *d_others = ask.texts(perturbed(x, n, at.sigma), at.sigma, *(text for _, text in others))
+    d_c, *d_others = ask.each(perturbed(x, n, at.sigma), at.sigma, *(text for _, text in others))
     d_other = sum(share * d for (share, _), d in zip(others, d_others))
     return weight(at.sigma) * ask.scale * (d_c - d_other) / at.sigma
 
@@ -169,10 +171,10 @@ def nfsd(entry: Callable[[float], float]) -> Rule:
         assert ask.bad is not None  # the configuration refused it
         x_sigma = perturbed(x, n, at.sigma)
         if entry(at.sigma) < NFSD_ENTRY:
-            d_c, d_u = ask.texts(x_sigma, at.sigma, ask.uncond)
+            d_c, d_u = ask.each(x_sigma, at.sigma, ask.uncond)
             delta = d_u - x_sigma
         else:
-            d_c, d_u, d_bad = ask.texts(x_sigma, at.sigma, ask.uncond, ask.bad)
+            d_c, d_u, d_bad = ask.each(x_sigma, at.sigma, ask.uncond, ask.bad)
             delta = d_u - d_bad
         return weight(at.sigma) / at.sigma * (ask.scale * (d_c - d_u) + delta)
 
@@ -190,7 +192,7 @@ def bridge(from_progress: float) -> Rule:
         assert ask.bad is not None  # the configuration refused it
         if at.progress < from_progress:
             return sds(ask, x, n, at)
-        d_c, d_bad = ask.texts(perturbed(x, n, at.sigma), at.sigma, ask.bad)
+        d_c, d_bad = ask.each(perturbed(x, n, at.sigma), at.sigma, ask.bad)
         return weight(at.sigma) * ask.scale * (d_c - d_bad) / at.sigma
 
     return rule
@@ -222,8 +224,9 @@ def asd(shifted: Callable[[float, float], float]) -> Rule:
 
     def rule(ask: Ask, x: torch.Tensor, n: torch.Tensor, at: Moment) -> torch.Tensor:
         above = shifted(at.sigma, at.chance)
-        d_s = ask.guided(perturbed(x, n, at.sigma), at.sigma)
-        (d_c,) = ask.texts(perturbed(x, n, above), above)
+        d_s, d_c = ask.answers(
+            ask.towards_text(perturbed(x, n, at.sigma), at.sigma), ask.towards_text(perturbed(x, n, above), above, 1.0)
+        )
         return weight(at.sigma) * ((d_s - x) / at.sigma - (d_c - x) / above)
 
     return rule

@@ -12,7 +12,7 @@ rules.png, and all runs. It can be stopped at any time: the same command keeps w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -30,6 +30,9 @@ from my.run_dir import refuse_inside, refuse_output, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+
+    from adapt import Question
 
 N_FIELDS = 4  # of VSD
 BAD = ["--bad_words", "blurry, foggy"]
@@ -114,13 +117,13 @@ class Free:
 
     free_guidance = True
 
-    def denoise(self, x: Any, *_: Any) -> Any:
-        """Return x."""
-        return x
+    def askable(self, question: Question) -> Question:
+        """Return the question."""
+        return question
 
-    def denoise_each(self, x: Any, _: float, texts: Iterable[Any]) -> list[Any]:
-        """Return x for each text."""
-        return [x for _ in texts]
+    def answers(self, questions: Sequence[Question]) -> list[torch.Tensor]:
+        """Return x of each question."""
+        return [question.x for question in questions]
 
 
 def calls_of(flags: list[str]) -> float:

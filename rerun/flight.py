@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from adapt import make_adapter
+from adapt import Question, make_adapter
 from my import checkpoint, config
 from my.errors import RunError, UserError, first_line, shown
 from my.plain_files import parse_json
@@ -197,21 +197,21 @@ def replay(record: Record, attempt: int | None = None) -> list[Finding]:
         optimisation = SJC(record.cfg, adapter)
         state.restore_field(optimisation.field, {FIELD + name: x for name, x in field.items()})
         findings += of_conditions({"": optimisation.uncond, **optimisation.cond})
-        denoise = adapter.denoise
+        answers = adapter.answers
 
-        def watched(x: torch.Tensor, *args: Any) -> torch.Tensor:
-            findings.append(Finding("noisy rendering", x))
-            D = denoise(x, *args)
-            findings.append(Finding("denoised rendering", D))
-            return D
+        def watched(questions: Sequence[Question]) -> list[torch.Tensor]:
+            findings.extend(Finding("noisy rendering", x) for x in {id(q.x): q.x for q in questions}.values())
+            found = answers(questions)
+            findings.extend(Finding("denoised rendering", D) for D in found)
+            return found
 
-        adapter.denoise = watched  # type: ignore[method-assign, assignment]
+        adapter.answers = watched  # type: ignore[method-assign]
         try:
             computed = optimisation.attempt(record.about["step"], draw)
         except RuntimeError as error:
             raise RunError(f"the step cannot be run again: {first_line(error)}") from None
         finally:
-            del adapter.denoise
+            del adapter.answers
     i = next((k for k, finding in enumerate(findings) if finding.what == "noisy rendering"), len(findings))
     findings[i:i] = [Finding(f"rendering, {name}", x) for name, x in computed.rendering._asdict().items()]
     findings += [Finding("score", computed.g), Finding("regulariser", computed.loss)]

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import crafted
-from adapt import PLAIN_BACKGROUNDS, ScoreAdapter, make_adapter, perp_neg
+from adapt import PLAIN_BACKGROUNDS, Question, ScoreAdapter, make_adapter, perp_neg
 from families.sd.adapter import StableDiffusionAdapter, network_dtype
 from families.sd.options import Options as SDConfig
 from my.errors import UserError
 from options.sjc import SJCConfig
 from pose import all_view_prompts
-from tiny import of_pictures
+from tiny import at_several_levels, of_pictures
 from toyworld import COLORS, OBJECTS
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -60,6 +60,27 @@ def test_guidance_by_hand(scale, want, batch):
     adapter, x = Constant(), torch.zeros(2, 3, 4, 4)
     D = adapter.denoise(x, 1.0, adapter.embed([3, 3]), adapter.embed([1, 1]), scale)
     assert D.shape == x.shape and (want == D).all() and adapter.batches == [batch]
+
+
+class Levels(Constant):
+    """D(x, sigma | c) = sigma c, and a record of the levels that were asked for."""
+
+    def _denoise(self, x, sigma, cond):
+        self.levels = sigma
+        return sigma * super()._denoise(x, sigma, cond)
+
+
+def test_several_questions_are_one_batch():
+    """Guided, at another level, and of another number of rows; each gets its own answer."""
+    adapter = Levels()
+    three, seven, one = adapter.embed([3, 7, 1]).split(1)
+    x = torch.zeros(2, 3, 4, 4)
+    both, other = adapter.answers(
+        [Question(x, 5.0, torch.cat([three, seven]), one.expand(2, 1), 2.0), Question(x[:1], 0.25, seven)]
+    )
+    assert both[:, 0, 0, 0].tolist() == [5 * 5, 5 * 13] and other[:, 0, 0, 0].tolist() == [7 / 4]
+    assert adapter.levels.flatten().tolist() == [5.0] * 4 + [0.25] and adapter.batches == [5]
+    assert adapter.timestep_on_device(adapter.levels).tolist() == [2, 2, 2, 2, 0]
 
 
 def test_guidance_keeps_the_rows_apart():
@@ -301,6 +322,14 @@ def test_epsilon_and_v_models_agree(parts, sd, batch, t):
     sigma = sd.sigmas[999 - t].item()
     x = x0 + sigma * x0.flip(0)
     torch.testing.assert_close(v.denoise(x, sigma, cond), sd.denoise(x, sigma, cond), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@torch.no_grad()
+def test_several_levels_in_one_call(parts, kind):
+    adapter = StableDiffusionAdapter(with_prediction(parts, kind))
+    at_once, one_by_one = at_several_levels(adapter, *adapter.embed(["a blue duck", ""]).split(1))
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-4, atol=1e-4 * one_by_one.abs().max().item())
 
 
 def test_tiny_shapes(sd):

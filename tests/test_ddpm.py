@@ -17,7 +17,7 @@ from families.ddpm.pipeline import read
 from my.errors import UserError
 from options.sjc import SJCConfig
 from sjc import SJC
-from tiny import pixel_unet
+from tiny import at_several_levels, pixel_unet
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,12 @@ def test_denoised_equals_the_schedulers(unet, kind, t):
     cond = adapter.embed(["front view of a duck", ""])
     got = adapter.denoise((1 + sigma**2) ** 0.5 * x_t, sigma, cond, cond, 100.0)  # nothing to guide by
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
+
+
+@torch.no_grad()
+def test_several_levels_in_one_call(unet):
+    adapter = DDPMAdapter(unet, DDPMScheduler())
+    torch.testing.assert_close(*at_several_levels(adapter, *adapter.embed(["", ""]).split(1)), rtol=1e-4, atol=1e-3)
 
 
 def test_folder_is_loaded(folder):

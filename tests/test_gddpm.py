@@ -21,6 +21,7 @@ from families.gddpm.unet import NoisyClassifier, build_unet, convert, published_
 from my.errors import UserError
 from options.sampling import SamplingConfig
 from options.sjc import SJCConfig
+from tiny import at_several_levels
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 KEYS = json.loads((REFERENCE / "gddpm_checkpoint_keys.json").read_text())
@@ -166,6 +167,17 @@ def test_denoised_by_the_unet(t):
     eps = unet(x / math.sqrt(1 + sigma**2), t).sample[:, :3]
     D = adapter.denoise(x, sigma, adapter.embed(["", ""]), adapter.embed(["", ""]), 100.0)
     torch.testing.assert_close(D, x - sigma * eps, rtol=1e-4, atol=1e-4 * sigma)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_levels": 4000, "rescaled": True}, {"predicts": "sample"}])
+@torch.no_grad()
+def test_several_levels_in_one_call(options):
+    """Of the UNet and of the classifier."""
+    adapter = GuidedDDPMAdapter(
+        tiny(), default=3, classifier=tiny(kind=NoisyClassifier, seed=1), cls_scaling=2.5, **options
+    )
+    at_once, one_by_one = at_several_levels(adapter, *adapter.embed(["", ""]).split(1))
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-4, atol=1e-5 * one_by_one.abs().max().item())
 
 
 def test_class_reaches_the_unet():

@@ -15,7 +15,7 @@ from families.ideal.pictures import Photographer, rendered
 from my.errors import UserError
 from pose import camera_at
 from sjc import SJC
-from tiny import config, of_pictures
+from tiny import at_several_levels, config, of_pictures
 from toyworld import COLORS, DEGRADATIONS, OBJECTS, compose, degraded
 
 SIZE = 16
@@ -189,6 +189,10 @@ def test_guidance_pushes_towards_the_object(duck):
     got = duck.denoise(x, 2.0, blurry)[0]
     torch.testing.assert_close(got, duck.all_pairs.posterior_mean(x[0], 2.0, ["blurry", "foggy"]))
     assert (duck.denoise(x, 2.0, bad_duck)[0] - got).abs().max() > 0.01
+
+
+def test_several_levels_in_one_call(duck):
+    torch.testing.assert_close(*at_several_levels(duck, *duck.embed(["a blue duck", ""]).split(1)))
 
 
 def test_what_needs_no_other_object_renders_none(monkeypatch):

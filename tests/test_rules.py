@@ -138,7 +138,7 @@ def test_rules_that_reduce_to_one_another():
     torch.testing.assert_close(SIGMA * noise_gone, g(rules.noiseless))  # in expectation, D being linear
     no_gap = rules.ism(lambda sigma: [0.2, sigma])  # s = t: classifier guidance at the inverted x
     x_s = rules.inverted(lambda x, sigma: asked().unconditional(x, sigma), X, [0.2, SIGMA])
-    d_c, d_u = asked().parts(x_s, SIGMA, *(asked().cond, asked().uncond))
+    d_c, d_u = asked().each(x_s, SIGMA, asked().uncond)
     torch.testing.assert_close(g(no_gap), SCALE * (d_c - d_u))
     torch.testing.assert_close(g(rules.asd(lambda sigma, chance: sigma), scale=1), 0 * X)  # one level, no guidance
     same_level = g(rules.asd(lambda sigma, chance: sigma))
@@ -187,7 +187,7 @@ def made(name, adapter=None, **options):
 def test_levels_come_from_the_table():
     """Those of a run: a second level above the first, and an inversion that ends below it."""
     adapter, seen = Gaussian(), []
-    adapter._denoise = lambda x, sigma, cond: seen.append(adapter.timestep(sigma)) or x / 2
+    adapter._denoise = lambda x, sigma, cond: seen.append(adapter.timestep_on_device(sigma).tolist()) or x / 2
     ask = Ask(adapter, *(adapter.embed(["1"]) for _ in range(2)), 2.0)
     table = adapter.sigmas.tolist()[::-1]
 
@@ -196,13 +196,14 @@ def test_levels_come_from_the_table():
         made(name, adapter, **options)(ask, X[:1], N[:1], Moment(table[t], 0.0, chance))
         return list(seen)
 
-    assert levels("asd", 600, 1.0) == [600, 659] and levels("asd", 990, 0.9) == [990, 999]
-    assert levels("asd", 600, 0.5, sigma_range=(500, 990)) == [600, 605]
-    assert levels("ism", 600) == [200, 200, 400, 550, 600]
-    assert levels("ism", 20) == [0, 0, 20]
-    assert levels("sdi", 600) == [100, 100, 200, 300, 400, 500, 600]
+    assert levels("asd", 600, 1.0) == [[600, 600, 659]]  # one call of the network
+    assert levels("asd", 990, 0.9) == [[990, 990, 999]]
+    assert levels("asd", 600, 0.5, sigma_range=(500, 990)) == [[600, 600, 605]]
+    assert levels("ism", 600) == [[200], [200], [400], [550], [600]]
+    assert levels("ism", 20) == [[0], [0], [20]]
+    assert levels("sdi", 600) == [[100], [100], [200], [300], [400], [500], [600]]
     ask.bad = ask.uncond
-    assert levels("nfsd", 150, bad_words="0") == [150] and levels("nfsd", 250, bad_words="0") == [250]
+    assert levels("nfsd", 150, bad_words="0") == [[150]] and levels("nfsd", 250, bad_words="0") == [[250]]
 
 
 @pytest.mark.parametrize("name", rules_where(lambda rule: rule.bad_words == "needed"))

@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import torch
 
-from adapt import ScoreAdapter
+from adapt import Question, ScoreAdapter
 from families.ideal.adapter import IdealAdapter
 from karras import scaled_linear_betas, sigmas_from_betas
 from options.sjc import SJCConfig
@@ -47,6 +48,22 @@ class NotANumber(Affine):
 
     def _denoise(self, x, sigma, cond):
         return x * math.nan
+
+
+def at_several_levels(adapter, cond, uncond):
+    """Return (the answers to questions at several levels of noise, asked at once, what was answered one by one).
+
+    cond, uncond: one condition each.
+    """
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, *adapter.data_shape))).float()
+    levels = adapter.sigmas[[100, 500, 900]].tolist()
+    conds = cond.expand(2, *cond.shape[1:]), uncond.expand(2, *uncond.shape[1:])
+    questions = [
+        Question(x, levels[0], *conds, 3.0),
+        Question(-x, levels[1], conds[0]),
+        Question(x[:1], levels[2], *(c[:1] for c in conds), 0.5),
+    ]
+    return torch.cat(adapter.answers(questions)), torch.cat([adapter.denoise(*question) for question in questions])
 
 
 def config(**options):

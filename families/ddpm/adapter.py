@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adapt import PixelAdapter, denoised, scheduler_sigmas
+from adapt import Level, PixelAdapter, denoised, scheduler_sigmas
 from families import hub
 from families.calls import NetworkCall
 from families.ddpm import pipeline
@@ -52,7 +52,7 @@ class DDPMAdapter(PixelAdapter):
         super().keep_pictures(device)
         del self.unet, self.network
 
-    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
+    def _denoise(self, x: torch.Tensor, sigma: Level, cond: torch.Tensor) -> torch.Tensor:
         x_in = ((1 + sigma**2) ** -0.5 * x).contiguous(memory_format=image_layout(self.device))
         out = self.network(x_in, self.timestep_on_device(sigma))[:, : x.shape[1]]
         return denoised(x, sigma, out, self.prediction_type)

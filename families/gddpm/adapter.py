@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from adapt import PixelAdapter, denoised
+from adapt import Level, PixelAdapter, denoised
 from families.calls import NetworkCall
 from families.gddpm.published import N_CLASSES
 from families.gddpm.unet import NoisyClassifier, build_unet, convert, halve, published_shapes
@@ -93,11 +93,13 @@ class GuidedDDPMAdapter(PixelAdapter):
         super().keep_pictures(device)
         del self.unet, self.classifier, self.network
 
-    def told(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    def told(self, x: torch.Tensor, sigma: Level) -> torch.Tensor:
         """Return the timesteps (B,) that the networks are told for x (B, 3, H, W) at sigma."""
+        if isinstance(sigma, torch.Tensor):
+            return self.timestep_on_device(sigma) * self.step
         return torch.full((len(x),), self.timestep(sigma) * self.step, device=x.device)
 
-    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
+    def _denoise(self, x: torch.Tensor, sigma: Level, cond: torch.Tensor) -> torch.Tensor:
         """Return D by the UNet and the classifier. The last three of six channels, a learned variance, are not read."""
         t = self.told(x, sigma)
         x_in = ((1 + sigma**2) ** -0.5 * x).contiguous(memory_format=image_layout(self.device))
@@ -111,7 +113,7 @@ class GuidedDDPMAdapter(PixelAdapter):
         classes = None if self.unet.class_embedding is None else cond
         return self.unet(x, t, class_labels=classes).sample
 
-    def classifier_score(self, x: torch.Tensor, sigma: float, y: torch.Tensor) -> torch.Tensor:
+    def classifier_score(self, x: torch.Tensor, sigma: Level, y: torch.Tensor) -> torch.Tensor:
         """Return grad_x log p(y | x / sqrt(1 + sigma^2)) (B, 3, H, W). Source: arXiv 2105.05233, section 4."""
         assert self.classifier is not None  # else `_denoise` does not ask
         t = self.told(x, sigma)

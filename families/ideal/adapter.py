@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import pose
-from adapt import PixelAdapter, posterior_mean
+from adapt import Level, PixelAdapter, posterior_mean
 from families.ideal.options import bad_words
 from families.ideal.pairs import AllPairs
 from families.ideal.pictures import Photographer, Pictures
@@ -97,10 +97,11 @@ class IdealAdapter(PixelAdapter):
             )
         return self.names.index(f"{view} of")
 
-    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self._mean(xi, sigma, *row) for xi, row in zip(x, cond.tolist())])
+    def _denoise(self, x: torch.Tensor, sigma: Level, cond: torch.Tensor) -> torch.Tensor:
+        levels = sigma.flatten() if isinstance(sigma, torch.Tensor) else [sigma] * len(x)
+        return torch.stack([self._mean(xi, level, *row) for xi, level, row in zip(x, levels, cond.tolist())])
 
-    def _mean(self, x: torch.Tensor, sigma: float, view: int, bad: int) -> torch.Tensor:
+    def _mean(self, x: torch.Tensor, sigma: Level, view: int, bad: int) -> torch.Tensor:
         """Return D(x, sigma) (3, H, W) of one x (3, H, W) for a condition (view, bad)."""
         if view == ANY_PAIR:
             return self.all_pairs.posterior_mean(x, sigma, named(bad))

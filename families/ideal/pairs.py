@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adapt import PLAIN_BACKGROUNDS
+from adapt import PLAIN_BACKGROUNDS, Level
 from my.ahead import to_device
 from my.exact import exact_device
 from toyworld import COLORS
@@ -95,12 +95,13 @@ class AllPairs:
             self._sets[bad] = Set(self._z[blurry], LOOKS[bad])
         return self._sets[bad]
 
-    def posterior_mean(self, x: torch.Tensor, sigma: float, bad: Sequence[str] = ("",)) -> torch.Tensor:
+    def posterior_mean(self, x: torch.Tensor, sigma: Level, bad: Sequence[str] = ("",)) -> torch.Tensor:
         """Return the mean (3, size, size) of pictures y, RGB in [-1, 1], weighted by N(x; y, sigma^2 I) and `likely`.
 
         bad: words of LOOKS, whose pictures are taken together.
         """
         sets = [self._set(word) for word in bad]
+        sigma = sigma.to(self.device, torch.float64) if isinstance(sigma, torch.Tensor) else sigma
         t = (x.to(self.device, torch.float64).flatten(1) + 1) / 2
         distances = torch.stack([each.distances(t) for each in sets])
         logits = distances * (-2 / sigma**2) + self.log_likely  # 4 d / 2: the range is twice

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adapt import ScoreAdapter, denoised, scheduler_sigmas
+from adapt import Level, ScoreAdapter, denoised, scheduler_sigmas
 from families.calls import NetworkCall
 from families.placement import half_precision, image_layout, place, visiting, widened
 from families.sd.diffusers_folder import PARTS
@@ -109,7 +109,7 @@ class StableDiffusionAdapter(ScoreAdapter):
     def picture_size(self) -> int:
         return self.data_shape[1] * self._shrinks
 
-    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
+    def _denoise(self, x: torch.Tensor, sigma: Level, cond: torch.Tensor) -> torch.Tensor:
         x_in = ((1 + sigma**2) ** -0.5 * x).to(self.dtype, memory_format=image_layout(self.device))
         out = self.network(x_in, self.timestep_on_device(sigma), cond.to(self.dtype)).float()
         return denoised(x, sigma, out, self.prediction_type)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adapt import PixelAdapter
+from adapt import Level, PixelAdapter
 from karras import linear_betas, sigmas_from_betas
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ToyAdapter(PixelAdapter):
         """Return one empty condition (B, 0) per prompt."""
         return torch.empty(len(prompts), 0, device=self.device)
 
-    def _denoise(self, x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
+    def _denoise(self, x: torch.Tensor, sigma: Level, cond: torch.Tensor) -> torch.Tensor:
         return (self.spread**2 * x + sigma**2 * self.mean) / (self.spread**2 + sigma**2)
 
 
