@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from my import media
 from my.file_system import delete_folder, move
 from my.host_copy import HostCopy
-from my.run_dir import clear_scratch, scratch_of
+from my.run_dir import clear_scratch, remove, scratch_of
 
 PICTURES, VIDEO, WITH_DEPTH = "img", "img", "img_depth"
 OURS = (PICTURES, *(f"{name}{ending}" for name in (VIDEO, WITH_DEPTH) for ending in media.ENCODINGS))
@@ -71,7 +70,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         move(scratch, folder)
         give_back(old, folder)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
 
 
 def give_back(old: Path, folder: Path) -> None:

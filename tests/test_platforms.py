@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,8 +24,10 @@ import doctor
 import run_img_sampling
 import run_sjc
 import run_sweep
+import torture
 from my import checkpoint, errors, file_system, machine, run_dir, script, starts
 from my.errors import UserError
+from sweep import plan
 from voxnerf import reference
 from voxnerf.field import VoxRF
 from voxnerf.render import pick_march
@@ -32,6 +35,7 @@ from voxnerf.render import pick_march
 ROOT = Path(__file__).resolve().parent.parent
 SJC = ["--preset", "ideal", "--n_steps", "4", "--ideal.n_cameras", "12", "--vox.grid_size", "8", "--device", "cpu"]
 SJC += ["--pose.rend_hw", "8", "--pose.view_words", "sides", "--ckpt_every", "0.25"]
+FORBIDDEN = re.compile(r"""[<>:"\\|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|(com|lpt)\d)(\.|$)""", re.I)  # names of Windows
 
 
 # ---------------------------------------------------------------- whole runs
@@ -79,7 +83,11 @@ def elsewhere(request, tmp_path, monkeypatch):
     else:
         monkeypatch.setattr(filelock, "lock_descriptor", Locks())
     yield refused
-    assert not [name for name in os.listdir() if name.startswith(".")]
+    folders = {root: [*folders, *names] for root, folders, names in os.walk(tmp_path)}
+    for folder, names in folders.items():
+        assert not [name for name in names if name.startswith(".")], folder
+        assert len({plan.alike(name) for name in names}) == len(names), folder
+        assert not list(filter(FORBIDDEN.search, names)), folder
 
 
 def locked_by_linux(*_):
@@ -146,6 +154,29 @@ def test_a_folder_is_held_by_one_there(elsewhere):
     assert run_dir.is_held(".") is False and not Path(run_dir.LOCK).exists()
     with run_dir.alone():  # which was given back
         assert run_dir.is_held(".")
+
+
+@pytest.mark.parametrize("name", ["canvas", "nerf"])
+def test_other_commands_end_there(name, elsewhere, tmp_path):
+    job = torture.JOBS[name]
+    if job.needs == "scene":
+        torture.write_scene(tmp_path / "scene")
+    (tmp_path / "run").mkdir()
+    os.chdir(tmp_path / "run")
+    importlib.import_module(Path(job.command).stem).main([*job.argv])
+    assert starts.read(".")[0][-1].ended == starts.DONE and elsewhere["replace"] > 6
+
+
+def test_what_is_made_of_a_run_is_made_there(elsewhere):
+    run_sjc.main([*SJC, "--sd.prompt", "a blue duck"])
+    for command, options in {
+        "highres_final_vis": ["--n_frames", "3", "--skip", "1", "--device", "cpu"],
+        "export_mesh": ["--device", "cpu"],
+        "evaluate": [".", "--device", "cpu"],
+        "report": [],
+    }.items():
+        importlib.import_module(command).main(options)
+    assert elsewhere["replace"] > 40
 
 
 def test_pictures_are_drawn_there(elsewhere):
@@ -328,4 +359,4 @@ def test_files_are_renamed_in_one_place():
     for path, tree in sources().items():
         for node in (node for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
             renames = node.attr in ("rename", "renames", "rmtree") or ast.unparse(node) == "os.replace"
-            assert not renames or path in ("my/file_system.py", "film/files.py"), (path, node.lineno)
+            assert not renames or path == "my/file_system.py", (path, node.lineno)
