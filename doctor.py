@@ -184,12 +184,12 @@ def check_disk() -> list[Finding]:
 
 def check_ffmpeg() -> list[Finding]:
     """Return the finding about the program that writes videos."""
-    import imageio_ffmpeg
+    from my.media import ffmpeg
 
     try:
-        return [Finding(OK, "ffmpeg", imageio_ffmpeg.get_ffmpeg_exe())]
-    except RuntimeError:
-        return [Finding(BAD, "ffmpeg", "none", "videos need it: pip install imageio-ffmpeg, or install ffmpeg")]
+        return [Finding(OK, "ffmpeg", ffmpeg())]
+    except UserError as error:
+        return [Finding(BAD, "ffmpeg", *str(error).split("; ", 1))]
 
 
 def check_hub() -> list[Finding]:

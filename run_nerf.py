@@ -224,6 +224,9 @@ def prepare(cfg: NeRFConfig, _found: None) -> Callable[[], None]:
 
     Raises UserError if the run cannot start.
     """
+    from my.media import ffmpeg
+
+    ffmpeg()  # for the video at the end
     device = script.pick_device(cfg.device)
     check_memory(cfg, device)
     from my import checkpoint

@@ -210,8 +210,10 @@ def prepare(cfg: SJCConfig, found: Any) -> Callable[[], None]:
 
     `found` is what `cfg.check_files` returned.
     """
+    from my.media import ffmpeg
     from sjc import ready
 
+    ffmpeg()  # for the video at the end
     processes = of_torchrun()
     processes.refuse_fewer("--batch_views", cfg.batch_views)
     device = script.pick_device(processes.device(cfg.device))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from my.errors import RunError, first_line, note
+from my.errors import RunError, UserError, first_line, note
 from my.file_system import move
 from my.run_dir import remove, scratch_of, write_atomic
 
@@ -27,6 +27,7 @@ GAP = 4  # between them
 RGB_OR_RGBA = (3, 4)  # channels
 PNG_HEAD = 8 + 25 + 4  # bytes of a PNG before what its first chunk says: signature, chunk of sizes, length
 FULL = 2**20  # bytes: a disk with less room than this is why an encoder has ended
+FFMPEG = "pip install imageio-ffmpeg again, or install ffmpeg, or give its path in the variable IMAGEIO_FFMPEG_EXE"
 MIN_VIDEO_SIDE = 256  # pixels; players show smaller videos badly or not at all
 
 
@@ -163,6 +164,19 @@ def labelled_grid(rows: Sequence[tuple[str | None, Sequence[tuple[Any, str]]]]) 
     return np.pad(np.concatenate(grid), [(GAP, 0), (GAP, 0), (0, 0)], constant_values=255)
 
 
+def ffmpeg() -> str:
+    """Return the path of the program that writes and reads videos; raises UserError where there is none."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        path = get_ffmpeg_exe()
+    except RuntimeError:
+        raise UserError(f"no ffmpeg was found, which videos need; {FFMPEG}") from None
+    if shutil.which(path) is None:
+        raise UserError(f"IMAGEIO_FFMPEG_EXE: {path} is no program; {FFMPEG}")
+    return path
+
+
 class Encoding(NamedTuple):
     """How ffmpeg makes a kind of file."""
 
@@ -189,11 +203,13 @@ class VideoWriter:
     A frame is (H, W, 3) or, in a GIF or WebP, (H, W, 4) with straight alpha: a GIF shows what has half of it or more.
     The file appears at `path`, whose ending chooses, when the block ends without an exception, and not at all
     otherwise.
-    fps: frames per second. A GIF counts in hundredths of a second.  Raises RunError where the encoder fails, ValueError
-    where the frames differ in shape or there are none.
+    fps: frames per second. A GIF counts in hundredths of a second.
+    Raises UserError where there is no encoder, RunError where it fails, ValueError where the frames differ in shape or
+    there are none.
     """
 
     def __init__(self, path: str | Path, fps: float = 30) -> None:
+        ffmpeg()
         self.path, self.fps = Path(path), fps
         self.encoding = ENCODINGS[self.path.suffix]
         self.scratch = scratch_of(self.path, self.path.suffix)
@@ -212,7 +228,9 @@ class VideoWriter:
             self.writer = self.writer or self._open(*frame.shape)
             self.writer.send(frame)
             self.n_frames += 1
-        except OSError as error:  # of the pipe to an encoder that has ended
+        except OSError as error:  # of the pipe to an encoder that has ended, but where the system refuses to start one
+            if error.errno not in (None, errno.EPIPE):
+                raise OSError(error.errno, os.strerror(error.errno), str(self.path)) from error
             if shutil.disk_usage(self.path.parent).free < FULL:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
             raise RunError(f"{self.path}: the video encoder failed: {first_line(error)}") from error
@@ -295,9 +313,7 @@ def write_video(path: str | Path, frames: Iterable[Any], fps: float = 30) -> Non
 
 def read_video(path: str | Path) -> np.ndarray:
     """Return the frames of a video as uint8 (N, H, W, 3); raises RunError where it cannot be read."""
-    from imageio_ffmpeg import get_ffmpeg_exe
-
-    decode = [get_ffmpeg_exe(), "-v", "error", "-i", str(path)]
+    decode = [ffmpeg(), "-v", "error", "-i", str(path)]
     as_ppm = ["-fps_mode", "passthrough", "-c:v", "ppm", "-f", "image2pipe", "-"]
     done = subprocess.run(decode + as_ppm, capture_output=True)
     header = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", done.stdout)  # before the pixels of each frame
@@ -313,14 +329,12 @@ def smaller_video(path: str | Path, edge: int) -> bytes:
 
     Raises RunError where it cannot be read.
     """
-    from imageio_ffmpeg import get_ffmpeg_exe
-
     fit = f"scale=w='min({edge},iw)':h='min({edge},ih)':force_original_aspect_ratio=decrease:force_divisible_by=2"
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "small.mp4"
         encode = ["-an", "-vf", fit, "-c:v", "libx264", "-preset", "veryfast", "-crf", "28", "-pix_fmt", "yuv420p"]
         done = subprocess.run(
-            [get_ffmpeg_exe(), "-v", "error", "-i", str(path), *encode, "-movflags", "+faststart", str(out)],
+            [ffmpeg(), "-v", "error", "-i", str(path), *encode, "-movflags", "+faststart", str(out)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
         )

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
+import run_nerf
+import run_sjc
 from my import media
-from my.errors import RunError
+from my.errors import RunError, UserError
 
 RED, BLUE = np.array([200, 30, 30], np.uint8), np.array([30, 30, 200], np.uint8)
 
@@ -201,3 +203,32 @@ def test_an_encoder_that_has_ended(tmp_path, monkeypatch, free, error, words):
     with pytest.raises(error, match=words) as ended, media.VideoWriter(tmp_path / "x.mp4") as video:
         video.append(np.zeros((4, 4, 3), np.uint8))
     assert str(tmp_path / "x.mp4") in str(ended.value) and not list(tmp_path.iterdir())
+
+
+def test_a_system_that_starts_no_encoder(tmp_path, monkeypatch):
+    """As with `ulimit -n 8`: it is told as what the system says."""
+    monkeypatch.setattr("subprocess.Popen", raises(OSError(24, "Too many open files")))
+    with pytest.raises(OSError, match="Too many open files") as ended, media.VideoWriter(tmp_path / "x.mp4") as video:
+        video.append(np.zeros((4, 4, 3), np.uint8))
+    assert ended.value.errno == 24 and ended.value.filename == str(tmp_path / "x.mp4")
+
+
+def raises(error):
+    def call(*args, **kw):
+        raise error
+
+    return call
+
+
+def test_no_ffmpeg_is_told_before_the_run(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("imageio_ffmpeg.get_ffmpeg_exe", raises(RuntimeError("No ffmpeg exe")))
+        for use in (media.ffmpeg, lambda: media.VideoWriter("x.mp4"), lambda: media.read_video("x.mp4")):
+            with pytest.raises(UserError, match="no ffmpeg was found, which videos need; pip install imageio-ffmpeg"):
+                use()
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    for command, options in ((run_sjc, ["--preset", "ideal"]), (run_nerf, ["--scene", "nowhere"])):
+        with pytest.raises(UserError, match="IMAGEIO_FFMPEG_EXE: .*none is no program; pip install"):
+            command.main(options)
+    assert not list(tmp_path.iterdir())
