@@ -36,7 +36,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -96,6 +96,9 @@ JOBS = {
     ),
     "film": Job("highres_final_vis.py", ("--n_frames", "12", "--skip", "2", "--device", "cpu"), "ideal"),
 }
+
+
+SHARED = ("several", "mini")  # runs with views for several processes
 
 
 # ---------------------------------------------------------------- processes
@@ -621,7 +624,9 @@ class TortureConfig(config.Config):
 
     kills: int = Field(100, gt=0, description="how many processes to kill")
     seed: int = Field(0, ge=0, description="seed of the moments")
-    runs: list[str] = Field(list(JOBS), min_length=1, description=f"what to kill, of {', '.join(JOBS)}")
+    runs: list[Literal[tuple(JOBS)]] = Field(  # type: ignore[valid-type]  # its names are computed
+        [], description=f"what to kill; default all, of several processes {', '.join(SHARED)}"
+    )
     warm: bool = Field(False, description="fork the processes off one that has imported the libraries")
     minutes: float | None = Field(None, gt=0, description="begin no further run after so many")
     processes: int = Field(1, ge=1, description="how many processes do a run of run_sjc.py, by torchrun")
@@ -631,7 +636,7 @@ def torture(cfg: TortureConfig, root: Path, starter: Real | Warm, tally: Tally) 
     """Kill as many processes as the options say, in a folder; note what is done and found."""
     until = time.monotonic() + 60 * (cfg.minutes or math.inf)
     work = Torture(root, starter, cfg.seed, tally)
-    names = itertools.cycle(cfg.runs)
+    names = itertools.cycle(cfg.runs or (JOBS if cfg.processes == 1 else SHARED))
     while work.tally.kills < cfg.kills and time.monotonic() < until:
         name = next(names)
         work.run(name, min(MOST_KILLS, cfg.kills - work.tally.kills))
@@ -641,6 +646,8 @@ def torture(cfg: TortureConfig, root: Path, starter: Real | Warm, tally: Tally) 
 def main(argv: list[str] | None = None) -> None:
     """Kill runs, print the table, and end with status 1 where something was found."""
     cfg = config.load(TortureConfig, argv, prog="tests/torture.py", doc=__doc__, config_file=None)
+    if cfg.processes > 1 and (cfg.warm or not {*cfg.runs} <= {*SHARED}):
+        raise errors.UserError(f"--processes: torchrun starts {', '.join(SHARED)}, and not --warm; leave out the other")
     starter = Warm() if cfg.warm else Real(cfg.processes)
     root = Path(tempfile.mkdtemp(prefix="torture_"))
     tally = Tally()
