@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 600.0  # a process that lets the others wait for so long counts as lost
 LOOK_S = 1.0  # between two looks at whether torchrun is there, while the processes find one another
+STORE_EVERY = 5  # at each so many looks, its store is asked too
+LAUNCHER = os.getppid()  # torchrun; a command imports this file before PyTorch, which takes seconds
 POLL_S = 1e-4  # between two looks at a sum that is on its way
 
 
@@ -37,7 +41,6 @@ class Processes:
     def __init__(self, rank: int = 0, n: int = 1, local_rank: int = 0, n_local: int = 1) -> None:
         self.rank, self.n, self.local_rank, self.n_local = rank, n, local_rank, n_local
         self.heed = Heed()  # whether a signal has asked the run to end
-        self.launcher = os.getppid()  # torchrun
 
     @property
     def first(self) -> bool:
@@ -78,7 +81,7 @@ class Processes:
     @property
     def orphaned(self) -> bool:
         """Whether torchrun has ended, which would end this process where others are lost. Windows does not tell it."""
-        return os.getppid() != self.launcher
+        return os.getppid() != LAUNCHER
 
     # ------------------------------------------------------------------ together
 
@@ -107,8 +110,10 @@ class Processes:
         left = threading.Event()
 
         def look() -> None:
-            while not left.wait(LOOK_S):
-                if self.orphaned:
+            for i in itertools.count(1):
+                if left.wait(LOOK_S):
+                    return
+                if self.orphaned or (i % STORE_EVERY == 0 and store_is_gone()):
                     signal.raise_signal(signal.SIGTERM)
                     return
 
@@ -165,6 +170,22 @@ class Processes:
         if self.heed.asked:
             raise Stopped(self.heed.asked)
         return every
+
+
+def store_is_gone(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun's store, where the processes find one another, takes no connection: torchrun has ended.
+
+    It may have ended before this process could see who started it.
+    """
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False  # one of the processes holds the store, and may come late
+    try:
+        socket.create_connection((environ["MASTER_ADDR"], int(environ["MASTER_PORT"])), LOOK_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def of_torchrun(environ: Mapping[str, str] = os.environ) -> Processes:

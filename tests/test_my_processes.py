@@ -114,7 +114,7 @@ def test_a_process_whose_torchrun_has_ended_is_lost(monkeypatch):
             monkeypatch.setattr(os, "getppid", lambda: 1)  # who takes over processes that have lost their parent
             return False
 
-    monkeypatch.setattr(os, "getppid", lambda: 4321)
+    monkeypatch.setattr(os, "getppid", lambda: processes.LAUNCHER)
     monkeypatch.setattr(processes, "TIMEOUT_S", 1.0)
     first = Processes(0, 2)
     monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda *_, **__: Unanswered())
@@ -305,6 +305,23 @@ def test_one_that_waits_for_the_others_to_come_is_ended_by_a_signal(second_of_tw
             assert child.wait(20) == -signal.SIGTERM
         finally:
             child.kill()
+
+
+def test_one_that_has_never_seen_its_torchrun_ends(second_of_two):
+    """It was killed while Python began: what is the parent now, was it always. Its store takes no connection."""
+    environ = {**second_of_two, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    child = subprocess.Popen([sys.executable, "-c", JOINING], env=environ, stderr=subprocess.DEVNULL)
+    try:
+        assert child.wait(100) == -signal.SIGTERM
+    finally:
+        child.kill()
+
+
+def test_whether_the_store_of_torchrun_is_gone(second_of_two):
+    environ = {**second_of_two, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert processes.store_is_gone(environ) and not processes.store_is_gone(second_of_two)
+    with socket.create_server(("127.0.0.1", int(environ["MASTER_PORT"]))):
+        assert not processes.store_is_gone(environ)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process that its parent has ended")
