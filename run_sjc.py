@@ -102,7 +102,7 @@ def advice(error: Exception, optimisation: SJC) -> str:
     if isinstance(error, Lost):
         return script.go_on()
     if isinstance(error, RunError):
-        return f"try a smaller --lr; {cfg.remedy(optimisation.adapter.device.type)}"
+        return cfg.remedy(optimisation.adapter.device.type, "a smaller --lr")
     less = " --low_vram True" * (optimisation.latent and not cfg.low_vram)
     return ending.advice_on_memory(["vox.grid_size", "pose.rend_hw", "batch_views"], less)
 

@@ -20,10 +20,11 @@ def data_root() -> Path:
     try:
         root = read_json(ENV, ["data_root"])["data_root"]
     except (ValueError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{ENV}: {why}; {EXPECTED}") from None
+        why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise UserError(f"{ENV} {why}; {EXPECTED}") from None
     if not isinstance(root, str) or not 0 < len(root) <= MAX_PATH or "\0" in root or is_too_long(root):
-        raise UserError(f"{ENV}: data_root is {shown(root)}, not the path of a folder; {EXPECTED}")
+        what = shown(root) or "empty"
+        raise UserError(f"{ENV}: data_root is {what}, not the path of a folder; {EXPECTED}")
     return expanded(root)
 
 

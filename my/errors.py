@@ -23,7 +23,7 @@ from my.streams import Lasting, lasting
 STORAGE_HINTS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "your disk quota is used up; free some space",
-    errno.EACCES: "permission denied; work in a folder that you may read and write",
+    errno.EACCES: "permission denied; give yourself the right to read and to write it, or work in another folder",
     errno.EROFS: "this file system is read-only; work in a folder that you may write",
     errno.EEXIST: "a file has the name of a folder that is to be written; move it away",
     errno.ENOTDIR: "a file has the name of a folder that is to be written; move it away",

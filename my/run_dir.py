@@ -20,7 +20,7 @@ from typing import Any
 from my import plain_files
 from my.errors import UserError, note, shown, some
 from my.file_system import Lock, delete_folder, is_locked, move, real
-from my.signals import who_stopped
+from my.signals import command_is_done, who_stopped
 
 LOCK = ".lock"  # the file of a folder's lock
 PATIENCE_S = 0.5  # for another process that only looks whether the folder is held
@@ -336,7 +336,8 @@ class Heartbeat:
         self._write(done=False)
 
     def finish(self) -> None:
-        """Record that the run is complete."""
+        """Record that the run is complete, which no signal changes any more."""
+        command_is_done()
         self._write(done=True)
 
     def _write(self, done: bool, **extra: Any) -> None:

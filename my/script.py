@@ -259,7 +259,7 @@ def refuse_altered(saved: RunOptions) -> None:
                 then,
                 set(),
                 FULL_CONFIG,
-                f"{path} was made with the latter: put it back there, or start in an empty folder",
+                f"{path} was made with what it was: write that into {FULL_CONFIG}, or start in an empty folder",
             )
             return
 

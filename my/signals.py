@@ -40,6 +40,7 @@ class Heed:
 
 
 _blocks: list[Heed] = []  # of `gently`, the innermost last
+_done = threading.Event()  # whether the command in `stopping` is done
 
 
 @contextlib.contextmanager
@@ -70,6 +71,11 @@ def is_ending() -> bool:
     return False
 
 
+def command_is_done() -> None:
+    """Have no signal change anything any more: what the command makes is whole, and it is about to say so."""
+    _done.set()
+
+
 @contextlib.contextmanager
 def stopping(
     say: Callable[[str], object], go_on: Callable[[], str], whole: bool = False
@@ -89,6 +95,8 @@ def stopping(
     came: list[float] = []  # when, s
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _done.is_set():
+            return
         came.append(time.monotonic())
         second = len(came) > 1
         if second and number != signal.SIGINT and came[-1] - came[0] < ECHO_S:
@@ -109,6 +117,7 @@ def stopping(
             signal.signal(number, signal.SIG_IGN)
 
     _blocks.clear()
+    _done.clear()
     taken = plans_of_nobody()
     for number in taken:
         signal.signal(number, stop)

@@ -180,11 +180,13 @@ class FamilyConfig(RunOptions, Model):
         told = {self.prompts_flag(): self.drawn_prompts(), "--sd.negative_prompt": [self.texts.negative_prompt]}
         return told | {f"--pose.view_texts {text!r}": [text.partition("=")[2]] for text in self.pose.view_texts}
 
-    def remedy(self, device_type: str) -> str:
-        """Return what to do where the model, on such a device, gives numbers that are not finite."""
-        flag = self.chosen.remedy(device_type)
+    def remedy(self, device_type: str, smaller: str = "") -> str:
+        """Return what to do where numbers are not finite on such a device; `smaller` names what else to try."""
+        flag, has_files = self.chosen.remedy(device_type), "checkpoint" in type(self.chosen).model_fields
         precision = f"continue with --resume True {flag}, or " if flag else ""
-        return f"{precision}try another checkpoint in an empty folder: this one may be damaged"
+        other = " or ".join(filter(None, [smaller, "another checkpoint" if has_files else ""])) or "other options"
+        damaged = ": this checkpoint may be damaged" if has_files else ""
+        return f"{precision}try {other} in an empty folder{damaged}"
 
     # Before the run.
 

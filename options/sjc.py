@@ -62,7 +62,7 @@ class SJCConfig(Checkpointed, FamilyConfig):
     density_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the density; default --lr")
     bg_lr: float = Field(1e-4, ge=0, le=100, description="learning rate of the background texture")
     n_steps: int = Field(10000, gt=0, description="number of optimisation steps")
-    batch_views: int = Field(1, gt=0, description="cameras per step; their gradients are averaged")
+    batch_views: int = Field(1, gt=0, le=10_000, description="cameras per step; their gradients are averaged")
     vox: VoxConfig = VoxConfig()
     renderer: Literal["auto", "fused", "reference"] = Field(
         "auto",

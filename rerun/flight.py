@@ -33,6 +33,7 @@ FOLDER = "flight"
 FORMAT, ABOUT = 2, "flight"  # the name of what a file says of itself
 SEAL, SUM = "seal", "sha256"  # in that: the checksum of all else that it says, and that of the tensors
 FIELD = "field/"  # before the names of the field's tensors
+TOO_LARGE = "the optimizer needs it, and float32 has no such number"
 ADVICE = "give a file of flight/ in the folder of a run"
 
 
@@ -215,8 +216,12 @@ def replay(record: Record, attempt: int | None = None) -> list[Finding]:
     i = next((k for k, finding in enumerate(findings) if finding.what == "noisy rendering"), len(findings))
     findings[i:i] = [Finding(f"rendering, {name}", x) for name, x in computed.rendering._asdict().items()]
     findings += [Finding("score", computed.g), Finding("regulariser", computed.loss)]
-    gradients = ((name, p.grad) for name, p in optimisation.field.named_parameters())
-    return findings + [Finding(f"gradient, {name}", grad) for name, grad in gradients if grad is not None]
+    gradients = [(name, p.grad) for name, p in optimisation.field.named_parameters() if p.grad is not None]
+    own = [Finding(f"gradient, {name}", grad) for name, grad in gradients]
+    squares = [
+        Finding(f"square of the {each.what}", each.tensor.square(), TOO_LARGE) for each in own if not each.broken
+    ]
+    return findings + own + squares
 
 
 def of_conditions(conditions: dict[str, torch.Tensor]) -> list[Finding]:
@@ -283,7 +288,7 @@ def report(record: Record, findings: list[Finding], attempt: int | None = None) 
         f"view {views}; recorded on {shown(about['device'])}"
     )
     recorded = [name for name, facts in about["statistics"].items() if facts["not finite"]]
-    yield f"not finite there: {', '.join(map(shown, recorded)) or 'the regulariser or a sum'}"
+    yield f"not finite there: {', '.join(map(shown, recorded)) or 'the regulariser, a square or a sum'}"
     if attempt not in (None, about["attempt"]):
         yield f"run again here with the noise of attempt {attempt}"
     broken = [finding for finding in findings if finding.broken]
@@ -293,7 +298,7 @@ def report(record: Record, findings: list[Finding], attempt: int | None = None) 
         others = [finding.what for finding in broken[1:]]
         yield f"here it begins with {broken[0].what}" + (f"; then {len(others)} others follow" if others else "")
     else:
-        yield (
-            "every number is finite here, on a CPU and in float32: what failed belongs to the device or to its number "
-            "format"
-        )
+        belongs = "the device or to its number format"
+        if about["device"] == "cpu":
+            belongs = "a number format, to a version or to the number of threads"
+        yield f"every number is finite here, on a CPU and in float32: what failed belongs to {belongs}"

@@ -214,7 +214,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(run, capsys, mo
 
     monkeypatch.setattr(run_dir.tempfile, "TemporaryFile", denied)
     monkeypatch.setattr("asset.open_asset", None)  # it is not reached
-    assert refused(capsys).startswith(".: permission denied; work in a folder that you may read and write")
+    assert refused(capsys).startswith(".: permission denied; give yourself the right to read")
 
 
 def test_the_project_folder_is_refused(monkeypatch):

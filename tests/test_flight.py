@@ -103,15 +103,32 @@ def test_the_score(here, monkeypatch, capsys):
     assert last.startswith("here it begins with denoised rendering; then ")
 
 
-def test_the_gradient_alone(here, monkeypatch, capsys):
+def with_gradient(monkeypatch, value):
+    """Have every step give such a gradient of some densities."""
     attempt = SJC.attempt
 
     def broken(self, *args, **kwargs):
         made = attempt(self, *args, **kwargs)
-        self.field.density.grad[..., 1] = math.inf
+        self.field.density.grad[..., 1] = value
         return made
 
     monkeypatch.setattr(SJC, "attempt", broken)
+
+
+def test_the_square_of_a_gradient(here, monkeypatch, capsys):
+    with_gradient(monkeypatch, 1e25)
+    head, there, *lines = replayed(failed(), capsys)
+    assert there == "not finite there: the regulariser, a square or a sum"
+    assert "gradient, density: finite, at most 1e+25" in lines
+    assert lines[-2].startswith(
+        "square of the gradient, density: 16 of 64 numbers are not finite, the first is inf at "
+    )
+    assert lines[-2].endswith("; the optimizer needs it, and float32 has no such number")
+    assert lines[-1] == "here it begins with square of the gradient, density"
+
+
+def test_the_gradient_alone(here, monkeypatch, capsys):
+    with_gradient(monkeypatch, math.inf)
     record = failed()
     head, there, *lines = replayed(record, capsys)
     assert there == "not finite there: gradient/density"

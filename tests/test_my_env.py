@@ -46,11 +46,11 @@ def test_the_data_root(written, tmp_path):
 )
 def test_what_names_no_folder_is_refused(written, text):
     written(text)
-    with pytest.raises(UserError, match='env.json: .*it must be {"data_root": FOLDER}') as error:
+    with pytest.raises(UserError, match='env.json:? .*it must be {"data_root": FOLDER}') as error:
         env.data_root()
     assert len(str(error.value)) < 700
 
 
 def test_a_missing_file(written):
-    with pytest.raises(UserError, match="env.json: No such file or directory; it must be"):
+    with pytest.raises(UserError, match="env.json cannot be read: No such file or directory; it must be"):
         env.data_root()

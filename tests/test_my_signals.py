@@ -206,6 +206,29 @@ run_main(main, go_on=lambda: "start it again")
 """
 
 
+BEFORE_THE_END = """
+import os, signal
+from my.errors import run_main
+from my.run_dir import Heartbeat
+
+def main(argv):
+    with Heartbeat("heartbeat.json", 1) as heartbeat:
+        heartbeat.beat(1)
+    for _ in range(2):
+        os.kill(os.getpid(), getattr(signal, argv[0]))
+    print("done")
+
+run_main(main, go_on=lambda: "start it again")
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_to_a_training_that_is_done_changes_nothing(tmp_path, number):
+    """Its heartbeat says so, and it is about to do so itself."""
+    done = run(tmp_path, number, toy=BEFORE_THE_END, preexec_fn=plans_of_nobody)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "done\n")
+
+
 @pytest.mark.parametrize("argv, status", [((), 0), (("refused",), 2)])
 def test_a_signal_to_a_command_that_is_done_changes_nothing(tmp_path, argv, status):
     """What it has printed is on its way by then."""

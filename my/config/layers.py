@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -173,15 +174,19 @@ def refuse_cut_off(cls: type[Config], path: str | Path, besides: Container[str] 
     It then lacks the last of the options, or one that every version had (`EVER`): earlier ones wrote such a one last.
     Options named in `besides` do not count. Other options that it lacks are newer than the file: a note says so.
     """
-    options = options_of(cls)
-    given = read_layer(Path(path), str(path), options)
+    options, instead = options_of(cls), "put back what was there, or start in an empty folder"
+    with contextlib.suppress(OSError):  # reading it in earnest says what is wrong
+        if not Path(path).read_bytes().endswith(b"\n"):
+            raise UserError(f"{path} was cut off: its last line has no end; {instead}")
+    try:
+        given = read_layer(Path(path), str(path), options)
+    except UserError as error:
+        raise UserError(f"{error}; {instead}") from None
     counted = [name for name in options if name not in besides]
     lost = [name for name in counted if name not in given]
     ends = [name for name in lost if name == counted[-1] or options[name].extra.get("ever")]
-    if ends or not Path(path).read_bytes().endswith(b"\n"):
-        raise UserError(
-            f"{path} was cut off: it does not end with the option {(ends or counted)[-1]}; start in an empty folder"
-        )
+    if ends:
+        raise UserError(f"{path} was cut off: it does not end with the option {ends[-1]}; {instead}")
     if lost:
         note(f"{path} is of an earlier version, without {some(lost)}: these are at their defaults")
 
