@@ -36,7 +36,7 @@ WRITTEN = (
     "test_*",
     "test_*/*",
 )  # folders in those of runs
-STOPPED = "stopped"  # what a row of a history has that says which signal ended the run after its step
+STOPPED = "stopped"  # what a row of a history has that says which signal ended the run after its step, or "an error"
 SCRATCH = re.compile(r"\..+\.([1-9]\d{0,8})\.tmp(\.\w+)?")  # `scratch_of` a process; also a folder's name
 
 

@@ -69,7 +69,8 @@ class Watch:
     def rescue(self, step: int) -> None:
         """Write a checkpoint after `step` steps, where there is none yet, for a training that ends in an exception.
 
-        Its state is whole. So it is saved though a job of the worker may have failed, too.
+        Its state is whole. So it is saved though a job of the worker may have failed, too. The step may have no row of
+        its own in the history, which says why.
         """
         if self.heartbeat.saved == step:
             return
@@ -77,6 +78,7 @@ class Watch:
             self.worker.join()
         self.save(step)
         self.heartbeat.save(step)
+        self.history.add(step, **{STOPPED: "an error"})
 
     def stop(self, step: int, number: int) -> NoReturn:
         """Write a checkpoint after `step` steps, where there is none yet, and raise Stopped for a signal."""

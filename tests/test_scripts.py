@@ -380,7 +380,8 @@ def test_a_run_that_has_broken_down_keeps_its_last_good_state(here):
     tensors, meta = checkpoint.load(checkpoint.latest("ckpt"))
     assert meta["step"] == 20 and meta["left_out"] == list(range(20))
     assert torch.equal(tensors["field/density"], before)
-    assert [row["score"] for row in read_history("history.json")] == [None]
+    first, last = read_history("history.json")
+    assert first["step"] == 10 and first["score"] is None and last == {"step": 20, "stopped": "an error"}
 
 
 def test_a_run_that_broke_down_in_its_last_step_is_not_finished(here, capsys):
@@ -402,7 +403,8 @@ def test_a_run_that_broke_down_in_its_last_step_is_not_finished(here, capsys):
     begin(Affine())
     assert json.loads((here / "heartbeat.json").read_text())["done"] and Path("test_5").exists()
     assert found.find(here)._replace(cfg=tiny_config(n_steps=5)).finished
-    assert read_history("history.json") == [{"step": 5, "retried": [1, 2, 3, 4, 5]}]
+    failed, done = {"step": 5, "stopped": "an error"}, {"step": 5, "retried": [1, 2, 3, 4, 5]}
+    assert read_history("history.json") == [failed, done]
 
 
 @pytest.mark.parametrize("where, saved", [("denoise", True), ("update", False)])
