@@ -185,8 +185,9 @@ def continued(
     cls: type[Options], argv: list[str] | None, cfg: Options, settle: Callable[[Options], Options], **spec: Any
 ) -> Options:
     """Return the configuration of the run in this folder, which goes on, for a command's `cfg`."""
-    saved, free = config.read(cls, FULL_CONFIG), free_on_resume(cls)
+    free = free_on_resume(cls)
     config.refuse_cut_off(cls, FULL_CONFIG, free)
+    saved = config.read(cls, FULL_CONFIG)
     refuse_altered(saved)
     if cfg.resume == "auto":
         then = config.flat(saved)
@@ -259,7 +260,7 @@ def refuse_altered(saved: RunOptions) -> None:
                 then,
                 set(),
                 FULL_CONFIG,
-                f"{path} was made with what it was: write that into {FULL_CONFIG}, or start in an empty folder",
+                f"{path} has what it was: write that into {FULL_CONFIG}, or start in an empty folder",
             )
             return
 

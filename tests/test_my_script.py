@@ -156,7 +156,7 @@ def test_an_option_that_has_changed_on_the_disk_is_told(read):
     for name, was, now in (("lr", 0.3, 0.1), ("seed", 0, 1)):
         assert f"{name}: {was}" in right
         kept.write_text(right.replace(f"{name}: {was}", f"{name}: {now}"))
-        said = rf"^full_config.yml: --{name} {now} \(was {was}\); ckpt/step_0000001 was made with the latter"
+        said = rf"^full_config.yml: --{name} {now} \(was {was}\); ckpt/step_0000001 has what it was: write that into"
         for argv in (["--resume", "True"], ["--lr", "0.3"]):
             with pytest.raises(UserError, match=said):
                 read(*argv)
