@@ -53,6 +53,10 @@ RULES: dict[str, list[str]] = {
     "sjc_surface": ["--rule", "sjc", "--noise", "surface"],
     "vsd": ["--n_fields", str(N_FIELDS)],
 }
+SCHEDULES = {  # of all rows that say nothing else: levels are drawn, under a highest one that falls
+    "ideal": {"--lr_end": "0.05", "--sigma_schedule": "random", "--sigma_anneal": "30"},
+    "mini": {"--lr_end": "0.1", "--sigma_schedule": "random", "--sigma_anneal": "600"},
+}
 CEILING = "ceiling"
 COMMANDS = {"vsd": "benchmarks.vsd", CEILING: FIT}  # of rows that are no run of run_sjc.py
 PLAIN = "sjc"
@@ -171,7 +175,13 @@ class Lab:
         flags = ["--preset", self.cfg.preset, "--report", "False", "--snapshots", "False"]
         flags += ["--emptiness_weight", f"{self.base['emptiness_weight'] * choice.factor:g}"]
         flags += ["--lr", f"{self.base['lr'] * choice.rate:g}"]
-        return flags if name == CEILING else [*flags, *RULES[name], "--sd.scale", f"{choice.scale:g}"]
+        schedule = dict(SCHEDULES[self.cfg.preset])
+        if name == CEILING:  # it reads no level
+            return [*flags, "--lr_end", schedule["--lr_end"]]
+        own = {**schedule, **dict(zip(RULES[name][::2], RULES[name][1::2])), "--sd.scale": f"{choice.scale:g}"}
+        if own["--sigma_schedule"] != "random":
+            del own["--sigma_anneal"]
+        return [*flags, *(word for pair in own.items() for word in pair)]
 
     def calls(self, name: str, choice: Try) -> float:
         """Return the calls of the network per view and step."""
