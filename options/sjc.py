@@ -187,6 +187,8 @@ class SJCConfig(Checkpointed, FamilyConfig):
                 f"--rule {self.rule}: needs words of bad pictures, and a model that knows them; give --bad_words, such "
                 'as "blurry, foggy" with --preset ideal or mini, or another --rule'
             )
+        if self.rule == "csd" and self.texts.scale == 0:
+            raise UserError("--sd.scale 0: the directions of --rule csd are s times a difference; give more than 0")
         if self.init is None and self.init_sha256 is not None:
             raise UserError("--init_sha256: not read without --init; leave it out, or give --init")
         if self.init is not None and not checkpoint.latest("ckpt"):

@@ -212,6 +212,12 @@ def test_rules_that_need_words(name):
         config(rule=name).check_files()
 
 
+def test_a_guidance_that_leaves_no_direction():
+    with pytest.raises(UserError, match="--sd.scale 0: the directions of --rule csd are s times a difference"):
+        config(rule="csd", sd={"scale": 0}).check_files()
+    assert config(rule="sds", sd={"scale": 0}).texts.scale == 0
+
+
 def test_rules_that_need_a_text():
     adapter = Gaussian()
     adapter.free_guidance = False
