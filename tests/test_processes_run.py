@@ -89,8 +89,8 @@ def test_two_processes_begin_from_another_field_as_one_does(folders):
         assert done.stderr.count("the grid is resampled from 8 x 8 x 8 voxels to 10 x 10 x 10") == 1
         begun[name] = last(folders / name), checkpoint.load(folders / name / "ckpt" / "step_0000000")[0]
     for one, two in zip(*begun.values()):
-        for name in one:
-            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+        for name in one:  # a first step of Adam is 0.3 g / (|g| + eps): where |g| is near eps, its rounding shows
+            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-3)
 
 
 def test_more_processes_than_views_are_refused(folders):
