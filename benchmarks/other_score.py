@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from my import script
 from my.errors import UserError
+from my.media import ffmpeg
 from options.found import PRESETS
 from options.sjc import SJCConfig
 from run_sjc import ROOT, train
@@ -37,6 +38,7 @@ def run(
     """Do the run whose optimisation `made(configuration, found files)` returns, and `then` the rest of the work."""
 
     def prepare(cfg: SJCConfig, found: Any) -> script.Run:
+        ffmpeg()  # for the video at the end
         optimisation = made(cfg, found)
 
         def work() -> None:
