@@ -312,7 +312,7 @@ def write_video(path: str | Path, frames: Iterable[Any], fps: float = 30) -> Non
 
 
 def read_video(path: str | Path) -> np.ndarray:
-    """Return the frames of a video as uint8 (N, H, W, 3); raises RunError where it cannot be read."""
+    """Return the frames of a video, uint8 (N, H, W, 3); raises RunError where it cannot be read, and as `ffmpeg`."""
     decode = [ffmpeg(), "-v", "error", "-i", str(path)]
     as_ppm = ["-fps_mode", "passthrough", "-c:v", "ppm", "-f", "image2pipe", "-"]
     done = subprocess.run(decode + as_ppm, capture_output=True)
@@ -327,7 +327,7 @@ def read_video(path: str | Path) -> np.ndarray:
 def smaller_video(path: str | Path, edge: int) -> bytes:
     """Return a video as H.264 (.mp4) whose longer side is at most `edge` pixels, packed harder than by `VideoWriter`.
 
-    Raises RunError where it cannot be read.
+    Raises RunError where it cannot be read, and as `ffmpeg` does.
     """
     fit = f"scale=w='min({edge},iw)':h='min({edge},ih)':force_original_aspect_ratio=decrease:force_divisible_by=2"
     with tempfile.TemporaryDirectory() as scratch:
