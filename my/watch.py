@@ -72,12 +72,11 @@ class Watch:
         Its state is whole. So it is saved though a job of the worker may have failed, too. The step may have no row of
         its own in the history, which says why.
         """
-        if self.heartbeat.saved == step:
-            return
         with contextlib.suppress(Exception):
             self.worker.join()
-        self.save(step)
-        self.heartbeat.save(step)
+        if self.heartbeat.saved != step:
+            self.save(step)
+            self.heartbeat.save(step)
         self.history.add(step, **{STOPPED: "an error"})
 
     def stop(self, step: int, number: int) -> NoReturn:
