@@ -225,6 +225,7 @@ class Job(NamedTuple):
     found: Source
     truth: tuple[str, str] | None  # colour and object of its prompt, None where that is not of the toy world
     files: Any = None  # of its model, as `options.weights.files_of` returned them
+    title: str = ""  # in the figure
 
 
 def read_prompt(found: Source) -> tuple[str, str]:
@@ -355,16 +356,16 @@ def measure(
         "view_words": asset.cfg.pose.view_words,
         "n_steps": asset.cfg.n_steps,
     }
-    return run_dir.plain(run | measures), strip(asset, job.truth, cfg.mesh) if cfg.figure else None
+    return run_dir.plain(run | measures), strip(asset, job, cfg.mesh) if cfg.figure else None
 
 
 # ---------------------------------------------------------------- what people read
 
 
-def strip(asset: Asset, truth: tuple[str, str] | None, with_mesh: bool) -> np.ndarray:
+def strip(asset: Asset, job: Job, with_mesh: bool) -> np.ndarray:
     """Return one row of the figure (H, W, 3) uint8: every view of FIGURE_VIEWS, each result beside its truth.
 
-    The mesh stands between both, where it is asked for. `truth` is the colour and object, None where none is known.
+    The mesh stands between both, where it is asked for.
     """
     from my.media import label, side_by_side, to_uint8
 
@@ -372,12 +373,12 @@ def strip(asset: Asset, truth: tuple[str, str] | None, with_mesh: bool) -> np.nd
     shown = {"": result_views(asset, cameras)[0]}
     if with_mesh:
         shown["mesh"] = mesh_views(asset, cameras)
-    if truth:
-        shown["truth"] = true_views(*truth, cameras)[0]
+    if job.truth:
+        shown["truth"] = true_views(*job.truth, cameras)[0]
     row = side_by_side(*(to_uint8(picture) for same_view in zip(*shown.values()) for picture in same_view))
     row = row.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
     cfg = asset.cfg
-    texts = [f"{cfg.preset or cfg.family}: {cfg.texts.prompt}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
+    texts = [f"{cfg.preset or cfg.family}: {job.title}, seed {cfg.seed}", *list(FIGURE_VIEWS)[1:]]
     edge, n = ZOOM * SIZE, len(shown)
     names = [(n * i * edge + 4, text, "black") for i, text in enumerate(texts)]
     kinds = [((n * i + k) * edge + 90, kind, "gray") for i in range(len(texts)) for k, kind in enumerate(shown)]
@@ -420,6 +421,12 @@ def labels(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def titles(jobs: Sequence[Job]) -> list[str]:
+    """Return a name per row of the figure, as `labels` does, with the last part of the folder's name for the run."""
+    stated = ((job.found.cfg, job.found.folder.resolve().name) for job in jobs)
+    return labels([{"prompt": cfg.texts.prompt, "seed": cfg.seed, "run": name} for cfg, name in stated])
+
+
 def line(name: str, width: int, seed: int | str, values: Mapping[str, float | None], heads: Mapping[str, str]) -> str:
     """Return one line of the table below `heads`, its name padded to `width`; 0.000, never -0.000, and - for None."""
 
@@ -453,6 +460,16 @@ def summarised(rows: Sequence[dict[str, Any]], names: Iterable[str]) -> Summary:
 
 
 # ---------------------------------------------------------------- files
+
+
+def refuse_twice(jobs: Sequence[Job]) -> None:
+    """Raise UserError where two names are of one checkpoint: it would count twice in the means."""
+    first: dict[Path, str] = {}
+    for job in jobs:
+        path = job.found.path.resolve()
+        if path in first:
+            raise UserError(f"{job.name}: the run that {first[path]} names too; give it once")
+        first[path] = job.name
 
 
 def check_outputs(cfg: EvaluateConfig) -> None:
@@ -512,7 +529,8 @@ def main(argv: list[str] | None = None) -> None:
     read = read_prompt if cfg.clip is None else read_any_prompt
     jobs = [Job(name, found[name], read(found[name])) for name in cfg.runs]  # all, before the first is measured
     check_outputs(cfg)
-    jobs = [job._replace(files=files_of(job.found)) for job in jobs]
+    refuse_twice(jobs)
+    jobs = [job._replace(files=files_of(job.found), title=title) for job, title in zip(jobs, titles(jobs))]
     retrieval = open_retrieval(cfg, jobs)
     judge, accuracy = load() if any(job.truth for job in jobs) else (None, None)
     with tqdm(jobs, desc="evaluate", unit="run") as bar:

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from adapt import Question, posterior_mean
-from my.errors import UserError
-from options.rule import RULES, rules_where
 
 if TYPE_CHECKING:
     from adapt import ScoreAdapter
@@ -285,12 +283,7 @@ def inverted(denoise: Denoise, x: torch.Tensor, levels: list[float]) -> torch.Te
 
 
 def make(cfg: SJCConfig, adapter: ScoreAdapter) -> Rule:
-    """Return the rule of a run. Raises UserError where the rule needs a text and the model reads none."""
-    if RULES[cfg.rule].text and not adapter.free_guidance:
-        others = ", ".join(rules_where(lambda rule: not rule.text))
-        raise UserError(
-            f"--rule {cfg.rule}: needs a model that reads text, for its score without one; give one of: {others}"
-        )
+    """Return the rule of a run, of which `cfg.refuse_unfit` has had nothing to say."""
     table = adapter.sigmas.tolist()[::-1]
     per_entry = len(table) / ENTRIES
 

@@ -89,6 +89,8 @@ def as_end(error: Exception, optimisation: SJC) -> RunError | None:
     if isinstance(error, NotFinite):
         from rerun import flight
 
+        if not optimisation.cfg.continues:  # replay.py would take another score
+            return RunError(str(error))
         record = flight.write(".", optimisation, error)
         return RunError(
             f"{error}; {record} has what led there: python {ROOT / 'replay.py'} {record} says where it begins"
@@ -99,6 +101,8 @@ def as_end(error: Exception, optimisation: SJC) -> RunError | None:
 def advice(error: Exception, optimisation: SJC) -> str:
     """Return what to do after an error of `as_end`."""
     cfg = optimisation.cfg
+    if not cfg.continues:
+        return "start it again in an empty folder, with other numbers, such as a smaller --lr or --vox.grid_size"
     if isinstance(error, Lost):
         return script.go_on()
     if isinstance(error, RunError):

@@ -39,6 +39,7 @@ class FitConfig(SJCConfig):
     """The options of run_sjc.py, of which a fit reads no score and no beginning."""
 
     command: ClassVar[str] = "benchmarks.ceiling"
+    continues: ClassVar[bool] = False
     conditions: ClassVar[Conditions] = dict.fromkeys(OF_SCORE) | other_score.NEW  # None: nothing reads it
 
 
@@ -74,4 +75,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, go_on=other_score.go_on)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class GPUConfig(config.Config):
     """All options of benchmarks.gpu."""
 
-    out: str = Field(description="folder to fill")
+    out: str = Field(description="a folder to fill")
     device: str = Field("cuda", description="cuda, cuda:1")
     scene: str = Field("lego", description="as in run_nerf.py; left out where it is not there")
 

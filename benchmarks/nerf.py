@@ -32,7 +32,7 @@ class CurveConfig(config.Config):
     """All options of benchmarks.nerf."""
 
     scene: str = Field("lego", description="as in run_nerf.py")
-    out: str = Field(description="folder to fill")
+    out: str = Field(description="a folder to fill")
     renderers: list[Literal["fused", "reference"]] = Field(["fused", "reference"], description="columns of the table")
     minutes: float = Field(10.0, gt=0, description="training time of each run")
     rows: int = Field(10, gt=0, description="rows of the table")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from my import script
-from my.errors import UserError
 from my.media import ffmpeg
 from options.found import PRESETS
 from options.sjc import SJCConfig
@@ -20,13 +19,15 @@ Made = TypeVar("Made", bound=SJC)
 
 
 def read_options(cls: type[Options], argv: list[str] | None, doc: str | None) -> Options:
-    """Return the options of such a command; raises UserError where the current folder holds a run already."""
-    cfg = script.read_config(
+    """Return the options of such a command."""
+    return script.read_config(
         cls, argv, root=ROOT, settle=cls.absolute, prog=f"python -m {cls.command}", doc=doc, presets_dir=PRESETS
     )
-    if cfg.goes_on or cfg.resume is True:
-        raise UserError("this folder holds a run, and one of this kind is not continued; start it in an empty folder")
-    return cfg
+
+
+def go_on() -> str:
+    """Return how such a command goes on after it was stopped: it does not."""
+    return "start it again in an empty folder"
 
 
 def run(

@@ -13,10 +13,10 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, as_completed
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 Plan = dict[str, dict[Path, list[str]]]  # {setting: {folder of a run: the command that makes it, and its flags}}
 Report = dict[str, Any]  # what evaluate.py writes
+Seed = Annotated[int, Field(ge=0)]
 
 VARIANTS: dict[str, list[str]] = {
     "": [],
@@ -79,12 +80,12 @@ COLUMNS = {
 class QualityConfig(config.Config):
     """Every option of benchmarks.quality."""
 
-    out: str = Field(description="folder to fill")
+    out: str = Field(description="a folder to fill")
     settings: list[Literal[tuple(SETTINGS)]] = Field(  # type: ignore[valid-type]  # its names are computed
         ["ideal", "mini"], min_length=1, description="rows of the table"
     )
     prompts: list[str] = Field(PROMPTS, min_length=1, description="texts, with commas between")
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of each setting and prompt")
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="seeds of each setting and prompt")
     n_steps: int | None = Field(None, gt=0, description="steps of every run, default the preset's")
     workers: int = Field(2, gt=0, description="runs at the same time, one CPU thread per run")
 
@@ -196,6 +197,14 @@ def measured(out: Path, runs: list[Path]) -> Report | None:
     return report if same and out.stat().st_mtime > youngest else None
 
 
+def refuse_unmeasured(flag: str, prompts: Iterable[str]) -> None:
+    """Raise UserError, which begins with `flag`, for a prompt that has no truth to be measured against."""
+    from toyworld.captions import read_prompt
+
+    for prompt in prompts:
+        read_prompt(prompt, f"{flag} {prompt}")
+
+
 # ---------------------------------------------------------------- tables
 
 
@@ -275,6 +284,7 @@ def main(argv: list[str] | None = None) -> None:
     """Make the runs, measure them, write the tables; raises RunError at the end if anything failed."""
     cfg = config.load(QualityConfig, argv, prog="python -m benchmarks.quality", doc=__doc__, config_file=None)
     refuse_inside("--out", cfg.out, ROOT)
+    refuse_unmeasured("--prompts", cfg.prompts)
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("quality.md", "quality.json"):

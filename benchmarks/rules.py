@@ -20,7 +20,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import Field
 
-from benchmarks.quality import COLUMNS, FIT, PROMPTS, ROOT, RUN, Plan, cell, evaluate_all, make_runs, markdown
+from benchmarks.quality import (
+    COLUMNS,
+    FIT,
+    PROMPTS,
+    ROOT,
+    RUN,
+    Plan,
+    Seed,
+    cell,
+    evaluate_all,
+    make_runs,
+    markdown,
+    refuse_unmeasured,
+)
 from benchmarks.warm import processes
 from my import config
 from my.errors import RunError, run_main
@@ -90,25 +103,27 @@ class Try(NamedTuple):
 class RulesConfig(config.Config):
     """Every option of benchmarks.rules."""
 
-    out: str = Field(description="folder to fill")
+    out: str = Field(description="a folder to fill")
     preset: Literal["ideal", "mini"] = Field("ideal", description="model, field and cameras")
     rules: list[Literal[tuple(RULES)]] = Field(  # type: ignore[valid-type]  # its names are computed
         [], description="rows of the table; default all"
     )
     prompts: list[str] = Field(MEASURED_ON, min_length=1, description="texts to measure on")
     tuned_on: list[str] = Field(TUNED_ON, min_length=1, description="texts to tune on")
-    factors: list[float] = Field(
+    factors: list[Annotated[float, Field(ge=0, le=1000)]] = Field(
         FACTORS, min_length=1, description="factors of the preset's --emptiness_weight that are tried, the first first"
     )
-    scales: list[Annotated[float, Field(ge=0)]] = Field(
+    scales: list[Annotated[float, Field(ge=0, le=1e6)]] = Field(
         [], description=f"guidances, as in --sd.scale, that are tried; default {SCALES}"
     )
-    rates: list[float] = Field(RATES, min_length=1, description="factors of the preset's --lr that are tried")
-    seeds: list[int] = Field(
+    rates: list[Annotated[float, Field(gt=0, le=100)]] = Field(
+        RATES, min_length=1, description="factors of the preset's --lr that are tried"
+    )
+    seeds: list[Seed] = Field(
         [0, 1], min_length=1, description="seeds of each run that is measured; tuning takes the first"
     )
     n_best: int = Field(4, ge=0, description=f"so many rules, and {PLAIN}, are measured on all prompts of quality.py")
-    best_seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of these")
+    best_seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="seeds of these")
     n_steps: int | None = Field(None, gt=0, description="steps of a run with two calls per view, default the preset's")
     workers: int = Field(2, gt=0, description="runs at the same time, one CPU thread per run")
 
@@ -382,6 +397,8 @@ def main(argv: list[str] | None = None) -> None:
     """Tune and measure the rules, and write the tables and the picture."""
     cfg = config.load(RulesConfig, argv, prog="python -m benchmarks.rules", doc=__doc__, config_file=None)
     refuse_inside("--out", cfg.out, ROOT)
+    for flag, prompts in (("--prompts", cfg.prompts), ("--tuned_on", cfg.tuned_on)):
+        refuse_unmeasured(flag, prompts)
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("rules.md", "rules.json", "rules.png"):

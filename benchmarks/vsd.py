@@ -44,6 +44,7 @@ class VsdConfig(SJCConfig):
     )
 
     command: ClassVar[str] = "benchmarks.vsd"
+    continues: ClassVar[bool] = False
     conditions: ClassVar[Conditions] = {
         **SJCConfig.conditions,
         **other_score.NEW,
@@ -120,4 +121,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, go_on=other_score.go_on)

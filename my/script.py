@@ -67,6 +67,7 @@ class RunOptions(OnDevice):
     dry_run: bool = Field(False, json_schema_extra=config.FREE, description="write full_config.yml and stop")
 
     command: ClassVar[str]  # the file name of the command, such as "run_sjc.py"
+    continues: ClassVar[bool] = True  # whether a run of the command goes on after it was stopped
 
     _began_with: dict[str, str] | None = PrivateAttr(None)  # of a run that goes on, what `recorded_weights` returned
     _stood: Standing | None = PrivateAttr(None)  # what `_look` returned to `read_config`
@@ -148,6 +149,8 @@ def read_config(
     if not stands.saved:
         refuse_lost(leaves, stands)
     if stands.holds or cfg.resume is True:
+        if not cls.continues:
+            raise UserError("this folder holds a run that this command does not continue; start it in an empty folder")
         refuse_to_go_on(leaves, stands, cfg.resume)
         cfg = continued(cls, argv, cfg, settle, **spec)
     cfg._stood, cfg._look = stands, look
@@ -215,11 +218,16 @@ def continued(
 
 def recorded_weights(folder: str | Path) -> dict[str, str]:
     """Return {what: fingerprint} of the weights that the run of a folder began with, {} where it does not say."""
+    weights = made_by(folder).get(WEIGHTS)
+    return {str(name): str(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
+
+
+def made_by(folder: str | Path) -> dict[str, Any]:
+    """Return what the configuration of the run of a folder has behind its options, {} where it has nothing."""
     try:
-        weights = config.behind(plain_files.load_yaml(Path(folder) / FULL_CONFIG)).get(WEIGHTS)
+        return config.behind(plain_files.load_yaml(Path(folder) / FULL_CONFIG))
     except (OSError, ValueError):  # there is none, or reading it in earnest says what is wrong
         return {}
-    return {str(name): str(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
 
 
 def refuse_lost(leaves: str | Path, stands: Standing) -> None:
@@ -276,8 +284,11 @@ def free_on_resume(cls: type[config.Config]) -> set[str]:
     return {option.name for option in config.walk(cls) if option.extra.get("free_on_resume")}
 
 
-def refuse_other_run(cls: type[config.Config], folder: str | Path = ".") -> None:
-    """Raise UserError in the folder of another command's run, whose configuration has options that `cls` has not."""
+def refuse_other_run(cls: type[RunOptions], folder: str | Path = ".", alike: bool = False) -> None:
+    """Raise UserError in the folder of another command's run.
+
+    alike: whether a run is taken that has no other options than `cls`, though another command has made it.
+    """
     path = Path(folder) / FULL_CONFIG
     if path.exists():
         try:
@@ -286,12 +297,12 @@ def refuse_other_run(cls: type[config.Config], folder: str | Path = ".") -> None
             return  # reading it in earnest says what is wrong
         options = options if isinstance(options, dict) else {}
         others = sorted(map(str, set(options) - {*cls.model_fields, config.MADE_BY}))
-        if others:
-            whose = config.behind(options).get("command")
+        whose = config.behind(options).get("command")
+        if others or (not alike and whose not in (None, cls.command)):
+            why = f"its {FULL_CONFIG} has the option {shown(others[0])}" if others else f"its {FULL_CONFIG} says so"
             raise UserError(
                 f"{'this folder' if str(folder) == '.' else folder} holds a run of "
-                f"{shown(whose or 'another command')}: its {FULL_CONFIG} has the option {shown(others[0])}; "
-                "go to another folder"
+                f"{shown(whose or 'another command')}: {why}; go to another folder"
             )
 
 

@@ -203,7 +203,7 @@ class FamilyConfig(RunOptions, Model):
         a prompt that it cannot know.
         """
         refuse_unread(self, self.read_by())
-        self._check_views()
+        self.refuse_unfit()
         found = self.chosen.check(self)
         if self._began_with is not None:  # it goes on
             weights.refuse_other("this run", self, found, self._began_with, "start in an empty folder")
@@ -218,8 +218,8 @@ class FamilyConfig(RunOptions, Model):
         except (OSError, ValueError):  # loading it says what is missing
             return {}
 
-    def _check_views(self) -> None:
-        """Raise UserError for options of view prompts that contradict one another."""
+    def refuse_unfit(self) -> None:
+        """Raise UserError for options that contradict one another, or that no model of the family can follow."""
         p = self.pose
         texts = pose.read_view_texts(p.view_texts, p.view_words)
         if texts and p.view_style == "none":

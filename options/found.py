@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from my import checkpoint, config
 from my.config import Given, Layer
-from my.errors import RunError, UserError, some
+from my.errors import RunError, UserError, shown, some
 from my.left_out import LEFT_OUT
-from my.script import FULL_CONFIG, refuse_other_run
+from my.script import FULL_CONFIG, made_by, refuse_other_run
 from options.sjc import SJCConfig
 from voxnerf.published import Published
 
@@ -89,15 +89,17 @@ def find_finished(where: str | Path, given: Layer | None = None) -> Source:
     """Return what `find` does; raises UserError for a run that is not finished too."""
     found = find(where, given)
     if not found.finished:
-        raise UserError(
-            f"{found.folder.resolve()}: {found.progress}; finish it there first with run_sjc.py --resume True"
-        )
+        whose = made_by(found.folder).get("command", SJCConfig.command)
+        to_do = "finish it there first with run_sjc.py --resume True"
+        if whose != SJCConfig.command:
+            to_do = f"it is of {shown(whose)}, which does not go on with it: start that again in an empty folder"
+        raise UserError(f"{found.folder.resolve()}: {found.progress}; {to_do}")
     return found
 
 
 def stated(folder: Path, given: Layer) -> SJCConfig:
     """Return the configuration that a run's folder states; UserError where options are `given` besides."""
-    refuse_other_run(SJCConfig, folder)
+    refuse_other_run(SJCConfig, folder, alike=True)
     if given:
         flags = some(value.where for value in given.values())
         raise UserError(

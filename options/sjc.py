@@ -182,18 +182,29 @@ class SJCConfig(Checkpointed, FamilyConfig):
         A run that has a checkpoint has begun: nothing is looked for.
         """
         found = super().check_files()
-        if RULES[self.rule].bad_words == "needed" and not self.bad_words:
-            raise UserError(
-                f"--rule {self.rule}: needs words of bad pictures, and a model that knows them; give --bad_words, such "
-                'as "blurry, foggy" with --preset ideal or mini, or another --rule'
-            )
-        if self.rule == "csd" and self.texts.scale == 0:
-            raise UserError("--sd.scale 0: the directions of --rule csd are s times a difference; give more than 0")
         if self.init is None and self.init_sha256 is not None:
             raise UserError("--init_sha256: not read without --init; leave it out, or give --init")
         if self.init is not None and not checkpoint.latest("ckpt"):
             self.source(found)
         return found
+
+    def refuse_unfit(self) -> None:
+        super().refuse_unfit()
+        facts = RULES[self.rule]
+        if facts.text and "sd.scale" not in self.chosen.reads:
+            raise UserError(
+                f"--rule {self.rule}: needs a model that reads text, for its score without one; with --family "
+                f"{self.family} give one of: {', '.join(rules_where(lambda rule: not rule.text))}"
+            )
+        if facts.bad_words == "needed" and not self.bad_words:
+            raise UserError(
+                f"--rule {self.rule}: needs words of bad pictures, and a model that knows them; give --bad_words, such "
+                'as "blurry, foggy" with --preset ideal or mini, or another --rule'
+            )
+        if self.texts.scale == 0 and (self.rule == "csd" or (self.rule == "bridge" and self.bridge_step < 1)):
+            raise UserError(
+                f"--sd.scale 0: the directions of --rule {self.rule} are s times a difference; give more than 0"
+            )
 
     def source(self, files: Any = None) -> Source:
         """Return the field of --init, which there must be; raises UserError where it does not fit.

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from benchmarks import quality
 from my import checkpoint, config
 from my.errors import UserError, run_main
 from my.media import as_png
+from options.found import Source
 from options.sjc import SJCConfig
 from toyworld import UNSEEN_PAIRS, parse_prompt
 from toyworld import judge as judging
@@ -173,9 +176,11 @@ def run(tmp_path_factory):
 def test_a_short_run_is_measured(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     out, figure = tmp_path / "results.json", tmp_path / "figure.png"
-    evaluate.main([str(run), str(run), "--out", str(out), "--figure", str(figure), "--device", "cpu"])
+    again = shutil.copytree(run, tmp_path / "again")
+    evaluate.main([str(run), str(again), "--out", str(out), "--figure", str(figure), "--device", "cpu"])
     report = json.loads(out.read_text())
-    assert len(report["runs"]) == 2 and report["runs"][0] == report["runs"][1]
+    first, second = report["runs"]
+    assert first == second | {"run": str(run)} and second["run"] == str(again)
     for name in evaluate.METRICS:
         assert math.isfinite(report["runs"][0][name])
         assert report["summary"][name]["mean"] == pytest.approx(report["runs"][0][name])
@@ -228,6 +233,23 @@ def test_only_figures_are_replaced(run, tmp_path, monkeypatch, capsys):
     evaluate.main([str(run), "--device", "cpu", "--figure", "a.png"])
     assert "note: a.png is of an earlier evaluate.py; it will be replaced" in capsys.readouterr().err
     assert (tmp_path / "a.png").read_bytes() == first
+
+
+def test_a_run_counts_once(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = one_line(capsys, [str(run), f"{run}/."])
+    assert said.endswith(f": {run}/.: the run that {run} names too; give it once")
+
+
+def test_runs_of_one_prompt_are_told_apart_in_the_figure():
+    """The table has the names that were given, and the figure their last parts."""
+
+    def job(folder, seed):
+        cfg = SJCConfig(family="ideal", sd={"prompt": "a red pig"}, seed=seed)
+        return evaluate.Job(folder, Source(cfg, Path(folder), Path(folder), 1), None)
+
+    jobs = [job("/x/sds", 0), job("/x/sdi", 0), job("/x/other", 1)]
+    assert evaluate.titles(jobs) == ["a red pig (sds)", "a red pig (sdi)", "a red pig"]
 
 
 def one_line(capsys, argv):

@@ -325,6 +325,15 @@ def test_another_scripts_run_is_left_alone(read):
                 read(*argv)
 
 
+def test_a_run_of_a_command_with_the_same_options_is_not_continued(read):
+    """It may do something else with them. Only its result is read."""
+    Path(script.FULL_CONFIG).write_text("made_by: {command: benchmarks.other}\n")
+    for argv in ([], ["--resume", "True"]):
+        with pytest.raises(UserError, match="holds a run of benchmarks.other: its full_config.yml says so; go to"):
+            read(*argv)
+    script.refuse_other_run(script.RunOptions, alike=True)
+
+
 def test_project_folder_is_refused(read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "project")
     with pytest.raises(UserError, match="experiment directory"):

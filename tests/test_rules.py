@@ -213,18 +213,22 @@ def test_rules_that_need_words(name):
 
 
 def test_a_guidance_that_leaves_no_direction():
-    with pytest.raises(UserError, match="--sd.scale 0: the directions of --rule csd are s times a difference"):
-        config(rule="csd", sd={"scale": 0}).check_files()
+    for rule in ({"rule": "csd"}, {"rule": "bridge", "bad_words": "blurry"}):
+        words = f"--sd.scale 0: the directions of --rule {rule['rule']} are s times a difference"
+        with pytest.raises(UserError, match=words):
+            config(**rule, sd={"scale": 0}).check_files()
+    config(rule="bridge", bad_words="blurry", bridge_step=1, sd={"scale": 0}).refuse_unfit()  # it is sds to the end
     assert config(rule="sds", sd={"scale": 0}).texts.scale == 0
 
 
-def test_rules_that_need_a_text():
-    adapter = Gaussian()
-    adapter.free_guidance = False
-    for name in rules_where(lambda rule: rule.text and rule.bad_words != "needed"):
-        with pytest.raises(UserError, match=f"--rule {name}: needs a model that reads text"):
-            made(name, adapter)
-    assert made("sds", adapter) and made("sjc", adapter) and made("noiseless", adapter)
+@pytest.mark.parametrize("family", ["gddpm", "ddpm"])
+def test_rules_that_need_a_text(family):
+    """They are refused before anything is said of a checkpoint, which would be in vain."""
+    for name in rules_where(lambda rule: rule.text):
+        with pytest.raises(UserError, match=f"--rule {name}: needs a model that reads text, .*: sjc, noiseless, sds$"):
+            config(rule=name, family=family).check_files()
+    for name in ("sds", "sjc", "noiseless"):
+        config(rule=name, family=family).refuse_unfit()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks import quality
 from benchmarks import rules as lab
 from benchmarks.quality import make_run
 from benchmarks.warm import call
@@ -127,6 +128,20 @@ def test_every_rule_is_one_of_run_sjc(preset, tmp_path):
     once = {name: it.calls(name, lab.Try(1, 1, 1)) for name in lab.RULES}
     assert {once[name] for name in ("sjc", "noiseless", "sds", lab.CEILING) if name in once} == {1}
     assert once["asd"] == 2 and once["csd"] == 2 and 1 < once["bridge"] < 2 and once["vsd"] == 4
+
+
+@pytest.mark.parametrize("main, flag", [(lab.main, "--prompts"), (lab.main, "--tuned_on"), (quality.main, "--prompts")])
+def test_a_prompt_without_a_truth_is_refused_before_the_first_run(tmp_path, main, flag):
+    with pytest.raises(UserError, match=f"^{flag} a pink duck: "):
+        main(["--out", str(tmp_path / "new"), flag, "a red duck,a pink duck"])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("flag, value", [("rates", "-1"), ("factors", "-1"), ("scales", "-1"), ("seeds", "0,-1")])
+def test_numbers_that_no_run_takes_are_refused_by_their_own_name(tmp_path, flag, value):
+    with pytest.raises(UserError, match=f"^--{flag}"):
+        lab.main(["--out", str(tmp_path / "new"), f"--{flag}={value}"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_picture_shows_every_rule(tmp_path):

@@ -1,5 +1,6 @@
 """Several fields whose own score is exact: one alone is SDS, and together they part."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 import yaml
 
+import run_sjc
 from benchmarks import vsd
-from my.errors import UserError
+from my.errors import RunError, UserError
 from options.found import find_finished
 from sjc import SJC, optimise
 from tiny import Affine, config
@@ -82,9 +84,32 @@ def test_each_field_is_left_as_a_finished_run(tmp_path, monkeypatch, capsys):
         facts = yaml.safe_load((source.folder / "full_config.yml").read_text(encoding="utf-8"))["made_by"]
         assert facts["command"] == "benchmarks.vsd" and "weights" not in facts  # family ideal has none
     assert [source.cfg.seed for source in found] == [3, 1003, 2003] and {source.cfg.rule for source in found} == {"sds"}
-    for words in ([], ["--resume", "True"]):
-        with pytest.raises(UserError, match="start (it )?in an empty folder"):
-            vsd.main([*DUCK, *SMALL, *words])
+    stopped_early()
+    for words in ([*DUCK, *SMALL], ["--resume", "True"]):
+        with pytest.raises(UserError, match="^this folder holds a run that this command does not continue; start it "):
+            vsd.main(words)
+        with pytest.raises(UserError, match="^this folder holds a run of benchmarks.vsd: .*; go to another folder$"):
+            run_sjc.read_config(words)  # it would chain another score from there on
+    with pytest.raises(UserError, match="at step 4 of 9; it is of benchmarks.vsd, .*: start that again in an empty"):
+        find_finished(".")
+
+
+def stopped_early():
+    """Let the run of this folder be one of nine steps, of which four were taken."""
+    for name, now, then in (("full_config.yml", "n_steps: 4", "n_steps: 9"), ("heartbeat.json", "true", "false")):
+        path = Path(name)
+        text = path.read_text(encoding="utf-8")
+        assert now in text
+        path.write_text(text.replace(now, then), encoding="utf-8")
+
+
+def test_numbers_that_are_not_finite_leave_no_record(tmp_path, monkeypatch):
+    """It would be run again with the score of run_sjc.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vsd.rules, "vsd_direction", lambda D_s, *_: D_s * math.nan)
+    with pytest.raises(RunError, match="not finite.*; start it again in an empty folder, with other numbers"):
+        vsd.main([*DUCK, *SMALL])
+    assert not Path("flight").exists()
 
 
 def test_the_miniature_keeps_its_text_encoder_for_all_fields(tmp_path, monkeypatch):
