@@ -150,7 +150,8 @@ def read_config(
         refuse_lost(leaves, stands)
     if stands.holds or cfg.resume is True:
         if not cls.continues:
-            raise UserError("this folder holds a run that this command does not continue; start it in an empty folder")
+            told = "this folder holds a run" if stands.holds else "--resume True"
+            raise UserError(f"{told}: those of {cls.command} are not continued; start it in an empty folder")
         refuse_to_go_on(leaves, stands, cfg.resume)
         cfg = continued(cls, argv, cfg, settle, **spec)
     cfg._stood, cfg._look = stands, look

@@ -66,5 +66,5 @@ def test_a_fit_does_not_begin_again_over_what_is_there(here, words):
     flags = ["--preset", "ideal", "--sd.prompt", "a blue duck"]
     ceiling.main([*flags, *DRY])
     (here / "ckpt" / "step_0000001").mkdir(parents=True)
-    with pytest.raises(UserError, match="a run that this command does not continue; start it in an empty folder"):
+    with pytest.raises(UserError, match="those of benchmarks.ceiling are not continued; start it in an empty folder"):
         ceiling.main([*flags, *words])

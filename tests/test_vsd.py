@@ -86,7 +86,7 @@ def test_each_field_is_left_as_a_finished_run(tmp_path, monkeypatch, capsys):
     assert [source.cfg.seed for source in found] == [3, 1003, 2003] and {source.cfg.rule for source in found} == {"sds"}
     stopped_early()
     for words in ([*DUCK, *SMALL], ["--resume", "True"]):
-        with pytest.raises(UserError, match="^this folder holds a run that this command does not continue; start it "):
+        with pytest.raises(UserError, match="^this folder holds a run: those of benchmarks.vsd are not continued;"):
             vsd.main(words)
         with pytest.raises(UserError, match="^this folder holds a run of benchmarks.vsd: .*; go to another folder$"):
             run_sjc.read_config(words)  # it would chain another score from there on
