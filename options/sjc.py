@@ -74,8 +74,8 @@ class SJCConfig(Checkpointed, FamilyConfig):
     )
     sigma_range: tuple[int, int] = Field(
         (10, 970),
-        description="entries of the model's noise table from which each step draws its level, uniformly: the first, "
-        "and one more than the last. Entry 0 has the least noise",
+        description="entries of the model's noise table that the steps take their levels from, as --sigma_schedule "
+        "says: the first, and one more than the last. Entry 0 has the least noise",
     )
     sigma_anneal: int | None = Field(
         None,
@@ -83,8 +83,8 @@ class SJCConfig(Checkpointed, FamilyConfig):
     )
     sigma_schedule: Literal["random", "linear", "sqrt"] = Field(
         "random",
-        description="how a step gets its level: random draws one of sigma_range, linear and sqrt fall from its upper "
-        "to its lower end, by the share of the run that is done or its square root",
+        description="how a step gets its level: random draws any of sigma_range, each as likely as the others; linear "
+        "and sqrt fall from its upper to its lower end, by the share of the run that is done or its square root",
     )
     emptiness_scale: float = Field(
         10.0, ge=0, le=1e6, description="s of the emptiness loss, the mean of log(1 + s w) over samples of weight w"

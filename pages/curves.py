@@ -28,7 +28,7 @@ class Curve(NamedTuple):
 
 CURVES = (
     Curve("regulariser", "Loss", "emptiness and centre-depth losses: all that the run adds to the score"),
-    Curve("sigma", "Noise level sigma", "of each step, drawn at random", log=True),
+    Curve("sigma", "Noise level sigma", "at which a step asks for the score", log=True),
     Curve("score", "Score", "root mean square of the step's gradient at the pixels"),
     Curve("opacity", "Opacity", "mean of the step's picture: how much of it the object covers"),
 )

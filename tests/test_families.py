@@ -50,6 +50,14 @@ def test_adapters_are_made_in_one_way(name):
     assert list(inspect.signature(make).parameters) == ["run", "found", "device"]
 
 
+@pytest.mark.parametrize("name", families.NAMES)
+def test_guidance_is_read_where_there_is_a_score_to_guide_by(name):
+    """By the options it is known, before the model is there, which rules that can follow."""
+    module = families.adapter_module(name)
+    (adapter,) = (cls for cls in vars(module).values() if inspect.isclass(cls) and cls.__module__ == module.__name__)
+    assert adapter.free_guidance == ("sd.scale" in families.options_of(name).reads)
+
+
 @pytest.mark.parametrize("option, readers", [("low_vram", {"sd"}), ("compile", {"sd", "gddpm", "ddpm"})])
 def test_options_of_networks_are_refused_where_nothing_reads_them(option, readers):
     for name in families.NAMES:
